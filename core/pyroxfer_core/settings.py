@@ -1,0 +1,76 @@
+"""Settings: one frozen value that travels by argument. Nothing is read from the environment at import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .errors import PyroError
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+SAFE_SERIALIZERS = frozenset({"serpent", "json", "marshal", "msgpack"})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Limits, timeouts and choices of one endpoint. Sizes are bytes, times are seconds."""
+
+    serializer: str | None = None
+    """What a proxy writes with. None: serpent towards stock peers, msgpack between two ends of this library."""
+    accepted_serializers: frozenset[str] = SAFE_SERIALIZERS
+    """What a daemon reads. The pickle family is not on offer here yet, whatever is named."""
+    protocol: int | None = None
+    """48 or 502 to force the protocol a proxy speaks; None tries 502 first and 48 when that is refused."""
+    compression: bool = False
+    """Compress what we send (zlib, as Pyro does). What comes in compressed is always read."""
+    hmac_key: bytes | None = None
+    """Shared secret of protocol 48. With it, a daemon refuses the other protocol and side streams."""
+    remote_tracebacks: bool | None = None
+    """Send tracebacks to callers. None: only to peers on loopback or on a unix socket."""
+    max_message_bytes: int = 1 * GIB
+    """Largest message, body and annotations together, on the wire and again after inflating (Pyro5's default)."""
+    max_handshake_bytes: int = 64 * KIB
+    """Largest message before the handshake is done."""
+    max_annotations: int = 64
+    """Most annotations of one message."""
+    connect_timeout_s: float = 10.0
+    """Connecting and the handshake together, on both sides."""
+    call_timeout_s: float | None = None
+    """Default deadline of a call; None waits as long as the connection lives."""
+    max_connections: int = 10_000
+    """Connections a daemon holds at once; more are refused with a text."""
+    max_half_open: int = 500
+    """Connections that have not finished their handshake; the oldest is dropped for a new one."""
+    max_calls_in_flight: int = 1_000
+    """Calls running at once on one connection of our own peers; more are refused as NotSent."""
+    worker_threads: int = 40
+    """Synchronous methods running at once in a daemon."""
+    worker_queue: int = 400
+    """Synchronous calls waiting for a thread; beyond it calls are refused at once as NotSent."""
+    stream_linger_s: float = 30.0
+    """How long an item stream outlives the connection that made it."""
+    stream_lifetime_s: float = 0.0
+    """How long an item stream may live at all; 0 is without limit."""
+    shutdown_grace_s: float = 5.0
+    """How long running calls may go on once a daemon is closing."""
+    ns_host: str = "localhost"
+    """Where to look for the name server."""
+    ns_port: int = 9090
+    """TCP port of the name server."""
+    ns_broadcast_port: int = 9091
+    """UDP port on which name servers answer broadcasts."""
+    insecure: bool = False
+    """Allow a daemon without authentication and TLS to listen beyond loopback."""
+
+    def __post_init__(self) -> None:
+        if self.protocol not in (None, 48, 502):
+            raise PyroError(f"Settings.protocol is 48, 502 or None, not {self.protocol!r}")
+        if self.serializer is not None and self.serializer not in SAFE_SERIALIZERS:
+            known = ", ".join(sorted(SAFE_SERIALIZERS))
+            raise PyroError(f"unknown serializer {self.serializer!r}; choose one of: {known}")
+
+    def with_changes(self, **changes: object) -> Settings:
+        """A copy with some fields changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]  # dataclasses.replace checks the names

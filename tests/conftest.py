@@ -1,0 +1,35 @@
+"""Shared by every test: each async test is bounded by trio itself, so that a hang names the line it hangs in."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import pytest
+import trio
+
+DEFAULT_DEADLINE = 30.0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Bound every async test; pytest-timeout is only the last resort for a blocked process."""
+    function = getattr(item, "obj", None)
+    hypothesis_handle = getattr(function, "hypothesis", None)
+    inner = hypothesis_handle.inner_test if hypothesis_handle else function
+    if not inspect.iscoroutinefunction(inner) or hasattr(inner, "_bounded"):
+        return
+    marker = item.get_closest_marker("deadline")
+    limit = marker.args[0] if marker else DEFAULT_DEADLINE
+
+    @functools.wraps(inner)
+    async def bounded(*args: Any, **kwargs: Any) -> None:
+        with trio.fail_after(limit):
+            await inner(*args, **kwargs)
+
+    bounded._bounded = True  # type: ignore[attr-defined]  # a mark for the check above
+    if hypothesis_handle:
+        hypothesis_handle.inner_test = bounded
+    else:
+        item.obj = bounded  # type: ignore[attr-defined]  # pytest.Function has it

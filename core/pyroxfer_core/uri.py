@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import re
 from typing import Final
 
@@ -10,9 +11,7 @@ from .errors import PyroError
 NS_PORT: Final = 9090
 """Default TCP port of a name server, printed in every PYRONAME and PYROMETA location without one."""
 
-_GRAMMAR: Final = re.compile(
-    r"(?P<protocol>PYRO|PYRONAME|PYROMETA):(?P<object>[^\s@]+)(@(?P<location>.*))?", re.I
-)
+_GRAMMAR: Final = re.compile(r"(?P<protocol>PYRO|PYRONAME|PYROMETA):(?P<object>[^\s@]+)(@(?P<location>.*))?", re.I)
 _IPV6: Final = re.compile(r"\[(?P<host>[0-9a-fA-F:.%]+)\](:(?P<port>.*))?")
 
 State = tuple[str, "str | frozenset[str]", "str | None", "str | None", "int | None"]
@@ -48,9 +47,7 @@ class Uri:
             raise TypeError(f"a URI is text, not {type(text).__name__}")
         match = _GRAMMAR.fullmatch(text.rstrip("\n"))
         if match is None:
-            raise PyroError(
-                f"invalid uri: {text!r}; expected something like PYRO:object@host:port or PYRONAME:name"
-            )
+            raise PyroError(f"invalid uri: {text!r}; expected something like PYRO:object@host:port or PYRONAME:name")
         protocol = match["protocol"].upper()
         name: str | frozenset[str] = match["object"]
         if protocol == "PYROMETA":
@@ -64,7 +61,7 @@ class Uri:
         self._set(protocol, name, *_parse_location(location, None if protocol == "PYRO" else NS_PORT))
 
     @classmethod
-    def from_state(cls, state: State | list[object]) -> Uri:
+    def from_state(cls, state: State | list[builtins.object]) -> Uri:
         """Build from the five values in which URIs travel (section 4.7 of the wire notes).
 
         Raises:
@@ -85,7 +82,7 @@ class Uri:
         )
         if not well_formed or isinstance(name, frozenset) != (protocol == "PYROMETA"):
             raise PyroError("invalid uri state")
-        uri._set(protocol, name, sockname, host, port)  # type: ignore[arg-type]  # checked just above
+        uri._set(protocol, name, sockname, host, port)
         return uri
 
     def _set(
@@ -101,9 +98,9 @@ class Uri:
             (protocol, name, sockname, host, port),
             strict=True,
         ):
-            object.__setattr__(self, attribute, value)
+            builtins.object.__setattr__(self, attribute, value)
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: builtins.object) -> None:
         raise AttributeError("a Uri cannot be changed; make a new one")
 
     @property
@@ -129,13 +126,13 @@ class Uri:
     def __repr__(self) -> str:
         return f"<Uri {self}>"
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: builtins.object) -> bool:
         return self.state == other.state if isinstance(other, Uri) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.state)
 
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce__(self) -> tuple[builtins.object, ...]:
         return Uri.from_state, (self.state,)
 
 

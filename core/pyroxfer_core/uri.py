@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import re
-from typing import Final
+from typing import Any, Final
 
 from .errors import PyroError
 
@@ -14,7 +14,7 @@ NS_PORT: Final = 9090
 _GRAMMAR: Final = re.compile(r"(?P<protocol>PYRO|PYRONAME|PYROMETA):(?P<object>[^\s@]+)(@(?P<location>.*))?", re.I)
 _IPV6: Final = re.compile(r"\[(?P<host>[0-9a-fA-F:.%]+)\](:(?P<port>.*))?")
 
-State = tuple[str, "str | frozenset[str]", "str | None", "str | None", "int | None"]
+State = tuple[Any, Any, Any, Any, Any]
 
 
 class Uri:
@@ -61,7 +61,7 @@ class Uri:
         self._set(protocol, name, *_parse_location(location, None if protocol == "PYRO" else NS_PORT))
 
     @classmethod
-    def from_state(cls, state: State | list[builtins.object]) -> Uri:
+    def from_state(cls, state: State | list[Any]) -> Uri:
         """Build from the five values in which URIs travel (section 4.7 of the wire notes).
 
         Raises:

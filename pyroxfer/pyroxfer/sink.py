@@ -13,7 +13,7 @@ from .names import printable
 from .offer import End
 from .source import HASH_TURN
 from .store.staged import Staged
-from .tasks import in_thread
+from .tasks import Usage, in_thread
 
 FOLLOW_LAG: Final = 4 * 1024 * 1024
 """Bytes that may wait before the follower visits a worker thread: few hops, and still warm in the cache."""
@@ -43,7 +43,8 @@ class FileSink:
         self.algorithm = algorithm
         self._coverage = Coverage(size)
         self._digest = PrefixDigest(algorithm, staged.fd)
-        self._moved = trio.Event()
+        self._moved = trio.lowlevel.ParkingLot()
+        self.usage = Usage()
 
     @property
     def fd(self) -> int:
@@ -52,11 +53,6 @@ class FileSink:
     @property
     def received(self) -> int:
         return self._coverage.done
-
-    @property
-    def busy(self) -> bool:
-        """A writer is at work in the file."""
-        return self._coverage.busy
 
     async def write_block(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write one block at its place and digest it when it is the next one.
@@ -71,8 +67,9 @@ class FileSink:
         self._coverage.reserve(offset, len(view))
         written = 0
         try:
-            await in_thread(self._write, offset, view)
-            written = len(view)
+            with self.usage:
+                await in_thread(self._write, offset, view)
+                written = len(view)
         finally:
             self.complete(offset, written)
 
@@ -91,7 +88,7 @@ class FileSink:
     def complete(self, offset: int, length: int) -> None:
         """The first ``length`` bytes of the range reserved at ``offset`` are written; 0 gives the range up."""
         self._coverage.complete(offset, length)
-        self._moved.set()
+        self._moved.unpark_all()
 
     async def follow(self, end: int) -> None:
         """Digest behind the writers until offset ``end`` is reached; runs beside them as a task of its own."""
@@ -100,19 +97,16 @@ class FileSink:
             if ready - self._digest.hashed >= min(FOLLOW_LAG, end - self._digest.hashed):
                 await in_thread(self._digest.catch_up, min(ready, self._digest.hashed + HASH_TURN))
             else:
-                self._moved = trio.Event()
-                await self._moved.wait()
+                await self._moved.park()
 
     async def end(self) -> End:
         """Own count and digest of everything that is there without a gap."""
-        try:
+        await trio.lowlevel.checkpoint()
+        with self.usage:
             while self._digest.hashed < self._coverage.prefix:
                 goal = min(self._digest.hashed + HASH_TURN, self._coverage.prefix)
                 await in_thread(self._digest.catch_up, goal)
-        except OSError as error:
-            raise from_os_error(error, printable(self.staged.path)) from error
-        await trio.lowlevel.checkpoint()
-        return self._digest.end()
+            return self._digest.end()
 
     async def verify(self, theirs: End) -> End:
         """Compare the sender's numbers with this end's own.
@@ -121,7 +115,7 @@ class FileSink:
             PeerError: a writer is still at work.
             IntegrityError: count or digest differ.
         """
-        if self.busy:
+        if self.usage.busy or self._coverage.busy:
             raise PeerError(f"{printable(self.staged.path)}: blocks are still being written")
         own = await self.end()
         check_equal(own, theirs, self.staged.path)
@@ -131,11 +125,13 @@ class FileSink:
 
     async def publish(self, if_exists: str, durability: str, mtime_ns: int | None) -> str:
         """Flush and put in place; returns the final path. Errors as ``Staged.publish``."""
+        await self.usage.finish()
         return await in_thread(self.staged.publish, if_exists, durability, mtime_ns)
 
     async def discard(self) -> None:
         """Remove the partial file; after ``publish`` nothing happens. Runs to its end even when cancelled."""
         with trio.CancelScope(shield=True):
+            await self.usage.finish()
             await in_thread(self.staged.discard)
 
 

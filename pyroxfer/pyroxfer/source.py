@@ -11,7 +11,7 @@ from .digest import PrefixDigest
 from .errors import SourceChangedError
 from .names import printable
 from .offer import End
-from .tasks import in_thread
+from .tasks import Usage, in_thread
 
 HASH_TURN: Final = 16 * 1024 * 1024
 """Bytes digested per visit of a worker thread: some milliseconds, so cancelling is prompt and hops cost nothing."""
@@ -52,6 +52,7 @@ class FileSource:
         self.mode = self._before.st_mode & 0o777
         self.mtime_ns = self._before.st_mtime_ns
         self._digest = PrefixDigest(algorithm, fd)
+        self.usage = Usage()
 
     async def read_block(self, offset: int, length: int) -> bytes:
         """The bytes at ``offset``: ``length`` of them, fewer only at the end of the file as it was when opened.
@@ -59,7 +60,8 @@ class FileSource:
         Raises:
             SourceChangedError: the file became shorter.
         """
-        return await in_thread(self._read_block, offset, min(length, self.size - offset))
+        with self.usage:
+            return await in_thread(self._read_block, offset, min(length, self.size - offset))
 
     def _read_block(self, offset: int, length: int) -> bytes:
         data = os.pread(self.fd, max(length, 0), offset)
@@ -77,8 +79,9 @@ class FileSource:
         Raises:
             SourceChangedError: the file became shorter.
         """
-        while self._digest.hashed < self.size:
-            await in_thread(self._digest.catch_up, min(self._digest.hashed + HASH_TURN, self.size))
+        with self.usage:
+            while self._digest.hashed < self.size:
+                await in_thread(self._digest.catch_up, min(self._digest.hashed + HASH_TURN, self.size))
 
     async def end(self) -> End:
         """Digest the rest and compare the file with what it was when opened.
@@ -103,17 +106,19 @@ class FileSource:
     def _changed(self) -> SourceChangedError:
         return SourceChangedError(f"{printable(self.path)}: changed while it was being sent; send it again")
 
-    def close(self) -> None:
-        """Close the descriptor; a second time does nothing."""
+    async def aclose(self) -> None:
+        """Close the descriptor once nobody reads; a second time does nothing. Runs to its end even when cancelled."""
+        with trio.CancelScope(shield=True):
+            await self.usage.finish()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
 
 class PipeSource:
@@ -152,5 +157,8 @@ class PipeSource:
         await trio.lowlevel.checkpoint()
         return self._digest.end()
 
-    def close(self) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         """Nothing to let go of: the descriptor belongs to the process."""

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 
 import trio
 
-from .errors import TransferError
+from .errors import TransferError, UnknownTransferError
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -26,6 +26,36 @@ def _limiter() -> trio.CapacityLimiter:
         limiter = trio.CapacityLimiter(DISK_THREADS)
         _disk_limiter.set(limiter)
         return limiter
+
+
+class Usage:
+    """Counts who is at work on a descriptor, so that it is closed only when nobody is."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._over = False
+        self._idle = trio.lowlevel.ParkingLot()
+
+    @property
+    def busy(self) -> bool:
+        """Somebody is inside."""
+        return self._users > 0
+
+    def __enter__(self) -> None:
+        if self._over:
+            raise UnknownTransferError("the transfer is over")
+        self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if not self._users:
+            self._idle.unpark_all()
+
+    async def finish(self) -> None:
+        """Let nobody in any more, and wait for those inside."""
+        self._over = True
+        while self._users:
+            await self._idle.park()
 
 
 async def in_thread(function: Callable[[*Ts], T], *args: *Ts) -> T:

@@ -92,7 +92,9 @@ def decode(peer: Peer, message: Message) -> Job:
     return job
 
 
-def _decode_blob(peer: Peer, message: Message, serializer: Serializer) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
+def _decode_blob(
+    peer: Peer, message: Message, serializer: Serializer
+) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
     annotation = message.annotations.get(BLOB_KEY)
     if annotation is None:
         raise SerializeError("a serialized blob without its routing annotation")
@@ -242,4 +244,3 @@ def failure(
     if peer.settings.compression:
         _deflate(peer, answer)
     return answer
-

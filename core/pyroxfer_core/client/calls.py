@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..wire.blobinfo import write_blob_info
 from ..wire.features import DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature, Grant
 from ..wire.inflate import deflate_for, inflate
-from ..wire.message import Body, Flags, Message
+from ..wire.message import Body, Flags, Message, MessageType
 
 DAEMON_OBJECT: Final = "Pyro.Daemon"
 STREAM_KEY: Final = "STRM"
@@ -61,7 +61,7 @@ def plain_body(message: Message, limit: int) -> Body:
 def deflated(body: Body, version: int, settings: Settings) -> tuple[Body, int]:
     if not settings.compression:
         return body, 0
-    smaller = deflate_for(version, body)
+    smaller = deflate_for(version, body, message_type=MessageType.INVOKE, flags=0)
     return (body, 0) if smaller is None else (smaller, Flags.COMPRESSED)
 
 

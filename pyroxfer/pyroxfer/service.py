@@ -13,6 +13,7 @@ from pyroxfer_core import behavior, current_call, expose
 from .channels.base import MAX_BLOCK, as_bytes
 from .channels.choose import INLINE, ChannelEnds
 from .conversation import PROTOCOL
+from .digest import choose_algorithm
 from .errors import DeniedError, PeerError, TransferError, from_os_error, to_record
 from .grants import DOWNLOAD, UPLOAD
 from .names import MAX_PATH_BYTES
@@ -112,8 +113,8 @@ class FileService(StockEnd, ChannelEnds):
     @replies
     async def digest(self, path: object, algorithm: object) -> Mapping[str, Any]:
         """``{"end": {"size", "digest"}}`` of a file, read now."""
-        name = text_argument(algorithm, "a digest's name", 32)
-        end = await in_thread(digest_of_file, self._readable(), text_argument(path, "a path", MAX_PATH_BYTES), name)
+        store, kind = self._readable(), choose_algorithm([algorithm])
+        end = await in_thread(digest_of_file, store, text_argument(path, "a path", MAX_PATH_BYTES), kind)
         return {"end": end.to_dict()}
 
     @replies
@@ -127,8 +128,9 @@ class FileService(StockEnd, ChannelEnds):
         """``{"ticket": …}`` when the bytes are wanted, ``{"receipt": …}`` when there is nothing to do, or
         ``{"needs": "digest"}`` when the same offer should come again with the digest of the file."""
         store, wanted = self._writable(), Offer.from_dict(offer)
-        receipt = self.transfers.receipt(wanted.transfer_id)
-        settled = receipt or await in_thread(settle, store, wanted)
+        settled: Receipt | str | None = self.transfers.receipt(wanted.transfer_id)
+        if settled is None:
+            settled = await in_thread(settle, store, wanted)
         if isinstance(settled, Receipt):
             return {"receipt": settled.to_dict()}
         if settled is not None:
@@ -148,7 +150,7 @@ class FileService(StockEnd, ChannelEnds):
     async def _stage(self, store: LocalStore, offer: Offer) -> Upload:
         with trio.CancelScope(shield=True):  # a partial file without an owner would stay
             staged = await in_thread(store.stage, offer.path, offer.size, offer.mode)
-            return self.transfers.new_upload(offer, FileSink(staged, offer.size, offer.algorithm))
+        return self.transfers.new_upload(offer, FileSink(staged, offer.size, offer.algorithm))
 
     @replies
     async def status(self, transfer_id: object) -> Mapping[str, Any]:
@@ -159,31 +161,36 @@ class FileService(StockEnd, ChannelEnds):
         return {"received": self.transfers.upload(name).sink.received}
 
     @replies
-    async def commit(self, transfer_id: object, size: object, digest: object, reason: object) -> Mapping[str, Any]:
+    async def commit(
+        self, transfer_id: object, size: object, digest: object, channel: object, reason: object
+    ) -> Mapping[str, Any]:
         """Compare, flush, publish: ``{"receipt": …}``. Repeating it gives the same receipt.
 
-        ``size`` and ``digest`` are the sender's own; ``reason`` says why it chose its channel.
+        ``size`` and ``digest`` are the sender's own; ``channel`` and ``reason`` say how it moved the bytes and why,
+        and the channel that really brought bytes goes before.
         """
         name = check_transfer_id(transfer_id)
         theirs = End.from_dict({"size": size, "digest": digest})
+        how = text_argument(channel, "a channel", 32)
         why = text_argument(reason, "a reason", MAX_REASON)
         receipt = self.transfers.receipt(name)
         if receipt is None:
             upload = self.transfers.upload(name)
             async with upload.committing:
-                receipt = self.transfers.receipt(name) or await self._commit(upload, theirs, why)
+                receipt = self.transfers.receipt(name) or await self._commit(upload, theirs, how, why)
         return {"receipt": receipt.to_dict()}
 
-    async def _commit(self, upload: Upload, theirs: End, reason: str) -> Receipt:
+    async def _commit(self, upload: Upload, theirs: End, channel: str, reason: str) -> Receipt:
         offer = upload.offer
         upload.finishing = True
         try:
             own = await upload.sink.verify(theirs)
             with trio.CancelScope(shield=True):  # between the publishing and the receipt nothing may come
                 path = await upload.sink.publish(offer.if_exists, offer.durability, offer.mtime_ns)
-                receipt = receipt_for(offer, path, own, upload.channel, reason)
+                receipt = receipt_for(offer, path, own, upload.channel or channel, reason)
                 await self.transfers.finish(upload.transfer_id, receipt)
         except TransferError as error:
+            upload.finishing = False
             await self.transfers.fail(upload.transfer_id, error)
             raise
         finally:
@@ -214,11 +221,12 @@ class FileService(StockEnd, ChannelEnds):
         """``{"ticket": …}`` for a file, with its size, mode and modification time."""
         store = self._readable()
         name = text_argument(path, "a path", MAX_PATH_BYTES)
-        kind = text_argument(algorithm, "a digest's name", 32)
+        kind = choose_algorithm([algorithm])
         self.transfers.check_room("")
         with trio.CancelScope(shield=True):  # an open file without an owner would stay open
-            source = FileSource(await in_thread(store.open_file, name), name, kind)
-            download = self.transfers.new_download(source)
+            fd = await in_thread(store.open_file, name)
+        source = FileSource(fd, name, kind)
+        download = self.transfers.new_download(source)
         ticket = Ticket(
             download.transfer_id,
             source.size,
@@ -244,7 +252,7 @@ class FileService(StockEnd, ChannelEnds):
         """Small files whole: ``{"results": […]}``, for each path ``data``, ``size``, ``digest``, ``mode`` and
         ``mtime_ns``, or ``error``."""
         store = self._readable()
-        kind = text_argument(algorithm, "a digest's name", 32)
+        kind = choose_algorithm([algorithm])
         if not isinstance(paths, Sequence) or len(paths) > BATCH_FILES:
             raise PeerError(f"expected a list of at most {BATCH_FILES} paths")
         names = [text_argument(path, "a path", MAX_PATH_BYTES) for path in paths]

@@ -195,10 +195,14 @@ class Transfers:
         await self._release(transfer_id)
 
     async def fail(self, transfer_id: str, error: TransferError) -> None:
-        """A transfer is over because of ``error``, which whoever asks about it later is told."""
-        if transfer_id in self._active:
+        """A transfer is over because of ``error``, which whoever asks about it later is told.
+
+        Nothing happens to a transfer whose end is being made: that decides.
+        """
+        transfer = self._active.get(transfer_id)
+        if transfer is not None and not transfer.finishing:
             self._failures.put(transfer_id, error)
-        await self._release(transfer_id)
+            await self._release(transfer_id)
 
     async def _release(self, transfer_id: str) -> None:
         transfer = self._active.pop(transfer_id, None)
@@ -210,7 +214,7 @@ class Transfers:
         """Drop every transfer whose lease is over or whose client is gone, unless its end is being made."""
         now = self._clock()
         for transfer in list(self._active.values()):
-            if transfer.deadline < now and not transfer.finishing:
+            if transfer.deadline < now:
                 text = "the transfer was idle too long, or its connection was lost; start it again"
                 await self.fail(transfer.transfer_id, UnknownTransferError(text))
 

@@ -45,14 +45,13 @@ class Choice:
 
 def human(size: int) -> str:
     """A number of bytes for people, such as ``1.5 MiB``."""
-    value = float(size)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            break
+    if size < 1024:
+        return f"{size} bytes"
+    value, units = size / 1024, ["TiB", "GiB", "MiB", "KiB"]
+    while value >= 1024 and len(units) > 1:
         value /= 1024
-    else:
-        unit = "TiB"
-    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        units.pop()
+    return f"{value:.1f} {units[-1]}"
 
 
 def check_channel(name: str) -> str:

@@ -5,6 +5,7 @@ The simplest channel: every Pyro client and serializer can take part in it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, ClassVar, Final
 
@@ -41,8 +42,9 @@ class IterChannel(Channel):
 
     async def pull(self, talk: Conversation, ticket: Ticket, sink: Sink, acknowledged: Acknowledged) -> End:
         offset = 0
-        stream = await talk.items("blocks", ticket.transfer_id, read_ahead=READ_AHEAD)
-        async with stream:
+        async with contextlib.aclosing(
+            await talk.items("blocks", ticket.transfer_id, read_ahead=READ_AHEAD)
+        ) as stream:
             async for item in stream:
                 if isinstance(item, Mapping) and ("end" in item or "error" in item):
                     return End.from_dict(opened(item)["end"])

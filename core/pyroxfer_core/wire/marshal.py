@@ -47,10 +47,9 @@ def read(data: Body, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITEMS) 
 
 
 def write(value: object) -> bytes:
-    """Marshal bytes of a plain value, without references.
+    """Marshal bytes of a plain value, without references. A bytearray arrives as bytes.
 
-    SerializeError: a value of another type (bytearray and memoryview included: they would arrive as bytes), or
-    nested too deep.
+    SerializeError: a value of another type, subclasses included, or nested too deep for marshal.
     """
     try:
         data = marshal.dumps(value, _WRITE_VERSION)  # type: ignore[arg-type]  # it refuses the others itself
@@ -60,7 +59,7 @@ def write(value: object) -> bytes:
     return data
 
 
-_LEAVES: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+_LEAVES: Final = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
 _GROUPS: Final = frozenset({tuple, list, set, frozenset})
 
 

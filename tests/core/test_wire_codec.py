@@ -121,6 +121,17 @@ def test_the_reserved_field_is_ignored() -> None:
         assert decode(codec, bytes(wire)) == ping()
 
 
+def test_the_checksum_covers_the_fields_that_a_16_bit_sum_can() -> None:
+    """Not the tag, not the reserved field, and not the upper half of the body's length, which the sum loses."""
+    good = V48.encode(ping(type=5, seq=0x1234, flags=Flags.ONEWAY, body=b""))
+    for position in (*range(4, 12), *range(14, 20), 22, 23):
+        for bit in range(8):
+            wire = bytearray(good)
+            wire[position] ^= 1 << bit
+            with pytest.raises(ProtocolError):
+                V48.parse_header(wire)
+
+
 def test_a_correlation_id_without_its_flag_is_none() -> None:
     wire = bytearray(V502.encode(ping()))
     wire[20:36] = b"x" * 16

@@ -395,6 +395,19 @@ def test_no_buffer_is_wanted_for_small_bodies_or_while_input_waits() -> None:
     assert decoder.wanted_buffer() is None
 
 
+def test_feeding_ends_the_loan_of_the_wanted_buffer() -> None:
+    data = V502.encode(call(b"x" * 900_000))
+    decoder = Decoder(V502)
+    decoder.feed(data[:50])
+    drain(decoder)
+    wanted = decoder.wanted_buffer()
+    assert wanted is not None
+    decoder.feed(data[50:])
+    assert drain(decoder) == [call(b"x" * 900_000)]
+    with pytest.raises(ValueError, match="released"):
+        wanted[0] = 1
+
+
 def test_received_counts_are_checked() -> None:
     decoder = Decoder(V502)
     with pytest.raises(ValueError, match="not asked for"):

@@ -118,6 +118,7 @@ HOSTILE = [
     (b"0", "type '0' is not a plain value"),
     (b"[" + struct.pack("<i", 2**31 - 1), "cut short"),
     (b"(" + struct.pack("<i", 2), "cut short"),
+    (b"[" + struct.pack("<i", 2) + b"c", "cut short"),  # by its count, before any member is looked at
     (b"<" + struct.pack("<i", -1), "negative size"),
     (b"s" + struct.pack("<i", 2**31 - 1), "cut short"),
     (b"u" + struct.pack("<i", -5), "negative size"),
@@ -169,6 +170,27 @@ def test_nesting_is_bounded_through_references_too() -> None:
     assert read(b")\x02" + tower + b")\x01" * 38 + reference(0)) is not None
     with pytest.raises(ProtocolError, match="nested deeper"):
         read(b")\x02" + tower + b")\x01" * 60 + reference(0))
+
+
+def test_nesting_of_a_remembered_value_is_that_of_its_deepest_member() -> None:
+    deep = b")\x01" * 59 + b"N"
+    flat_after_deep = b"\xa9\x02" + deep + b"\xfa\x01x"
+    tower_in_tower = b"\xa9\x02N" + reference(0)
+    for first, index in ((flat_after_deep, 0), (b"\xa9\x01" + deep[2:] + tower_in_tower, 1)):
+        count = 2 + (index == 1)
+        assert read(bytes([ord(")"), count]) + first + reference(index)) is not None
+        with pytest.raises(ProtocolError, match="nested deeper"):
+            read(bytes([ord(")"), count]) + first + b")\x01" * 60 + reference(index))
+
+
+def test_lone_surrogates_are_text_as_marshal_has_it() -> None:
+    assert read(marshal.dumps("\ud800")) == "\ud800"
+    assert marshal.loads(write("\ud800")) == "\ud800"
+
+
+def test_a_remembered_reference_takes_no_number_of_its_own() -> None:
+    data = b")\x04" + b"\xfa\x01a" + b"\xf2\x00\x00\x00\x00" + b"\xfa\x01b" + reference(1)
+    assert read(data) == marshal.loads(data) == ("a", "a", "b", "b")
 
 
 def test_values_are_counted_through_references() -> None:

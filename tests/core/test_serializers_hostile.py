@@ -65,7 +65,13 @@ BOMBS = {
     "serpent": [b"[" * DEEP, b"-" * DEEP + b"1", b"(" * DEEP + b")" * DEEP, b"1+" * DEEP + b"1j", b"{1:" * DEEP],
     "json": [b"[" * DEEP, b'{"a":' * DEEP, b"[" * DEEP + b"]" * DEEP, b"1" * 100_000],
     "marshal": [b"[\x01\0\0\0" * DEEP, b"(\xff\xff\xff\x7f"],
-    "msgpack": [b"\x91" * DEEP, b"\x81\xa1a" * DEEP, b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"],
+    "msgpack": [
+        b"\x91" * DEEP,
+        b"\x81\xa1a" * DEEP,
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+    ],
 }
 
 

@@ -174,7 +174,9 @@ def hashables() -> st.SearchStrategy[Any]:
         st.decimals(allow_nan=False),
         st.uuids(),
     )
-    return st.recursive(leaves, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=6)
+    return st.recursive(
+        leaves, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=6
+    )
 
 
 def everything() -> st.SearchStrategy[Any]:

@@ -232,7 +232,7 @@ class TestProperties:
 
     def test_expose_above_and_below_property(self) -> None:
         class Both:
-            @expose
+            @expose  # type: ignore[prop-decorator]  # Pyro allows it
             @property
             def above(self) -> int:
                 return 1
@@ -254,9 +254,11 @@ class TestProperties:
 
 class TestDecorators:
     def test_expose_above_classmethod_has_a_hint(self) -> None:
-        for wrapper in (classmethod, staticmethod):
+        def method(first: Any = None) -> None: ...
+
+        for wrapped in (classmethod(method), staticmethod(method)):
             with pytest.raises(AttributeError, match="must stand below"):
-                expose(wrapper(lambda: None))
+                expose(wrapped)
 
     def test_expose_below_classmethod(self) -> None:
         class Right:
@@ -273,9 +275,9 @@ class TestDecorators:
         assert describe(Right).methods == {"of_class", "static"}
 
     def test_private_names_cannot_be_exposed(self) -> None:
-        def _private() -> None: ...
+        def _private(self: Any) -> None: ...
 
-        def __init__() -> None: ...
+        def __init__(self: Any) -> None: ...
 
         for function in (_private, __init__, property(_private)):
             with pytest.raises(AttributeError, match="private names"):

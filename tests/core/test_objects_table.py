@@ -76,6 +76,8 @@ class TestRegistration:
         other = Service()
         table.register(other, "a", force=True)
         assert table.get("a").target is other
+        table.unregister(service)
+        assert table.get("a").target is other
 
     @pytest.mark.parametrize("object_id", ["a b", "a@b", "a\n", "\t"])
     def test_ids_that_cannot_stand_in_a_uri(self, object_id: str) -> None:
@@ -231,19 +233,27 @@ class TestContext:
             def __init__(self, fails: bool = False) -> None:
                 self.closed, self.fails = 0, fails
 
+            def __del__(self) -> None:
+                gone.append(self.closed)
+
             def close(self) -> None:
                 self.closed += 1
                 if self.fails:
                     raise OSError("already gone")
 
+        gone: list[int] = []
         resources = TrackedResources()
         context = CallContext(tracked_resources=resources)
-        bad, good, kept, lost = Resource(fails=True), Resource(), Resource(), Resource()
-        for resource in (bad, good, kept, lost):
+        context.track_resource(Resource())
+        gc.collect()
+        assert gone == [0]
+        bad = Resource(fails=True)
+        good = Resource()
+        kept = Resource()
+        for resource in (bad, good, kept):
             context.track_resource(resource)
         context.untrack_resource(kept)
-        del lost, resource
-        gc.collect()
+        del resource
         resources.close_all()
         resources.close_all()
         assert (bad.closed, good.closed, kept.closed) == (1, 1, 0)
@@ -288,9 +298,11 @@ class TestPrepare:
 
     def test_batches(self) -> None:
         assert batch_calls([["add", [1, 2], {}], ("x", (), {})]) == [("add", [1, 2], {}), ("x", (), {})]
-        for bad in (["add"], [["add", [1]]], [[1, [], {}]], [["a", "b", {}]], [["a", [], None]]):
-            with pytest.raises(TypeError, match="a batch is a list"):
-                batch_calls(bad)
+
+    @pytest.mark.parametrize("call", ["add", ["add", [1]], [1, [], {}], ["a", "b", {}], ["a", [], None]])
+    def test_malformed_batches(self, call: Any) -> None:
+        with pytest.raises(TypeError, match="a batch is a list"):
+            batch_calls([call])
 
 
 class TestReplies:

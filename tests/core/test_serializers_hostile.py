@@ -133,6 +133,7 @@ def test_serpent_refuses_nul() -> None:
         ("object", None, (), {}),
         ("object", "method", "args", {}),
         ("object", "method", (), [1]),
+        ("object", "method", (), []),
         ("object", "method", (), {1: 2}),
         {"object": 1},
         None,

@@ -79,7 +79,7 @@ MATRIX: list[tuple[Any, Any, Any, Any, Any]] = [
     ({1: 2}.keys(), [1], ERROR, ERROR, ERROR),
     (range(3), ERROR, ERROR, ERROR, ERROR),
     (..., ERROR, ERROR, ERROR, ERROR),
-    ((item for item in ()), ERROR, ERROR, ERROR, ERROR),
+    ((item for item in "ab"), ERROR, ERROR, ERROR, ERROR),
     (len, ERROR, ERROR, ERROR, ERROR),
     (Point, ERROR, ERROR, ERROR, ERROR),
     (math, ERROR, ERROR, ERROR, ERROR),

@@ -122,7 +122,7 @@ def test_library_objects(library: str, name: str) -> None:
     proxy = read(named(f"{library}.objects-{name}.autoproxy.response"))
     assert isinstance(proxy, ProxyState)
     assert proxy.uri_text.startswith("PYRO:child-object@")
-    assert (proxy.methods, proxy.oneway, proxy.attrs) == ({"hello"}, set(), set())
+    assert (proxy.methods, proxy.oneway, proxy.attrs) == (frozenset({"hello"}), frozenset(), frozenset())
     argument = read(named(f"{library}.objects-{name}.proxyarg.request"))[2][0]
     assert argument == ProxyState("PYRO:other@example.com:4444")
 

@@ -32,8 +32,8 @@ _DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID = 0x46, 0x47, 0x48, 0x49, 0
 
 _COMPLEX_FORMAT: Final = struct.Struct(">dd")
 _TIMEDELTA_FORMAT: Final = struct.Struct(">iII")
-_CONTAINERS: Final = frozenset({list, dict, tuple, set, frozenset})
-_MEANT: Final = frozenset({list, dict, tuple, set, frozenset, bytearray})
+_CONTAINERS: Final = frozenset({list, dict, tuple})
+_MEANT: Final = _CONTAINERS | {bytearray}
 
 
 class _PlainPacker:
@@ -118,10 +118,6 @@ class _OwnForm:
     def __init__(self, to_dict: Callable[[Any], dict[str, Any]], revive: Callable[[Any], Any]) -> None:
         self._to_dict = to_dict
         self._revive = revive
-        self._readers: dict[int, Callable[[bytes], Any]] = {
-            **_STOCK_READERS,
-            **_OWN_READERS,
-        }
         self.unpack_extension = partial(self._unpack_extension, 0)
 
     def pack(self, value: Any) -> bytes:
@@ -164,10 +160,10 @@ class _OwnForm:
         return self._default(depth, value) if kind in _OWN_WRITERS or kind in _NESTED else value
 
     def _unpack_extension(self, depth: int, code: int, data: bytes) -> Any:
-        read = self._readers.get(code)
+        read = _OWN_READERS.get(code)
         if read is not None:
             return read(data)
-        if code not in _NESTED.values():
+        if code not in _NESTED_CODES:
             raise SerializeError(f"msgpack cannot read extension type {code}")
         members = self._unpack_nested(data, depth + 1)
         if code == _TUPLE:
@@ -237,6 +233,7 @@ def _text_reader(parse: Callable[[str], Any]) -> Callable[[bytes], Any]:
 
 
 _NESTED: Final[dict[type, int]] = {tuple: _TUPLE, set: _SET, frozenset: _FROZENSET}
+_NESTED_CODES: Final = frozenset(_NESTED.values())
 _BASES: Final[dict[type, Callable[[Any], Any]]] = {
     int: int.__int__,
     float: float.__float__,
@@ -262,6 +259,7 @@ _OWN_WRITERS: Final[dict[type, Callable[[Any], Any]]] = {
     array.array: array_to_plain,
 }
 _OWN_READERS: Final[dict[int, Callable[[bytes], Any]]] = {
+    **_STOCK_READERS,
     _BYTEARRAY: bytearray,
     _BIGINT: lambda data: int.from_bytes(data, "big", signed=True),
     _COMPLEX: lambda data: complex(*_COMPLEX_FORMAT.unpack(data)),

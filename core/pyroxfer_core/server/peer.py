@@ -1,0 +1,453 @@
+"""One client of a daemon, from its first byte to its last."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+from trio.lowlevel import Abort, RaiseCancelT
+
+from ..errors import ConnectionClosedError, ProtocolError, PyroError, RefusedError, SerializeError
+from ..objects.context import TrackedResources
+from ..objects.table import DAEMON_ID, Entry, ObjectTable
+from ..serializers.base import Serializer, SerializerContext
+from ..serializers.factory import make_serializer
+from ..settings import Settings
+from ..transport.connection import Connection
+from ..wire.features import Feature
+from ..wire.message import Body, Message, MessageType
+from ..wire.session import ServerSession
+from .execute import Job, decode, execute, failure
+from .handshake import accept_handshake
+from .streams import StreamTable
+from .waits import noticing_waits
+from .workers import WorkerPool
+
+if TYPE_CHECKING:
+    from .daemon import Daemon
+
+log = logging.getLogger("pyroxfer.server")
+
+IDLE_WORKERS: Final = 64
+"""Tasks a connection keeps parked for its next calls; waking one costs half of starting one."""
+TAKE_AT_ONCE: Final = 64
+"""Requests in a row that came together before other connections get a turn."""
+FLUSH_AT: Final = 64 * 1024
+"""Replies above this size are sent before the next call is taken."""
+
+
+class _Worker:
+    """A task that reads requests and runs calls, one after another."""
+
+    __slots__ = ("answer", "job", "scope", "task")
+
+    def __init__(self, job: Job | None = None) -> None:
+        self.job = job
+        """What it is running, or shall run next."""
+        self.answer: Message | None = None
+        self.scope = trio.CancelScope()
+        self.task: trio.lowlevel.Task | None = None
+        """Set while it is parked."""
+
+
+class Peer:
+    """Serves one connection. Handlers find it as ``current_call.client``.
+
+    Whoever reads a request also runs it. Only when the call waits for something does another task of the connection
+    go on reading: a call that never waits costs no switch between tasks, and requests that came together are answered
+    together.
+
+    Without agreed features calls run strictly one after another, as in Pyro. With them they run at once, except those
+    on a session object and those that fetch items of one stream, which keep their order.
+    """
+
+    def __init__(self, daemon: Daemon, connection: Connection) -> None:
+        self.daemon = daemon
+        self.connection = connection
+        self.settings: Settings = daemon.settings
+        self.table: ObjectTable = daemon.table
+        self.pool: WorkerPool = daemon.pool
+        self.streams: StreamTable = daemon.streams
+        self.session = ServerSession(daemon.epoch)
+        self.instances: dict[type, Any] = {}
+        """The session objects of this connection."""
+        self.resources = TrackedResources()
+        self.finishing = False
+        """Close once the answer that is due has left."""
+        tracebacks = self.settings.remote_tracebacks
+        self.sends_tracebacks = connection.is_local if tracebacks is None else tracebacks
+        self._serializers: dict[str, Serializer] = {}
+        self._running: dict[int, _Worker] = {}
+        self._in_flight = 0
+        self._idle: list[_Worker] = []
+        self._lanes: dict[object, deque[Job]] = {}
+        """Calls waiting for the running one that they must follow; a lane exists while a call of it runs."""
+        self._reading = False
+        self._handovers = 0
+        """How often a running call had to wait."""
+        self._ended = False
+        self._taken = 0
+        self._oneways = 0
+        self._flush_planned = False
+        self._nursery: trio.Nursery | None = None
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.connection.peer}, protocol {self.version}>"
+
+    @property
+    def version(self) -> int:
+        """48 or 502."""
+        return self.connection.codec.version
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether calls of this connection may run at once."""
+        return self.session.grant.bits & Feature.CONCURRENT != 0
+
+    @property
+    def in_flight(self) -> int:
+        """Calls running or waiting in a lane."""
+        return self._in_flight
+
+    def serializer(self, name: str) -> Serializer:
+        """The serializer of that name for this peer.
+
+        Raises:
+            SerializeError: this daemon does not accept it.
+        """
+        serializer = self._serializers.get(name)
+        if serializer is None:
+            if name not in self.settings.accepted_serializers:
+                raise SerializeError(f"message used serializer that is not accepted: {name}")
+            serializer = self._serializers[name] = make_serializer(name, self._context())
+        return serializer
+
+    def _context(self) -> SerializerContext:
+        own = self.session.grant.bits & Feature.TYPED != 0
+        return self.daemon.serializer_context(self.version, own)
+
+    def known_instance(self, entry: Entry) -> Any:
+        """The object of a registered class if it exists already; None when it must be made."""
+        return self.instances.get(entry.target) if entry.mode == "session" else None
+
+    def daemon_annotations(self) -> dict[str, Body]:
+        """What the daemon adds to every answer."""
+        return self.daemon.annotations()
+
+    async def serve(self) -> None:
+        """Greet the client and answer its requests until it leaves.
+
+        Calls that are running when it leaves are cancelled; one-way calls run on in the daemon.
+        """
+        connection, daemon = self.connection, self.daemon
+        hello = await accept_handshake(
+            connection, self.session, self.settings, daemon.handshake_context(connection), daemon.judge_for(self)
+        )
+        if hello is None:
+            return
+        connection.decoder.max_message = self.settings.max_message_bytes
+        daemon.peers.add(self)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await self._work(_Worker())
+        finally:
+            daemon.peers.discard(self)
+            connection.close()
+            self.resources.close_all()
+            with trio.CancelScope(shield=True):
+                await self.streams.connection_lost(self)
+            daemon.client_left(self)
+
+    async def _work(self, worker: _Worker) -> None:
+        """Read and run until the connection ends or there are enough idle tasks.
+
+        A call that is cut short costs its task the cancel scope, so the task goes on with a fresh one.
+        """
+        while True:
+            with worker.scope:
+                await self._work_in_scope(worker)
+            job = worker.job
+            if job is None or job.message.seq not in self._running:
+                return
+            del self._running[job.message.seq]
+            following = await self._answer(job, worker.answer or self._cut_short(job))
+            worker = _Worker(following)
+
+    async def _work_in_scope(self, worker: _Worker) -> None:
+        while not self._ended:
+            if worker.job is not None:
+                waited = await self._run(worker)
+                job = worker.job
+                if worker.scope.cancel_called:
+                    return  # what is left to do must not be cancelled
+                del self._running[job.message.seq]
+                worker.job = (
+                    await self._answer(job, worker.answer) if waited else self._answer_soon(job, worker.answer)
+                )
+            elif self._reading:
+                if not await self._park(worker):
+                    return
+            else:
+                worker.job = await self._read()
+
+    async def _run(self, worker: _Worker) -> bool:
+        """Run the worker's job; whether it had to wait, so that others may be reading now."""
+        job = worker.job
+        assert job is not None, "called with a job"
+        worker.answer = None
+        self._running[job.message.seq] = worker
+        if job.deadline_ms is not None:
+            worker.scope.deadline = trio.current_time() + job.deadline_ms / 1000
+        if self.concurrent:
+            switches = self._handovers
+            worker.answer = await noticing_waits(execute(self, job), self._hand_over_reading)
+            waited = switches != self._handovers
+        else:
+            worker.answer, waited = await execute(self, job), False
+        if job.deadline_ms is not None and not worker.scope.cancel_called:
+            worker.scope.deadline = float("inf")
+        return waited
+
+    def _hand_over_reading(self) -> None:
+        """A call is about to wait: let another task read."""
+        self._handovers += 1
+        if self._reading or self._ended:
+            return
+        if self._idle:
+            worker = self._idle.pop()
+            task, worker.task = worker.task, None
+            assert task is not None, "idle workers are parked"
+            trio.lowlevel.reschedule(task)
+        else:
+            assert self._nursery is not None, "the connection is being served"
+            self._nursery.start_soon(self._work, _Worker())
+
+    async def _read(self) -> Job | None:
+        """Take one message. The job to run now, if it makes one."""
+        self._reading = True
+        try:
+            event = None if self.finishing else await self._next_event()
+            if event is not None:
+                return await self._take(event)
+            if self.finishing:
+                await self.connection.finish()
+        except ConnectionClosedError as error:
+            log.debug("%s", error)
+        except PyroError as error:
+            log.info("connection of %s ended: %s", self.connection.peer, error)
+        finally:
+            self._reading = False
+        self._end()
+        return None
+
+    async def _next_event(self) -> object:
+        """The next message; before waiting for one, answers that are queued leave."""
+        connection = self.connection
+        event = connection.receive_nowait()
+        if event is None:
+            self._taken = 0
+            if connection.unsent:
+                await connection.flush()
+            return await connection.receive()
+        self._taken += 1
+        if self._taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
+            self._taken = 0
+            await connection.flush()
+            await trio.lowlevel.checkpoint()
+        return event
+
+    async def _take(self, message: object) -> Job | None:
+        if type(message) is not Message:
+            raise ProtocolError("a message came in pieces that were not asked for")
+        self.session.receive(message)
+        if message.type == MessageType.INVOKE:
+            return await self._begin(message)
+        if message.type == MessageType.PING:
+            await self.connection.send(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
+        else:
+            self._cancel(message.seq)
+        return None
+
+    def _end(self) -> None:
+        """The connection is over: running calls are cancelled."""
+        self._ended = True
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
+    def _decode(self, message: Message) -> Job | Message | None:
+        """The job, or the answer to a request that is none."""
+        serializer: Serializer | None = None
+        try:
+            serializer = self.serializer(message.serializer)
+            if self.daemon.draining:
+                raise RefusedError("draining: the daemon is closing")
+            return decode(self, message)
+        except Exception as error:
+            if isinstance(error, PyroError) and serializer is None:
+                self.finishing = True
+            return failure(self, message, serializer, error, dispatched=False)
+
+    def _call_ended(self) -> None:
+        self._in_flight -= 1
+        if self.daemon.draining:
+            self.daemon.call_ended_while_draining()
+
+    async def _send(self, answer: Message) -> None:
+        self._queue(answer)
+        await self.connection.flush()
+
+    def _unwritable(self, answer: Message, error: PyroError) -> Message:
+        text = f"the call ran, but its result cannot be sent: {error}"
+        serializer = self.serializer(answer.serializer)
+        replacement = failure(self, answer, serializer, PyroError(text), dispatched=True)
+        assert replacement is not None, "the answer to a two-way call"
+        return replacement
+
+    async def _begin(self, message: Message) -> Job | None:
+        """The job of a request, if it is to run here and now."""
+        if self._in_flight >= self.settings.max_calls_in_flight:
+            error = RefusedError(f"busy: {self._in_flight} calls are in flight on this connection")
+            serializer = self.serializer(message.serializer)
+            job: Job | Message | None = failure(self, message, serializer, error, dispatched=False)
+        else:
+            job = self._decode(message)
+        if isinstance(job, Message):
+            await self._send(job)
+        elif job is not None and job.oneway:
+            await self._begin_oneway(job)
+        elif job is not None:
+            self._in_flight += 1
+            return job if not self.concurrent or self._is_next_in_lane(job) else None
+        return None
+
+    async def _begin_oneway(self, job: Job) -> None:
+        """Start a call that nobody waits for; a flood of them is slowed down, not refused."""
+        if self._oneways >= self.settings.max_calls_in_flight:
+            await execute(self, job)
+            return
+        self._oneways += 1
+        self.daemon.run_detached(self._run_oneway, job)
+
+    async def _run_oneway(self, job: Job) -> None:
+        try:
+            await execute(self, job)
+        finally:
+            self._oneways -= 1
+
+    def _is_next_in_lane(self, job: Job) -> bool:
+        """Whether a call may begin; one that must keep its order with others may have to wait for them."""
+        key = self._lane_key(job)
+        if key is None:
+            return True
+        job.lane = key
+        waiting = self._lanes.get(key)
+        if waiting is None:
+            self._lanes[key] = deque()
+            return True
+        waiting.append(job)
+        return False
+
+    @staticmethod
+    def _lane_key(job: Job) -> object:
+        """What a call must keep its order with; None for nothing."""
+        entry = job.entry
+        if not entry.concurrent and entry.mode == "session":
+            return entry.target
+        if entry.object_id == DAEMON_ID and job.method == "get_next_stream_item" and job.args:
+            return str(job.args[0])
+        return None
+
+    def _cut_short(self, job: Job) -> Message | None:
+        error = PyroError("the call was cancelled, or its deadline passed, while it was running")
+        return failure(self, job.message, job.serializer, error, dispatched=True)
+
+    def _answer_soon(self, job: Job, answer: Message | None) -> Job | None:
+        """Queue the answer to a call that did not wait: it leaves before this task waits for the next request."""
+        self._call_ended()
+        if answer is not None:
+            self._queue(answer)
+        return self._next_in_lane(job)
+
+    def _queue(self, answer: Message) -> None:
+        """Queue an answer; one that cannot be written is replaced by the reason."""
+        try:
+            self.connection.queue(answer)
+        except PyroError as error:
+            self.connection.queue(self._unwritable(answer, error))
+
+    async def _answer(self, job: Job, answer: Message | None) -> Job | None:
+        """Send the answer to a call that had to wait; returns the next one of its lane, if there is one."""
+        self._call_ended()
+        following = self._next_in_lane(job)
+        if answer is not None:
+            try:
+                await self._send_with_others(answer)
+            except PyroError as error:
+                log.debug("an answer to %s could not be sent: %s", self.connection.peer, error)
+                self.connection.close()
+        return following
+
+    async def _send_with_others(self, answer: Message) -> None:
+        """Send now when nothing else is running; else let the others of this turn add theirs first."""
+        connection = self.connection
+        self._queue(answer)
+        if self._in_flight == 0 or len(answer.body) > FLUSH_AT:
+            await connection.flush()
+        elif not self._flush_planned:
+            self._flush_planned = True
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            self._flush_planned = False
+            await connection.flush()
+
+    def _next_in_lane(self, job: Job) -> Job | None:
+        if job.lane is None:
+            return None
+        waiting = self._lanes[job.lane]
+        if waiting:
+            return waiting.popleft()
+        del self._lanes[job.lane]
+        return None
+
+    async def _park(self, worker: _Worker) -> bool:
+        """Wait for another job; False when there are enough waiting already."""
+        if len(self._idle) >= IDLE_WORKERS:
+            return False
+        worker.task = trio.lowlevel.current_task()
+        self._idle.append(worker)
+
+        def abort(_: RaiseCancelT) -> Abort:
+            if worker in self._idle:
+                self._idle.remove(worker)
+            return Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        return True
+
+    def _cancel(self, seq: int) -> None:
+        """The caller does not want the answer any more."""
+        worker = self._running.get(seq)
+        if worker is not None:
+            worker.scope.cancel()
+            return
+        for waiting in self._lanes.values():
+            for job in waiting:
+                if job.message.seq == seq:
+                    waiting.remove(job)
+                    self._call_ended()
+                    self._refuse_cancelled(job)
+                    return
+
+    def _refuse_cancelled(self, job: Job) -> None:
+        answer = failure(
+            self, job.message, job.serializer, RefusedError("cancelled before it began"), dispatched=False
+        )
+        if answer is not None:
+            self.connection.queue(answer)
+            self.connection.flush_nowait()
+
+    def close(self) -> None:
+        """Cut the connection."""
+        self.connection.close()

@@ -10,6 +10,7 @@ import enum
 import math
 import threading
 import uuid
+import warnings
 from typing import Any, NamedTuple
 
 import pytest
@@ -38,6 +39,13 @@ class Color(enum.Enum):
 
 def serializer(name: str, version: int = 502, own: bool = False) -> Serializer:
     return make_serializer(name, SerializerContext(version, own=own))
+
+
+def text_array(text: str) -> array.array[str]:
+    """The type code is on its way out of Python, which says so from 3.13 on; peers still send such arrays."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return array.array("u", text)
 
 
 # value, then what arrives with serpent, json, marshal, msgpack
@@ -70,7 +78,7 @@ MATRIX: list[tuple[Any, Any, Any, Any, Any]] = [
     (MOMENT.time(), "03:04:05.000006", ERROR, ERROR, ERROR),
     (datetime.timedelta(seconds=90), 90.0, ERROR, ERROR, ERROR),
     (array.array("i", [1, 2]), [1, 2], [1, 2], [1, 2], [1, 2]),
-    (array.array("u", "ab"), "ab", "ab", "ab", "ab"),
+    (text_array("ab"), "ab", "ab", "ab", "ab"),
     (collections.deque([1]), [1], ERROR, ERROR, ERROR),
     (collections.OrderedDict(a=1), ERROR, {"a": 1}, ERROR, {"a": 1}),
     (collections.Counter("a"), {"a": 1}, {"a": 1}, ERROR, {"a": 1}),

@@ -273,6 +273,8 @@ _OWN_READERS: Final[dict[int, Callable[[bytes], Any]]] = {
 
 
 class MsgpackSerializer(Serializer):
+    """msgpack; a call is an array of four. The peer decides which of the two forms is written."""
+
     name = "msgpack"
 
     def __init__(self, context: SerializerContext) -> None:

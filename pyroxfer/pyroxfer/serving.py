@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import socket
 from types import TracebackType
 from typing import Any, Self
 
@@ -58,7 +59,8 @@ class FileServer:
         self._store = LocalStore(root)
         self._transfers = Transfers(lease_s=lease_s)
         self._service = FileService(self._store, self._transfers, read_only=read_only, upload_only=upload_only)
-        self._daemon = Daemon(host, port, settings=settings)
+        everywhere = host in ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
+        self._daemon = Daemon(host, port, nathost=socket.gethostname() if everywhere else None, settings=settings)
         self._daemon.side_stream_handler = functools.partial(serve_side_stream, self._transfers)
         self._object_id = object_id
         self._background: Any = None
@@ -67,8 +69,8 @@ class FileServer:
 
     @property
     def location(self) -> str:
-        """``HOST:PORT``."""
-        return self._daemon.location
+        """``HOST:PORT`` for clients; a server that listens everywhere gives the name of its machine."""
+        return self._daemon.nat_location or self._daemon.location
 
     @property
     def transfers(self) -> int:

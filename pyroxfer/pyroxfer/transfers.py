@@ -120,13 +120,15 @@ class Transfers:
         self._clock = clock
         self._lease_s = lease_s
         self._lost = trio.Event()
+        self._releasing = 0
         self._active: dict[str, Upload | Download] = {}
         self._receipts: _Remembered[str, Receipt] = _Remembered(REMEMBERED)
         self._failures: _Remembered[str, TransferError] = _Remembered(REMEMBERED)
         self.grants = GrantBook(clock)
 
     def __len__(self) -> int:
-        return len(self._active)
+        """Transfers under way, and those whose files are just being let go of."""
+        return len(self._active) + self._releasing
 
     def check_room(self, transfer_id: str) -> None:
         """Whether one more transfer may begin.
@@ -206,9 +208,14 @@ class Transfers:
 
     async def _release(self, transfer_id: str) -> None:
         transfer = self._active.pop(transfer_id, None)
-        if transfer is not None:
+        if transfer is None:
+            return
+        self._releasing += 1
+        try:
             with trio.CancelScope(shield=True):
                 await transfer.release()
+        finally:
+            self._releasing -= 1
 
     async def drop_expired(self) -> None:
         """Drop every transfer whose lease is over or whose client is gone, unless its end is being made."""

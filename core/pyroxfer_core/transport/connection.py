@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -14,6 +15,11 @@ from ..wire import Decoder, codec_for
 from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
 from .sockets import connect_socket, is_local, peer_text, reason_of, set_options
+
+
+def _nothing() -> None:
+    """Nobody counts this connection."""
+
 
 Event = Message | Head | BodyPart | End
 
@@ -46,6 +52,8 @@ class Connection:
         self.is_local = is_local(sock)
         self.broken = False
         """True once nothing more can be sent or received."""
+        self.settled: Callable[[], None] = _nothing
+        """To be called when the handshake is done: the connection no longer counts as half-open."""
         self._hmac_key = hmac_key
         self._reads = 0
         self._out: list[Body] = []
@@ -129,9 +137,9 @@ class Connection:
             except OSError as error:
                 raise self._lost(error) from error
 
-    async def _wait(self, wait: object) -> None:
+    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         try:
-            await wait(self._sock)  # type: ignore[operator]  # wait_readable or wait_writable
+            await wait(self._sock)
         except (trio.ClosedResourceError, OSError, ValueError) as error:
             raise self._lost(error) from error
 
@@ -148,8 +156,8 @@ class Connection:
             ConnectionClosedError: the peer is gone.
             ProtocolError, MessageTooLargeError: the message cannot be written in this protocol; nothing was sent.
 
-        A send that ends with any other exception, cancellation included, leaves the connection broken: the peer may
-        hold half a message.
+        When cancelled, what has not left stays queued, and the next flush goes on with it: close the connection if
+        the message must not be sent any more, for the peer may hold half of it.
         """
         self.queue(message)
         await self.flush()
@@ -224,13 +232,10 @@ class Connection:
             await self._wait_drained(self.queued)
             return
         self._sending = True
-        complete = False
         try:
             await self._send_rest()
-            complete = True
         finally:
             self._sending = False
-            self.broken = self.broken or not complete
             drained, self._drained = self._drained, None
             if drained is not None:
                 drained.set()
@@ -252,14 +257,14 @@ class Connection:
                 self._drained = trio.Event()
             await self._drained.wait()
 
-    def peer_hung_up(self) -> bool:
-        """Whether the peer has closed, or sent something unasked: look before sending on an idle connection."""
+    def peek(self) -> bool | None:
+        """What waits on an idle connection: None nothing, True bytes, False that the peer is gone."""
         try:
-            return self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            return bool(self._sock.recv(1, socket.MSG_PEEK))
         except BlockingIOError:
-            return False
+            return None
         except OSError:
-            return True
+            return False
 
     def close(self) -> None:
         """Close at once. Tasks waiting in this connection get a ConnectionClosedError. Twice is fine."""

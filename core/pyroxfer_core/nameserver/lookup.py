@@ -76,10 +76,11 @@ async def search_tags(ns: Proxy, all_of: Collection[str], any_of: Collection[str
     Raises:
         NamingError: the answer is not a listing.
     """
-    if "yplookup" in ns._pyroMethods:
-        listing = await ns.yplookup(list(all_of) or None, list(any_of) or None, True)
+    metadata = ns._pyroMetadata
+    if metadata is not None and "yplookup" not in metadata.methods:  # Pyro4's has list() only
+        listing = await ns.list(None, None, list(all_of) or None, list(any_of) or None, True)
     else:
-        listing = await ns.list(metadata_all=list(all_of) or None, metadata_any=list(any_of) or None, return_metadata=True)
+        listing = await ns.yplookup(list(all_of) or None, list(any_of) or None, True)
     return checked_listing(listing)
 
 
@@ -119,7 +120,7 @@ async def _connected(where: Uri, settings: Settings, failures: list[str]) -> Pro
     try:
         await proxy._pyroBind()
     except BaseException as error:
-        await proxy._pyroRelease()
+        proxy._pyroRelease()
         if not isinstance(error, PyroError):
             raise
         failures.append(str(error))

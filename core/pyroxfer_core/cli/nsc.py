@@ -47,7 +47,9 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     port_help = "Port of the name server (or of the broadcast, without a host)."
     options = (
         click.option("-n", "--host", callback=_keep, expose_value=False, help="Host of the name server."),
-        click.option("-p", "--port", type=click.IntRange(0, 65535), callback=_keep, expose_value=False, help=port_help),
+        click.option(
+            "-p", "--port", type=click.IntRange(0, 65535), callback=_keep, expose_value=False, help=port_help
+        ),
         click.option("-u", "--unixsocket", callback=_keep, expose_value=False, help="Its unix socket, instead."),
         click.option("-v", "--verbose", is_flag=True, callback=_keep, expose_value=False, help="Say what is done."),
         click.option("--json", is_flag=True, callback=_keep, expose_value=False, help="Answer as one line of JSON."),
@@ -184,7 +186,12 @@ def _add_tag_search(name: str, *, every: bool) -> None:
     search.help = f"Show the names that have {'all' if every else 'any'} of TAGS."
 
 
-for _name, _every in (("yplookup_all", True), ("yplookup_any", False), ("listmeta_all", True), ("listmeta_any", False)):
+for _name, _every in (
+    ("yplookup_all", True),
+    ("yplookup_any", False),
+    ("listmeta_all", True),
+    ("listmeta_any", False),
+):
     _add_tag_search(_name, every=_every)
 
 

@@ -70,7 +70,9 @@ async def resolve(uri: Uri | str, settings: Settings | None = None) -> Uri:
     raise NamingError(f"{uri} leads from name to name without end")
 
 
-async def search_tags(ns: Proxy, all_of: Collection[str], any_of: Collection[str]) -> dict[str, tuple[str, list[str]]]:
+async def search_tags(
+    ns: Proxy, all_of: Collection[str], any_of: Collection[str]
+) -> dict[str, tuple[str, list[str]]]:
     """URI text and sorted tags of the entries with all, or any, of some tags, asked in the server's own dialect.
 
     Raises:

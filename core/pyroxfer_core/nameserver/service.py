@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import trio
 
-from ..errors import NamingError
+from ..errors import NamingError, PyroError
 from ..objects.context import current_call
 from ..objects.expose import expose
 from ..uri import Uri
@@ -173,9 +173,21 @@ def _tags(entry: Entry) -> Tags:
     return sorted(entry.metadata) if _caller_is_pyro4() else set(entry.metadata)
 
 
+def _caller() -> Any:
+    """The context of the remote call that runs here; None when a program calls its own name server."""
+    try:
+        return current_call.get()
+    except PyroError:
+        return None
+
+
 def _caller_is_pyro4() -> bool:
-    return current_call.protocol == 48
+    caller = _caller()
+    return caller is not None and caller.protocol == 48
 
 
 def _caller_is_remote() -> bool:
-    return not is_loopback(current_call.peer)
+    caller = _caller()
+    if caller is None or caller.peer == "unix":
+        return False
+    return not is_loopback(str(caller.peer).rpartition(":")[0].strip("[]"))

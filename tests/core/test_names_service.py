@@ -121,7 +121,7 @@ async def test_an_unknown_name_falls_through_to_the_prefix_for_pyro4_only(ns: Na
         assert await ns.remove("nothing", prefix="test.") == 2
 
 
-ERRORS: list[tuple[Callable[[NameServer], Any], type[Exception], str]] = [
+ERRORS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda ns: ns.lookup("nothing"), NamingError, r"^unknown name: nothing$"),
     (lambda ns: ns.set_metadata("nothing", ["a"]), NamingError, r"^unknown name: nothing$"),
     (lambda ns: ns.register("a", "nonsense"), PyroError, "^invalid uri"),

@@ -62,7 +62,7 @@ class Failure(click.ClickException):
 
     def __init__(self, text: str, code: ExitCode) -> None:
         super().__init__(printable(text))
-        self.exit_code = code
+        self.exit_code = code  # type: ignore[misc]  # click declares a class variable, yet sets it per instance
 
 
 def exit_code_of(error: BaseException) -> ExitCode:

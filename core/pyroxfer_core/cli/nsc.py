@@ -186,13 +186,8 @@ def _add_tag_search(name: str, *, every: bool) -> None:
     search.help = f"Show the names that have {'all' if every else 'any'} of TAGS."
 
 
-for _name, _every in (
-    ("yplookup_all", True),
-    ("yplookup_any", False),
-    ("listmeta_all", True),
-    ("listmeta_any", False),
-):
-    _add_tag_search(_name, every=_every)
+for _name in ("yplookup_all", "listmeta_all", "yplookup_any", "listmeta_any"):
+    _add_tag_search(_name, every=_name.endswith("_all"))
 
 
 def _listing(listing: Any, title: str) -> Answer:

@@ -18,6 +18,9 @@ MAX_HOPS: Final = 8
 DEBIAN_HOST: Final = "127.0.1.1"
 """What Debian's hosts file gives for the machine's own name, so a server bound to that name listens there."""
 
+Rows = dict[str, tuple[str, list[str]]]
+"""URI text and sorted tags by name."""
+
 
 async def locate_ns(
     host: str | None = None, port: int | None = None, broadcast: bool = True, *, settings: Settings | None = None
@@ -70,10 +73,8 @@ async def resolve(uri: Uri | str, settings: Settings | None = None) -> Uri:
     raise NamingError(f"{uri} leads from name to name without end")
 
 
-async def search_tags(
-    ns: Proxy, all_of: Collection[str], any_of: Collection[str]
-) -> dict[str, tuple[str, list[str]]]:
-    """URI text and sorted tags of the entries with all, or any, of some tags, asked in the server's own dialect.
+async def search_tags(ns: Proxy, all_of: Collection[str], any_of: Collection[str]) -> Rows:
+    """The entries with all, or any, of some tags, asked for in the server's own dialect.
 
     Raises:
         NamingError: the answer is not a listing.
@@ -86,7 +87,7 @@ async def search_tags(
     return checked_listing(listing)
 
 
-def checked_listing(listing: Any) -> dict[str, tuple[str, list[str]]]:
+def checked_listing(listing: Any) -> Rows:
     """A listing with metadata, as either library's server gives it, in one form.
 
     Raises:

@@ -28,6 +28,8 @@ JOIN_BELOW: Final = 64 * 1024
 """Head and body of a message up to this size are joined into one buffer; above, both are handed to one sendmsg."""
 READS_PER_TURN: Final = 16
 """Reads in a row that need no wait before others get a turn: a busy peer must not starve the rest."""
+LINGER_S: Final = 1.0
+"""How long a refused peer has to read why."""
 MAX_BUFFERS: Final = 512
 """Buffers for one sendmsg; the kernel takes 1024."""
 
@@ -54,7 +56,7 @@ class Connection:
         """True once nothing more can be sent or received."""
         self.settled: Callable[[], None] = _nothing
         """To be called when the handshake is done: the connection no longer counts as half-open."""
-        self._hmac_key = hmac_key
+        self.hmac_key = hmac_key
         self._reads = 0
         self._out: list[Body] = []
         self._sending = False
@@ -174,8 +176,8 @@ class Connection:
             ProtocolError, MessageTooLargeError: the message cannot be written in this protocol.
         """
         codec = self.codec
-        if len(message.body) <= JOIN_BELOW or self._hmac_key is not None:
-            return self.queue_encoded(codec.encode(message, hmac_key=self._hmac_key))
+        if len(message.body) <= JOIN_BELOW or self.hmac_key is not None:
+            return self.queue_encoded(codec.encode(message, hmac_key=self.hmac_key))
         return self.queue_encoded(codec.encode_head(message, len(message.body)), message.body)
 
     def queue_encoded(self, *buffers: Body) -> int:
@@ -265,6 +267,36 @@ class Connection:
             return None
         except OSError:
             return False
+
+    async def finish(self, last: Body) -> None:
+        """Send last words and close such that the peer can read them.
+
+        Closing with unread input would reset the connection, and the words could be lost: so what the peer still
+        sends is read and dropped, for a second at most.
+
+        Raises:
+            ConnectionClosedError: the peer is gone.
+        """
+        self._out.clear()
+        self.queue_encoded(last)
+        try:
+            with trio.move_on_after(LINGER_S):
+                await self.flush()
+                self._sock.shutdown(socket.SHUT_WR)
+                await self._drop_input()
+        except OSError as error:
+            raise self._lost(error) from error
+        finally:
+            self.close()
+
+    async def _drop_input(self) -> None:
+        while True:
+            try:
+                if not self._sock.recv(RECEIVE_BYTES):
+                    return
+            except BlockingIOError:
+                await self._wait(trio.lowlevel.wait_readable)
+            await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """Close at once. Tasks waiting in this connection get a ConnectionClosedError. Twice is fine."""

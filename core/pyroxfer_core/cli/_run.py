@@ -74,7 +74,7 @@ def exit_code_of(error: BaseException) -> ExitCode:
 
 
 def run(function: Callable[..., Awaitable[T]], *args: object) -> T:
-    """``trio.run`` for a command: the core's errors, bad values and OS errors end it with one line.
+    """``trio.run`` for a command: the core's errors, bad values (usage) and OS errors end it with one line.
 
     Raises:
         Failure: in place of the error; click prints it.
@@ -94,7 +94,8 @@ def fail(error: BaseException) -> NoReturn:
     """End the command because of this error."""
     if isinstance(error, OSError) and error.strerror:
         raise Failure(f"{error.filename or 'the system'}: {error.strerror}", ExitCode.OTHER) from error
-    raise Failure(str(error), exit_code_of(error)) from error
+    code = ExitCode.USAGE if isinstance(error, ValueError) else exit_code_of(error)
+    raise Failure(str(error), code) from error
 
 
 def _fail_for_group(group: BaseExceptionGroup[BaseException]) -> NoReturn:

@@ -12,7 +12,7 @@ import trio
 
 from ..errors import CommunicationError
 from ..nameserver.rules import is_loopback
-from ..nameserver.server import RunningNameServer, start_ns
+from ..nameserver.server import RunningNameServer, no_broadcast_reason, start_ns
 from ..settings import Settings
 from ..uri import NS_PORT
 from ._run import run
@@ -97,16 +97,17 @@ def _default_storage() -> str:
 
 
 async def _announce(running: RunningNameServer, options: Options) -> None:
-    if running.broadcast_location is not None:
-        click.echo(f"Broadcast server running on {running.broadcast_location}")
-    elif running.no_broadcast_reason is not None:
-        click.echo(f"Not starting broadcast server for {running.no_broadcast_reason}.")
+    if running.responder is not None:
+        click.echo(f"Broadcast server running on {running.responder.location}")
+    elif not options.nobc and options.unixsocket is None:
+        click.echo(f"Not starting broadcast server for {no_broadcast_reason(running.daemon)}.")
     existing = await running.name_server.count()
     if existing > 1:
         click.echo(f"Persistent store contains {existing} existing registrations.")
     if options.unixsocket is None and not is_loopback(options.host):
         click.echo("Warning: no authentication and no TLS. Anyone who can connect can change the names!", err=True)
-    click.echo(f"NS running on {running.internal_uri.location} ({running.bound_to})")
+    address = running.daemon.bound_address or "Unix domain socket"
+    click.echo(f"NS running on {running.internal_uri.location} ({address})")
     if running.uri == running.internal_uri:
         click.echo(f"URI = {running.uri}")
     else:

@@ -119,7 +119,7 @@ def free_port() -> int:
 async def test_nothing_found_says_where_it_was_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookup, "find_by_broadcast", _silence)
     port = free_port()
-    with pytest.raises(NamingError, match="^Failed to locate the nameserver: ") as caught:
+    with pytest.raises(NamingError, match=r"^Failed to locate the nameserver: ") as caught:
         await locate_ns(settings=Settings(ns_port=port))
     for detail in (f"localhost:{port}", f"127.0.1.1:{port}", "nobody answered the broadcast", "pyroxfer ns"):
         assert detail in str(caught.value)
@@ -147,15 +147,17 @@ async def test_a_broadcast_finds_a_name_server_bound_to_all_addresses(monkeypatc
 
 async def test_broadcasts_are_answered_with_the_address_inside_of_the_nat() -> None:
     settings = Settings(insecure=True)
-    outside = {"nathost": "outside.example", "natport": 7777}
-    async with start_ns("0.0.0.0", 0, bchost="127.0.0.1", bcport=0, settings=settings, **outside) as running:
+    local = functools.partial(start_ns, "0.0.0.0", 0, bchost="127.0.0.1", bcport=0, settings=settings)
+    async with local(nathost="outside.example", natport=7777) as running:
         assert running.uri == Uri("PYRO:Pyro.NameServer@outside.example:7777")
         assert await running.name_server.lookup("Pyro.NameServer") == running.uri
         found = await find_by_broadcast(responder_port(running), ["127.0.0.1"])
         assert found == Uri(f"PYRO:Pyro.NameServer@127.0.0.1:{running.internal_uri.port}")
 
 
-@pytest.mark.parametrize(("host", "reason"), [("localhost", "localhost"), ("127.0.0.1", "localhost"), ("::1", "IPv6")])
+@pytest.mark.parametrize(
+    ("host", "reason"), [("localhost", "localhost"), ("127.0.0.1", "localhost"), ("::1", "IPv6")]
+)
 async def test_no_responder_where_a_broadcast_is_of_no_use(host: str, reason: str) -> None:
     async with start_ns(host, 0) as running:
         assert (running.responder, no_broadcast_reason(running.daemon)) == (None, reason)
@@ -176,6 +178,7 @@ async def test_an_error_in_the_block_comes_out_as_it_is() -> None:
     """Not wrapped in a group, and everything is closed."""
     with pytest.raises(LookupError):
         async with start_ns("0.0.0.0", 0, bchost="127.0.0.1", bcport=0, settings=Settings(insecure=True)) as running:
+            port = running.internal_uri.port
             raise LookupError
     with pytest.raises(NamingError, match="Failed to locate"):
-        await locate_ns("127.0.0.1", running.internal_uri.port)
+        await locate_ns("127.0.0.1", port)

@@ -17,8 +17,10 @@ from typing import IO
 
 import pytest
 import trio
+from click.testing import CliRunner
 
 from pyroxfer_core.cli._run import printable
+from pyroxfer_core.cli.nsc import nsc as nsc_command
 from pyroxfer_core.errors import CommunicationError
 from pyroxfer_core.nameserver.lookup import locate_ns
 
@@ -86,8 +88,9 @@ def run(*command: str, answer: str | None = None) -> subprocess.CompletedProcess
 
 
 def nsc(server: RunningNs, *args: str, code: int = 0, answer: str | None = None) -> str:
-    done = run(*NSC, "-n", "localhost", "-p", str(server.port), *args, answer=answer)
-    assert done.returncode == code, done.stderr
+    """Run the command in this process; its standard output, or its errors where an exit code is expected."""
+    done = CliRunner().invoke(nsc_command, ["-n", "localhost", "-p", str(server.port), *args], input=answer)
+    assert done.exit_code == code, done.output
     assert (done.stderr != "") == (code != 0), done.stderr
     return done.stdout if code == 0 else done.stderr
 

@@ -6,8 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from peers import stock_python
 
 from pyroxfer_core import Proxy, Settings, Uri, locate_ns, resolve
 from pyroxfer_core.errors import NamingError
-from pyroxfer_core.nameserver.storage import Entry, Query, SqliteStorage
+from pyroxfer_core.nameserver.storage import Entry, Query
+from pyroxfer_core.nameserver.storage.sqlite import SqliteStorage
 
 pytestmark = pytest.mark.interop
 
@@ -43,28 +43,40 @@ def stock(program: str, *args: str) -> Any:
     return json.loads(done.stdout)
 
 
-StartServer = Callable[..., int]
+class NameServers:
+    """Name servers of any make, each on a free port of the loopback interface."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def __call__(self, *command: str) -> int:
+        """Start one; its port."""
+        full = [*command, "-n", "localhost", "-p", "0", "-x"]
+        process = subprocess.Popen(full, stdout=subprocess.PIPE, text=True)
+        self._processes.append(process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := re.match(r"URI = PYRO:Pyro\.NameServer@localhost:(\d+)$", line):
+                return int(found[1])
+        raise AssertionError(f"{command} ended with {process.wait()}")
+
+    def kill_all(self) -> None:
+        """As `kill -9` does."""
+        while self._processes:
+            process = self._processes.pop()
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture
-def name_server() -> Iterator[StartServer]:
-    """``name_server(*command)`` starts a name server on a free port of the loopback interface and tells the port."""
-    with ExitStack() as stack:
-
-        def start(*command: str) -> int:
-            full = [*command, "-n", "localhost", "-p", "0", "-x"]
-            process = stack.enter_context(subprocess.Popen(full, stdout=subprocess.PIPE, text=True))
-            stack.callback(process.kill)
-            assert process.stdout is not None
-            for line in process.stdout:
-                if found := re.match(r"URI = PYRO:Pyro\.NameServer@localhost:(\d+)$", line):
-                    return int(found[1])
-            raise AssertionError(f"{command} ended with {process.wait()}")
-
-        yield start
+def name_server() -> Iterator[NameServers]:
+    """``name_server(*command)`` starts a name server and tells its port."""
+    servers = NameServers()
+    yield servers
+    servers.kill_all()
 
 
-def our_server(name_server: StartServer) -> int:
+def our_server(name_server: NameServers) -> int:
     return name_server(*OUR_NS, "-s", "memory")
 
 
@@ -134,7 +146,7 @@ print(json.dumps(seen))
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_stock_program_uses_our_name_server(library: str, name_server: StartServer) -> None:
+def test_a_stock_program_uses_our_name_server(library: str, name_server: NameServers) -> None:
     port = our_server(name_server)
     kind = {"pyro4": "list", "pyro5": "set"}[library]
     seen = stock(STOCK_CLIENT, library, str(port))
@@ -176,7 +188,7 @@ def test_a_stock_program_uses_our_name_server(library: str, name_server: StartSe
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_the_stock_tool_uses_our_name_server(library: str, name_server: StartServer) -> None:
+def test_the_stock_tool_uses_our_name_server(library: str, name_server: NameServers) -> None:
     port = our_server(name_server)
 
     def nsc(*args: str, answer: str | None = None) -> str:
@@ -203,7 +215,7 @@ def test_the_stock_tool_uses_our_name_server(library: str, name_server: StartSer
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-async def test_we_use_their_name_server(library: str, name_server: StartServer) -> None:
+async def test_we_use_their_name_server(library: str, name_server: NameServers) -> None:
     """Our proxy, our `resolve`, and a proxy with a PYRONAME URI."""
     port = await trio.to_thread.run_sync(name_server, *stock_tool(library, "ns"))
     one = Uri("PYRO:one@localhost:5555")
@@ -229,7 +241,7 @@ async def test_we_use_their_name_server(library: str, name_server: StartServer) 
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_our_tool_uses_their_name_server(library: str, name_server: StartServer) -> None:
+def test_our_tool_uses_their_name_server(library: str, name_server: NameServers) -> None:
     port = name_server(*stock_tool(library, "ns"))
 
     def nsc(*args: str, code: int = 0) -> str:
@@ -287,12 +299,13 @@ async def test_sqlite_files_go_both_ways(library: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_stock_name_server_goes_on_with_our_file(library: str, tmp_path: Path, name_server: StartServer) -> None:
+def test_a_stock_name_server_goes_on_with_our_file(library: str, tmp_path: Path, name_server: NameServers) -> None:
     """Registered with our name server, ended by force; found in theirs, started on the same file."""
     storage = f"sql:{tmp_path / 'names.sqlite'}"
     port = name_server(*OUR_NS, "-s", storage)
     done = run(*OUR_NSC, "-n", "localhost", "-p", str(port), "register", "test.one", "PYRO:one@localhost:5555")
     assert done.returncode == 0, done.stderr
+    name_server.kill_all()
     port = name_server(*stock_tool(library, "ns"), "-s", storage)
     done = run(*OUR_NSC, "-n", "localhost", "-p", str(port), "lookup", "test.one")
     assert done.stdout == "PYRO:one@localhost:5555\n"

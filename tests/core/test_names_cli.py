@@ -222,6 +222,16 @@ def test_nsc_verbose(running: RunningNs) -> None:
     assert nsc(running, "ping", "-v") == expected
 
 
+def test_nsc_takes_the_place_from_the_environment_unless_it_is_told(
+    running: RunningNs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYROXFER_NS_HOST", "127.0.0.1")
+    monkeypatch.setenv("PYROXFER_NS_PORT", str(running.port))
+    assert CliRunner().invoke(nsc_command, ["ping"]).output == "Name server ping ok.\n"
+    monkeypatch.setenv("PYROXFER_NS_PORT", "1")
+    assert nsc(running, "ping") == "Name server ping ok.\n"
+
+
 def test_nsc_json(running: RunningNs) -> None:
     assert json.loads(nsc(running, "register", "test.json", ONE, "--json")) == {"name": "test.json", "uri": ONE}
     nsc(running, "setmeta", "test.json", "b", "a")

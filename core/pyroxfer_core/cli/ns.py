@@ -11,7 +11,7 @@ import click
 import trio
 
 from ..errors import CommunicationError
-from ..nameserver.rules import is_loopback
+from ..nameserver.addresses import is_loopback
 from ..nameserver.server import RunningNameServer, no_broadcast_reason, start_ns
 from ..settings import Settings
 from ..uri import NS_PORT

@@ -11,8 +11,9 @@ from ..errors import NamingError, PyroError
 from ..objects.context import current_call
 from ..objects.expose import expose
 from ..uri import Uri
+from .addresses import is_this_machine
 from .matching import matching_names
-from .rules import NAME_SERVER, check_name, check_reachable, check_tags, check_uri, is_loopback
+from .rules import NAME_SERVER, check_name, check_reachable, check_tags, check_uri
 from .storage import Entry, MemoryStorage, Query, Storage
 
 MAX_ENTRIES: Final = 100_000
@@ -190,4 +191,4 @@ def _caller_is_remote() -> bool:
     caller = _caller()
     if caller is None or caller.peer == "unix":
         return False
-    return not is_loopback(str(caller.peer).rpartition(":")[0].strip("[]"))
+    return not is_this_machine(str(caller.peer).rpartition(":")[0].strip("[]"))

@@ -164,7 +164,7 @@ def test_a_port_in_use_is_one_line(stack: ExitStack) -> None:
 def test_listening_beyond_this_machine_needs_insecure() -> None:
     code, line = refusal("-s", "memory", "-n", "0.0.0.0")
     assert code == 4
-    assert "insecure" in line
+    assert "say --insecure" in line
 
 
 @pytest.mark.parametrize("storage", ["dbm:x", "sql:", "sql::memory:", "etcd"])

@@ -16,6 +16,8 @@ from pyroxfer_core.nameserver import lookup
 from pyroxfer_core.nameserver.broadcast import find_by_broadcast
 from pyroxfer_core.nameserver.lookup import checked_listing, locate_ns, resolve, search_tags
 from pyroxfer_core.nameserver.server import OWN_TAGS, RunningNameServer, no_broadcast_reason, start_ns
+from pyroxfer_core.objects.expose import expose
+from pyroxfer_core.server.daemon import Daemon
 from pyroxfer_core.settings import Settings
 from pyroxfer_core.uri import Uri
 
@@ -103,6 +105,26 @@ async def test_tags_are_searched_in_either_dialect() -> None:
 def test_an_answer_that_is_no_listing_is_a_naming_error(answer: Any) -> None:
     with pytest.raises(NamingError, match="not a listing"):
         checked_listing(answer)
+
+
+@expose
+class Impostor:
+    """Something else under the name server's id."""
+
+    async def lookup(self, name: str) -> str:
+        return name
+
+    async def yplookup(self, *args: Any) -> dict[str, Any]:
+        return {"name": "text"}
+
+
+async def test_answers_of_something_else_are_naming_errors() -> None:
+    async with Daemon() as daemon:
+        daemon.register(Impostor(), "Pyro.NameServer")
+        with pytest.raises(NamingError, match="answer is not a URI but str"):
+            await resolve(f"PYRONAME:a@{daemon.location}")
+        with pytest.raises(NamingError, match="answer is not a listing"):
+            await resolve(f"PYROMETA:a@{daemon.location}")
 
 
 def responder_port(running: RunningNameServer) -> int:

@@ -12,7 +12,6 @@ import click
 from click.core import ParameterSource
 
 from ..client.proxy import Proxy
-from ..errors import PyroError
 from ..nameserver.lookup import checked_listing, locate_ns, search_tags
 from ._run import Failure, exit_code_of, printable, run
 
@@ -232,5 +231,5 @@ async def _ask(wanted: Wanted, action: Action) -> Answer:
             click.echo(f"Name server found: {ns._pyroUri}")
         try:
             return await action(ns)
-        except (PyroError, ValueError, TypeError) as error:
+        except Exception as error:  # a remote object may raise anything
             raise Failure(f"{type(error).__name__} - {error}", exit_code_of(error)) from error

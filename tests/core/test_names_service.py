@@ -137,7 +137,7 @@ ERRORS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda ns: ns.list(regex=3), TypeError, "regex must be a str"),
     (lambda ns: ns.list(prefix=["a"]), TypeError, "prefix must be a str"),
     (lambda ns: ns.list(metadata_any="text"), TypeError, "metadata_any should"),
-    (lambda ns: ns.yplookup(["a"], ["b"]), ValueError, "at the same time"),
+    (lambda ns: ns.yplookup(["a"], ["b"]), ValueError, "not both"),
     (lambda ns: ns.yplookup("text"), TypeError, "should be"),
     (lambda ns: ns.yplookup(meta_any="text"), TypeError, "should be"),
     (lambda ns: ns.remove(3), TypeError, "name must be a str"),

@@ -42,7 +42,8 @@ async def open_responder(uri: Uri, host: str, port: int) -> BroadcastResponder:
         listening.close()
         if isinstance(error, OSError):
             place = f"{host or '*'}:{port}"
-            raise NamingError(f"cannot listen for broadcasts on {place}: {error.strerror or error}") from error
+            reason = f"{error.strerror or error}; choose another port for them, or do without"
+            raise NamingError(f"cannot listen for broadcasts on {place}: {reason}") from error
         raise
     return BroadcastResponder(uri, listening)
 

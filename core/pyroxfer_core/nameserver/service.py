@@ -138,7 +138,7 @@ class NameServer:
             ValueError: both criteria are given.
         """
         if meta_all and meta_any:
-            raise ValueError("you can't use meta_all or meta_any at the same time")
+            raise ValueError("give either meta_all or meta_any, not both")
         query = _tag_query(meta_all or None, meta_any or None)
         if query == Query():
             return {}

@@ -51,7 +51,11 @@ def in_turns(contestants: Sequence[Contestant], repetitions: int) -> Samples:
         for contestant in contestants:
             sample = contestant.run()
             samples[contestant.name].append(sample)
-            print(f"  {repetition + 1}/{repetitions}  {contestant.name:56} {sample.value:12,.1f}", file=sys.stderr, flush=True)
+            print(
+                f"  {repetition + 1}/{repetitions}  {contestant.name:56} {sample.value:12,.1f}",
+                file=sys.stderr,
+                flush=True,
+            )
     return samples
 
 

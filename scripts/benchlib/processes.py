@@ -43,7 +43,9 @@ class Server:
 
     def __init__(self, command: Sequence[str], on: Cores = ALL_CORES) -> None:
         with cores(on):
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+            )
         assert self._process.stdout is not None
         self.first_line = self._process.stdout.readline().strip()
         if not self.first_line:
@@ -82,7 +84,9 @@ class Server:
 def run_client(command: Sequence[str], on: Cores = ALL_CORES) -> dict[str, Any]:
     """Run to the end; its last line of output is JSON."""
     with cores(on):
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=600)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=600
+        )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

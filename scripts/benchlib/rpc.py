@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
-from measure import Comparison, Contestant, Sample
+import report
+from measure import Comparison, Contestant, Sample, in_turns
 from processes import ALL_CORES, ONE_CORE, OURS, Cores, Server, program, run_client, stock
 
 SERIALIZERS = ("serpent", "msgpack")
 SERVERS = ("thread", "multiplex")
 UNIT = "calls/s"
+TITLE = "Small calls"
+NOTE = """\
+`add(1, 2)`; our handler is an `async def`, Pyro5's a plain method; one instance for all callers. Pyro5's 64
+clients are threads of one process with a connection each, ours are 64 tasks on one connection; Pyro5's thread
+pool has 200 threads."""
+PLACES = {"Server and client on one core": True, "Where the scheduler places them": False}
+
+
+def measure(repetitions: int, quick: bool) -> dict[str, Any]:
+    """A table for each placement."""
+    tables = {}
+    for title, pinned in PLACES.items():
+        print(f"small calls: {title.lower()}", file=sys.stderr)
+        samples = in_turns(contestants(1.0 if quick else 3.0, pinned), repetitions)
+        tables[title] = report.section(UNIT, samples, comparisons())
+    return tables
 
 
 def call_rate(server: list[str], client: list[str], on: Cores) -> Sample:
@@ -21,10 +41,8 @@ def call_rate(server: list[str], client: list[str], on: Cores) -> Sample:
 
 def contestants(seconds: float, pinned: bool) -> list[Contestant]:
     on = ONE_CORE if pinned else ALL_CORES
-    return [
-        Contestant(name, lambda server=server, client=client: call_rate(server, client, on))  # type: ignore[misc]  # bound now
-        for name, server, client in [*peers(seconds), *products(seconds)]
-    ]
+    both = (*peers(seconds), *products(seconds))
+    return [Contestant(name, partial(call_rate, server, client, on)) for name, server, client in both]
 
 
 def peers(seconds: float) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -56,7 +74,11 @@ def comparisons() -> list[Comparison]:
         return [f"Pyro5 {kind} server, {serializer}, 1 client" for kind in SERVERS]
 
     together = [f"Pyro5 {kind} server, msgpack, 64 clients" for kind in SERVERS]
-    rows = [Comparison("64 calls in flight on one connection, msgpack", "trio proxy, msgpack, 64 in flight", together, 3.0)]
+    rows = [
+        Comparison(
+            "64 calls in flight on one connection, msgpack", "trio proxy, msgpack, 64 in flight", together, 3.0
+        )
+    ]
     for serializer in SERIALIZERS:
         rows += [
             Comparison(f"blocking proxy, {serializer}", f"blocking proxy, {serializer}", alone(serializer), 1.2),

@@ -1,4 +1,4 @@
-"""Stock Pyro5 sending a file in its four ways, as its own file transfer example does. Usage: pyro5_files_server.py FOLDER"""
+"""Stock Pyro5 sending a file in the four ways of its file transfer example. Usage: pyro5_files_server.py FOLDER"""
 
 import os
 import socket

@@ -1,0 +1,332 @@
+"""One Pyro connection, in either role: a non-blocking socket, a decoder, and a queue of bytes to send."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from ..errors import ConnectionClosedError, PyroError
+from ..settings import Settings
+from ..uri import Uri
+from ..wire import Decoder, codec_for
+from ..wire.codec import Codec
+from ..wire.message import Body, BodyPart, End, Head, Message
+from .sockets import connect_socket, is_local, peer_text, reason_of, set_options
+
+
+def _nothing() -> None:
+    """Nobody counts this connection."""
+
+
+Event = Message | Head | BodyPart | End
+
+RECEIVE_BYTES: Final = 64 * 1024
+JOIN_BELOW: Final = 64 * 1024
+"""Head and body of a message up to this size are joined into one buffer; above, both are handed to one sendmsg."""
+READS_PER_TURN: Final = 16
+"""Reads in a row that need no wait before others get a turn: a busy peer must not starve the rest."""
+LINGER_S: Final = 1.0
+"""How long a refused peer has to read why."""
+MAX_BUFFERS: Final = 512
+"""Buffers for one sendmsg; the kernel takes 1024."""
+
+
+class Connection:
+    """Reads messages from, and writes messages to, one socket.
+
+    One task receives at a time; any number may send. What is queued while another task is sending leaves together
+    with the rest, in order.
+
+    Args:
+        sock: a connected socket; it is made non-blocking and belongs to the connection from now on.
+        decoder: reads what comes in; it knows the protocol, or finds out.
+        hmac_key: signs what goes out (protocol 48).
+    """
+
+    def __init__(self, sock: socket.socket, decoder: Decoder, *, hmac_key: bytes | None = None) -> None:
+        set_options(sock)
+        self._sock = sock
+        self.decoder = decoder
+        self.peer = peer_text(sock)
+        self.is_local = is_local(sock)
+        self.broken = False
+        """True once nothing more can be sent or received."""
+        self.settled: Callable[[], None] = _nothing
+        """To be called when the handshake is done: the connection no longer counts as half-open."""
+        self.hmac_key = hmac_key
+        self._reads = 0
+        self._out: list[Body] = []
+        self._sending = False
+        self._drained: trio.Event | None = None
+        self.queued = 0
+        """Bytes handed over for sending so far."""
+        self.sent = 0
+        """Bytes the kernel took so far: a message whose last byte is beyond this cannot have run."""
+
+    def __repr__(self) -> str:
+        return f"<Connection to {self.peer}{' broken' if self.broken else ''}>"
+
+    @property
+    def sock(self) -> socket.socket:
+        """The socket, for looking at."""
+        return self._sock
+
+    @property
+    def codec(self) -> Codec:
+        """The protocol spoken; known once the first six bytes came.
+
+        Raises:
+            ConnectionClosedError: not known yet.
+        """
+        codec = self.decoder.codec
+        if codec is None:
+            raise ConnectionClosedError("the peer has not said which protocol it speaks")
+        return codec
+
+    async def receive(self) -> Event | None:
+        """Wait for the next message, or the next piece of a large one.
+
+        Returns:
+            The event; None when the peer closed between two messages.
+
+        Raises:
+            ProtocolError: the bytes are not a Pyro message, or end inside one.
+            MessageTooLargeError: the announced size is over the limit; nothing of it was kept.
+            SecurityError: the signature is missing, unexpected or wrong.
+            ConnectionClosedError: reset, or closed by us.
+
+        Cancelling is safe: no message is lost.
+        """
+        decoder = self.decoder
+        try:
+            event = decoder.next_event()
+            while event is None:
+                if not await self._fill(decoder):
+                    decoder.eof()
+                    return None
+                event = decoder.next_event()
+        except PyroError:
+            self.broken = True
+            raise
+        return event
+
+    def receive_nowait(self) -> Event | None:
+        """The next event that is complete already, without reading from the socket; None when there is none."""
+        return self.decoder.next_event()
+
+    async def _fill(self, decoder: Decoder) -> bool:
+        """Read once into the decoder. False at the end of the stream."""
+        self._reads += 1
+        if self._reads >= READS_PER_TURN:
+            self._reads = 0
+            await trio.lowlevel.checkpoint()
+        place = decoder.wanted_buffer()
+        while True:
+            try:
+                if place is None:
+                    data = self._sock.recv(RECEIVE_BYTES)
+                    decoder.feed(data)
+                    return bool(data)
+                count = self._sock.recv_into(place)
+                decoder.received(count)
+                return count > 0
+            except BlockingIOError:
+                self._reads = 0
+                await self._wait(trio.lowlevel.wait_readable)
+            except OSError as error:
+                raise self._lost(error) from error
+
+    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+        try:
+            await wait(self._sock)
+        except (trio.ClosedResourceError, OSError, ValueError) as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: BaseException) -> ConnectionClosedError:
+        if isinstance(error, trio.ClosedResourceError) or self._sock.fileno() < 0:
+            return ConnectionClosedError("the connection was closed here")
+        self.broken = True
+        return ConnectionClosedError(f"connection to {self.peer} lost: {reason_of(error)}")
+
+    async def send(self, message: Message) -> None:
+        """Send one message.
+
+        Raises:
+            ConnectionClosedError: the peer is gone.
+            ProtocolError, MessageTooLargeError: the message cannot be written in this protocol; nothing was sent.
+
+        When cancelled, what has not left stays queued, and the next flush goes on with it: close the connection if
+        the message must not be sent any more, for the peer may hold half of it.
+        """
+        self.queue(message)
+        await self.flush()
+
+    async def send_encoded(self, *buffers: Body) -> None:
+        """Send bytes that are encoded already, in one piece. Errors and cancellation as with `send`."""
+        self.queue_encoded(*buffers)
+        await self.flush()
+
+    def queue(self, message: Message) -> int:
+        """Hand a message over for the next flush. Returns the count of `queued` bytes at its end.
+
+        Raises:
+            ProtocolError, MessageTooLargeError: the message cannot be written in this protocol.
+        """
+        codec = self.codec
+        if len(message.body) <= JOIN_BELOW or self.hmac_key is not None:
+            return self.queue_encoded(codec.encode(message, hmac_key=self.hmac_key))
+        return self.queue_encoded(codec.encode_head(message, len(message.body)), message.body)
+
+    def queue_encoded(self, *buffers: Body) -> int:
+        """Hand encoded bytes over for the next flush; see `queue`."""
+        for buffer in buffers:
+            if len(buffer):
+                self._out.append(buffer)
+                self.queued += len(buffer)
+        return self.queued
+
+    def flush_nowait(self) -> bool:
+        """Send what the kernel takes at once. True when everything queued has left.
+
+        Raises:
+            ConnectionClosedError: the peer is gone.
+        """
+        if self._sending:
+            return not self._out
+        return self._push()
+
+    def _push(self) -> bool:
+        out = self._out
+        while out:
+            if self.broken:
+                raise ConnectionClosedError(f"connection to {self.peer} is broken")
+            try:
+                count = self._sock.send(out[0]) if len(out) == 1 else self._sock.sendmsg(out[:MAX_BUFFERS])
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                raise self._lost(error) from error
+            self._forget(count)
+        return True
+
+    def _forget(self, count: int) -> None:
+        self.sent += count
+        out = self._out
+        if len(out) == 1 and count == len(out[0]):
+            out.clear()
+            return
+        done = 0
+        while count and count >= len(out[done]):
+            count -= len(out[done])
+            done += 1
+        del out[:done]
+        if count:
+            out[0] = memoryview(out[0])[count:]
+
+    async def flush(self) -> None:
+        """Wait until the kernel took everything that was queued before. Errors and cancellation as with `send`."""
+        if not self._sending and self.flush_nowait():
+            return
+        if self._sending:
+            await self._wait_drained(self.queued)
+            return
+        self._sending = True
+        try:
+            await self._send_rest()
+        finally:
+            self._sending = False
+            drained, self._drained = self._drained, None
+            if drained is not None:
+                drained.set()
+
+    async def _send_rest(self) -> None:
+        while self._out:
+            await self._wait(trio.lowlevel.wait_writable)
+            self._push()
+
+    async def _wait_drained(self, end: int) -> None:
+        """Another task is sending: wait for it."""
+        while self.sent < end:
+            if self.broken:
+                raise ConnectionClosedError(f"connection to {self.peer} is broken")
+            if not self._sending:
+                await self.flush()
+                return
+            if self._drained is None:
+                self._drained = trio.Event()
+            await self._drained.wait()
+
+    def peek(self) -> bool | None:
+        """What waits on an idle connection: None nothing, True bytes, False that the peer is gone."""
+        try:
+            return bool(self._sock.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return None
+        except OSError:
+            return False
+
+    async def finish(self, last: Body) -> None:
+        """Send last words and close such that the peer can read them.
+
+        Closing with unread input would reset the connection, and the words could be lost: so what the peer still
+        sends is read and dropped, for a second at most.
+
+        Raises:
+            ConnectionClosedError: the peer is gone.
+        """
+        self._out.clear()
+        self.queue_encoded(last)
+        try:
+            with trio.move_on_after(LINGER_S):
+                await self.flush()
+                self._sock.shutdown(socket.SHUT_WR)
+                await self._drop_input()
+        except OSError as error:
+            raise self._lost(error) from error
+        finally:
+            self.close()
+
+    async def _drop_input(self) -> None:
+        while True:
+            try:
+                if not self._sock.recv(RECEIVE_BYTES):
+                    return
+            except BlockingIOError:
+                await self._wait(trio.lowlevel.wait_readable)
+            await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Close at once. Tasks waiting in this connection get a ConnectionClosedError. Twice is fine."""
+        self.broken = True
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+        self._out.clear()
+
+
+async def open_connection(
+    where: Uri | str, *, version: int = 502, settings: Settings | None = None, collect: int | None = None
+) -> Connection:
+    """Connect, without any handshake.
+
+    Args:
+        where: a Uri with a place, or a location text such as ``localhost:4711``.
+        version: the protocol to speak, 48 or 502.
+        collect: bodies up to this size arrive as one Message; larger ones in pieces. None collects everything.
+
+    Raises:
+        ConnectionClosedError, TimeoutError: as `connect_socket`.
+    """
+    settings = settings or Settings()
+    sock = await connect_socket(where, settings.connect_timeout_s)
+    decoder = Decoder(
+        codec_for(version),
+        max_message=settings.max_message_bytes,
+        max_annotations=settings.max_annotations,
+        collect=settings.max_message_bytes if collect is None else collect,
+        hmac_key=settings.hmac_key if version == 48 else None,
+    )
+    return Connection(sock, decoder, hmac_key=settings.hmac_key if version == 48 else None)

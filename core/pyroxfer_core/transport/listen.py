@@ -1,0 +1,176 @@
+"""Accepting connections on one port: protocol 48, protocol 502 and raw side streams, told apart by first bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final
+
+import trio
+
+from ..errors import PyroError
+from ..settings import Settings
+from ..wire import Decoder
+from ..wire.preamble import PREAMBLE_SIZE, parse_preamble, sniff
+from .connection import Connection
+from .side import SideStream, SideStreamHandler
+from .sockets import set_options
+
+log = logging.getLogger("pyroxfer.transport")
+
+ConnectionHandler = Callable[[Connection], Awaitable[None]]
+
+_OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_PAUSE_S: Final = 0.1
+"""Pause after running out of descriptors, as other trio servers do."""
+
+
+async def serve_connections(
+    listeners: Sequence[socket.socket],
+    handler: ConnectionHandler,
+    *,
+    settings: Settings,
+    side_handler: SideStreamHandler | None = None,
+    collect: int | None = None,
+) -> None:
+    """Accept until cancelled; each connection gets a task of its own.
+
+    Args:
+        listeners: listening sockets, non-blocking. They stay open: who made them closes them.
+        handler: called with each Pyro connection, nothing read from it but what tells its kind. The connection is
+            closed when it returns. An exception that escapes it is logged and ends that connection only.
+        side_handler: the same for raw side streams; without it they are closed.
+        collect: see `open_connection`.
+
+    While ``settings.max_connections`` are open, more wait in the listen queue.
+    """
+    door = _Door(handler, side_handler, settings, collect)
+    async with trio.open_nursery() as nursery:
+        for listener in listeners:
+            nursery.start_soon(door.accept_from, listener, nursery)
+
+
+class _Door:
+    def __init__(
+        self,
+        handler: ConnectionHandler,
+        side_handler: SideStreamHandler | None,
+        settings: Settings,
+        collect: int | None,
+    ) -> None:
+        self._handler = handler
+        self._side_handler = side_handler
+        self._settings = settings
+        self._collect = settings.max_message_bytes if collect is None else collect
+        self._permits = trio.CapacityLimiter(settings.max_connections)
+        self._half_open = _HalfOpen(settings.max_half_open)
+
+    async def accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        while True:
+            permit = object()
+            await self._permits.acquire_on_behalf_of(permit)
+            sock = await _accept(listener)
+            nursery.start_soon(self._serve, sock, permit)
+
+    async def _serve(self, sock: socket.socket, permit: object) -> None:
+        try:
+            with self._half_open.watch() as settled:
+                await self._serve_kind(sock, settled)
+        except (PyroError, trio.TooSlowError) as error:
+            log.info("connection ended: %s", error)
+        except Exception:
+            log.exception("a connection ended with an unexpected error")
+        finally:
+            if sock.fileno() >= 0:
+                trio.lowlevel.notify_closing(sock)
+                sock.close()
+            self._permits.release_on_behalf_of(permit)
+
+    async def _serve_kind(self, sock: socket.socket, settled: Callable[[], None]) -> None:
+        set_options(sock)
+        with trio.move_on_after(self._settings.connect_timeout_s) as limit:
+            first = await _first_bytes(sock)
+        if limit.cancelled_caught:
+            first = b""
+        if sniff(first) == "raw":
+            await self._serve_side(sock, first, settled)
+            return
+        decoder = Decoder(
+            max_message=self._settings.max_handshake_bytes,
+            max_annotations=self._settings.max_annotations,
+            collect=self._collect,
+            hmac_key=self._settings.hmac_key,
+        )
+        decoder.feed(first)
+        connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key)
+        connection.settled = settled
+        await self._handler(connection)
+
+    async def _serve_side(self, sock: socket.socket, first: bytes, settled: Callable[[], None]) -> None:
+        if self._side_handler is None or self._settings.hmac_key is not None:
+            log.info("raw side stream refused: %s", "no service takes any" if self._side_handler is None else "hmac")
+            return
+        stream = SideStream(sock, received=first)
+        with trio.fail_after(self._settings.connect_timeout_s):
+            preamble = await stream.receive_exactly(PREAMBLE_SIZE)
+        stream.token = parse_preamble(preamble)
+        settled()
+        await self._side_handler(stream)
+
+
+class _HalfOpen:
+    """Connections that have not said who they are; when there are too many, the oldest goes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._scopes: dict[trio.CancelScope, None] = {}
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[Callable[[], None]]:
+        """Count the connection served in this block until the function given out is called."""
+        with trio.CancelScope() as scope:
+            self._scopes[scope] = None
+            if len(self._scopes) > self._limit:
+                oldest = next(iter(self._scopes))
+                del self._scopes[oldest]
+                oldest.cancel()
+            try:
+                yield lambda: self._scopes.pop(scope, None)
+            finally:
+                self._scopes.pop(scope, None)
+
+
+async def _accept(listener: socket.socket) -> socket.socket:
+    while True:
+        try:
+            return listener.accept()[0]
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(listener)
+        except OSError as error:
+            if error.errno in _OUT_OF_RESOURCES:
+                log.error("cannot accept: %s; trying again", error.strerror)
+                await trio.sleep(_PAUSE_S)
+            elif listener.fileno() < 0:
+                raise
+            else:
+                log.info("a connection was lost before it was accepted: %s", error)
+
+
+async def _first_bytes(sock: socket.socket) -> bytes:
+    """Enough bytes to tell the kind of connection, or all there are when the peer stopped before."""
+    data = b""
+    while sniff(data) == "need-more":
+        try:
+            more = sock.recv(64 * 1024)
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(sock)
+            continue
+        except OSError:
+            return data
+        if not more:
+            return data
+        data += more
+    return data

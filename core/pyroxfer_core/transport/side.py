@@ -1,0 +1,292 @@
+"""Raw side streams: a byte stream of its own on a daemon's one port, for bulk data past the serializers."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final
+
+import trio
+
+from ..errors import ConnectionClosedError
+from ..settings import Settings
+from ..uri import Uri
+from ..wire.message import Body
+from ..wire.preamble import encode_preamble
+from .sockets import connect_socket, peer_text, reason_of
+
+TURN_BYTES: Final = 1024 * 1024
+"""At most this much per system call: 16 MiB a turn stalls other tasks for 20 ms, 1 MiB for 3 ms."""
+RECEIVE_BYTES: Final = 256 * 1024
+PIPE_BYTES: Final = 1024 * 1024
+MAX_LARGE_PIPES: Final = 8
+"""An ordinary user gets EPERM at the 65th large pipe of all processes together, so a process keeps few."""
+
+_F_SETPIPE_SZ: Final = 1031
+
+
+class SideStream:
+    """A connected raw byte stream.
+
+    A send or a file operation that ends with an exception, cancellation included, leaves the stream at an unknown
+    position: abort it.
+
+    Attributes:
+        token: on the daemon's side, the 120 bytes the client opened the stream with; the handler must check them.
+        peer: the other side, for people.
+    """
+
+    def __init__(self, sock: socket.socket, *, token: bytes = b"", received: bytes = b"") -> None:
+        self._sock = sock
+        self.token = token
+        self.peer = peer_text(sock)
+        self._received = received
+
+    def __repr__(self) -> str:
+        return f"<SideStream to {self.peer}>"
+
+    def fileno(self) -> int:
+        """The descriptor, -1 once closed."""
+        return self._sock.fileno()
+
+    async def _retry(self, operation: Callable[..., Any], *args: Any, wait: Callable[[Any], Awaitable[None]]) -> Any:
+        """Run a non-blocking system call, waiting as often as the socket is not ready."""
+        while True:
+            try:
+                return operation(*args)
+            except BlockingIOError:
+                try:
+                    await wait(self._sock)
+                except trio.ClosedResourceError as error:
+                    raise ConnectionClosedError("the side stream was closed here") from error
+            except (ConnectionError, TimeoutError) as error:
+                raise ConnectionClosedError(f"side stream to {self.peer} lost: {reason_of(error)}") from error
+            except OSError as error:
+                if self._sock.fileno() < 0:
+                    raise ConnectionClosedError("the side stream was closed here") from error
+                raise
+
+    async def send_all(self, data: Body) -> None:
+        """Send all bytes. Raises ConnectionClosedError when the peer is gone."""
+        await trio.lowlevel.checkpoint()
+        rest = memoryview(data)
+        while rest:
+            count = await self._retry(self._sock.send, rest[:TURN_BYTES], wait=trio.lowlevel.wait_writable)
+            rest = rest[count:]
+
+    async def receive_some(self, max_bytes: int = RECEIVE_BYTES) -> bytes:
+        """Between 1 and ``max_bytes`` bytes; empty at the end of the stream. Cancelling is safe."""
+        await trio.lowlevel.checkpoint()
+        if self._received:
+            data, self._received = self._received[:max_bytes], self._received[max_bytes:]
+            return data
+        data = await self._retry(self._sock.recv, max_bytes, wait=trio.lowlevel.wait_readable)
+        return bytes(data)
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Fill (part of) the buffer; the number of bytes, 0 at the end of the stream."""
+        if self._received:
+            data = await self.receive_some(len(buffer))
+            buffer[: len(data)] = data
+            return len(data)
+        await trio.lowlevel.checkpoint()
+        return int(await self._retry(self._sock.recv_into, buffer, wait=trio.lowlevel.wait_readable))
+
+    async def receive_exactly(self, count: int) -> bytes:
+        """Exactly ``count`` bytes.
+
+        Raises:
+            ConnectionClosedError: the stream ended before.
+        """
+        data = bytearray()
+        while len(data) < count:
+            part = await self.receive_some(min(count - len(data), RECEIVE_BYTES))
+            if not part:
+                raise ConnectionClosedError(f"side stream to {self.peer} ended after {len(data)} of {count} bytes")
+            data += part
+        return bytes(data)
+
+    async def send_file(self, fd: int, offset: int, count: int) -> int:
+        """Send part of a file without copying it through this process.
+
+        Returns:
+            Bytes sent; fewer than ``count`` only when the file ended.
+
+        Raises:
+            ConnectionClosedError: the peer is gone.
+            OSError: the file cannot be read.
+        """
+        done = 0
+        while done < count:
+            await trio.lowlevel.checkpoint()
+            turn = min(TURN_BYTES, count - done)
+            sent = await self._retry(
+                os.sendfile, self._sock.fileno(), fd, offset + done, turn, wait=trio.lowlevel.wait_writable
+            )
+            if sent == 0:
+                break
+            done += sent
+        return done
+
+    async def splice_to_file(self, fd: int, offset: int, count: int) -> int:
+        """Receive into part of a file, without copying through this process where the system can.
+
+        Returns:
+            Bytes received; fewer than ``count`` only when the stream ended.
+
+        Raises:
+            ConnectionClosedError: the stream broke.
+            OSError: the file cannot be written (no space, for example).
+        """
+        done = await self._write_received(fd, offset, count)
+        try:
+            with _borrowed_pipe() as pipe:
+                return done + await self._splice(pipe, fd, offset + done, count - done)
+        except _CannotSplice:
+            return done + await self._copy(fd, offset + done, count - done)
+
+    async def _write_received(self, fd: int, offset: int, count: int) -> int:
+        """Bytes that came together with the preamble."""
+        done = 0
+        while self._received and done < count:
+            data = await self.receive_some(count - done)
+            _write_all(fd, data, offset + done)
+            done += len(data)
+        return done
+
+    async def _splice(self, pipe: _Pipe, fd: int, offset: int, count: int) -> int:
+        done = 0
+        while done < count:
+            await trio.lowlevel.checkpoint()
+            turn = min(pipe.size, count - done)
+            try:
+                moved = await self._retry(
+                    _splice_in, self._sock.fileno(), pipe.write_end, turn, wait=trio.lowlevel.wait_readable
+                )
+            except OSError as error:
+                if done == 0 and error.errno in (22, 38):  # EINVAL, ENOSYS: not for this kind of socket or system
+                    raise _CannotSplice from error
+                raise
+            if moved == 0:
+                break
+            pipe.drain_to(fd, offset + done, moved)
+            done += moved
+        return done
+
+    async def _copy(self, fd: int, offset: int, count: int) -> int:
+        buffer = memoryview(bytearray(RECEIVE_BYTES))
+        done = 0
+        while done < count:
+            got = await self.receive_into(buffer[: count - done])
+            if got == 0:
+                break
+            _write_all(fd, buffer[:got], offset + done)
+            done += got
+        return done
+
+    def abort(self) -> None:
+        """Close at once; what was not sent yet may be lost. Twice is fine."""
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+
+    async def aclose(self) -> None:
+        """Close; bytes the kernel took are still delivered."""
+        self.abort()
+        await trio.lowlevel.checkpoint()
+
+    async def __aenter__(self) -> SideStream:
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        await self.aclose()
+
+
+class _CannotSplice(Exception):
+    """This socket, file or system has no splice."""
+
+
+class _Pipe:
+    """A pipe for splicing; it goes back to the stock only when it is empty."""
+
+    def __init__(self) -> None:
+        self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.held = 0
+        try:
+            self.size = fcntl.fcntl(self.write_end, _F_SETPIPE_SZ, PIPE_BYTES)
+        except OSError:
+            self.size = 64 * 1024
+
+    def drain_to(self, fd: int, offset: int, count: int) -> None:
+        """Move ``count`` bytes out of the pipe into a file."""
+        self.held = count
+        while self.held:
+            moved = os.splice(self.read_end, fd, self.held, offset_dst=offset)
+            self.held -= moved
+            offset += moved
+
+    def close(self) -> None:
+        os.close(self.read_end)
+        os.close(self.write_end)
+
+
+_spare_pipes: list[_Pipe] = []
+
+
+def _splice_in(sock_fd: int, pipe_fd: int, count: int) -> int:
+    return os.splice(sock_fd, pipe_fd, count, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+
+
+@contextlib.contextmanager
+def _borrowed_pipe() -> Iterator[_Pipe]:
+    if not hasattr(os, "splice"):
+        raise _CannotSplice
+    try:
+        pipe = _spare_pipes.pop() if _spare_pipes else _Pipe()
+    except OSError as error:
+        raise _CannotSplice from error
+    clean = False
+    try:
+        yield pipe
+        clean = True
+    finally:
+        if clean and pipe.held == 0 and len(_spare_pipes) < MAX_LARGE_PIPES:
+            _spare_pipes.append(pipe)
+        else:
+            pipe.close()
+
+
+def _write_all(fd: int, data: Body, offset: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(fd, rest, offset)
+        rest, offset = rest[count:], offset + count
+
+
+async def open_side_stream(where: Uri | str, token: bytes, *, settings: Settings | None = None) -> SideStream:
+    """Open a raw side stream to a daemon.
+
+    Args:
+        where: the daemon's Uri or location text.
+        token: at most 120 bytes that tell the service what the stream is for.
+
+    Raises:
+        ProtocolError: the token is too long.
+        ConnectionClosedError, TimeoutError: the daemon cannot be reached (outcome NotSent).
+    """
+    preamble = encode_preamble(token)
+    settings = settings or Settings()
+    sock = await connect_socket(where, settings.connect_timeout_s)
+    stream = SideStream(sock)
+    try:
+        await stream.send_all(preamble)
+    except BaseException:
+        stream.abort()
+        raise
+    return stream
+
+
+SideStreamHandler = Callable[[SideStream], Awaitable[None]]

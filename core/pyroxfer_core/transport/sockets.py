@@ -1,0 +1,178 @@
+"""Sockets: connecting, listening, and the options every connection has. OS errors become ours here.
+
+Connections use plain non-blocking sockets: trying the call first and waiting only on EAGAIN costs half of what a
+stream object does per message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from ..errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
+from ..uri import Uri
+
+BACKLOG: Final = 1024
+KEEPALIVE_IDLE_S: Final = 15
+KEEPALIVE_INTERVAL_S: Final = 5
+KEEPALIVE_PROBES: Final = 3
+"""A silent peer is found dead after 15 + 3 x 5 seconds."""
+
+
+def set_options(sock: socket.socket) -> None:
+    """Non-blocking, no Nagle delay (two sends without this stall 44 ms), keep-alive."""
+    sock.setblocking(False)
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+
+
+def peer_text(sock: socket.socket) -> str:
+    """The other side for people: ``127.0.0.1:4711``, ``[::1]:4711`` or ``unix``."""
+    if sock.family == socket.AF_UNIX:
+        return "unix"
+    try:
+        host, port = sock.getpeername()[:2]
+    except OSError:
+        return "gone"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_local(sock: socket.socket) -> bool:
+    """Whether the peer is on this machine: a unix socket or a loopback address."""
+    if sock.family == socket.AF_UNIX:
+        return True
+    try:
+        return ipaddress.ip_address(sock.getpeername()[0].partition("%")[0]).is_loopback
+    except (OSError, ValueError):
+        return False
+
+
+def place_of(where: Uri | str) -> Uri:
+    """A location text (``host:port``, ``[ipv6]:port``, ``./u:path``) or Uri as a Uri with a place.
+
+    Raises:
+        PyroError: the text names no place.
+    """
+    return where if isinstance(where, Uri) else Uri(f"PYRO:x@{where}")
+
+
+async def connect_socket(where: Uri | str, timeout_s: float) -> socket.socket:
+    """Connect to a place; every address of a host name is tried.
+
+    Raises:
+        ConnectionClosedError: nobody listens there, or the name does not resolve (outcome NotSent).
+        TimeoutError: no connection within ``timeout_s`` seconds (outcome NotSent).
+    """
+    uri = place_of(where)
+    try:
+        with trio.fail_after(timeout_s):
+            if uri.sockname is not None:
+                stream = await trio.open_unix_socket(uri.sockname)
+            else:
+                stream = await trio.open_tcp_stream(uri.host or "localhost", uri.port or 0)
+    except trio.TooSlowError:
+        text = f"cannot connect to {uri.location}: no answer within {timeout_s:g} s"
+        raise TimeoutError(text, outcome=Outcome.NOT_SENT) from None
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: this system has no unix sockets
+        text = f"cannot connect to {uri.location}: {reason_of(error)}"
+        raise ConnectionClosedError(text, outcome=Outcome.NOT_SENT) from error
+    sock = socket.socket(fileno=stream.socket.detach())
+    set_options(sock)
+    return sock
+
+
+def reason_of(error: BaseException) -> str:
+    """An OS error in plain words, without errno and addresses of every attempt."""
+    cause = error.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        return reason_of(cause.exceptions[0])
+    if isinstance(cause, OSError):
+        return reason_of(cause)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def bind_tcp(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. An empty host listens everywhere; a name that has both kinds of address, on IPv4.
+
+    Raises:
+        CommunicationError: the address is in use, not ours, not allowed, or the name does not resolve.
+    """
+    try:
+        found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)  # noqa: S104  # asked for by an empty host, as in Pyro
+        family, kind, proto, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        sock = socket.socket(family, kind, proto)
+    except (OSError, UnicodeError, OverflowError) as error:
+        raise CommunicationError(f"cannot listen on {host}:{port}: {reason_of(error)}") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        raise CommunicationError(f"cannot listen on {host}:{port}: {reason_of(error)}") from error
+    return sock
+
+
+def bind_unix(path: str) -> socket.socket:
+    """A listening unix socket. A socket file that nobody serves any more is replaced.
+
+    Raises:
+        CommunicationError: something else is at ``path``, or it cannot be made there.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_dead_socket(path)
+        sock.bind(path)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise CommunicationError(f"cannot listen on ./u:{path}: {reason_of(error)}") from error
+    return sock
+
+
+def _remove_dead_socket(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink(missing_ok=True)
+
+
+def remove_socket_file(path: str) -> None:
+    """Remove a socket file at the end of serving; a missing one is fine."""
+    with contextlib.suppress(OSError):
+        Path(path).unlink(missing_ok=True)
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether listening on ``host`` is reachable from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False

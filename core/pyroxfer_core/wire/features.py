@@ -1,0 +1,103 @@
+"""What two ends of this library agreed on at connect. Layouts: ``docs/protocol.md``.
+
+A grant counts only when it repeats the nonce of *this* connection: stock daemons hand request annotations on to the
+daemons they call, so a grant can arrive where nobody asked.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from .message import Body
+
+FEATURES_KEY: Final = "PXFT"
+DEADLINE_KEY: Final = "PXDL"
+OUTCOME_KEY: Final = "PXOC"
+HOP_KEYS: Final = frozenset({FEATURES_KEY, DEADLINE_KEY, OUTCOME_KEY})
+"""Annotations that belong to one connection: hidden from handlers and callers, never forwarded."""
+
+NONCE_SIZE: Final = 16
+MAX_DEADLINE_MS: Final = 0xFFFFFFFF
+
+_VERSION: Final = 1
+_OFFER: Final = struct.Struct("!BI16s")
+_GRANT: Final = struct.Struct("!BI16s16s16s")
+_DEADLINE: Final = struct.Struct("!4sI")
+
+
+class Feature:
+    """Feature bits, each independent of the others."""
+
+    CONCURRENT: Final = 0x01
+    CANCEL: Final = 0x02
+    DEADLINE: Final = 0x04
+    TYPED: Final = 0x08
+    GOAWAY: Final = 0x10
+    ALL: Final = 0x1F
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What was agreed: ``bits`` (0 towards a stock peer), the daemon's nonce and its epoch."""
+
+    bits: int = 0
+    nonce: bytes = bytes(NONCE_SIZE)
+    epoch: bytes = bytes(NONCE_SIZE)
+
+    def __contains__(self, feature: int) -> bool:
+        return self.bits & feature != 0
+
+    def deadline(self, milliseconds: int) -> bytes:
+        """The value of a ``PXDL`` annotation on this connection."""
+        return _DEADLINE.pack(self.nonce[:4], max(0, min(milliseconds, MAX_DEADLINE_MS)))
+
+    def read_deadline(self, annotation: Body | None) -> int | None:
+        """Milliseconds of a ``PXDL`` annotation; None when it is absent, malformed or of another connection."""
+        if annotation is None or len(annotation) != _DEADLINE.size:
+            return None
+        prefix, milliseconds = _DEADLINE.unpack(annotation)
+        return int(milliseconds) if prefix == self.nonce[:4] else None
+
+    def outcome(self, letter: bytes) -> bytes:
+        """The value of a ``PXOC`` annotation on this connection; ``letter`` is ``N`` or ``U``."""
+        return self.nonce[:4] + letter
+
+    def read_outcome(self, annotation: Body | None) -> str | None:
+        """``N``, ``U``, or None when absent, malformed or of another connection."""
+        value = bytes(annotation or b"")
+        return chr(value[4]) if len(value) == 5 and value[:4] == self.nonce[:4] and value[4:] in b"NU" else None
+
+
+STOCK: Final = Grant()
+"""Nothing agreed: the peer is, or must be treated as, a stock Pyro."""
+
+
+def write_offer(bits: int, nonce: bytes) -> bytes:
+    """The annotation of CONNECT, and (with the daemon's nonce) of the client's first message."""
+    return _OFFER.pack(_VERSION, bits, nonce)
+
+
+def read_offer(annotation: Body | None) -> tuple[int, bytes] | None:
+    """Bits and nonce of an offer; None when absent or not of this version."""
+    if annotation is None or len(annotation) != _OFFER.size:
+        return None
+    version, bits, nonce = _OFFER.unpack(annotation)
+    return (bits, nonce) if version == _VERSION else None
+
+
+def write_grant(grant: Grant, client_nonce: bytes) -> bytes:
+    """The annotation of CONNECTOK."""
+    return _GRANT.pack(_VERSION, grant.bits, client_nonce, grant.nonce, grant.epoch)
+
+
+def read_grant(annotation: Body | None, client_nonce: bytes, offered: int) -> Grant:
+    """What the daemon granted; STOCK unless the annotation repeats ``client_nonce``. Never more than was offered."""
+    if annotation is None or len(annotation) != _GRANT.size:
+        return STOCK
+    version, bits, echoed, nonce, epoch = _GRANT.unpack(annotation)
+    if version != _VERSION or not hmac.compare_digest(echoed, client_nonce):
+        return STOCK
+    return Grant(bits & offered & Feature.ALL, nonce, epoch)

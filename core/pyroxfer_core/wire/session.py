@@ -1,0 +1,255 @@
+"""Who may say what when, on either side of one connection. No I/O, no serializer.
+
+    client                                 server
+    START --connect()--> CONNECTING        START --CONNECT--> GREETING
+    CONNECTING --CONNECTOK--> OPEN         GREETING --accept()--> OPEN
+    CONNECTING --CONNECTFAIL--> CLOSED     GREETING --refuse()--> CLOSED
+    OPEN --RESULT, PING, GOAWAY--> OPEN    OPEN --INVOKE, PING, CANCEL--> OPEN
+
+Anything else is a ProtocolError, and the connection is finished.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from typing import Final, Generic, TypeVar
+
+from ..errors import ProtocolError, SerializeError
+from . import features
+from .features import FEATURES_KEY, STOCK, Feature, Grant
+from .message import Body, Flags, Message, MessageType
+
+Waiter = TypeVar("Waiter")
+
+
+class State(enum.Enum):
+    """Where a connection stands."""
+
+    START = "start"
+    CONNECTING = "connecting"
+    GREETING = "greeting"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+_CLIENT: Final = {
+    (State.CONNECTING, MessageType.CONNECTOK): State.OPEN,
+    (State.CONNECTING, MessageType.CONNECTFAIL): State.CLOSED,
+    (State.OPEN, MessageType.RESULT): State.OPEN,
+    (State.OPEN, MessageType.PING): State.OPEN,
+    (State.OPEN, MessageType.GOAWAY): State.OPEN,
+}
+_SERVER: Final = {
+    (State.START, MessageType.CONNECT): State.GREETING,
+    (State.OPEN, MessageType.INVOKE): State.OPEN,
+    (State.OPEN, MessageType.PING): State.OPEN,
+    (State.OPEN, MessageType.CANCEL): State.OPEN,
+}
+
+
+def _next_state(table: dict[tuple[State, int], State], state: State, message: Message) -> State:
+    try:
+        return table[state, message.type]
+    except KeyError:
+        expected = ", ".join(str(kind) for at, kind in table if at is state) or "none"
+        raise ProtocolError(f"invalid msg type {message.type} received (expected: {expected})") from None
+
+
+class ClientSession(Generic[Waiter]):
+    """The client's side. ``Waiter`` is whatever the shell wants back when a call's answer comes.
+
+    Args:
+        first_seq: the number CONNECT carries (a proxy goes on counting over a reconnect, as Pyro's do).
+        offer: feature bits to offer; 0 makes us indistinguishable from a stock client.
+    """
+
+    def __init__(self, first_seq: int = 0, offer: int = Feature.ALL) -> None:
+        self.state = State.START
+        self.seq = first_seq
+        self.grant: Grant = STOCK
+        self.going_away = False
+        self.pipelined = False
+        """Set on a connection that only asks a stock peer for items: requests may be sent ahead of the answers."""
+        self.pending: dict[int, Waiter] = {}
+        self._serializers: dict[int, str] = {}
+        self._offer = offer
+        self._nonce = secrets.token_bytes(features.NONCE_SIZE)
+        self._confirm: bytes | None = None
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether several calls may be in flight."""
+        return self.grant.bits & Feature.CONCURRENT != 0
+
+    def connect(
+        self, body: Body, serializer: str, flags: int, annotations: dict[str, Body], correlation_id: bytes | None
+    ) -> Message:
+        """The CONNECT message."""
+        if self.state is not State.START:
+            raise ProtocolError("the handshake was begun already")
+        self.state = State.CONNECTING
+        if self._offer:
+            annotations = {**annotations, FEATURES_KEY: features.write_offer(self._offer, self._nonce)}
+        return Message(MessageType.CONNECT, self.seq, serializer, flags, body, annotations, correlation_id)
+
+    def assume_connected(self) -> None:
+        """Skip the handshake, as on a user-supplied connected socket."""
+        self.state = State.OPEN
+
+    def invoke(
+        self,
+        waiter: Waiter | None,
+        body: Body,
+        serializer: str,
+        flags: int,
+        annotations: dict[str, Body],
+        correlation_id: bytes | None,
+    ) -> Message:
+        """The INVOKE message of a new call; ``waiter`` None for a one-way call.
+
+        Raises:
+            ProtocolError: not open, or a second call at once where the peer takes one at a time.
+        """
+        if self.state is not State.OPEN:
+            raise ProtocolError("the connection is not open")
+        pending = self.pending
+        if pending and waiter is not None and not (self.grant.bits & Feature.CONCURRENT or self.pipelined):
+            raise ProtocolError("a call is in flight already, and this peer takes one at a time")
+        seq = (self.seq + 1) & 0xFFFF
+        if pending:
+            seq = self._free_seq(seq)
+        self.seq = seq
+        if waiter is not None:
+            pending[seq] = waiter
+            self._serializers[seq] = serializer
+        if self._confirm is not None:
+            annotations = {**annotations, FEATURES_KEY: self._confirm}
+            self._confirm = None
+        return Message(MessageType.INVOKE, seq, serializer, flags, body, annotations, correlation_id)
+
+    def _free_seq(self, seq: int) -> int:
+        if len(self.pending) > 0xFFFE:
+            raise ProtocolError("65535 calls are in flight on this connection already")
+        while seq in self.pending:
+            seq = (seq + 1) & 0xFFFF
+        return seq
+
+    def forget(self, seq: int) -> None:
+        """Take back a call that could not be written."""
+        self.pending.pop(seq, None)
+        self._serializers.pop(seq, None)
+
+    def drop_pending(self) -> list[Waiter]:
+        """End the session; the waiters of the calls that are still in flight."""
+        self.state = State.CLOSED
+        waiters = list(self.pending.values())
+        self.pending.clear()
+        self._serializers.clear()
+        return waiters
+
+    def cancel(self, seq: int) -> Message:
+        """The CANCEL message for a call in flight."""
+        return Message(MessageType.CANCEL, seq, "ping", 0, b"")
+
+    def receive(self, message: Message) -> Waiter | None:
+        """Judge a message from the server.
+
+        Returns:
+            The waiter whose answer this is; None for everything else (the handshake's answer, PING, GOAWAY).
+
+        Raises:
+            ProtocolError: this message must not come now, or answers no call.
+            SerializeError: the answer is in another serializer than the request.
+        """
+        if message.type == MessageType.RESULT and self.state is State.OPEN:
+            seq = message.seq
+            try:
+                waiter = self.pending.pop(seq)
+            except KeyError:
+                raise ProtocolError(f"invalid sequence number received: {seq} answers no call") from None
+            if self._serializers.pop(seq) != message.serializer:
+                raise SerializeError("the answer is in another serializer than the request")
+            return waiter
+        self.state = _next_state(_CLIENT, self.state, message)
+        if message.type == MessageType.CONNECTOK:
+            self._take_grant(message)
+        elif message.type == MessageType.GOAWAY:
+            if Feature.GOAWAY not in self.grant:
+                raise ProtocolError("GOAWAY was not agreed on")
+            self.going_away = True
+        return None
+
+    def _take_grant(self, message: Message) -> None:
+        annotation = message.annotations.pop(FEATURES_KEY, None)
+        self.grant = features.read_grant(annotation, self._nonce, self._offer)
+        if self.grant.bits:
+            self._confirm = features.write_offer(self.grant.bits, self.grant.nonce)
+
+
+class ServerSession:
+    """The daemon's side.
+
+    Args:
+        epoch: 16 bytes, fresh at every start of the daemon.
+        offer: feature bits this daemon can grant.
+    """
+
+    def __init__(self, epoch: bytes, offer: int = Feature.ALL) -> None:
+        self.state = State.START
+        self.grant: Grant = STOCK
+        """In force. Stock until the client's first message confirmed what was granted."""
+        self._epoch = epoch
+        self._offer = offer
+        self._granted: Grant | None = None
+        self._client_nonce = b""
+
+    def receive(self, message: Message) -> None:
+        """Judge a message from the client; hop-by-hop annotations of CONNECT are taken out of it.
+
+        Raises:
+            ProtocolError: this message must not come now.
+        """
+        if self.state is State.OPEN and message.type == MessageType.INVOKE:
+            if self._granted is not None:
+                self._confirm(message)
+            return
+        self.state = _next_state(_SERVER, self.state, message)
+        if message.type == MessageType.CONNECT:
+            self._consider(message)
+        elif message.type == MessageType.CANCEL and Feature.CANCEL not in self.grant:
+            raise ProtocolError("CANCEL was not agreed on")
+
+    def _consider(self, message: Message) -> None:
+        offer = features.read_offer(message.annotations.pop(FEATURES_KEY, None))
+        if offer is not None:
+            bits, self._client_nonce = offer
+            nonce = secrets.token_bytes(features.NONCE_SIZE)
+            self._granted = Grant(bits & self._offer & Feature.ALL, nonce, self._epoch)
+
+    def _confirm(self, message: Message) -> None:
+        granted, self._granted = self._granted, None
+        answer = features.read_offer(message.annotations.pop(FEATURES_KEY, None))
+        if granted is not None and answer is not None and answer[1] == granted.nonce:
+            self.grant = granted
+
+    def assume_connected(self) -> None:
+        """Skip the handshake, as on a user-supplied connected socket."""
+        self.state = State.OPEN
+
+    def accept(
+        self, request: Message, body: Body, annotations: dict[str, Body], correlation_id: bytes | None
+    ) -> Message:
+        """The CONNECTOK message that answers ``request``, in its serializer."""
+        self.state = State.OPEN
+        if self._granted is not None:
+            annotations = {**annotations, FEATURES_KEY: features.write_grant(self._granted, self._client_nonce)}
+        flags = request.flags & Flags.META_ON_CONNECT
+        return Message(
+            MessageType.CONNECTOK, request.seq, request.serializer, flags, body, annotations, correlation_id
+        )
+
+    def refuse(self, body: Body, serializer: str, seq: int, correlation_id: bytes | None = None) -> Message:
+        """The CONNECTFAIL message; the connection is finished after it."""
+        self.state = State.CLOSED
+        return Message(MessageType.CONNECTFAIL, seq, serializer, 0, body, {}, correlation_id)

@@ -125,7 +125,9 @@ def _encode_blob(
     received = blob.message
     if received is not None:
         return Request(received.body, received.serializer, flags | received.flags & Flags.COMPRESSED, annotations)
-    return Request(serializer.dumps_call(object_id, method, blob.deserialized(), {}), serializer.name, flags, annotations)
+    return Request(
+        serializer.dumps_call(object_id, method, blob.deserialized(), {}), serializer.name, flags, annotations
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import inspect
 import logging
 import secrets
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
@@ -25,7 +26,7 @@ from ..transport.side import SideStreamHandler
 from ..transport.sockets import bind_tcp, bind_unix, is_loopback_host, remove_socket_file
 from ..uri import Uri
 from ..wire.message import Body
-from .execute import Job, execute
+from .execute import Job
 from .handshake import Hello, Judge, Verdict
 from .peer import Peer
 from .streams import StreamTable
@@ -261,10 +262,10 @@ class Daemon:
             await trio.sleep(SWEEP_S)
             await self.streams.sweep()
 
-    def run_oneway(self, peer: Peer, job: Job) -> None:
-        """Run a call that nobody waits for; it goes on when its client leaves."""
+    def run_detached(self, function: Callable[[Job], Awaitable[None]], job: Job) -> None:
+        """Run a call that goes on when its client leaves."""
         if self._nursery is not None:
-            self._nursery.start_soon(execute, peer, job)
+            self._nursery.start_soon(function, job)
 
     def statistics(self) -> DaemonStatistics:
         """Counts at this moment."""

@@ -22,6 +22,7 @@ from ..wire.session import ServerSession
 from .execute import Job, decode, execute, failure
 from .handshake import accept_handshake
 from .streams import StreamTable
+from .waits import noticing_waits
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -31,34 +32,32 @@ log = logging.getLogger("pyroxfer.server")
 
 IDLE_WORKERS: Final = 64
 """Tasks a connection keeps parked for its next calls; waking one costs half of starting one."""
+TAKE_AT_ONCE: Final = 64
+"""Requests in a row that came together before other connections get a turn."""
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
 
 
 class _Worker:
-    """A task that runs the calls of a connection, one after another."""
+    """A task that reads requests and runs calls, one after another."""
 
     __slots__ = ("answer", "job", "scope", "task")
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job | None = None) -> None:
         self.job = job
+        """What it is running, or shall run next."""
         self.answer: Message | None = None
         self.scope = trio.CancelScope()
         self.task: trio.lowlevel.Task | None = None
-
-
-class _Lane:
-    """Calls that run one at a time, in the order in which they came."""
-
-    __slots__ = ("busy", "waiting")
-
-    def __init__(self) -> None:
-        self.busy = False
-        self.waiting: deque[Job] = deque()
+        """Set while it is parked."""
 
 
 class Peer:
     """Serves one connection. Handlers find it as ``current_call.client``.
+
+    Whoever reads a request also runs it. Only when the call waits for something does another task of the connection
+    go on reading: a call that never waits costs no switch between tasks, and requests that came together are answered
+    together.
 
     Without agreed features calls run strictly one after another, as in Pyro. With them they run at once, except those
     on a session object and those that fetch items of one stream, which keep their order.
@@ -83,7 +82,14 @@ class Peer:
         self._running: dict[int, _Worker] = {}
         self._in_flight = 0
         self._idle: list[_Worker] = []
-        self._lanes: dict[object, _Lane] = {}
+        self._lanes: dict[object, deque[Job]] = {}
+        """Calls waiting for the running one that they must follow; a lane exists while a call of it runs."""
+        self._reading = False
+        self._handovers = 0
+        """How often a running call had to wait."""
+        self._ended = False
+        self._taken = 0
+        self._oneways = 0
         self._flush_planned = False
         self._nursery: trio.Nursery | None = None
 
@@ -94,6 +100,11 @@ class Peer:
     def version(self) -> int:
         """48 or 502."""
         return self.connection.codec.version
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether calls of this connection may run at once."""
+        return self.session.grant.bits & Feature.CONCURRENT != 0
 
     @property
     def in_flight(self) -> int:
@@ -141,8 +152,7 @@ class Peer:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                await self._read()
-                nursery.cancel_scope.cancel()
+                await self._work(_Worker())
         finally:
             daemon.peers.discard(self)
             connection.close()
@@ -151,29 +161,121 @@ class Peer:
                 await self.streams.connection_lost(self)
             daemon.client_left(self)
 
-    async def _read(self) -> None:
-        connection, session = self.connection, self.session
-        try:
-            while not self.finishing:
-                message = await connection.receive()
-                if message is None:
+    async def _work(self, worker: _Worker) -> None:
+        """Read and run until the connection ends or there are enough idle tasks.
+
+        A call that is cut short costs its task the cancel scope, so the task goes on with a fresh one.
+        """
+        while True:
+            with worker.scope:
+                await self._work_in_scope(worker)
+            job = worker.job
+            if job is None or job.message.seq not in self._running:
+                return
+            del self._running[job.message.seq]
+            following = await self._answer(job, worker.answer or self._cut_short(job))
+            worker = _Worker(following)
+
+    async def _work_in_scope(self, worker: _Worker) -> None:
+        while not self._ended:
+            if worker.job is not None:
+                waited = await self._run(worker)
+                job = worker.job
+                if worker.scope.cancel_called:
+                    return  # what is left to do must not be cancelled
+                del self._running[job.message.seq]
+                worker.job = (
+                    await self._answer(job, worker.answer) if waited else self._answer_soon(job, worker.answer)
+                )
+            elif self._reading:
+                if not await self._park(worker):
                     return
-                if type(message) is not Message:
-                    raise ProtocolError("a message came in pieces that were not asked for")
-                session.receive(message)
-                if message.type == MessageType.INVOKE:
-                    if session.grant.bits & Feature.CONCURRENT:
-                        await self._begin(message)
-                    else:
-                        await self._serve_serially(message)
-                elif message.type == MessageType.PING:
-                    await connection.send(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
-                else:
-                    self._cancel(message.seq)
+            else:
+                worker.job = await self._read()
+
+    async def _run(self, worker: _Worker) -> bool:
+        """Run the worker's job; whether it had to wait, so that others may be reading now."""
+        job = worker.job
+        assert job is not None, "called with a job"
+        worker.answer = None
+        self._running[job.message.seq] = worker
+        if job.deadline_ms is not None:
+            worker.scope.deadline = trio.current_time() + job.deadline_ms / 1000
+        if self.concurrent:
+            switches = self._handovers
+            worker.answer = await noticing_waits(execute(self, job), self._hand_over_reading)
+            waited = switches != self._handovers
+        else:
+            worker.answer, waited = await execute(self, job), False
+        if job.deadline_ms is not None and not worker.scope.cancel_called:
+            worker.scope.deadline = float("inf")
+        return waited
+
+    def _hand_over_reading(self) -> None:
+        """A call is about to wait: let another task read."""
+        self._handovers += 1
+        if self._reading or self._ended:
+            return
+        if self._idle:
+            worker = self._idle.pop()
+            task, worker.task = worker.task, None
+            assert task is not None, "idle workers are parked"
+            trio.lowlevel.reschedule(task)
+        else:
+            assert self._nursery is not None, "the connection is being served"
+            self._nursery.start_soon(self._work, _Worker())
+
+    async def _read(self) -> Job | None:
+        """Take one message. The job to run now, if it makes one."""
+        self._reading = True
+        try:
+            event = None if self.finishing else await self._next_event()
+            if event is not None:
+                return await self._take(event)
+            if self.finishing:
+                await self.connection.finish()
         except ConnectionClosedError as error:
             log.debug("%s", error)
         except PyroError as error:
-            log.info("connection of %s ended: %s", connection.peer, error)
+            log.info("connection of %s ended: %s", self.connection.peer, error)
+        finally:
+            self._reading = False
+        self._end()
+        return None
+
+    async def _next_event(self) -> object:
+        """The next message; before waiting for one, answers that are queued leave."""
+        connection = self.connection
+        event = connection.receive_nowait()
+        if event is None:
+            self._taken = 0
+            if connection.unsent:
+                await connection.flush()
+            return await connection.receive()
+        self._taken += 1
+        if self._taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
+            self._taken = 0
+            await connection.flush()
+            await trio.lowlevel.checkpoint()
+        return event
+
+    async def _take(self, message: object) -> Job | None:
+        if type(message) is not Message:
+            raise ProtocolError("a message came in pieces that were not asked for")
+        self.session.receive(message)
+        if message.type == MessageType.INVOKE:
+            return await self._begin(message)
+        if message.type == MessageType.PING:
+            await self.connection.send(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
+        else:
+            self._cancel(message.seq)
+        return None
+
+    def _end(self) -> None:
+        """The connection is over: running calls are cancelled."""
+        self._ended = True
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
 
     def _decode(self, message: Message) -> Job | Message | None:
         """The job, or the answer to a request that is none."""
@@ -188,34 +290,13 @@ class Peer:
                 self.finishing = True
             return failure(self, message, serializer, error, dispatched=False)
 
-    async def _serve_serially(self, message: Message) -> None:
-        job = self._decode(message)
-        if isinstance(job, Job):
-            if job.oneway:
-                self.daemon.run_oneway(self, job)
-                return
-            self._in_flight += 1
-            try:
-                job_answer = await execute(self, job)
-            finally:
-                self._call_ended()
-        else:
-            job_answer = job
-        if job_answer is not None:
-            await self._send(job_answer)
-
     def _call_ended(self) -> None:
         self._in_flight -= 1
         if self.daemon.draining:
             self.daemon.call_ended_while_draining()
 
     async def _send(self, answer: Message) -> None:
-        """Send an answer; one that cannot be written is replaced by the reason."""
-        try:
-            self.connection.queue(answer)
-        except PyroError as error:
-            answer = self._unwritable(answer, error)
-            self.connection.queue(answer)
+        self._queue(answer)
         await self.connection.flush()
 
     def _unwritable(self, answer: Message, error: PyroError) -> Message:
@@ -225,35 +306,49 @@ class Peer:
         assert replacement is not None, "the answer to a two-way call"
         return replacement
 
-    async def _begin(self, message: Message) -> None:
-        """Start a call beside those that are running."""
+    async def _begin(self, message: Message) -> Job | None:
+        """The job of a request, if it is to run here and now."""
         if self._in_flight >= self.settings.max_calls_in_flight:
             error = RefusedError(f"busy: {self._in_flight} calls are in flight on this connection")
-            job: Job | Message | None = failure(
-                self, message, self.serializer(message.serializer), error, dispatched=False
-            )
+            serializer = self.serializer(message.serializer)
+            job: Job | Message | None = failure(self, message, serializer, error, dispatched=False)
         else:
             job = self._decode(message)
         if isinstance(job, Message):
             await self._send(job)
         elif job is not None and job.oneway:
-            self.daemon.run_oneway(self, job)
+            await self._begin_oneway(job)
         elif job is not None:
-            self._enqueue(job)
+            self._in_flight += 1
+            return job if not self.concurrent or self._is_next_in_lane(job) else None
+        return None
 
-    def _enqueue(self, job: Job) -> None:
-        self._in_flight += 1
+    async def _begin_oneway(self, job: Job) -> None:
+        """Start a call that nobody waits for; a flood of them is slowed down, not refused."""
+        if self._oneways >= self.settings.max_calls_in_flight:
+            await execute(self, job)
+            return
+        self._oneways += 1
+        self.daemon.run_detached(self._run_oneway, job)
+
+    async def _run_oneway(self, job: Job) -> None:
+        try:
+            await execute(self, job)
+        finally:
+            self._oneways -= 1
+
+    def _is_next_in_lane(self, job: Job) -> bool:
+        """Whether a call may begin; one that must keep its order with others may have to wait for them."""
         key = self._lane_key(job)
-        if key is not None:
-            lane = self._lanes.get(key)
-            if lane is None:
-                lane = self._lanes[key] = _Lane()
-            job.lane = key
-            if lane.busy:
-                lane.waiting.append(job)
-                return
-            lane.busy = True
-        self._start(job)
+        if key is None:
+            return True
+        job.lane = key
+        waiting = self._lanes.get(key)
+        if waiting is None:
+            self._lanes[key] = deque()
+            return True
+        waiting.append(job)
+        return False
 
     @staticmethod
     def _lane_key(job: Job) -> object:
@@ -265,58 +360,26 @@ class Peer:
             return str(job.args[0])
         return None
 
-    def _start(self, job: Job) -> None:
-        if not self._idle:
-            worker = self._running[job.message.seq] = _Worker(job)
-            assert self._nursery is not None, "the connection is being served"
-            self._nursery.start_soon(self._work, worker)
-            return
-        worker = self._running[job.message.seq] = self._idle.pop()
-        worker.job = job
-        task, worker.task = worker.task, None
-        assert task is not None, "idle workers are parked"
-        trio.lowlevel.reschedule(task)
-
-    async def _work(self, worker: _Worker) -> None:
-        """Run jobs until there are none. A job that is cancelled costs its worker the scope, so it gets a new one."""
-        while True:
-            with worker.scope:
-                await self._work_in_scope(worker)
-            job = worker.job
-            if job.message.seq not in self._running:
-                return
-            del self._running[job.message.seq]
-            following = await self._answer(job, worker.answer or self._cut_short(job))
-            if following is None:
-                return
-            worker = self._running[following.message.seq] = _Worker(following)
-
-    async def _work_in_scope(self, worker: _Worker) -> None:
-        """Run jobs until there are none, or the scope was cancelled: then the last one is still to be answered."""
-        while True:
-            job = worker.job
-            worker.answer = None
-            if job.deadline_ms is not None:
-                worker.scope.deadline = trio.current_time() + job.deadline_ms / 1000
-            worker.answer = await execute(self, job)
-            if worker.scope.cancel_called:
-                return
-            if job.deadline_ms is not None:
-                worker.scope.deadline = float("inf")
-            del self._running[job.message.seq]
-            following = await self._answer(job, worker.answer)
-            if following is not None:
-                worker.job = following
-                self._running[following.message.seq] = worker
-            elif not await self._park(worker):
-                return
-
     def _cut_short(self, job: Job) -> Message | None:
         error = PyroError("the call was cancelled, or its deadline passed, while it was running")
         return failure(self, job.message, job.serializer, error, dispatched=True)
 
+    def _answer_soon(self, job: Job, answer: Message | None) -> Job | None:
+        """Queue the answer to a call that did not wait: it leaves before this task waits for the next request."""
+        self._call_ended()
+        if answer is not None:
+            self._queue(answer)
+        return self._next_in_lane(job)
+
+    def _queue(self, answer: Message) -> None:
+        """Queue an answer; one that cannot be written is replaced by the reason."""
+        try:
+            self.connection.queue(answer)
+        except PyroError as error:
+            self.connection.queue(self._unwritable(answer, error))
+
     async def _answer(self, job: Job, answer: Message | None) -> Job | None:
-        """Send the answer to a job; the next one of its lane, if there is one."""
+        """Send the answer to a call that had to wait; returns the next one of its lane, if there is one."""
         self._call_ended()
         following = self._next_in_lane(job)
         if answer is not None:
@@ -330,10 +393,7 @@ class Peer:
     async def _send_with_others(self, answer: Message) -> None:
         """Send now when nothing else is running; else let the others of this turn add theirs first."""
         connection = self.connection
-        try:
-            connection.queue(answer)
-        except PyroError as error:
-            connection.queue(self._unwritable(answer, error))
+        self._queue(answer)
         if self._in_flight == 0 or len(answer.body) > FLUSH_AT:
             await connection.flush()
         elif not self._flush_planned:
@@ -345,9 +405,9 @@ class Peer:
     def _next_in_lane(self, job: Job) -> Job | None:
         if job.lane is None:
             return None
-        lane = self._lanes[job.lane]
-        if lane.waiting:
-            return lane.waiting.popleft()
+        waiting = self._lanes[job.lane]
+        if waiting:
+            return waiting.popleft()
         del self._lanes[job.lane]
         return None
 
@@ -372,10 +432,10 @@ class Peer:
         if worker is not None:
             worker.scope.cancel()
             return
-        for lane in self._lanes.values():
-            for job in lane.waiting:
+        for waiting in self._lanes.values():
+            for job in waiting:
                 if job.message.seq == seq:
-                    lane.waiting.remove(job)
+                    waiting.remove(job)
                     self._call_ended()
                     self._refuse_cancelled(job)
                     return

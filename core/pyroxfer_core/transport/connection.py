@@ -188,6 +188,11 @@ class Connection:
                 self.queued += len(buffer)
         return self.queued
 
+    @property
+    def unsent(self) -> bool:
+        """Whether something is queued."""
+        return bool(self._out)
+
     def flush_nowait(self) -> bool:
         """Send what the kernel takes at once. True when everything queued has left.
 
@@ -268,8 +273,8 @@ class Connection:
         except OSError:
             return False
 
-    async def finish(self, last: Body) -> None:
-        """Send last words and close such that the peer can read them.
+    async def finish(self, *last: Body) -> None:
+        """Send what is queued, and last words, and close such that the peer can read them.
 
         Closing with unread input would reset the connection, and the words could be lost: so what the peer still
         sends is read and dropped, for a second at most.
@@ -277,8 +282,7 @@ class Connection:
         Raises:
             ConnectionClosedError: the peer is gone.
         """
-        self._out.clear()
-        self.queue_encoded(last)
+        self.queue_encoded(*last)
         try:
             with trio.move_on_after(LINGER_S):
                 await self.flush()

@@ -134,9 +134,9 @@ def check_call(parts: Any) -> Call:
         raise SerializeError("malformed call: object and method are texts")
     if not isinstance(args, (list, tuple)):
         raise SerializeError("malformed call: the arguments are not a list")
-    if kwargs and not (isinstance(kwargs, dict) and all(isinstance(key, str) for key in kwargs)):
+    if kwargs is not None and not (isinstance(kwargs, dict) and all(isinstance(key, str) for key in kwargs)):
         raise SerializeError("malformed call: keyword arguments are a dict with text keys")
-    return object_id, method, args, kwargs if isinstance(kwargs, dict) else None
+    return object_id, method, args, kwargs
 
 
 def traceback_lines(exc: BaseException) -> list[str]:

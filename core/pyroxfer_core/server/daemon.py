@@ -317,13 +317,16 @@ class Daemon:
                 tracked_resources=peer.resources,
             )
             current_context_var.set(context)
-            response = self.validateHandshake(peer, hello.handshake)
-            if inspect.isawaitable(response):
-                response = await response
+            response = await self.ask_validate(peer, hello.handshake)
             metadata = self._metadata(hello.object_id)
             return Verdict(response, metadata, {**self.annotations(), **context.response_annotations})
 
         return judge
+
+    async def ask_validate(self, peer: Peer, data: Any) -> Any:
+        """Run `validateHandshake`, async or not."""
+        response = self.validateHandshake(peer, data)
+        return await response if inspect.isawaitable(response) else response
 
     def _metadata(self, object_id: str | None) -> Metadata:
         if object_id is None:
@@ -342,15 +345,22 @@ class Daemon:
         return SerializerContext(
             version=version,
             own=own,
-            proxy_factory=self._make_proxy,
-            proxy_state_of=_proxy_state_of,
+            proxy_factory=self.make_proxy,
+            proxy_state_of=self.state_of_proxy,
             autoproxy=self._autoproxy,
         )
 
-    def _make_proxy(self, state: ProxyState) -> Any:
+    def make_proxy(self, state: ProxyState) -> Any:
+        """The proxy that arrived in a call."""
         from ..client.proxy import proxy_from_state  # only daemons that receive proxies need the client room
 
         return proxy_from_state(state, self.settings)
+
+    def state_of_proxy(self, value: Any) -> ProxyState | None:
+        """The state of a proxy that a method returns; None for anything else."""
+        from ..client.proxy import proxy_state_of
+
+        return proxy_state_of(value)
 
     def _autoproxy(self, value: Any) -> ProxyState | None:
         object_id = self.table.id_of(value)
@@ -358,12 +368,6 @@ class Daemon:
             return None
         meta = self.table.get(object_id).exposed.metadata
         return ProxyState(str(self.uri_for(object_id)), meta.oneway, meta.methods, meta.attrs)
-
-
-def _proxy_state_of(value: Any) -> ProxyState | None:
-    from ..client.proxy import proxy_state_of
-
-    return proxy_state_of(value)
 
 
 def _place(host: str, port: int) -> str:

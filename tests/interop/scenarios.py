@@ -43,7 +43,6 @@ STOCK_CLIENT_CANNOT = {
 STOCK_SERVICE_CANNOT = {
     ("batch", "marshal"): "unmarshallable object",
     ("autoproxy", "marshal"): "'dict' object|__main__.Child",
-    ("autoproxy", "msgpack"): "'dict' object|__main__.Child",
 }
 """(scenario, serializer): a stock service sends an object as a plain dict, or no exception in a batch."""
 

@@ -123,12 +123,9 @@ async def execute(peer: Peer, job: Job) -> Message | None:
 
 async def _run(peer: Peer, job: Job) -> Any:
     entry = job.entry
-    if entry.mode == "instance":
-        instance = entry.target
-    else:
-        instance = peer.known_instance(entry)
-        if instance is None:
-            instance = await peer.pool.run(peer.table.instance, entry, peer.instances)
+    instance = peer.known_instance(entry)
+    if instance is None:
+        instance = await peer.pool.run(peer.table.instance, entry, peer.instances)
     if job.message.flags & Flags.BATCH or job.method == BATCH_METHOD:
         return await _run_batch(peer, job, instance)
     call = prepare(entry.exposed, instance, job.method, job.args, job.kwargs)

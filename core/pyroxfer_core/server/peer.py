@@ -129,8 +129,8 @@ class Peer:
         return self.daemon.serializer_context(self.version, own)
 
     def known_instance(self, entry: Entry) -> Any:
-        """The object of a registered class if it exists already; None when it must be made."""
-        return self.instances.get(entry.target) if entry.mode == "session" else None
+        """The object that a call goes to if it exists already; None when it must be made."""
+        return self.table.known_instance(entry, self.instances)
 
     def daemon_annotations(self) -> dict[str, Body]:
         """What the daemon adds to every answer."""

@@ -194,7 +194,13 @@ class Proxy:
         message = await link.wait(waiter)
         if call is not None:
             call._received(message)
-        result = read_reply(message, link.serializer(message.serializer), link.grant, settings)
+        try:
+            result = read_reply(message, link.serializer(message.serializer), link.grant, settings)
+        except CommunicationError as error:
+            if error.outcome is Outcome.UNKNOWN and deadline is not None:  # the daemon's clock was a little faster
+                waiter.left_whole = True
+                await trio.sleep_until(remaining)
+            raise
         if type(result) is StreamStart:
             return ItemStream(self, link, result.stream_id, options.read_ahead)
         return result

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
-from ..errors import ConnectionClosedError, ProtocolError, PyroError, RefusedError, SerializeError
+from ..errors import (
+    CommunicationError,
+    ConnectionClosedError,
+    Outcome,
+    ProtocolError,
+    PyroError,
+    RefusedError,
+    SerializeError,
+)
 from ..objects.context import TrackedResources
 from ..objects.table import Entry, ObjectTable
 from ..serializers.base import Serializer, SerializerContext
@@ -328,8 +336,9 @@ class Peer:
             self._oneways -= 1
 
     def _cut_short(self, job: Job) -> Message | None:
-        error = PyroError("the call was cancelled, or its deadline passed, while it was running")
-        return failure(self, job.message, job.serializer, error, dispatched=True)
+        text = "the call was cancelled, or its deadline passed, while it was running"
+        error = CommunicationError(text, outcome=Outcome.UNKNOWN)
+        return failure(self, job.message, job.serializer, error, dispatched=False)
 
     def _answer_soon(self, job: Job, answer: Message | None) -> Job | None:
         """Queue the answer to a call that did not wait: it leaves before this task waits for the next request."""

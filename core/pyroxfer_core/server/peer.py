@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
-from ..errors import ConnectionClosedError, ProtocolError, PyroError, RefusedError, SerializeError
+from ..errors import (
+    CommunicationError,
+    ConnectionClosedError,
+    Outcome,
+    ProtocolError,
+    PyroError,
+    RefusedError,
+    SerializeError,
+)
 from ..objects.context import TrackedResources
 from ..objects.table import Entry, ObjectTable
 from ..serializers.base import Serializer, SerializerContext
@@ -41,12 +49,14 @@ FLUSH_AT: Final = 64 * 1024
 class _Worker:
     """A task that reads requests and runs calls, one after another."""
 
-    __slots__ = ("answer", "job", "scope", "task")
+    __slots__ = ("answer", "cut", "job", "scope", "task")
 
     def __init__(self, job: Job | None = None) -> None:
         self.job = job
         """What it is running, or shall run next."""
         self.answer: Message | None = None
+        self.cut = False
+        """Its scope is cancelled, or was when it finished its last job."""
         self.scope = trio.CancelScope()
         self.task: trio.lowlevel.Task | None = None
         """Set while it is parked."""
@@ -178,7 +188,7 @@ class Peer:
             if worker.job is not None:
                 waited = await self._run(worker)
                 job = worker.job
-                if worker.scope.cancel_called:
+                if worker.cut:
                     return  # what is left to do must not be cancelled
                 del self._running[job.message.seq]
                 worker.job = (
@@ -198,13 +208,14 @@ class Peer:
         self._running[job.message.seq] = worker
         if job.deadline_ms is not None:
             worker.scope.deadline = trio.current_time() + job.deadline_ms / 1000
-        if self.concurrent:
+        if self.session.grant.bits & Feature.CONCURRENT:
             switches = self._handovers
             worker.answer = await noticing_waits(execute(self, job), self._hand_over_reading)
             waited = switches != self._handovers
         else:
             worker.answer, waited = await execute(self, job), False
-        if job.deadline_ms is not None and not worker.scope.cancel_called:
+        if job.deadline_ms is not None:
+            worker.cut = worker.cut or worker.scope.cancel_called
             worker.scope.deadline = float("inf")
         return waited
 
@@ -325,8 +336,9 @@ class Peer:
             self._oneways -= 1
 
     def _cut_short(self, job: Job) -> Message | None:
-        error = PyroError("the call was cancelled, or its deadline passed, while it was running")
-        return failure(self, job.message, job.serializer, error, dispatched=True)
+        text = "the call was cancelled, or its deadline passed, while it was running"
+        error = CommunicationError(text, outcome=Outcome.UNKNOWN)
+        return failure(self, job.message, job.serializer, error, dispatched=False)
 
     def _answer_soon(self, job: Job, answer: Message | None) -> Job | None:
         """Queue the answer to a call that did not wait: it leaves before this task waits for the next request."""
@@ -385,6 +397,7 @@ class Peer:
         """The caller does not want the answer any more."""
         worker = self._running.get(seq)
         if worker is not None:
+            worker.cut = True
             worker.scope.cancel()
             return
         job = self._lanes.remove(seq)

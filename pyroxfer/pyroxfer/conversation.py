@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, Final, cast
 
+import trio
+
 from pyroxfer_core import Proxy, Settings, Uri
 from pyroxfer_core import errors as core_errors
 
@@ -14,6 +16,8 @@ from .errors import PeerError, from_record
 
 PROTOCOL: Final = 1
 """Version of the calls between the two ends of this package."""
+GIVE_UP_S: Final = 2.0
+"""How long a client that failed goes on telling the server; the server would find out by itself."""
 
 
 def opened(reply: object) -> Mapping[str, Any]:
@@ -68,6 +72,14 @@ class Conversation:
             opened(stream)
             raise PeerError("the server answered with something else than a stream")
         return cast("AsyncGenerator[Any, None]", stream)
+
+    async def give_up(self, transfer_id: str) -> None:
+        """Tell the server that a transfer is over; never fails, and takes two seconds at most, even when cancelled."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + GIVE_UP_S):
+            try:
+                await self.ask("abort", transfer_id)
+            except core_errors.PyroError:
+                pass  # the server drops the transfer when it sees the connection gone or the lease over
 
 
 @contextlib.asynccontextmanager

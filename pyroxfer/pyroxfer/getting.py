@@ -92,18 +92,26 @@ class Receiver:
         if isinstance(settled, Receipt):
             return self._finished(settled)
         ticket = await self._open(entry.path)
+        try:
+            return self._finished(await self._fetch(ticket, offer, entry.path, store))
+        except BaseException:
+            await self._talk.give_up(ticket.transfer_id)
+            raise
+
+    async def _fetch(self, ticket: Ticket, offer: Offer, path: str, store: LocalStore) -> Receipt:
+        """Fill a staged file, compare, publish."""
         offer = replace(offer, size=ticket.size, mode=ticket.mode, mtime_ns=ticket.mtime_ns)
         choice = choose(self._options.channel, ticket.size)
-        self._reporter.accept(entry.path, choice.channel.name, choice.reason)
-        staged = await in_thread(store.stage, target, ticket.size, ticket.mode)
-        sink = FileSink(staged, ticket.size, offer.algorithm)
+        self._reporter.accept(path, choice.channel.name, choice.reason)
+        staged = await in_thread(store.stage, offer.path, offer.size, offer.mode)
+        sink = FileSink(staged, offer.size, offer.algorithm)
         try:
-            theirs, used = await self._pull(choice, ticket, sink, entry.path)
+            theirs, used = await self._pull(choice, ticket, sink, path)
             own = await sink.verify(theirs)
-            path = await sink.publish(offer.if_exists, offer.durability, offer.mtime_ns)
+            final = await sink.publish(offer.if_exists, offer.durability, offer.mtime_ns)
         finally:
             await sink.discard()
-        return self._finished(receipt_for(offer, path, own, used.channel.name, used.reason))
+        return receipt_for(offer, final, own, used.channel.name, used.reason)
 
     async def _open(self, path: str) -> Ticket:
         ticket = Ticket.from_dict((await self._talk.ask("open_download", path, self._talk.algorithm)).get("ticket"))
@@ -129,8 +137,12 @@ class Receiver:
         choice = choose(self._options.channel, ticket.size, seekable=False)
         self._reporter.accept(entry.path, choice.channel.name, choice.reason)
         sink = PipeSink(fd, entry.path, self._talk.algorithm)
-        theirs, used = await self._pull(choice, ticket, sink, entry.path)
-        own = await sink.verify(theirs)
+        try:
+            theirs, used = await self._pull(choice, ticket, sink, entry.path)
+            own = await sink.verify(theirs)
+        except BaseException:
+            await self._talk.give_up(ticket.transfer_id)
+            raise
         offer = replace(self._offer(entry, "-"), durability="none")
         return self._finished(receipt_for(offer, "-", own, used.channel.name, used.reason))
 

@@ -11,6 +11,7 @@ from .names import printable
 from .offer import ALREADY, NO_CHANNEL, SKIPPED, End, FileEntry, Offer, Receipt
 from .sink import check_equal
 from .store.local import LocalStore
+from .store.staged import Staged
 
 NEEDS_DIGEST: Final = "digest"
 """Answer of ``settle``: a file of equal size stands there; only the sender's digest can tell whether it is equal."""
@@ -41,6 +42,17 @@ def settle(store: LocalStore, offer: Offer) -> Receipt | str | None:
     if offer.if_exists == "skip":
         return _untouched(offer, there.size, "", SKIPPED)
     return None
+
+
+def begin(store: LocalStore, offer: Offer) -> Staged | Receipt | str:
+    """``settle``, and when the bytes are wanted a staged file for them: one visit of a worker thread for both.
+
+    Raises:
+        ExistsError: as ``settle``.
+        TransferError: as ``LocalStore.stage``.
+    """
+    settled = settle(store, offer)
+    return store.stage(offer.path, offer.size, offer.mode) if settled is None else settled
 
 
 def existing(store: LocalStore, path: str) -> FileEntry | None:

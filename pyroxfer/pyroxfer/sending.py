@@ -6,9 +6,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol
-
-import trio
+from typing import Any, Protocol
 
 from pyroxfer_core import errors as core_errors
 
@@ -32,9 +30,6 @@ from .small import SMALL, batches, read_small
 from .source import FileSource, Source
 from .store.local import LocalStore
 from .tasks import in_thread
-
-ABORT_S: Final = 2.0
-"""How long a failed client goes on telling the server that it gives up; the server would find out by itself."""
 
 
 class NamedSource(Source, Protocol):
@@ -117,7 +112,7 @@ class Sender:
                 self._reporter.accept(offer.path, used.channel.name, used.reason)
             receipt = await self._commit(offer, end, used)
         except BaseException:
-            await self._abort(offer.transfer_id)
+            await self._talk.give_up(offer.transfer_id)
             raise
         return self._finished(_check_receipt(receipt, end), moved=True)
 
@@ -147,13 +142,6 @@ class Sender:
                 f"{printable(offer.path)}: Unknown whether it was committed, the connection broke ({first}); "
                 "sending it again finds out"
             ) from first
-
-    async def _abort(self, transfer_id: str) -> None:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_S):
-            try:
-                await self._talk.ask("abort", transfer_id)
-            except (core_errors.PyroError, OSError):
-                pass  # the server drops the transfer when it sees the connection gone or the lease over
 
     def _finished(self, receipt: Receipt, *, moved: bool) -> Receipt:
         self._reporter.commit(receipt, moved=moved)

@@ -18,7 +18,7 @@ from .errors import DeniedError, PeerError, TransferError, from_os_error, to_rec
 from .grants import DOWNLOAD, UPLOAD
 from .names import MAX_PATH_BYTES
 from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_transfer_id
-from .placing import digest_of_file, place_small, receipt_for, settle
+from .placing import begin, digest_of_file, place_small, receipt_for
 from .replies import replies
 from .sink import FileSink
 from .small import BATCH_FILES, read_small
@@ -128,29 +128,19 @@ class FileService(StockEnd, ChannelEnds):
         """``{"ticket": …}`` when the bytes are wanted, ``{"receipt": …}`` when there is nothing to do, or
         ``{"needs": "digest"}`` when the same offer should come again with the digest of the file."""
         store, wanted = self._writable(), Offer.from_dict(offer)
-        settled: Receipt | str | None = self.transfers.receipt(wanted.transfer_id)
-        if settled is None:
-            settled = await in_thread(settle, store, wanted)
-        if isinstance(settled, Receipt):
-            return {"receipt": settled.to_dict()}
-        if settled is not None:
-            return {"needs": settled}
+        receipt = self.transfers.receipt(wanted.transfer_id)
+        if receipt is not None:
+            return {"receipt": receipt.to_dict()}
         self.transfers.check_room(wanted.transfer_id)
-        upload = await self._stage(store, wanted)
-        ticket = Ticket(
-            wanted.transfer_id,
-            wanted.size,
-            wanted.algorithm,
-            MAX_BLOCK,
-            self.transfers.grant(UPLOAD, wanted.transfer_id, wanted.size or 0),
-        )
-        current_call.track_resource(upload)
+        begun = await in_thread(begin, store, wanted)
+        if isinstance(begun, Receipt):
+            return {"receipt": begun.to_dict()}
+        if isinstance(begun, str):
+            return {"needs": begun}
+        current_call.track_resource(self.transfers.new_upload(wanted, FileSink(begun, wanted.size, wanted.algorithm)))
+        grant = self.transfers.grant(UPLOAD, wanted.transfer_id, wanted.size or 0)
+        ticket = Ticket(wanted.transfer_id, wanted.size, wanted.algorithm, MAX_BLOCK, grant)
         return {"ticket": ticket.to_dict()}
-
-    async def _stage(self, store: LocalStore, offer: Offer) -> Upload:
-        with trio.CancelScope(shield=True):  # a partial file without an owner would stay
-            staged = await in_thread(store.stage, offer.path, offer.size, offer.mode)
-        return self.transfers.new_upload(offer, FileSink(staged, offer.size, offer.algorithm))
 
     @replies
     async def status(self, transfer_id: object) -> Mapping[str, Any]:
@@ -223,9 +213,7 @@ class FileService(StockEnd, ChannelEnds):
         name = text_argument(path, "a path", MAX_PATH_BYTES)
         kind = choose_algorithm([algorithm])
         self.transfers.check_room("")
-        with trio.CancelScope(shield=True):  # an open file without an owner would stay open
-            fd = await in_thread(store.open_file, name)
-        source = FileSource(fd, name, kind)
+        source = FileSource(await in_thread(store.open_file, name), name, kind)
         download = self.transfers.new_download(source)
         ticket = Ticket(
             download.transfer_id,

@@ -105,14 +105,17 @@ class FileServer:
         finally:
             with trio.CancelScope(shield=True):
                 await self._transfers.aclose()
+            await self._end_background(kind, error, trace)
             self._store.close()
-            self._background._nursery.cancel_scope.cancel()
-            try:
-                await self._background.__aexit__(kind, error, trace)
-            except BaseExceptionGroup as group:
-                if list(group.exceptions) != [error]:
-                    raise
         return False
+
+    async def _end_background(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._background._nursery.cancel_scope.cancel()
+        try:
+            await self._background.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            if list(group.exceptions) != [error]:
+                raise
 
     async def _clean_leftovers(self) -> None:
         """Remove what servers that died have left in the folder."""

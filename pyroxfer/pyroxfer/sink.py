@@ -130,6 +130,8 @@ class FileSink:
 
     async def discard(self) -> None:
         """Remove the partial file; after ``publish`` nothing happens. Runs to its end even when cancelled."""
+        if self.staged.fd < 0:
+            return
         with trio.CancelScope(shield=True):
             await self.usage.finish()
             await in_thread(self.staged.discard)

@@ -59,7 +59,10 @@ class Usage:
 
 
 async def in_thread(function: Callable[[*Ts], T], *args: *Ts) -> T:
-    """Run blocking disk work in a worker thread. Cancelling waits for its end, so no descriptor is pulled away."""
+    """Run blocking disk work in a worker thread.
+
+    Once begun it is not cancelled: its value comes back, so that what it opened or made finds its owner.
+    """
     return await trio.to_thread.run_sync(function, *args, limiter=_limiter())
 
 

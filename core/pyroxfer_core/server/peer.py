@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
-from ..errors import ConnectionClosedError, ProtocolError, PyroError, RefusedError, SerializeError
+from ..errors import (
+    CommunicationError,
+    ConnectionClosedError,
+    Outcome,
+    ProtocolError,
+    PyroError,
+    RefusedError,
+    SerializeError,
+)
 from ..objects.context import TrackedResources
 from ..objects.table import DAEMON_ID, Entry, ObjectTable
 from ..serializers.base import Serializer, SerializerContext
@@ -79,7 +87,8 @@ class Peer:
         tracebacks = self.settings.remote_tracebacks
         self.sends_tracebacks = connection.is_local if tracebacks is None else tracebacks
         self._serializers: dict[str, Serializer] = {}
-        self._running: dict[int, _Worker] = {}
+        self._running: dict[int, _Worker | None] = {}
+        """Calls by sequence number; None while one waits in its lane."""
         self._in_flight = 0
         self._idle: list[_Worker] = []
         self._lanes: dict[object, deque[Job]] = {}
@@ -90,6 +99,8 @@ class Peer:
         self._ended = False
         self._taken = 0
         self._oneways = 0
+        self._unbegun: deque[Job] = deque()
+        """One-way calls whose tasks have not begun to run."""
         self._flush_planned = False
         self._nursery: trio.Nursery | None = None
 
@@ -155,6 +166,7 @@ class Peer:
                 await self._work(_Worker())
         finally:
             daemon.peers.discard(self)
+            daemon.call_ended()
             connection.close()
             self.resources.close_all()
             with trio.CancelScope(shield=True):
@@ -184,9 +196,10 @@ class Peer:
                 if worker.scope.cancel_called:
                     return  # what is left to do must not be cancelled
                 del self._running[job.message.seq]
-                worker.job = (
-                    await self._answer(job, worker.answer) if waited else self._answer_soon(job, worker.answer)
-                )
+                if waited or self._reading:
+                    worker.job = await self._answer(job, worker.answer)
+                else:  # this task reads on, and sends before it waits
+                    worker.job = self._answer_soon(job, worker.answer)
             elif self._reading:
                 if not await self._park(worker):
                     return
@@ -199,15 +212,18 @@ class Peer:
         assert job is not None, "called with a job"
         worker.answer = None
         self._running[job.message.seq] = worker
-        if job.deadline_ms is not None:
-            worker.scope.deadline = trio.current_time() + job.deadline_ms / 1000
+        if job.deadline is not None:
+            if job.deadline <= trio.current_time():
+                worker.answer = self._refused(job, "the deadline passed before the call began")
+                return False
+            worker.scope.deadline = job.deadline
         if self.concurrent:
             switches = self._handovers
             worker.answer = await noticing_waits(execute(self, job), self._hand_over_reading)
             waited = switches != self._handovers
         else:
             worker.answer, waited = await execute(self, job), False
-        if job.deadline_ms is not None and not worker.scope.cancel_called:
+        if job.deadline is not None and not worker.scope.cancel_called:
             worker.scope.deadline = float("inf")
         return waited
 
@@ -288,12 +304,14 @@ class Peer:
         except Exception as error:
             if isinstance(error, PyroError) and serializer is None:
                 self.finishing = True
+            if isinstance(error, CommunicationError):
+                error.outcome = Outcome.NOT_SENT
             return failure(self, message, serializer, error, dispatched=False)
 
     def _call_ended(self) -> None:
         self._in_flight -= 1
         if self.daemon.draining:
-            self.daemon.call_ended_while_draining()
+            self.daemon.call_ended()
 
     async def _send(self, answer: Message) -> None:
         self._queue(answer)
@@ -308,6 +326,8 @@ class Peer:
 
     async def _begin(self, message: Message) -> Job | None:
         """The job of a request, if it is to run here and now."""
+        if message.seq in self._running:
+            raise ProtocolError(f"the sequence number {message.seq} belongs to a call in flight")
         if self._in_flight >= self.settings.max_calls_in_flight:
             error = RefusedError(f"busy: {self._in_flight} calls are in flight on this connection")
             serializer = self.serializer(message.serializer)
@@ -320,22 +340,32 @@ class Peer:
             await self._begin_oneway(job)
         elif job is not None:
             self._in_flight += 1
+            if self._unbegun:
+                await self._let_oneways_begin()
             return job if not self.concurrent or self._is_next_in_lane(job) else None
         return None
 
     async def _begin_oneway(self, job: Job) -> None:
         """Start a call that nobody waits for; a flood of them is slowed down, not refused."""
         if self._oneways >= self.settings.max_calls_in_flight:
+            await self._let_oneways_begin()
             await execute(self, job)
             return
         self._oneways += 1
-        self.daemon.run_detached(self._run_oneway, job)
+        self._unbegun.append(job)
+        self.daemon.run_detached(self._run_next_oneway)
 
-    async def _run_oneway(self, job: Job) -> None:
+    async def _run_next_oneway(self) -> None:
+        """Whichever task the loop starts first takes the call that came first."""
         try:
-            await execute(self, job)
+            await execute(self, self._unbegun.popleft())
         finally:
             self._oneways -= 1
+
+    async def _let_oneways_begin(self) -> None:
+        """Calls begin in the order in which they came."""
+        while self._unbegun:
+            await trio.lowlevel.checkpoint()
 
     def _is_next_in_lane(self, job: Job) -> bool:
         """Whether a call may begin; one that must keep its order with others may have to wait for them."""
@@ -348,6 +378,7 @@ class Peer:
             self._lanes[key] = deque()
             return True
         waiting.append(job)
+        self._running[job.message.seq] = None
         return False
 
     @staticmethod
@@ -428,7 +459,9 @@ class Peer:
 
     def _cancel(self, seq: int) -> None:
         """The caller does not want the answer any more."""
-        worker = self._running.get(seq)
+        if seq not in self._running:
+            return
+        worker = self._running[seq]
         if worker is not None:
             worker.scope.cancel()
             return
@@ -436,17 +469,29 @@ class Peer:
             for job in waiting:
                 if job.message.seq == seq:
                     waiting.remove(job)
+                    del self._running[seq]
                     self._call_ended()
                     self._refuse_cancelled(job)
                     return
 
+    def _refused(self, job: Job, text: str) -> Message | None:
+        """The answer to a call that was not begun."""
+        return failure(self, job.message, job.serializer, RefusedError(text), dispatched=False)
+
     def _refuse_cancelled(self, job: Job) -> None:
-        answer = failure(
-            self, job.message, job.serializer, RefusedError("cancelled before it began"), dispatched=False
-        )
+        answer = self._refused(job, "cancelled before it began")
         if answer is not None:
             self.connection.queue(answer)
             self.connection.flush_nowait()
+
+    def go_away(self) -> None:
+        """Tell a client that can understand it to make no more calls here."""
+        if self.session.grant.bits & Feature.GOAWAY:
+            try:
+                self.connection.queue(self.session.goaway())
+                self.connection.flush_nowait()
+            except PyroError as error:
+                log.debug("%s cannot be told to go away: %s", self.connection.peer, error)
 
     def close(self) -> None:
         """Cut the connection."""

@@ -74,7 +74,7 @@ class Conversation:
         return cast("AsyncGenerator[Any, None]", stream)
 
     async def give_up(self, transfer_id: str) -> None:
-        """Tell the server that a transfer is over; never fails, and takes two seconds at most, even when cancelled."""
+        """Tell the server that a transfer is over. Never fails; takes two seconds at most, even when cancelled."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + GIVE_UP_S):
             try:
                 await self.ask("abort", transfer_id)

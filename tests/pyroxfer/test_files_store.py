@@ -151,19 +151,21 @@ def test_a_moving_link_never_leads_outside(store: LocalStore, root: Path, tmp_pa
 
     swapper = threading.Thread(target=swap)
     swapper.start()
-    committed = 0
+    committed = refused = number = 0
     try:
-        for number in range(400):
+        while number < 400 or ((not committed or not refused) and number < 20_000):
+            number += 1
             try:
                 put(store, f"sub/{number}", b"x")
                 committed += 1
             except errors.TransferError:
-                pass
+                refused += 1
     finally:
         stop.set()
         swapper.join()
     assert os.listdir(outside) == []
-    assert committed > 0
+    assert committed
+    assert refused
 
 
 def test_devices_pipes_and_folders_are_not_sent(store: LocalStore, root: Path) -> None:
@@ -224,6 +226,24 @@ def test_walking_shows_everything_once_and_no_partial_files(store: LocalStore, r
         ("empty/deep", "folder", 0),
     ]
     assert [entry.path for entry in store.walk("a")] == ["b", "x", "b/y"]
+
+
+def test_listings_at_once_do_not_disturb_each_other(store: LocalStore, root: Path) -> None:
+    """Every listing has a position of its own in the folder."""
+    for number in range(300):
+        (root / str(number)).touch()
+    seen: list[int] = []
+
+    def look() -> None:
+        for _ in range(20):
+            seen.append(len(store.list("")))
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(seen) == {300}
 
 
 def test_a_name_that_is_not_text_is_reported_not_hidden(store: LocalStore, root: Path) -> None:

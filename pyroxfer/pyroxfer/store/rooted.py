@@ -45,7 +45,7 @@ def open_folder(root_fd: int, parts: Sequence[str], *, create: bool = False) -> 
     Raises:
         OSError: a component is missing, a link, not a folder, or may not be entered.
     """
-    current = os.dup(root_fd)
+    current = os.open(".", _FOLDER, dir_fd=root_fd)  # not dup(): two listings would share one position
     try:
         for part in parts:
             following = _step(current, part, create)

@@ -15,6 +15,7 @@ from pyroxfer_core import Daemon, Settings, Uri
 
 from .address import OBJECT_ID, parse_listen
 from .channels.choose import serve_side_stream
+from .conversation import bounded
 from .errors import AddressError, TransferError
 from .service import FileService
 from .store.local import LocalStore
@@ -60,7 +61,9 @@ class FileServer:
         self._transfers = Transfers(lease_s=lease_s)
         self._service = FileService(self._store, self._transfers, read_only=read_only, upload_only=upload_only)
         everywhere = host in ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
-        self._daemon = Daemon(host, port, nathost=socket.gethostname() if everywhere else None, settings=settings)
+        self._daemon = Daemon(
+            host, port, nathost=socket.gethostname() if everywhere else None, settings=bounded(settings or Settings())
+        )
         self._daemon.side_stream_handler = functools.partial(serve_side_stream, self._transfers)
         self._object_id = object_id
         self._background: Any = None

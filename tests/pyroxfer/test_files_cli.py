@@ -191,7 +191,7 @@ async def test_an_unreachable_server_is_5(here: Path) -> None:
 
 async def test_integrity_is_6(server: FileServer, root: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's end record speaks of other bytes than came."""
-    (root / "f").write_bytes(b"x" * 200_000)
+    (root / "f").write_bytes(b"x" * 600_000)
 
     async def lying(source: FileSource) -> End:
         return End(source.size, "00" * 32)
@@ -203,7 +203,7 @@ async def test_integrity_is_6(server: FileServer, root: Path, here: Path, monkey
 
 
 async def test_a_changed_source_is_7(server: FileServer, root: Path, here: Path, monkeypatch: Any) -> None:
-    (root / "f").write_bytes(b"x" * 200_000)
+    (root / "f").write_bytes(b"x" * 600_000)
     honest = FileSource.read_block
 
     async def meddling(source: FileSource, offset: int, length: int) -> bytes:

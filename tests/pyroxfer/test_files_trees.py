@@ -196,9 +196,9 @@ async def test_local_targets_mean_what_they_mean_for_cp(server: FileServer, root
 
 
 def test_batches_keep_order_and_limits() -> None:
-    entries = [FileEntry(str(number), "file", size) for number, size in enumerate([0] * 600 + [SMALL] * 100)]
+    entries = [FileEntry(str(number), "file", size) for number, size in enumerate([0] * 600 + [SMALL] * 40)]
     packed = list(batches(entries))
     assert [entry for batch in packed for entry in batch] == entries
     assert all(len(batch) <= BATCH_FILES and sum(entry.size for entry in batch) <= BATCH_BYTES for batch in packed)
-    assert [len(batch) for batch in packed] == [512, 152, 36]
+    assert [len(batch) for batch in packed] == [512, 104, 16, 8]
     assert list(batches([])) == []

@@ -197,3 +197,14 @@ async def fault_proxy(target: str) -> AsyncIterator[FaultProxy]:
             yield relay
         finally:
             nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something that other tasks bring about is true; the test's own time limit ends it otherwise."""
+    while not condition():
+        await trio.sleep(0.001)  # noqa: ASYNC110  # what is waited for has no event
+
+
+async def run(member: Any, *args: Any) -> Any:
+    """A call as a function that a nursery can start."""
+    return await member(*args)

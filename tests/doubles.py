@@ -148,13 +148,21 @@ class FaultProxy:
         self.location = ""
         self.connections = 0
 
+    def cut_next(self, to_server: float = math.inf, to_client: float = math.inf) -> None:
+        """Break the next connection after so many bytes of a direction."""
+        self.cut = Cut(to_server, to_client)
+
     async def _serve(self, client: trio.SocketStream) -> None:
         self.connections += 1
         cut, self.cut = self.cut, None
         uri = Uri(f"PYRO:x@{self._target}")
         assert uri.host is not None
         assert uri.port is not None
-        server = await trio.open_tcp_stream(uri.host, uri.port)
+        try:
+            server = await trio.open_tcp_stream(uri.host, uri.port)
+        except OSError:
+            await client.aclose()
+            return
         counted = [0, 0]
         if cut is not None:
             self.counted = counted
@@ -202,7 +210,7 @@ async def fault_proxy(target: str) -> AsyncIterator[FaultProxy]:
 async def until(condition: Callable[[], object]) -> None:
     """Wait until something that other tasks bring about is true; the test's own time limit ends it otherwise."""
     while not condition():
-        await trio.sleep(0.001)  # noqa: ASYNC110  # what is waited for has no event
+        await trio.sleep(0.001)  # what is waited for has no event
 
 
 async def run(member: Any, *args: Any) -> Any:

@@ -323,7 +323,10 @@ async def test_annotations_of_the_daemon_and_of_the_call_add_up() -> None:
     async with Talkative() as daemon, Proxy(daemon.register(Service())) as proxy:
         call = proxy.annotations()
         await call
-        assert {key: bytes(value) for key, value in call.response_annotations.items()} == {"DAEM": b"d", "RESP": b"back"}
+        assert {key: bytes(value) for key, value in call.response_annotations.items()} == {
+            "DAEM": b"d",
+            "RESP": b"back",
+        }
 
 
 @BOTH

@@ -55,7 +55,7 @@ class Grant:
         return _DEADLINE.pack(self.nonce[:4], max(0, min(milliseconds, MAX_DEADLINE_MS)))
 
     def read_deadline(self, annotation: Body | None) -> int | None:
-        """Milliseconds of a ``PXDL`` annotation; None when absent, malformed, not agreed on, or of another connection."""
+        """Milliseconds of a ``PXDL`` annotation; None when absent, malformed, not agreed on, or of another peer."""
         if annotation is None or not self.bits & Feature.DEADLINE or len(annotation) != _DEADLINE.size:
             return None
         prefix, milliseconds = _DEADLINE.unpack(annotation)

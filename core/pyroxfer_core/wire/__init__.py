@@ -1,0 +1,15 @@
+"""Bytes to messages and back, for Pyro's protocols 48 and 502. No I/O, no clock, no serializer."""
+
+from __future__ import annotations
+
+from .codec import Codec as Codec
+from .codec import codec_for as codec_for
+from .decoder import Decoder as Decoder
+from .message import BodyPart as BodyPart
+from .message import End as End
+from .message import Flags as Flags
+from .message import Head as Head
+from .message import Message as Message
+from .message import MessageType as MessageType
+from .v48 import V48 as V48
+from .v502 import V502 as V502

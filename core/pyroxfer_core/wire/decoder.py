@@ -1,0 +1,305 @@
+"""From received bytes to events, without I/O.
+
+The owner feeds what it received and takes events until there are none; limits are checked on the announced lengths,
+before a body is kept, and memory grows only with what has really arrived.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NoReturn
+
+from ..errors import MessageTooLargeError, ProtocolError, PyroError, SecurityError
+from ..settings import GIB, KIB, MIB
+from .codec import Codec, recognise
+from .frame import PREFIX_SIZE, Header
+from .message import Body, BodyPart, End, Head, Message
+
+Event = Message | Head | BodyPart | End
+
+_INLINE_BODY: Final = 64 * KIB
+"""Bodies up to here wait in the input buffer, so that a small message costs one slice and no state."""
+_PART: Final = 256 * KIB
+_GROWTH: Final = 256 * KIB
+"""First step of a collected body's buffer; from then on it doubles, never past the announced length."""
+
+
+class Decoder:
+    """Turns the bytes of one direction of one connection into events.
+
+    ``max_message`` (bytes, annotations and body of one message) may be changed between messages. Bodies of up to
+    ``collect`` bytes come whole, as Message; larger ones as Head, BodyPart (at most 256 KiB each), End. With
+    ``hmac_key`` every message of protocol 48 must be signed with it and is collected whatever its size; protocol 502
+    cannot sign, so whether to talk it at all is the owner's decision.
+
+    After an error the decoder stays broken: every further call raises the same error again.
+    """
+
+    __slots__ = (
+        "_broken",
+        "_collect_limit",
+        "_collected",
+        "_data",
+        "_filled",
+        "_header",
+        "_hmac_key",
+        "_inline_limit",
+        "_lent",
+        "_max_annotations",
+        "_offset",
+        "_open",
+        "_remaining",
+        "_signature",
+        "codec",
+        "max_message",
+    )
+
+    def __init__(
+        self,
+        codec: Codec | None = None,
+        *,
+        max_message: int = 1 * GIB,
+        max_annotations: int = 64,
+        collect: int = 1 * MIB,
+        hmac_key: bytes | None = None,
+    ) -> None:
+        self.codec: Codec | None = None
+        """None until the first six bytes have told it, when it was not given."""
+        self.max_message = max_message
+        self._max_annotations = max_annotations
+        self._collect_limit = collect
+        self._inline_limit = min(collect, _INLINE_BODY)
+        self._hmac_key = hmac_key or None
+        self._broken: tuple[type[PyroError], tuple[object, ...]] | None = None
+        self._data: bytes | bytearray = b""
+        self._offset = 0
+        self._header: Header | None = None
+        self._open: Message | None = None
+        self._remaining = 0
+        self._signature: bytes | None = None
+        self._collected: bytearray | None = None
+        self._filled = 0
+        self._lent: memoryview | None = None
+        if codec is not None:
+            self._choose(codec)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of memory held for input that has not become an event yet."""
+        return len(self._data) + (0 if self._collected is None else len(self._collected))
+
+    def feed(self, data: Body) -> None:
+        """Add received bytes (copied unless ``bytes``). Drain ``next_event`` before feeding again to bound memory."""
+        if self._broken is not None:
+            self._raise_broken()
+        if type(data) is not bytes:
+            data = bytes(data)
+        if self._offset == len(self._data):
+            self._data = data
+        elif isinstance(self._data, bytearray):
+            del self._data[: self._offset]
+            self._data += data
+        else:
+            self._data = bytearray(memoryview(self._data)[self._offset :])
+            self._data += data
+        self._offset = 0
+
+    def next_event(self) -> Event | None:
+        """The next event, or None when more bytes are needed.
+
+        ProtocolError: not the protocol. MessageTooLargeError: announced length over ``max_message``.
+        SecurityError: signature missing, unexpected or wrong.
+        """
+        if self._broken is not None:
+            self._raise_broken()
+        try:
+            if self._open is None:
+                return self._begin()
+            if self._collected is None:
+                return self._next_part()
+            return self._collect()
+        except PyroError as error:
+            self._break(error)
+            raise
+
+    def eof(self) -> None:
+        """The stream ended. ProtocolError when inside a message; call once ``next_event`` gave None."""
+        if self._broken is not None:
+            self._raise_broken()
+        if self._open is not None or self._offset < len(self._data):
+            error = ProtocolError("the stream ended inside a message")
+            self._break(error)
+            raise error
+
+    def wanted_buffer(self) -> memoryview | None:
+        """Where to receive the next bytes of a large collected body directly, or None: use ``feed``.
+
+        Valid until the next call of any method; its owner keeps no slice of it. Tell how much was written with
+        ``received``. The memory behind it grows with what has arrived: first 256 KiB, then twice that.
+        """
+        if self._broken is not None:
+            self._raise_broken()
+        buffer = self._collected
+        if buffer is None or self._offset < len(self._data):
+            return None
+        self._take_back()
+        filled = self._filled
+        if filled == len(buffer):
+            wanted = min(filled + self._remaining, max(2 * filled, _GROWTH))
+            buffer += bytes(wanted - filled)
+        self._lent = memoryview(buffer)[filled:]
+        return self._lent
+
+    def received(self, count: int) -> None:
+        """``count`` bytes were written to the start of ``wanted_buffer``. ValueError: more than it holds."""
+        if self._lent is None or not 0 <= count <= len(self._lent):
+            raise ValueError(f"{count} bytes were not asked for")
+        self._take_back()
+        self._filled += count
+        self._remaining -= count
+
+    def _begin(self) -> Event | None:
+        header = self._header
+        if header is None:
+            header = self._parse_header()
+            if header is None:
+                return None
+        assert self.codec is not None
+        start = self._offset + self.codec.header_size
+        body_start = start + header.annotations_length
+        if header.body_length <= self._inline_limit:
+            end = body_start + header.body_length
+            if end <= len(self._data):
+                return self._whole(header, start, body_start, end)
+        elif body_start <= len(self._data):
+            return self._open_body(header, start, body_start)
+        self._header = header
+        return None
+
+    def _parse_header(self) -> Header | None:
+        data, offset, codec = self._data, self._offset, self.codec
+        available = len(data) - offset
+        if codec is None:
+            if available < PREFIX_SIZE:
+                return None
+            codec = recognise(bytes(data[offset : offset + PREFIX_SIZE]))
+            self._choose(codec)
+        if available < codec.header_size:
+            if available >= PREFIX_SIZE:
+                codec.check_prefix(bytes(data[offset : offset + PREFIX_SIZE]))
+            return None
+        header = codec.parse_header(data, offset)
+        size = header.annotations_length + header.body_length
+        if size > self.max_message:
+            raise MessageTooLargeError(f"message too large ({size}, max={self.max_message})")
+        return header
+
+    def _choose(self, codec: Codec) -> None:
+        self.codec = codec
+        if self._hmac_key is not None and codec.signs:
+            # A signature covers the whole body: nothing of it may be handed out before it is verified.
+            self._collect_limit = codec.max_body
+            self._inline_limit = _INLINE_BODY
+
+    def _whole(self, header: Header, start: int, body_start: int, end: int) -> Message:
+        message = self._message(header, start, body_start, self._slice(body_start, end))
+        if self._signature is not None:
+            self._verify(message)
+        self._advance(end)
+        return message
+
+    def _open_body(self, header: Header, start: int, body_start: int) -> Event | None:
+        message = self._message(header, start, body_start, b"")
+        self._advance(body_start)
+        self._open = message
+        self._remaining = header.body_length
+        if header.body_length > self._collect_limit:
+            return Head(message, header.body_length)
+        self._collected = bytearray()
+        self._filled = 0
+        return self._collect()
+
+    def _message(self, header: Header, start: int, body_start: int, body: bytes) -> Message:
+        """The message so far; its signature is left in ``_signature`` until the whole body is there."""
+        annotations: dict[str, Body] = {}
+        correlation_id, signature = header.correlation_id, None
+        codec = self.codec
+        assert codec is not None
+        if start != body_start:
+            parsed, in_annotations, signature = codec.parse_annotations(
+                self._slice(start, body_start), self._max_annotations
+            )
+            annotations.update(parsed)
+            correlation_id = correlation_id or in_annotations
+        if codec.signs and (signature is None) is not (self._hmac_key is None):
+            raise SecurityError("hmac key config not symmetric")
+        self._signature = signature
+        return Message(header.type, header.seq, header.serializer, header.flags, body, annotations, correlation_id)
+
+    def _verify(self, message: Message) -> None:
+        assert self.codec is not None
+        assert self._signature is not None
+        assert self._hmac_key is not None
+        self.codec.verify(self._hmac_key, message, self._signature)
+        self._signature = None
+
+    def _collect(self) -> Message | None:
+        """Move fed bytes of the body to its buffer; the message, once they are all there."""
+        buffer, message = self._collected, self._open
+        assert buffer is not None
+        assert message is not None
+        self._take_back()
+        take = min(len(self._data) - self._offset, self._remaining)
+        if take:
+            end = self._offset + take
+            buffer[self._filled : self._filled + take] = memoryview(self._data)[self._offset : end]
+            self._filled += take
+            self._remaining -= take
+            self._advance(end)
+        if self._remaining:
+            return None
+        message.body = buffer
+        if self._signature is not None:
+            self._verify(message)
+        self._open = self._collected = None
+        return message
+
+    def _next_part(self) -> BodyPart | End | None:
+        if not self._remaining:
+            self._open = None
+            return End()
+        take = min(len(self._data) - self._offset, self._remaining, _PART)
+        if not take:
+            return None
+        end = self._offset + take
+        part = BodyPart(self._slice(self._offset, end))
+        self._remaining -= take
+        self._advance(end)
+        return part
+
+    def _slice(self, start: int, end: int) -> bytes:
+        data = self._data
+        return data[start:end] if isinstance(data, bytes) else bytes(memoryview(data)[start:end])
+
+    def _advance(self, end: int) -> None:
+        self._header = None
+        if end == len(self._data):
+            self._data = b""
+            end = 0
+        self._offset = end
+
+    def _take_back(self) -> None:
+        """End the loan of the body's buffer: it cannot grow while a view of it exists."""
+        if self._lent is not None:
+            self._lent.release()
+            self._lent = None
+
+    def _break(self, error: PyroError) -> None:
+        # Class and arguments instead of the error: its traceback would tie this object to itself.
+        self._broken = (type(error), error.args)
+        self._data, self._offset = b"", 0
+        self._open = self._collected = self._header = None
+
+    def _raise_broken(self) -> NoReturn:
+        assert self._broken is not None
+        kind, args = self._broken
+        raise kind(*args)

@@ -1,0 +1,293 @@
+"""A validating reader for the plain values of Python's marshal format, and a writer that stays within them.
+
+``marshal.loads`` builds code objects and may crash on hostile bytes, yet Pyro uses the format for refusal texts and
+blob infos. This reader builds only None, bool, int, float, complex, str, bytes, tuple, list, dict, set and frozenset.
+"""
+
+from __future__ import annotations
+
+import marshal
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from ..errors import ProtocolError, SerializeError
+from .message import Body
+
+MAX_DEPTH: Final = 100
+"""Far above what calls nest and far below the interpreter's recursion limit."""
+MAX_ITEMS: Final = 1_000_000
+"""An empty set takes 5 bytes to announce and 216 to keep; this bounds the product whatever the message limit."""
+
+_REMEMBER: Final = 0x80
+_END_OF_DICT: Final = ord("0")
+_DIGIT_BITS: Final = 15
+_WRITE_VERSION: Final = 2
+"""The last version without references: the same value gives the same bytes, and every Python reads it."""
+
+_INT: Final = struct.Struct("<i")
+_FLOAT: Final = struct.Struct("<d")
+_COMPLEX: Final = struct.Struct("<dd")
+
+
+def read(data: Body, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITEMS) -> object:
+    """The one value in ``data``.
+
+    ``max_items`` bounds all values together; a reference counts as much as what it refers to, so that no small input
+    stands for a value that takes for ever to walk. ``max_depth`` bounds nesting, likewise through references.
+
+    ProtocolError: another type, a count beyond the data, a reference to nothing or to an unfinished container, an
+    unhashable key, digits or text out of range, over a limit, cut short, or bytes left over.
+    """
+    reader = _Reader(bytes(data), max_depth, max_items)
+    value = reader.value(0)
+    reader.check_end()
+    return value
+
+
+def write(value: object) -> bytes:
+    """Marshal bytes of a plain value, without references.
+
+    SerializeError: a value of another type (bytearray and memoryview included: they would arrive as bytes), or
+    nested too deep.
+    """
+    try:
+        data = marshal.dumps(value, _WRITE_VERSION)  # type: ignore[arg-type]  # it refuses the others itself
+    except ValueError as error:
+        raise SerializeError(f"marshal cannot write this value: {error}") from error
+    _check_plain(value)
+    return data
+
+
+_LEAVES: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+_GROUPS: Final = frozenset({tuple, list, set, frozenset})
+
+
+def _check_plain(value: object) -> None:
+    """Runs after ``dumps``, which has already refused endless values."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        kind = type(value)
+        if kind in _LEAVES:
+            continue
+        if isinstance(value, dict) and kind is dict:
+            waiting.extend(value.keys())
+            waiting.extend(value.values())
+        elif isinstance(value, Iterable) and kind in _GROUPS:
+            waiting.extend(value)
+        else:
+            raise SerializeError(f"marshal is used for plain values only, not {kind.__name__}")
+
+
+@contextmanager
+def _unhashable_refused() -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        raise ProtocolError(f"marshal: {error}") from error
+
+
+class _Slot:
+    """What a reference needs to know of a remembered value. Unfinished until ``finished``."""
+
+    __slots__ = ("finished", "height", "items", "value")
+
+    def __init__(self) -> None:
+        self.finished = False
+        self.value: object = None
+        self.items = 0
+        self.height = 0
+
+
+class _Reader:
+    """One pass over one value. The ``read_`` methods read what follows the type byte."""
+
+    def __init__(self, data: bytes, max_depth: int, max_items: int) -> None:
+        self._data = data
+        self._offset = 0
+        self._max_depth = max_depth
+        self._items_left = max_items
+        self._deepest = 0
+        self._slots: list[_Slot] = []
+
+    def check_end(self) -> None:
+        if self._offset != len(self._data):
+            raise ProtocolError("marshal: bytes are left over")
+
+    def value(self, depth: int) -> object:
+        """The next value; ``depth`` containers are open around it."""
+        return self._typed(self._byte(), depth)
+
+    def _typed(self, code: int, depth: int) -> object:
+        if depth > self._max_depth:
+            raise ProtocolError(f"marshal: nested deeper than {self._max_depth}")
+        self._deepest = max(self._deepest, depth)
+        self._count(1)
+        kind = chr(code & ~_REMEMBER)
+        if kind in _CONSTANTS:
+            return _CONSTANTS[kind]
+        read_it = _READERS.get(kind)
+        if read_it is None:
+            raise ProtocolError(f"marshal: type {kind!r} is not a plain value")
+        if code & _REMEMBER and kind != "r":
+            return self._remembered(read_it, depth)
+        return read_it(self, depth)
+
+    def _remembered(self, read_it: Callable[[_Reader, int], object], depth: int) -> object:
+        """Numbers are given in the order in which values begin, so an outer container comes before its members."""
+        slot = _Slot()
+        self._slots.append(slot)
+        items_left, deepest = self._items_left, self._deepest
+        self._deepest = depth
+        slot.value = read_it(self, depth)
+        slot.items = items_left - self._items_left
+        slot.height = self._deepest - depth
+        slot.finished = True
+        self._deepest = max(deepest, self._deepest)
+        return slot.value
+
+    def read_reference(self, depth: int) -> object:
+        index = self._int()
+        if not 0 <= index < len(self._slots) or not self._slots[index].finished:
+            raise ProtocolError("marshal: reference to nothing, or to an unfinished value")
+        slot = self._slots[index]
+        self._count(slot.items)
+        if depth + slot.height > self._max_depth:
+            raise ProtocolError(f"marshal: nested deeper than {self._max_depth}")
+        self._deepest = max(self._deepest, depth + slot.height)
+        return slot.value
+
+    def read_integer(self, depth: int) -> int:
+        return self._int()
+
+    def read_long(self, depth: int) -> int:
+        """Digits of 15 bits, least significant first, count negative for negative numbers."""
+        count = self._int()
+        size = abs(count)
+        self._count(size)
+        digits: list[int] = list(struct.unpack(f"<{size}H", self._take(2 * size)))
+        if digits and (not digits[-1] or max(digits) >> _DIGIT_BITS):
+            raise ProtocolError("marshal: bad digits of an integer")
+        magnitude = _join_digits(digits)
+        return -magnitude if count < 0 else magnitude
+
+    def read_float(self, depth: int) -> float:
+        number: float = _FLOAT.unpack(self._take(_FLOAT.size))[0]
+        return number
+
+    def read_complex(self, depth: int) -> complex:
+        return complex(*_COMPLEX.unpack(self._take(_COMPLEX.size)))
+
+    def read_bytes(self, depth: int) -> bytes:
+        return self._take(self._size())
+
+    def read_ascii(self, depth: int) -> str:
+        return self._text(self._size(), "ascii")
+
+    def read_short_ascii(self, depth: int) -> str:
+        return self._text(self._byte(), "ascii")
+
+    def read_unicode(self, depth: int) -> str:
+        return self._text(self._size(), "utf-8")
+
+    def read_tuple(self, depth: int) -> tuple[object, ...]:
+        return tuple(self._members(self._size(), depth))
+
+    def read_small_tuple(self, depth: int) -> tuple[object, ...]:
+        return tuple(self._members(self._byte(), depth))
+
+    def read_list(self, depth: int) -> list[object]:
+        return self._members(self._size(), depth)
+
+    def read_set(self, depth: int) -> set[object]:
+        members = self._members(self._size(), depth)
+        with _unhashable_refused():
+            return set(members)
+
+    def read_frozenset(self, depth: int) -> frozenset[object]:
+        members = self._members(self._size(), depth)
+        with _unhashable_refused():
+            return frozenset(members)
+
+    def read_dict(self, depth: int) -> dict[object, object]:
+        pairs: list[tuple[object, object]] = []
+        while (code := self._byte()) != _END_OF_DICT:
+            pairs.append((self._typed(code, depth + 1), self.value(depth + 1)))
+        with _unhashable_refused():
+            return dict(pairs)
+
+    def _members(self, count: int, depth: int) -> list[object]:
+        """Every member takes at least one byte, so a count beyond the rest is refused before any is read."""
+        if count > len(self._data) - self._offset:
+            raise ProtocolError("marshal: cut short")
+        return [self.value(depth + 1) for _ in range(count)]
+
+    def _count(self, items: int) -> None:
+        self._items_left -= items
+        if self._items_left < 0:
+            raise ProtocolError("marshal: too many values")
+
+    def _take(self, size: int) -> bytes:
+        end = self._offset + size
+        if end > len(self._data):
+            raise ProtocolError("marshal: cut short")
+        chunk = self._data[self._offset : end]
+        self._offset = end
+        return chunk
+
+    def _byte(self) -> int:
+        return self._take(1)[0]
+
+    def _int(self) -> int:
+        number: int = _INT.unpack(self._take(_INT.size))[0]
+        return number
+
+    def _size(self) -> int:
+        size = self._int()
+        if size < 0:
+            raise ProtocolError("marshal: negative size")
+        return size
+
+    def _text(self, size: int, encoding: str) -> str:
+        errors = "surrogatepass" if encoding == "utf-8" else "strict"
+        try:
+            return self._take(size).decode(encoding, errors)
+        except UnicodeDecodeError as error:
+            raise ProtocolError(f"marshal: {error}") from error
+
+
+def _join_digits(digits: list[int]) -> int:
+    """Joins neighbours again and again: n log n, where adding digit by digit would be quadratic."""
+    width = _DIGIT_BITS
+    while len(digits) > 1:
+        if len(digits) % 2:
+            digits.append(0)
+        digits = [low | high << width for low, high in zip(digits[::2], digits[1::2], strict=True)]
+        width *= 2
+    return digits[0] if digits else 0
+
+
+_CONSTANTS: Final[dict[str, object]] = {"N": None, "T": True, "F": False}
+
+_READERS: Final[dict[str, Callable[[_Reader, int], object]]] = {
+    "i": _Reader.read_integer,
+    "l": _Reader.read_long,
+    "g": _Reader.read_float,
+    "y": _Reader.read_complex,
+    "s": _Reader.read_bytes,
+    "z": _Reader.read_short_ascii,
+    "Z": _Reader.read_short_ascii,
+    "a": _Reader.read_ascii,
+    "A": _Reader.read_ascii,
+    "u": _Reader.read_unicode,
+    "t": _Reader.read_unicode,
+    ")": _Reader.read_small_tuple,
+    "(": _Reader.read_tuple,
+    "[": _Reader.read_list,
+    "{": _Reader.read_dict,
+    "<": _Reader.read_set,
+    ">": _Reader.read_frozenset,
+    "r": _Reader.read_reference,
+}

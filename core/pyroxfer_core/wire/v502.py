@@ -1,0 +1,126 @@
+"""Protocol 502, spoken by Pyro5: 40-byte header with the correlation id in it, 32-bit annotation lengths, no HMAC.
+
+Texts of errors are those of Pyro5 5.17, because peers show them to their users.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from ..errors import MessageTooLargeError, ProtocolError
+from .frame import (
+    CHUNK_TOO_LONG,
+    CORRELATION_ID_SIZE,
+    PREFIX_SIZE,
+    TAG,
+    Header,
+    body_size,
+    check_correlation_id,
+    join_chunks,
+    serializer_name,
+    serializer_number,
+    split_chunks,
+)
+from .message import Body, Message
+
+VERSION: Final = 502
+_MAGIC: Final = 0x4DC5
+_MAX_U8: Final = 0xFF
+_MAX_U32: Final = 2**32 - 1
+_NO_CORRELATION_ID: Final = bytes(CORRELATION_ID_SIZE)
+
+_HEADER: Final = struct.Struct("!4sHBBHHII16sHH")
+_CHUNK: Final = struct.Struct("!4sI")
+_unpack_from = _HEADER.unpack_from
+_pack = _HEADER.pack
+
+_NAMES: Final = {1: "serpent", 2: "marshal", 3: "json", 4: "msgpack", 42: "ping"}
+_NUMBERS: Final = {name: number for number, name in _NAMES.items()}
+
+_NEUTRAL_BITS: Final = 0x3F
+"""The neutral flags took their numbers from this protocol, except META_ON_CONNECT, which it does not have."""
+_CORR_ID: Final = 0x40
+
+
+class CodecV502:
+    """Encodes and decodes protocol 502; stateless. See ``Codec`` for the contract."""
+
+    version = VERSION
+    header_size = _HEADER.size
+    max_body = _MAX_U32
+    max_annotation_bytes = _MAX_U32
+    signs = False
+
+    def check_prefix(self, prefix: bytes) -> None:
+        """ProtocolError unless the first six bytes are this protocol's."""
+        if prefix[: len(TAG)] != TAG:
+            raise ProtocolError("invalid data")
+        version = int.from_bytes(prefix[len(TAG) : PREFIX_SIZE], "big")
+        if version != VERSION:
+            raise ProtocolError(f"invalid protocol version: {version}")
+
+    def parse_header(self, buffer: Body, offset: int = 0) -> Header:
+        """Parse the 40 bytes at ``offset``. ProtocolError: cut short, tag, version, magic."""
+        try:
+            tag, version, kind, serializer, flags, seq, body, annotations, correlation_id, _, magic = _unpack_from(
+                buffer, offset
+            )
+        except struct.error as error:
+            raise ProtocolError("the header is cut short") from error
+        if tag != TAG or version != VERSION:
+            self.check_prefix(bytes(buffer[offset : offset + PREFIX_SIZE]))
+        if magic != _MAGIC:
+            raise ProtocolError("invalid message or protocol version")
+        return Header(
+            kind,
+            flags & _NEUTRAL_BITS,
+            seq,
+            _NAMES.get(serializer) or serializer_name(serializer, _NAMES),
+            annotations,
+            body,
+            correlation_id if flags & _CORR_ID else None,
+        )
+
+    def parse_annotations(self, data: bytes, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
+        """Annotations; correlation id and signature are never among them in this protocol."""
+        return split_chunks(data, _CHUNK, limit, CHUNK_TOO_LONG), None, None
+
+    def encode(self, message: Message, *, hmac_key: bytes | None = None) -> bytes:
+        """The whole message. ``hmac_key`` has no effect: this protocol cannot sign."""
+        body = message.body
+        size = len(body) if type(body) is bytes else body_size(body)
+        if not message.annotations:
+            return self._header(message, size, 0) + body
+        annotations = join_chunks(message.annotations.items(), _CHUNK, _MAX_U32)
+        return b"".join((self._header(message, size, len(annotations)), annotations, body))
+
+    def encode_head(self, message: Message, body_length: int) -> bytes:
+        """Header and annotations of a message whose body of ``body_length`` bytes is sent separately."""
+        annotations = join_chunks(message.annotations.items(), _CHUNK, _MAX_U32)
+        return self._header(message, body_length, len(annotations)) + annotations
+
+    def verify(self, key: bytes, message: Message, signature: bytes) -> None:
+        """Nothing to verify: ``signs`` is False and no signature is ever parsed."""
+
+    def _header(self, message: Message, body: int, annotations: int) -> bytes:
+        if not 0 <= body <= _MAX_U32:
+            raise MessageTooLargeError(f"message too large ({body}, max={_MAX_U32})")
+        kind, seq = message.type, message.seq
+        flags = message.flags & _NEUTRAL_BITS
+        correlation_id = message.correlation_id
+        if correlation_id is None:
+            correlation_id = _NO_CORRELATION_ID
+        else:
+            flags |= _CORR_ID
+            check_correlation_id(correlation_id)
+        serializer = _NUMBERS.get(message.serializer)
+        if serializer is None:
+            serializer = serializer_number(message.serializer, _NAMES, _MAX_U8, VERSION)
+        try:
+            return _pack(TAG, VERSION, kind, serializer, flags, seq, body, annotations, correlation_id, 0, _MAGIC)
+        except struct.error as error:
+            raise ProtocolError(f"message type {kind} or sequence number {seq} is out of range") from error
+
+
+V502: Final = CodecV502()

@@ -1,0 +1,30 @@
+"""Objects that are served: what they show, where they are found, how a request finds its method."""
+
+from .context import CallContext as CallContext
+from .context import TrackedResources as TrackedResources
+from .context import current_call as current_call
+from .context import current_context_var as current_context_var
+from .expose import Exposed as Exposed
+from .expose import Metadata as Metadata
+from .expose import MethodKind as MethodKind
+from .expose import behavior as behavior
+from .expose import callback as callback
+from .expose import describe as describe
+from .expose import expose as expose
+from .expose import exposed as exposed
+from .expose import get_attribute as get_attribute
+from .expose import is_private as is_private
+from .expose import oneway as oneway
+from .expose import reset_exposed as reset_exposed
+from .expose import resolve_method as resolve_method
+from .expose import set_attribute as set_attribute
+from .invoke import BATCH_METHOD as BATCH_METHOD
+from .invoke import ErrorReply as ErrorReply
+from .invoke import Invocation as Invocation
+from .invoke import batch_calls as batch_calls
+from .invoke import prepare as prepare
+from .invoke import prepare_method as prepare_method
+from .invoke import reply_for_exception as reply_for_exception
+from .table import DAEMON_ID as DAEMON_ID
+from .table import Entry as Entry
+from .table import ObjectTable as ObjectTable

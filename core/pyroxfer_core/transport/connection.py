@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -15,6 +16,11 @@ from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
 from .sockets import connect_socket, is_local, peer_text, reason_of, set_options
 
+
+def _nothing() -> None:
+    """Nobody counts this connection."""
+
+
 Event = Message | Head | BodyPart | End
 
 RECEIVE_BYTES: Final = 64 * 1024
@@ -22,6 +28,8 @@ JOIN_BELOW: Final = 64 * 1024
 """Head and body of a message up to this size are joined into one buffer; above, both are handed to one sendmsg."""
 READS_PER_TURN: Final = 16
 """Reads in a row that need no wait before others get a turn: a busy peer must not starve the rest."""
+LINGER_S: Final = 1.0
+"""How long a refused peer has to read why."""
 MAX_BUFFERS: Final = 512
 """Buffers for one sendmsg; the kernel takes 1024."""
 
@@ -46,7 +54,9 @@ class Connection:
         self.is_local = is_local(sock)
         self.broken = False
         """True once nothing more can be sent or received."""
-        self._hmac_key = hmac_key
+        self.settled: Callable[[], None] = _nothing
+        """To be called when the handshake is done: the connection no longer counts as half-open."""
+        self.hmac_key = hmac_key
         self._reads = 0
         self._out: list[Body] = []
         self._sending = False
@@ -129,9 +139,9 @@ class Connection:
             except OSError as error:
                 raise self._lost(error) from error
 
-    async def _wait(self, wait: object) -> None:
+    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         try:
-            await wait(self._sock)  # type: ignore[operator]  # wait_readable or wait_writable
+            await wait(self._sock)
         except (trio.ClosedResourceError, OSError, ValueError) as error:
             raise self._lost(error) from error
 
@@ -148,8 +158,8 @@ class Connection:
             ConnectionClosedError: the peer is gone.
             ProtocolError, MessageTooLargeError: the message cannot be written in this protocol; nothing was sent.
 
-        A send that ends with any other exception, cancellation included, leaves the connection broken: the peer may
-        hold half a message.
+        When cancelled, what has not left stays queued, and the next flush goes on with it: close the connection if
+        the message must not be sent any more, for the peer may hold half of it.
         """
         self.queue(message)
         await self.flush()
@@ -166,8 +176,8 @@ class Connection:
             ProtocolError, MessageTooLargeError: the message cannot be written in this protocol.
         """
         codec = self.codec
-        if len(message.body) <= JOIN_BELOW or self._hmac_key is not None:
-            return self.queue_encoded(codec.encode(message, hmac_key=self._hmac_key))
+        if len(message.body) <= JOIN_BELOW or self.hmac_key is not None:
+            return self.queue_encoded(codec.encode(message, hmac_key=self.hmac_key))
         return self.queue_encoded(codec.encode_head(message, len(message.body)), message.body)
 
     def queue_encoded(self, *buffers: Body) -> int:
@@ -224,13 +234,10 @@ class Connection:
             await self._wait_drained(self.queued)
             return
         self._sending = True
-        complete = False
         try:
             await self._send_rest()
-            complete = True
         finally:
             self._sending = False
-            self.broken = self.broken or not complete
             drained, self._drained = self._drained, None
             if drained is not None:
                 drained.set()
@@ -252,14 +259,44 @@ class Connection:
                 self._drained = trio.Event()
             await self._drained.wait()
 
-    def peer_hung_up(self) -> bool:
-        """Whether the peer has closed, or sent something unasked: look before sending on an idle connection."""
+    def peek(self) -> bool | None:
+        """What waits on an idle connection: None nothing, True bytes, False that the peer is gone."""
         try:
-            return self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            return bool(self._sock.recv(1, socket.MSG_PEEK))
         except BlockingIOError:
-            return False
+            return None
         except OSError:
-            return True
+            return False
+
+    async def finish(self, last: Body) -> None:
+        """Send last words and close such that the peer can read them.
+
+        Closing with unread input would reset the connection, and the words could be lost: so what the peer still
+        sends is read and dropped, for a second at most.
+
+        Raises:
+            ConnectionClosedError: the peer is gone.
+        """
+        self._out.clear()
+        self.queue_encoded(last)
+        try:
+            with trio.move_on_after(LINGER_S):
+                await self.flush()
+                self._sock.shutdown(socket.SHUT_WR)
+                await self._drop_input()
+        except OSError as error:
+            raise self._lost(error) from error
+        finally:
+            self.close()
+
+    async def _drop_input(self) -> None:
+        while True:
+            try:
+                if not self._sock.recv(RECEIVE_BYTES):
+                    return
+            except BlockingIOError:
+                await self._wait(trio.lowlevel.wait_readable)
+            await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """Close at once. Tasks waiting in this connection get a ConnectionClosedError. Twice is fine."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 import trio
@@ -65,6 +66,7 @@ class _Door:
         self._settings = settings
         self._collect = settings.max_message_bytes if collect is None else collect
         self._permits = trio.CapacityLimiter(settings.max_connections)
+        self._half_open = _HalfOpen(settings.max_half_open)
 
     async def accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while True:
@@ -75,8 +77,9 @@ class _Door:
 
     async def _serve(self, sock: socket.socket, permit: object) -> None:
         try:
-            await self._serve_kind(sock)
-        except PyroError as error:
+            with self._half_open.watch() as settled:
+                await self._serve_kind(sock, settled)
+        except (PyroError, trio.TooSlowError) as error:
             log.info("connection ended: %s", error)
         except Exception:
             log.exception("a connection ended with an unexpected error")
@@ -86,14 +89,14 @@ class _Door:
                 sock.close()
             self._permits.release_on_behalf_of(permit)
 
-    async def _serve_kind(self, sock: socket.socket) -> None:
+    async def _serve_kind(self, sock: socket.socket, settled: Callable[[], None]) -> None:
         set_options(sock)
         with trio.move_on_after(self._settings.connect_timeout_s) as limit:
             first = await _first_bytes(sock)
         if limit.cancelled_caught:
             first = b""
         if sniff(first) == "raw":
-            await self._serve_side(sock, first)
+            await self._serve_side(sock, first, settled)
             return
         decoder = Decoder(
             max_message=self._settings.max_handshake_bytes,
@@ -102,9 +105,11 @@ class _Door:
             hmac_key=self._settings.hmac_key,
         )
         decoder.feed(first)
-        await self._handler(Connection(sock, decoder, hmac_key=self._settings.hmac_key))
+        connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key)
+        connection.settled = settled
+        await self._handler(connection)
 
-    async def _serve_side(self, sock: socket.socket, first: bytes) -> None:
+    async def _serve_side(self, sock: socket.socket, first: bytes, settled: Callable[[], None]) -> None:
         if self._side_handler is None or self._settings.hmac_key is not None:
             log.info("raw side stream refused: %s", "no service takes any" if self._side_handler is None else "hmac")
             return
@@ -112,7 +117,30 @@ class _Door:
         with trio.fail_after(self._settings.connect_timeout_s):
             preamble = await stream.receive_exactly(PREAMBLE_SIZE)
         stream.token = parse_preamble(preamble)
+        settled()
         await self._side_handler(stream)
+
+
+class _HalfOpen:
+    """Connections that have not said who they are; when there are too many, the oldest goes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._scopes: dict[trio.CancelScope, None] = {}
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[Callable[[], None]]:
+        """Count the connection served in this block until the function given out is called."""
+        with trio.CancelScope() as scope:
+            self._scopes[scope] = None
+            if len(self._scopes) > self._limit:
+                oldest = next(iter(self._scopes))
+                del self._scopes[oldest]
+                oldest.cancel()
+            try:
+                yield lambda: self._scopes.pop(scope, None)
+            finally:
+                self._scopes.pop(scope, None)
 
 
 async def _accept(listener: socket.socket) -> socket.socket:

@@ -69,6 +69,8 @@ class ClientSession(Generic[Waiter]):
         self.seq = first_seq
         self.grant: Grant = STOCK
         self.going_away = False
+        self.pipelined = False
+        """Set on a connection that only asks a stock peer for items: requests may be sent ahead of the answers."""
         self.pending: dict[int, Waiter] = {}
         self._serializers: dict[int, str] = {}
         self._offer = offer
@@ -112,7 +114,7 @@ class ClientSession(Generic[Waiter]):
         if self.state is not State.OPEN:
             raise ProtocolError("the connection is not open")
         pending = self.pending
-        if pending and not self.grant.bits & Feature.CONCURRENT:
+        if pending and waiter is not None and not (self.grant.bits & Feature.CONCURRENT or self.pipelined):
             raise ProtocolError("a call is in flight already, and this peer takes one at a time")
         seq = (self.seq + 1) & 0xFFFF
         if pending:
@@ -132,6 +134,19 @@ class ClientSession(Generic[Waiter]):
         while seq in self.pending:
             seq = (seq + 1) & 0xFFFF
         return seq
+
+    def forget(self, seq: int) -> None:
+        """Take back a call that could not be written."""
+        self.pending.pop(seq, None)
+        self._serializers.pop(seq, None)
+
+    def drop_pending(self) -> list[Waiter]:
+        """End the session; the waiters of the calls that are still in flight."""
+        self.state = State.CLOSED
+        waiters = list(self.pending.values())
+        self.pending.clear()
+        self._serializers.clear()
+        return waiters
 
     def cancel(self, seq: int) -> Message:
         """The CANCEL message for a call in flight."""

@@ -1,0 +1,187 @@
+"""Calls and replies as values, shared by the trio and the blocking proxy. No I/O."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ..errors import CommunicationError, Outcome, ProtocolError, PyroError, RefusedError, SerializeError
+from ..serializers.base import Serializer
+from ..serializers.blob import SerializedBlob
+from ..settings import Settings
+from ..wire.blobinfo import write_blob_info
+from ..wire.features import DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature, Grant
+from ..wire.inflate import deflate_for, inflate
+from ..wire.message import Body, Flags, Message
+
+DAEMON_OBJECT: Final = "Pyro.Daemon"
+STREAM_KEY: Final = "STRM"
+BLOB_KEY: Final = "BLBI"
+_LABELS: Final = {"N": Outcome.NOT_SENT, "U": Outcome.UNKNOWN}
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """What `options` can set for one call."""
+
+    deadline: float | None = None
+    """Seconds the call may take, sent along to peers of ours; None: ``Settings.call_timeout_s``."""
+    annotations: Mapping[str, Body] = field(default_factory=dict)
+    """Extra annotations, four ASCII characters each."""
+    correlation_id: bytes | None = None
+    """16 bytes, or None."""
+    read_ahead: int = 1
+    """Item requests of a stream in flight at once."""
+
+
+def correlation_bytes(value: uuid.UUID | bytes | None) -> bytes | None:
+    """A correlation id as it travels.
+
+    Raises:
+        ProtocolError: not 16 bytes.
+    """
+    data = value.bytes if isinstance(value, uuid.UUID) else value
+    if data is not None and len(data) != 16:
+        raise ProtocolError("a correlation id is a UUID, or 16 bytes")
+    return data
+
+
+def plain_body(message: Message, limit: int) -> Body:
+    """The body, inflated if it is compressed.
+
+    Raises:
+        MessageTooLargeError: it inflates to more than ``limit`` bytes.
+        ProtocolError: it is not what it says.
+    """
+    return inflate(message.body, limit) if message.flags & Flags.COMPRESSED else message.body
+
+
+def deflated(body: Body, version: int, settings: Settings) -> tuple[Body, int]:
+    if not settings.compression:
+        return body, 0
+    smaller = deflate_for(version, body)
+    return (body, 0) if smaller is None else (smaller, Flags.COMPRESSED)
+
+
+@dataclass(slots=True)
+class Request:
+    """A call as it goes into the session."""
+
+    body: Body
+    serializer: str
+    flags: int
+    annotations: dict[str, Body]
+
+
+def encode_call(
+    serializer: Serializer,
+    grant: Grant,
+    version: int,
+    object_id: str,
+    method: str,
+    args: Any,
+    kwargs: dict[str, Any] | None,
+    flags: int,
+    options: CallOptions,
+    settings: Settings,
+) -> Request:
+    """Serialize a call.
+
+    Raises:
+        SerializeError: an argument cannot travel (outcome NotSent).
+    """
+    annotations = dict(options.annotations) if options.annotations else {}
+    try:
+        if args and isinstance(args, tuple) and isinstance(args[0], SerializedBlob):
+            return _encode_blob(serializer, object_id, method, args, kwargs, flags, annotations)
+        body: Body = serializer.dumps_call(object_id, method, args, kwargs)
+    except SerializeError as error:
+        error.outcome = Outcome.NOT_SENT
+        raise
+    if settings.compression:
+        body, compressed = deflated(body, version, settings)
+        flags |= compressed
+    if options.deadline is not None and grant.bits & Feature.DEADLINE:
+        annotations[DEADLINE_KEY] = grant.deadline(int(options.deadline * 1000))
+    return Request(body, serializer.name, flags, annotations)
+
+
+def _encode_blob(
+    serializer: Serializer,
+    object_id: str,
+    method: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    flags: int,
+    annotations: dict[str, Body],
+) -> Request:
+    blob = args[0]
+    if len(args) > 1 or kwargs:
+        raise SerializeError("a SerializedBlob must be the only argument of its call")
+    annotations[BLOB_KEY] = write_blob_info(blob.info, object_id, method)
+    flags |= Flags.KEEPSERIALIZED
+    received = blob.message
+    if received is not None:
+        return Request(received.body, received.serializer, flags | received.flags & Flags.COMPRESSED, annotations)
+    return Request(serializer.dumps_call(object_id, method, blob.data, {}), serializer.name, flags, annotations)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStart:
+    """The answer is an item stream with this id."""
+
+    stream_id: str
+
+
+def read_reply(message: Message, serializer: Serializer, grant: Grant, settings: Settings) -> Any:
+    """The value of a RESULT, or a `StreamStart`.
+
+    Raises:
+        the remote exception, with ``_pyroTraceback``.
+        RefusedError: the peer did not run the call.
+        SerializeError: the reply cannot be decoded (outcome Executed).
+    """
+    flags = message.flags
+    if flags & Flags.ITEMSTREAM:
+        return _stream_start(message)
+    try:
+        body = message.body if not flags & Flags.COMPRESSED else plain_body(message, settings.max_message_bytes)
+        value = serializer.loads(body)
+    except (CommunicationError, PyroError) as error:
+        text = f"the call ran, but its reply cannot be read: {error}"
+        raise SerializeError(text, outcome=Outcome.EXECUTED) from error
+    if flags & Flags.EXCEPTION:
+        raise _exception_of(value, message, grant)
+    return value
+
+
+def _stream_start(message: Message) -> StreamStart:
+    stream_id = message.annotations.get(STREAM_KEY)
+    if stream_id is None:
+        text = "the result of the call is an iterator, but the daemon does not allow item streams"
+        raise ProtocolError(text, outcome=Outcome.EXECUTED)
+    return StreamStart(bytes(stream_id).decode("ascii", "replace"))
+
+
+def _exception_of(value: Any, message: Message, grant: Grant) -> BaseException:
+    if not isinstance(value, Exception):
+        return SerializeError(
+            f"the call failed with something that is no exception: {value!r}", outcome=Outcome.EXECUTED
+        )
+    letter = grant.read_outcome(message.annotations.get(OUTCOME_KEY)) if message.annotations else None
+    if letter is None:
+        return value
+    text = str(value).removeprefix("NotSent: ").removeprefix("Unknown: ")
+    if letter == "N":
+        return RefusedError(text)
+    return CommunicationError(text, outcome=_LABELS[letter])
+
+
+def user_annotations(message: Message) -> dict[str, Body]:
+    """Annotations of a reply without those that belong to the connection."""
+    annotations = message.annotations
+    if not annotations:
+        return {}
+    return {key: value for key, value in annotations.items() if key not in HOP_KEYS and key != STREAM_KEY}

@@ -1,0 +1,77 @@
+"""The client's half of the handshake as values, shared by the trio and the blocking proxy. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CommunicationError, Outcome, ProtocolError
+from ..objects.expose import Metadata
+from ..serializers.base import Serializer, SerializerContext, make_serializer
+from ..settings import Settings
+from ..wire.message import Body, Flags, Message, MessageType
+from ..wire.session import ClientSession
+from .calls import CallOptions, deflated, plain_body
+
+
+def connect_message(
+    session: ClientSession[Any],
+    serializer: Serializer,
+    version: int,
+    object_id: str,
+    handshake: Any,
+    settings: Settings,
+    options: CallOptions = CallOptions(),  # noqa: B008  # frozen
+) -> Message:
+    """CONNECT for an object, in a serializer that any daemon reads."""
+    body: Body = serializer.dumps({"handshake": handshake, "object": object_id})
+    body, compressed = deflated(body, version, settings)
+    flags = compressed | (Flags.META_ON_CONNECT if version == 48 else 0)
+    return session.connect(body, serializer.name, flags, dict(options.annotations), options.correlation_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What the daemon answered to CONNECT."""
+
+    response: Any
+    """The daemon's handshake response."""
+    metadata: Metadata | None
+    """Members of the object; None when the daemon did not say."""
+
+
+def read_welcome(
+    message: Message, version: int, location: str, settings: Settings, context: SerializerContext
+) -> Welcome:
+    """Read CONNECTOK or CONNECTFAIL.
+
+    Raises:
+        CommunicationError: the daemon refused; its text is told (outcome NotSent).
+        SerializeError, ProtocolError: the answer cannot be read.
+    """
+    body = plain_body(message, settings.max_message_bytes)
+    if message.type == MessageType.CONNECTFAIL:
+        text = make_serializer(message.serializer, context).loads(body)
+        raise CommunicationError(f"connection to {location} rejected: {text}", outcome=Outcome.NOT_SENT)
+    value = make_serializer(message.serializer, context).loads(body)
+    if version == 48 and not message.flags & Flags.META_ON_CONNECT:
+        return Welcome(value, None)
+    if not isinstance(value, dict) or "handshake" not in value or not isinstance(value.get("meta"), dict):
+        raise ProtocolError(f"{location} answered the handshake with something that is not one")
+    return Welcome(value["handshake"], read_metadata(value["meta"]))
+
+
+def read_metadata(meta: Mapping[str, Any]) -> Metadata:
+    """The three name sets, which arrive as lists, tuples or sets.
+
+    Raises:
+        ProtocolError: not names.
+    """
+    return Metadata(*(_names(meta.get(key, ())) for key in ("methods", "oneway", "attrs")))
+
+
+def _names(values: Iterable[Any]) -> frozenset[str]:
+    if not isinstance(values, (list, tuple, set, frozenset)) or not all(isinstance(name, str) for name in values):
+        raise ProtocolError("the metadata of the handshake is not lists of names")
+    return frozenset(values)

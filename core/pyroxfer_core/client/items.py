@@ -1,0 +1,126 @@
+"""Item streams: the remote iterators that a call returned."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ..errors import ConnectionClosedError, PyroError
+from .calls import DAEMON_OBJECT, CallOptions, encode_call, read_reply
+from .link import Link, Waiter
+
+if TYPE_CHECKING:
+    from .proxy import Proxy
+
+
+class ItemStream:
+    """An asynchronous iterator over the items of a remote iterator.
+
+    Each item is one request; ``read_ahead`` requests are kept in flight. Leaving the loop early closes the remote
+    iterator: at once when the last reference goes, for certain with ``aclose()`` or ``async with``.
+
+    Towards a stock peer reading ahead uses a connection of its own, and items that were fetched but not read are
+    lost when the stream is closed early.
+
+    Raises while iterating:
+        the remote exception that ended the iterator.
+        ConnectionClosedError: the proxy was closed or lost its connection (the items stay fetchable for the daemon's
+            linger time, but not by this object).
+    """
+
+    def __init__(self, proxy: Proxy, link: Link, stream_id: str, read_ahead: int) -> None:
+        self._proxy = proxy
+        self._link = link
+        self._feed = link
+        self._id = stream_id
+        self._read_ahead = max(1, read_ahead)
+        self._waiting: deque[Waiter] = deque()
+        self._finished = False
+
+    def __repr__(self) -> str:
+        return f"<ItemStream {self._id}{' finished' if self._finished else ''}>"
+
+    def __aiter__(self) -> ItemStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._finished:
+            raise StopAsyncIteration
+        try:
+            return await self._next()
+        except StopIteration:
+            self._end()
+            raise StopAsyncIteration from None
+        except BaseException:
+            self._end()
+            raise
+
+    async def _next(self) -> Any:
+        if self._link.connection.broken:
+            raise ConnectionClosedError("the proxy for this stream result has been closed")
+        if self._link.session.concurrent or self._read_ahead > 1:
+            return await self._next_ahead()
+        async with self._link.turn:
+            return await self._take(self._post())
+
+    async def _next_ahead(self) -> Any:
+        if self._feed is self._link and not self._link.session.concurrent:
+            self._feed = await self._proxy._pyroOpenPipeline()
+        while len(self._waiting) < self._read_ahead:
+            self._waiting.append(self._post())
+        return await self._take(self._waiting.popleft())
+
+    def _post(self) -> Waiter:
+        return self._feed.post(self._request("get_next_stream_item"), None)
+
+    def _request(self, method: str) -> Any:
+        link, settings = self._feed, self._proxy._pyroSettings
+        serializer = link.serializer(self._proxy._pyroSerializerName(link))
+        args = [self._id]
+        return encode_call(
+            serializer, link.grant, link.version, DAEMON_OBJECT, method, args, {}, 0, CallOptions(), settings
+        )
+
+    async def _take(self, waiter: Waiter) -> Any:
+        link = self._feed
+        message = await link.wait(waiter)
+        return read_reply(message, link.serializer(message.serializer), link.grant, self._proxy._pyroSettings)
+
+    def _end(self) -> None:
+        self._finished = True
+        for waiter in self._waiting:
+            waiter.abandoned = True
+        self._waiting.clear()
+        if self._feed is not self._link:
+            self._feed.close()
+            self._feed = self._link
+
+    def _close_remote(self) -> None:
+        """Tell the daemon that nobody reads on, without waiting."""
+        self._end()
+        if self._link.usable_for_posting:
+            self._link.post_oneway(self._request("close_stream"))
+
+    async def aclose(self) -> None:
+        """Close the remote iterator. Nothing happens on a stream that has ended."""
+        if not self._finished:
+            self._close_remote()
+            await self._link.connection.flush()
+        await trio.lowlevel.checkpoint()
+
+    async def __aenter__(self) -> ItemStream:
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if self._finished or not self._link.in_own_loop():
+            return
+        try:
+            self._close_remote()
+            self._link.connection.flush_nowait()
+        except (PyroError, OSError):
+            pass  # the connection is gone, and the remote iterator with it

@@ -1,0 +1,314 @@
+"""A connected client: one connection, one session, any number of waiting calls.
+
+There is no background task. One of the waiting calls reads for all of them and hands that duty on when its own answer
+came; calls that begin in the same turn of the loop leave in one send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+from trio.lowlevel import Abort, RaiseCancelT
+
+from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError
+from ..objects.expose import Metadata
+from ..serializers.base import Serializer, SerializerContext, make_serializer
+from ..settings import Settings
+from ..transport.connection import Connection
+from ..uri import Uri
+from ..wire.features import Feature, Grant
+from ..wire.message import Message
+from ..wire.session import ClientSession
+from .calls import CallOptions, Request
+from .handshake import connect_message, read_welcome
+
+CANCEL_GRACE_S: Final = 1.0
+"""How long a cancelled call may go on sending the rest of what is queued before the connection is given up."""
+
+
+ContextFactory = Callable[[int, bool], SerializerContext]
+"""Makes the serializer context of a connection from its protocol version and whether the peer is one of ours."""
+
+
+class Waiter:
+    """A call in flight."""
+
+    __slots__ = ("abandoned", "end", "error", "left_whole", "reply", "seq", "task")
+
+    def __init__(self) -> None:
+        self.reply: Message | None = None
+        self.error: PyroError | None = None
+        self.task: trio.lowlevel.Task | None = None
+        self.abandoned = False
+        self.end = 0
+        """Count of bytes queued on the connection at the end of the request."""
+        self.seq = 0
+        self.left_whole = False
+
+
+class Link:
+    """One connection after its handshake. Made by `open_link`."""
+
+    def __init__(self, connection: Connection, session: ClientSession[Waiter], context: SerializerContext) -> None:
+        self.connection = connection
+        self.session = session
+        self.context = context
+        self.metadata: Metadata | None = None
+        self.response: Any = None
+        """The daemon's handshake response."""
+        self.uri = Uri("PYRO:x@unknown:0")
+        """Where this leads, after name lookup."""
+        self.object_id = ""
+        self.turn = trio.Lock()
+        """Held during a call towards a peer that takes one at a time."""
+        self._token = trio.lowlevel.current_trio_token()
+        self._serializers: dict[str, Serializer] = {}
+        self._reading = False
+        self._flush_planned = False
+
+    @property
+    def version(self) -> int:
+        """48 or 502."""
+        return self.connection.codec.version
+
+    @property
+    def grant(self) -> Grant:
+        """What was agreed with the peer."""
+        return self.session.grant
+
+    @property
+    def usable(self) -> bool:
+        """Whether a new call may be sent; looks at the socket when nothing is in flight."""
+        if self.connection.broken or self.session.going_away:
+            return False
+        if self.session.pending or self._reading:
+            return True
+        return self._check_idle()
+
+    def _check_idle(self) -> bool:
+        """An idle peer is silent unless it has closed or is going away."""
+        waiting = self.connection.peek()
+        if waiting is False:
+            self.connection.close()
+        return waiting is None
+
+    @property
+    def usable_for_posting(self) -> bool:
+        """Whether something may be queued at all."""
+        return not self.connection.broken
+
+    def in_own_loop(self) -> bool:
+        """Whether the code that asks runs in the loop this link belongs to."""
+        try:
+            return trio.lowlevel.current_trio_token() is self._token
+        except RuntimeError:
+            return False
+
+    def serializer(self, name: str) -> Serializer:
+        """The serializer of that name for this peer."""
+        serializer = self._serializers.get(name)
+        if serializer is None:
+            serializer = self._serializers[name] = make_serializer(name, self.context)
+        return serializer
+
+    async def send_oneway(self, request: Request, correlation_id: bytes | None) -> None:
+        """Send a call that has no answer. Errors before it left whole have outcome NotSent."""
+        end = self.post_oneway(request, correlation_id)
+        try:
+            await self.connection.flush()
+        except CommunicationError as error:
+            error.outcome = Outcome.UNKNOWN if self.connection.sent >= end else Outcome.NOT_SENT
+            raise
+
+    def post_oneway(self, request: Request, correlation_id: bytes | None = None) -> int:
+        """Queue a call that has no answer, for the next flush."""
+        message = self.session.invoke(
+            None, request.body, request.serializer, request.flags, request.annotations, correlation_id
+        )
+        return self.connection.queue(message)
+
+    def post(self, request: Request, correlation_id: bytes | None) -> Waiter:
+        """Queue a call for the next flush. Every call posted must be waited for, or abandoned.
+
+        Raises:
+            ProtocolError: not open, or the peer takes one call at a time and one is in flight.
+            MessageTooLargeError: the request is over a limit of the protocol.
+        """
+        waiter = Waiter()
+        session = self.session
+        message = session.invoke(
+            waiter, request.body, request.serializer, request.flags, request.annotations, correlation_id
+        )
+        waiter.seq = message.seq
+        try:
+            waiter.end = self.connection.queue(message)
+        except BaseException:
+            session.forget(message.seq)
+            raise
+        return waiter
+
+    async def wait(self, waiter: Waiter) -> Message:
+        """Send what is queued and wait for the RESULT of a posted call.
+
+        Raises:
+            CommunicationError: with its outcome: NotSent when the request did not leave whole, else Unknown.
+
+        When cancelled, a peer of ours is told; the connection to a stock peer is closed, because the answer would
+        be taken for that of the next call. ``waiter.left_whole`` then says whether the call may have run.
+        """
+        connection = self.connection
+        try:
+            if connection.sent < waiter.end:
+                if len(self.session.pending) == 1:
+                    await connection.flush()
+                else:
+                    await self._flush_with_others()
+            return await self._wait(waiter)
+        except PyroError as error:
+            self._fail(error)
+            raise self._outcome(waiter, error) from error
+        except trio.Cancelled:
+            waiter.left_whole = connection.sent >= waiter.end
+            await self.abandon(waiter)
+            raise
+
+    async def _flush_with_others(self) -> None:
+        """Let the other tasks of this turn queue their calls too, then send all at once."""
+        if self._flush_planned:
+            return
+        self._flush_planned = True
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        self._flush_planned = False
+        await self.connection.flush()
+
+    async def _wait(self, waiter: Waiter) -> Message:
+        while waiter.reply is None:
+            if waiter.error is not None:
+                raise waiter.error
+            if self._reading:
+                waiter.task = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._abort_wait(waiter))
+            else:
+                await self._read_for_all(waiter)
+        return waiter.reply
+
+    @staticmethod
+    def _abort_wait(waiter: Waiter) -> Any:
+        def abort(_: RaiseCancelT) -> Abort:
+            waiter.task = None
+            return Abort.SUCCEEDED
+
+        return abort
+
+    async def _read_for_all(self, waiter: Waiter) -> None:
+        connection = self.connection
+        self._reading = True
+        try:
+            while waiter.reply is None:
+                event = await connection.receive()
+                if event is None:
+                    raise ConnectionClosedError(f"{connection.peer} closed the connection")
+                while event is not None:
+                    self._take(event)
+                    event = connection.receive_nowait()
+        except PyroError as error:
+            self._fail(error)
+            raise
+        finally:
+            self._reading = False
+            self._hand_over()
+
+    def _take(self, event: object) -> None:
+        assert type(event) is Message, "a client's decoder collects everything"
+        waiter = self.session.receive(event)
+        if waiter is None or waiter.abandoned:
+            return
+        waiter.reply = event
+        if waiter.task is not None:
+            task, waiter.task = waiter.task, None
+            trio.lowlevel.reschedule(task)
+
+    def _hand_over(self) -> None:
+        """Wake one waiting call: it finds nobody reading, and reads."""
+        for waiter in self.session.pending.values():
+            if waiter.task is not None:
+                task, waiter.task = waiter.task, None
+                trio.lowlevel.reschedule(task)
+                return
+
+    def _fail(self, error: PyroError) -> None:
+        """The connection is finished: every waiting call gets to know."""
+        self.connection.close()
+        for waiter in self.session.drop_pending():
+            if waiter.error is None and not waiter.abandoned:
+                waiter.error = error
+                if waiter.task is not None:
+                    task, waiter.task = waiter.task, None
+                    trio.lowlevel.reschedule(task)
+
+    def _outcome(self, waiter: Waiter, error: PyroError) -> PyroError:
+        """A copy of the error for this call, with what is certain about it."""
+        mine = type(error)(*error.args) if isinstance(error, CommunicationError) else error
+        if isinstance(mine, CommunicationError):
+            mine.outcome = Outcome.UNKNOWN if self.connection.sent >= waiter.end else Outcome.NOT_SENT
+        return mine
+
+    async def abandon(self, waiter: Waiter) -> None:
+        """Give up a posted call; see `wait` for what that means to the connection. Takes at most a second."""
+        waiter.abandoned = True
+        if waiter.seq not in self.session.pending or self.connection.broken:
+            return
+        if not self.grant.bits & Feature.CANCEL:
+            self._fail(ConnectionClosedError("a call on this connection was cancelled"))
+            return
+        self.connection.queue(self.session.cancel(waiter.seq))
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CANCEL_GRACE_S) as grace:
+            try:
+                await self.connection.flush()
+            except PyroError as error:
+                self._fail(error)
+        if grace.cancelled_caught:
+            self._fail(ConnectionClosedError("a call was cancelled while its request was leaving"))
+
+    def close(self) -> None:
+        """Close. Calls in flight end with a ConnectionClosedError."""
+        self._fail(ConnectionClosedError("the proxy was closed"))
+
+
+async def greet(
+    connection: Connection,
+    settings: Settings,
+    make_context: ContextFactory,
+    *,
+    object_id: str,
+    location: str,
+    handshake: Any,
+    serializer: str,
+    first_seq: int,
+    options: CallOptions,
+) -> Link:
+    """Shake hands on a fresh connection, which is closed when that fails.
+
+    Raises:
+        CommunicationError: the daemon refused, or hung up.
+        ProtocolError: the peer speaks another protocol, or none.
+    """
+    try:
+        version = connection.codec.version
+        session: ClientSession[Waiter] = ClientSession(first_seq, Feature.ALL if version == 502 else 0)
+        context = make_context(version, False)
+        hello = make_serializer(serializer, context)
+        await connection.send(connect_message(session, hello, version, object_id, handshake, settings, options))
+        answer = await connection.receive()
+        if not isinstance(answer, Message):
+            raise ConnectionClosedError(f"{location} closed the connection during the handshake")
+        session.receive(answer)
+        welcome = read_welcome(answer, version, location, settings, context)
+    except BaseException:
+        connection.close()
+        raise
+    link = Link(connection, session, make_context(version, Feature.TYPED in session.grant))
+    link.metadata, link.response = welcome.metadata, welcome.response
+    return link

@@ -1,0 +1,30 @@
+"""Which protocol a place speaks: 502 first, 48 when that is refused, and remembered."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..settings import Settings
+
+MAX_REMEMBERED: Final = 4096
+
+_known: dict[str, int] = {}
+
+
+def versions_to_try(location: str, settings: Settings) -> tuple[int, ...]:
+    """Protocols to speak to this place, the likeliest first. A key for signing leaves only protocol 48."""
+    if settings.protocol is not None:
+        return (settings.protocol,)
+    if settings.hmac_key is not None:
+        return (48,)
+    return (48, 502) if _known.get(location) == 48 else (502, 48)
+
+
+def remember_version(location: str, version: int) -> None:
+    """Note what worked."""
+    if _known.get(location) == version:
+        return
+    _known.pop(location, None)
+    _known[location] = version
+    if len(_known) > MAX_REMEMBERED:
+        del _known[next(iter(_known))]

@@ -1,0 +1,151 @@
+"""What a running call knows about itself."""
+
+from __future__ import annotations
+
+import uuid
+import weakref
+from contextvars import ContextVar
+from typing import Any, Final
+
+from ..errors import PyroError
+from ..wire.message import Body
+
+
+class TrackedResources:
+    """Objects to close when a connection ends; they are not kept alive by it."""
+
+    __slots__ = ("_members",)
+
+    def __init__(self) -> None:
+        self._members: weakref.WeakSet[Any] | None = None
+
+    def add(self, resource: Any) -> None:
+        if self._members is None:
+            self._members = weakref.WeakSet()
+        self._members.add(resource)
+
+    def discard(self, resource: Any) -> None:
+        if self._members is not None:
+            self._members.discard(resource)
+
+    def close_all(self) -> None:
+        """Call ``close()`` of each, in any order; one that fails does not keep the others open."""
+        members, self._members = self._members, None
+        for resource in list(members or ()):
+            try:
+                resource.close()
+            except Exception:  # noqa: S112  # the connection is gone, and nobody is there to be told
+                continue
+
+
+class CallContext:
+    """The facts of one call, and what its answer shall carry."""
+
+    __slots__ = (
+        "_correlation",
+        "annotations",
+        "client",
+        "msg_flags",
+        "peer",
+        "response_annotations",
+        "seq",
+        "serializer_id",
+        "tracked_resources",
+    )
+
+    def __init__(
+        self,
+        *,
+        client: Any = None,
+        peer: Any = None,
+        seq: int = 0,
+        msg_flags: int = 0,
+        serializer_id: str = "",
+        annotations: dict[str, Body] | None = None,
+        correlation: bytes | uuid.UUID | None = None,
+        tracked_resources: TrackedResources | None = None,
+    ) -> None:
+        self.client = client
+        self.peer = peer
+        self.seq = seq
+        self.msg_flags = msg_flags
+        self.serializer_id = serializer_id
+        self.annotations: dict[str, Body] = {} if annotations is None else annotations
+        self.response_annotations: dict[str, Body] = {}
+        self.tracked_resources = tracked_resources
+        self._correlation = correlation
+
+    @property
+    def correlation_id(self) -> uuid.UUID:
+        """The caller's id; a fresh random one when there was none."""
+        known = self._correlation
+        if not isinstance(known, uuid.UUID):
+            known = uuid.uuid4() if known is None else uuid.UUID(bytes=bytes(known))
+            self._correlation = known
+        return known
+
+    @correlation_id.setter
+    def correlation_id(self, value: uuid.UUID | None) -> None:
+        self._correlation = value
+
+    @property
+    def correlation_bytes(self) -> bytes:
+        """The 16 bytes that the answer carries."""
+        known = self._correlation
+        return known if isinstance(known, bytes) else self.correlation_id.bytes
+
+    @property
+    def client_sock_addr(self) -> Any:
+        """Pyro's name of ``peer``."""
+        return self.peer
+
+    def track_resource(self, resource: Any) -> None:
+        """Close ``resource`` when the caller's connection ends. It is held weakly.
+
+        Raises:
+            PyroError: this call belongs to no connection.
+        """
+        self._resources().add(resource)
+
+    def untrack_resource(self, resource: Any) -> None:
+        """Leave ``resource`` open when the connection ends."""
+        self._resources().discard(resource)
+
+    def _resources(self) -> TrackedResources:
+        if self.tracked_resources is None:
+            raise PyroError("resources are tracked only inside a remote call")
+        return self.tracked_resources
+
+
+current_context_var: Final[ContextVar[CallContext]] = ContextVar("pyroxfer_call")
+
+
+class CurrentCall:
+    """Stands for the context of the call that is running here: ``current_call.annotations`` and so on.
+
+    Attributes are those of CallContext. Outside a call every one is a PyroError.
+    """
+
+    __slots__ = ()
+
+    def get(self) -> CallContext:
+        """The context itself.
+
+        Raises:
+            PyroError: no call is running here.
+        """
+        try:
+            return current_context_var.get()
+        except LookupError:
+            raise PyroError("there is no call context outside a remote call") from None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.get(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.get(), name, value)
+
+
+current_call: Final = CurrentCall()

@@ -1,0 +1,154 @@
+"""The objects a daemon serves, by id, and how a registered class becomes instances."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import uuid
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..errors import DaemonError
+from .expose import Exposed, exposed
+
+DAEMON_ID: Final = "Pyro.Daemon"
+"""Every daemon serves itself under this id."""
+
+Session = MutableMapping[type, Any]
+"""The session objects of one connection, by class."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One registered object or class."""
+
+    object_id: str
+    target: Any
+    is_class: bool
+    exposed: Exposed
+    mode: str
+    """``instance`` for an object; ``session``, ``single`` or ``percall`` for a class."""
+    creator: Callable[[type], Any] | None
+    concurrent: bool
+    """Calls of one connection may run at once."""
+
+
+class ObjectTable:
+    """Ids and objects of one daemon. ``owner`` is what objects get as ``_pyroDaemon``."""
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        self._entries: dict[str, Entry] = {}
+        self._singles: dict[type, Any] = {}
+        self._lock = threading.RLock()
+
+    def register(self, thing: Any, object_id: str | None = None, force: bool = False) -> str:
+        """Serve an object, or a class whose instances are made when they are called; returns the id.
+
+        Raises:
+            TypeError: the id is not text.
+            DaemonError: the id cannot stand in a URI, it or the object is taken (``force`` overrides), or the object
+                cannot carry Pyro's marks.
+        """
+        if object_id is not None and not isinstance(object_id, str):
+            raise TypeError("an object id is text")
+        object_id = object_id or f"obj_{uuid.uuid4().hex}"
+        if "@" in object_id or any(character.isspace() for character in object_id):
+            raise DaemonError(f"an object id has no blanks and no '@': {object_id!r}")
+        if not force and getattr(thing, "_pyroId", None):
+            raise DaemonError("object or class already has a Pyro id")
+        if not force and object_id in self._entries:
+            raise DaemonError(f"an object or class is already registered with the id {object_id!r}")
+        entry = _make_entry(object_id, thing)
+        try:
+            thing._pyroId = object_id
+            thing._pyroDaemon = self._owner
+        except (AttributeError, TypeError) as exc:
+            raise DaemonError(f"{type(thing).__qualname__} cannot be registered: {exc}") from exc
+        self._entries[object_id] = entry
+        return object_id
+
+    def unregister(self, thing: Any) -> None:
+        """Stop serving an object, a class or an id. An unknown id, and the daemon itself, are left in peace.
+
+        Raises:
+            ValueError: ``thing`` is None.
+            DaemonError: the object is not registered.
+        """
+        if thing is None:
+            raise ValueError("an object or an object id is needed")
+        object_id = thing if isinstance(thing, str) else getattr(thing, "_pyroId", None)
+        if object_id is None:
+            raise DaemonError("object is not registered")
+        if object_id == DAEMON_ID:
+            return
+        entry = self._entries.pop(object_id, None)
+        if entry is None:
+            return
+        if entry.is_class:
+            self._singles.pop(entry.target, None)
+        for mark in ("_pyroId", "_pyroDaemon"):
+            if mark in vars(entry.target):
+                delattr(entry.target, mark)
+
+    def get(self, object_id: str) -> Entry:
+        """The entry of an id.
+
+        Raises:
+            DaemonError: there is none.
+        """
+        try:
+            return self._entries[object_id]
+        except KeyError:
+            raise DaemonError("unknown object") from None
+
+    def ids(self) -> list[str]:
+        """All ids, in order of registration."""
+        return list(self._entries)
+
+    def id_of(self, thing: Any) -> str | None:
+        """The id of a served object, or of an instance of a served class; None for anything else."""
+        object_id = getattr(thing, "_pyroId", None)
+        entry = self._entries.get(object_id) if isinstance(object_id, str) else None
+        if entry is None or inspect.isclass(thing):
+            return None
+        is_ours = isinstance(thing, entry.target) if entry.is_class else thing is entry.target
+        return object_id if is_ours else None
+
+    def instance(self, entry: Entry, session: Session) -> Any:
+        """The object that a call on ``entry`` goes to; made now if there is none yet.
+
+        Raises:
+            TypeError: the instance creator returned something else than an instance of the class.
+        """
+        if entry.mode == "instance":
+            return entry.target
+        clazz = entry.target
+        if entry.mode == "session":
+            if clazz not in session:
+                return session.setdefault(clazz, _create(entry))
+            return session[clazz]
+        if entry.mode == "percall":
+            return _create(entry)
+        with self._lock:
+            if clazz not in self._singles:
+                self._singles[clazz] = _create(entry)
+            return self._singles[clazz]
+
+
+def _make_entry(object_id: str, thing: Any) -> Entry:
+    is_class = inspect.isclass(thing)
+    mode, creator = getattr(thing, "_pyroInstancing", ("session", None)) if is_class else ("instance", None)
+    concurrent = mode != "session" or bool(getattr(thing, "_pyroConcurrent", False))
+    return Entry(object_id, thing, is_class, exposed(thing), mode, creator, concurrent)
+
+
+def _create(entry: Entry) -> Any:
+    clazz = entry.target
+    if entry.creator is None:
+        return clazz()
+    instance = entry.creator(clazz)
+    if not isinstance(instance, clazz):
+        raise TypeError(f"the instance creator of {clazz.__qualname__} returned a {type(instance).__qualname__}")
+    return instance

@@ -1,0 +1,151 @@
+"""The interface of a serializer, and what it knows about the connection it writes for."""
+
+from __future__ import annotations
+
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ..errors import PyroError, SecurityError, SerializeError
+from ..wire.message import Body
+from .classes import CLASS_MARK, ClassCodec
+from .exceptions import exception_to_dict
+from .registry import DEFAULT_REGISTRY, ClassRegistry
+from .vocabulary import ProxyState, vocabulary_for
+
+Arguments = Sequence[Any]
+Call = tuple[str, str, Arguments, dict[str, Any] | None]
+"""Object id, method, arguments, keyword arguments (None for attribute access and batches)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SerializerContext:
+    """The connection a serializer works for: the peer's kind, and the hooks of the floor above."""
+
+    version: int
+    """Protocol 48 or 502."""
+    own: bool = False
+    """The peer is one of ours: every value keeps its type, and our own error classes travel."""
+    registry: ClassRegistry = field(default=DEFAULT_REGISTRY)
+    proxy_factory: Callable[[ProxyState], Any] | None = None
+    """Makes a proxy of a received state; without it the state itself is handed out."""
+    proxy_state_of: Callable[[Any], ProxyState | None] | None = None
+    """The state of a value that is a proxy, None for any other value."""
+    autoproxy: Callable[[Any], ProxyState | None] | None = None
+    """The proxy that stands for an object served by this process, None for any other value."""
+
+
+class Serializer(ABC):
+    """Writes and reads bodies for one connection. Instances may be shared by threads.
+
+    Every method raises SerializeError when a value cannot be written or a body cannot be read, and SecurityError when
+    a body names a class that must not be built.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, context: SerializerContext) -> None:
+        self.context = context
+        self._classes = ClassCodec(context, serpent=self.name == "serpent")
+
+    def dumps_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
+        """The body of a call. ``kwargs`` is None for attribute access and batches."""
+        try:
+            return self._write_call(object_id, method, args, kwargs)
+        except (SerializeError, SecurityError):
+            raise
+        except Exception as exc:  # libraries and converters fail in their own ways
+            raise self._cannot("write", exc) from exc
+
+    def dumps(self, value: Any) -> bytes:
+        """The body of one value."""
+        try:
+            return self._write(value)
+        except (SerializeError, SecurityError):
+            raise
+        except Exception as exc:
+            raise self._cannot("write", exc) from exc
+
+    def loads_call(self, body: Body) -> Call:
+        """The call of a body; its four parts have the right types."""
+        try:
+            return check_call(self._read_call(body))
+        except (SerializeError, SecurityError):
+            raise
+        except Exception as exc:
+            raise self._cannot("read", exc) from exc
+
+    def loads(self, body: Body) -> Any:
+        """The value of a body."""
+        try:
+            return self._read(body)
+        except (SerializeError, SecurityError):
+            raise
+        except Exception as exc:
+            raise self._cannot("read", exc) from exc
+
+    def dumps_exception(self, exc: BaseException, traceback_lines: list[str] | None = None) -> bytes:
+        """The body of an exception answer; an exception that cannot be written is described in a PyroError."""
+        vocabulary = vocabulary_for(self.context.version, self.context.own)
+        try:
+            registered = self.context.registry.to_dict(exc, serpent=self.name == "serpent")
+            return self.dumps(registered or exception_to_dict(exc, vocabulary, traceback_lines))
+        except Exception as why:
+            text = f"Error serializing exception: {why}. Original exception: {type(exc)}: {_text_of(exc)}"
+            return self.dumps(exception_to_dict(PyroError(text), vocabulary, traceback_lines))
+
+    @abstractmethod
+    def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes: ...
+
+    @abstractmethod
+    def _write(self, value: Any) -> bytes: ...
+
+    @abstractmethod
+    def _read_call(self, body: Body) -> Any: ...
+
+    @abstractmethod
+    def _read(self, body: Body) -> Any: ...
+
+    def _revive(self, body: Body, value: Any) -> Any:
+        """Objects of the dicts in ``value``; ``body`` tells cheaply that there are none."""
+        data = bytes(body) if isinstance(body, memoryview) else body
+        return self._classes.revive(value) if CLASS_MARK in data else value
+
+    def _cannot(self, verb: str, exc: Exception) -> SerializeError:
+        if isinstance(exc, RecursionError):
+            reason = "nested too deeply"
+        else:
+            reason = f"{type(exc).__name__}: {str(exc)[:300]}"
+        return SerializeError(f"{self.name} cannot {verb} this value: {reason}")
+
+
+def check_call(parts: Any) -> Call:
+    """The four parts of a call, if they are one.
+
+    Raises:
+        SerializeError: not four parts, or parts of other types than a call has.
+    """
+    if not isinstance(parts, (list, tuple)) or len(parts) != 4:
+        raise SerializeError("malformed call: four parts were expected")
+    object_id, method, args, kwargs = parts
+    if not isinstance(object_id, str) or not isinstance(method, str):
+        raise SerializeError("malformed call: object and method are texts")
+    if not isinstance(args, (list, tuple)):
+        raise SerializeError("malformed call: the arguments are not a list")
+    if kwargs and not (isinstance(kwargs, dict) and all(isinstance(key, str) for key in kwargs)):
+        raise SerializeError("malformed call: keyword arguments are a dict with text keys")
+    return object_id, method, args, kwargs if isinstance(kwargs, dict) else None
+
+
+def traceback_lines(exc: BaseException) -> list[str]:
+    """The traceback of an exception as it travels: lines, each with its newline."""
+    return traceback.format_exception(type(exc), exc, exc.__traceback__)
+
+
+def _text_of(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:
+        return "(its text cannot be made)"

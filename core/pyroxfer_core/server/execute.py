@@ -1,0 +1,245 @@
+"""Running one request: from a decoded call to the message that answers it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import CommunicationError, Outcome, PyroError, RefusedError, SerializeError
+from ..objects.context import CallContext, current_context_var
+from ..objects.expose import MethodKind
+from ..objects.invoke import BATCH_METHOD, batch_calls, prepare, prepare_method, reply_for_exception
+from ..objects.table import Entry
+from ..serializers.base import Serializer, traceback_lines
+from ..serializers.blob import SerializedBlob
+from ..serializers.vocabulary import ExceptionWrapper
+from ..wire.blobinfo import read_blob_info
+from ..wire.features import DEADLINE_KEY, OUTCOME_KEY, Feature
+from ..wire.inflate import deflate_for, inflate
+from ..wire.message import Body, Flags, Message, MessageType
+from .streams import EndOfStream, is_stream
+
+if TYPE_CHECKING:
+    from .peer import Peer
+
+log = logging.getLogger("pyroxfer.server")
+
+BLOB_KEY: Final = "BLBI"
+STREAM_KEY: Final = "STRM"
+_OUTCOME_LETTERS: Final = {Outcome.NOT_SENT: b"N", Outcome.UNKNOWN: b"U"}
+
+
+class Job:
+    """One request, decoded."""
+
+    __slots__ = ("args", "context", "deadline_ms", "entry", "kwargs", "lane", "message", "method", "serializer")
+
+    def __init__(
+        self,
+        message: Message,
+        serializer: Serializer,
+        entry: Entry,
+        method: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any] | None,
+        context: CallContext,
+    ) -> None:
+        self.message = message
+        self.serializer = serializer
+        self.entry = entry
+        self.method = method
+        self.args = args
+        self.kwargs = kwargs
+        self.context = context
+        self.deadline_ms: int | None = None
+        self.lane: Any = None
+
+    @property
+    def oneway(self) -> bool:
+        """Whether nobody waits for an answer."""
+        return self.message.flags & Flags.ONEWAY != 0
+
+
+def decode(peer: Peer, message: Message) -> Job:
+    """Read a request.
+
+    Raises:
+        SerializeError, SecurityError, ProtocolError, DaemonError: it cannot be read, or names no object.
+    """
+    serializer = peer.serializer(message.serializer)
+    annotations = message.annotations
+    deadline = peer.session.grant.read_deadline(annotations.pop(DEADLINE_KEY, None)) if annotations else None
+    if message.flags & Flags.KEEPSERIALIZED:
+        object_id, method, args, kwargs = _decode_blob(peer, message, serializer)
+    else:
+        body = message.body
+        if message.flags & Flags.COMPRESSED:
+            body = inflate(body, peer.settings.max_message_bytes)
+        object_id, method, args, kwargs = serializer.loads_call(body)
+    context = CallContext(
+        client=peer,
+        peer=peer.connection.peer,
+        seq=message.seq,
+        msg_flags=message.flags,
+        serializer_id=message.serializer,
+        annotations=annotations,
+        correlation=message.correlation_id,
+        tracked_resources=peer.resources,
+    )
+    job = Job(message, serializer, peer.table.get(object_id), method, args, kwargs, context)
+    job.deadline_ms = deadline
+    return job
+
+
+def _decode_blob(peer: Peer, message: Message, serializer: Serializer) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
+    annotation = message.annotations.get(BLOB_KEY)
+    if annotation is None:
+        raise SerializeError("a serialized blob without its routing annotation")
+    info = read_blob_info(annotation)
+    body = message.body
+    if message.flags & Flags.COMPRESSED:
+        body = inflate(body, peer.settings.max_message_bytes)
+    blob = SerializedBlob.from_message(info.info, message, body, serializer)
+    return info.object_id, info.method, (blob,), {}
+
+
+async def execute(peer: Peer, job: Job) -> Message | None:
+    """Run a job; never raises but when cancelled.
+
+    Returns:
+        The answer; None for a one-way call.
+    """
+    current_context_var.set(job.context)
+    try:
+        value = await _run(peer, job)
+        return None if job.message.flags & Flags.ONEWAY else _result(peer, job, value)
+    except Exception as error:
+        return failure(peer, job.message, job.serializer, error, dispatched=not isinstance(error, RefusedError))
+
+
+async def _run(peer: Peer, job: Job) -> Any:
+    entry = job.entry
+    if entry.mode == "instance":
+        instance = entry.target
+    else:
+        instance = peer.known_instance(entry)
+        if instance is None:
+            instance = await peer.pool.run(peer.table.instance, entry, peer.instances)
+    if job.message.flags & Flags.BATCH or job.method == BATCH_METHOD:
+        return await _run_batch(peer, job, instance)
+    call = prepare(entry.exposed, instance, job.method, job.args, job.kwargs)
+    kind = call.kind
+    if kind.is_async:
+        return await call.function(*call.args, **call.kwargs)
+    return await _run_plain(peer, kind, call.function, call.args, call.kwargs)
+
+
+async def _run_plain(peer: Peer, kind: MethodKind, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    if kind.is_inline or kind.is_stream:
+        return function(*args, **kwargs)
+    value = await peer.pool.run(function, *args, **kwargs)
+    if hasattr(value, "__await__"):  # a plain function that hands out a coroutine, as decorators do
+        return await value
+    return value
+
+
+async def _run_batch(peer: Peer, job: Job, instance: Any) -> list[Any]:
+    """The results in order, up to and including the first failure."""
+    results: list[Any] = []
+    for method, args, kwargs in batch_calls(job.args):
+        call = prepare_method(job.entry.exposed, instance, method, args, kwargs)
+        try:
+            if call.kind.is_async:
+                value = await call.function(*call.args, **call.kwargs)
+            else:
+                value = await _run_plain(peer, call.kind, call.function, call.args, call.kwargs)
+            if is_stream(value):
+                raise SerializeError("an iterator cannot be the result of a call in a batch")
+        except Exception as error:
+            results.append(ExceptionWrapper(error))
+            break
+        results.append(value)
+    return results
+
+
+def _result(peer: Peer, job: Job, value: Any) -> Message:
+    if is_stream(value):
+        return _stream_result(peer, job, value)
+    message = job.message
+    answer = Message(
+        MessageType.RESULT,
+        message.seq,
+        message.serializer,
+        message.flags & Flags.BATCH,
+        job.serializer.dumps(value),
+        _response_annotations(peer, job.context),
+        message.correlation_id,
+    )
+    if peer.settings.compression:
+        _deflate(peer, answer)
+    return answer
+
+
+def _response_annotations(peer: Peer, context: CallContext) -> dict[str, Body]:
+    extra = peer.daemon_annotations()
+    if extra:
+        return {**extra, **context.response_annotations}
+    return context.response_annotations
+
+
+def _stream_result(peer: Peer, job: Job, value: Any) -> Message:
+    """The announcement of an item stream: flags, its id, and the placeholder exception that stock peers expect."""
+    message = job.message
+    stream_id = peer.streams.add(value, peer)
+    return Message(
+        MessageType.RESULT,
+        message.seq,
+        message.serializer,
+        Flags.EXCEPTION | Flags.ITEMSTREAM,
+        job.serializer.dumps_exception(PyroError("result of call is an iterator")),
+        {**_response_annotations(peer, job.context), STREAM_KEY: stream_id.encode("ascii")},
+        message.correlation_id,
+    )
+
+
+def _deflate(peer: Peer, answer: Message) -> None:
+    smaller = deflate_for(peer.version, answer.body, message_type=answer.type, flags=answer.flags)
+    if smaller is not None:
+        answer.body = smaller
+        answer.flags |= Flags.COMPRESSED
+
+
+def failure(
+    peer: Peer, request: Message, serializer: Serializer | None, error: Exception, *, dispatched: bool
+) -> Message | None:
+    """The exception answer to a request; None for a one-way call. Marks the connection when it must end after it."""
+    own = peer.session.grant.bits & Feature.TYPED != 0
+    verdict = reply_for_exception(error, own=own, dispatched=dispatched)
+    if verdict.log:
+        log.warning("a request of %s failed", peer.connection.peer, exc_info=error)
+    if verdict.close:
+        peer.finishing = True
+    if request.flags & Flags.ONEWAY or verdict.exception is None:
+        if request.flags & Flags.ONEWAY:
+            log.info("a one-way call of %s failed: %r", peer.connection.peer, error)
+        return None
+    exception = StopIteration(*error.args) if isinstance(error, EndOfStream) else verdict.exception
+    lines = traceback_lines(error) if peer.sends_tracebacks else [f"{type(error).__name__}: {error}\n"]
+    body = (serializer or peer.serializer("marshal")).dumps_exception(exception, lines)
+    annotations: dict[str, Body] = {}
+    if own and not dispatched and isinstance(error, CommunicationError) and error.outcome in _OUTCOME_LETTERS:
+        annotations[OUTCOME_KEY] = peer.session.grant.outcome(_OUTCOME_LETTERS[error.outcome])
+    answer = Message(
+        MessageType.RESULT,
+        request.seq,
+        request.serializer if serializer is not None else "marshal",
+        Flags.EXCEPTION,
+        body,
+        annotations,
+        request.correlation_id,
+    )
+    if peer.settings.compression:
+        _deflate(peer, answer)
+    return answer
+

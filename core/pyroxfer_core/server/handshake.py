@@ -1,0 +1,164 @@
+"""The daemon's half of the handshake; also what a forwarder needs to greet clients."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import trio
+
+from ..errors import CommunicationError, ConnectionClosedError, ProtocolError, PyroError, SerializeError
+from ..objects.expose import Metadata
+from ..serializers.base import SerializerContext
+from ..serializers.factory import make_serializer
+from ..settings import Settings
+from ..transport.connection import Connection
+from ..wire.codec import codec_for
+from ..wire.inflate import deflate_for, inflate
+from ..wire.message import Body, Flags, Message, MessageType
+from ..wire.session import ServerSession
+
+FALLBACK_SERIALIZER: Final = "marshal"
+"""In which a refusal is written while the client's serializer is not known; both libraries do so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a client said in CONNECT."""
+
+    object_id: str | None
+    """None: a Pyro4 client that does not ask for metadata."""
+    handshake: Any
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a client is welcomed with."""
+
+    response: Any
+    metadata: Metadata
+    annotations: dict[str, Body] = field(default_factory=dict)
+
+
+Judge = Callable[[Hello], Awaitable[Verdict]]
+"""Decides about a client; raises any exception to refuse it, whose text the client is told."""
+
+
+async def accept_handshake(
+    connection: Connection, session: ServerSession, settings: Settings, context: SerializerContext | None, judge: Judge
+) -> Hello | None:
+    """Read CONNECT and answer it, within ``settings.connect_timeout_s``.
+
+    A refused client gets CONNECTFAIL with the reason, and the connection is finished.
+
+    Returns:
+        What the client said; None when it left without a word or was refused.
+    """
+    message: Message | None = None
+    try:
+        with trio.fail_after(settings.connect_timeout_s):
+            event = await connection.receive()
+            if event is None:
+                return None
+            if not isinstance(event, Message):
+                raise ProtocolError("the handshake is too large")
+            message = event
+            hello = _read_hello(connection, session, message, settings, context)
+        verdict = await judge(hello)
+        await _welcome(connection, session, hello, verdict, settings, context)
+    except ConnectionClosedError:
+        raise
+    except Exception as error:
+        text = "receiving: timeout" if isinstance(error, trio.TooSlowError) else _text_of(error)
+        await refuse(connection, session, text, message)
+        return None
+    connection.settled()
+    return hello
+
+
+def _text_of(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _read_hello(
+    connection: Connection,
+    session: ServerSession,
+    message: Message,
+    settings: Settings,
+    context: SerializerContext | None,
+) -> Hello:
+    session.receive(message)
+    version = connection.codec.version
+    if settings.hmac_key is not None and version != 48:
+        raise ProtocolError("this daemon wants signed messages, which only protocol 48 has")
+    if message.serializer not in settings.accepted_serializers:
+        raise ProtocolError(f"message used serializer that is not accepted: {message.serializer}")
+    body = message.body
+    if message.flags & Flags.COMPRESSED:
+        body = inflate(body, settings.max_handshake_bytes)
+    serializer = make_serializer(message.serializer, context or SerializerContext(version))
+    data = serializer.loads(body)
+    if not isinstance(data, dict) or "handshake" not in data:
+        raise SerializeError("'handshake'")
+    object_id = data.get("object")
+    if object_id is not None and not isinstance(object_id, str):
+        raise SerializeError("the object id is not text")
+    return Hello(object_id, data["handshake"], message)
+
+
+async def _welcome(
+    connection: Connection,
+    session: ServerSession,
+    hello: Hello,
+    verdict: Verdict,
+    settings: Settings,
+    context: SerializerContext | None,
+) -> None:
+    message, version = hello.message, connection.codec.version
+    serializer = make_serializer(message.serializer, context or SerializerContext(version))
+    value: Any = verdict.response
+    if version != 48 or message.flags & Flags.META_ON_CONNECT:
+        value = {"handshake": verdict.response, "meta": metadata_value(verdict.metadata, version)}
+    answer = session.accept(message, serializer.dumps(value), verdict.annotations, message.correlation_id)
+    if settings.compression:
+        smaller = deflate_for(version, answer.body, message_type=answer.type, flags=answer.flags)
+        if smaller is not None:
+            answer.body, answer.flags = smaller, answer.flags | Flags.COMPRESSED
+    await connection.send(answer)
+
+
+def metadata_value(metadata: Metadata, version: int) -> dict[str, Any]:
+    """Metadata as each library's clients get it: lists in protocol 48, sets in 502."""
+    shape: Any = list if version == 48 else set
+    return {
+        "methods": shape(metadata.methods),
+        "oneway": shape(metadata.oneway),
+        "attrs": shape(metadata.attrs),
+    }
+
+
+async def refuse(connection: Connection, session: ServerSession, text: str, message: Message | None) -> None:
+    """Answer CONNECTFAIL and end the connection so that the client can still read why."""
+    name, seq, correlation = FALLBACK_SERIALIZER, 0, None
+    if message is not None and message.type == MessageType.CONNECT:
+        seq, correlation = message.seq, message.correlation_id
+        if message.serializer in ("serpent", "json", "marshal", "msgpack"):
+            name = message.serializer
+    codec = connection.decoder.codec or codec_for(502)  # rubbish has no protocol: Pyro5's probe reads six bytes
+    body = make_serializer(name, SerializerContext(codec.version)).dumps(text)
+    answer = session.refuse(body, name, seq, correlation)
+    try:
+        await connection.finish(codec.encode(answer, hmac_key=connection.hmac_key if codec.version == 48 else None))
+    except CommunicationError:
+        pass  # it did not wait for the answer
+
+
+def error_body(serializer: str, version: int, text: str) -> bytes:
+    """The body of an exception answer of class PyroError, for forwarders that answer in place of a backend.
+
+    Raises:
+        SerializeError: there is no such serializer.
+    """
+    return make_serializer(serializer, SerializerContext(version)).dumps_exception(PyroError(text))

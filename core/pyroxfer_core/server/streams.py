@@ -1,0 +1,144 @@
+"""Item streams: iterators that methods returned, fetched item by item."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+
+import trio
+
+from ..errors import PyroError
+from .workers import WorkerPool
+
+CLOSE_GRACE_S: Final = 1.0
+"""How long the clean-up of an async generator may take."""
+MAX_STREAMS: Final = 10_000
+"""Streams of one daemon; beyond it calls that return one fail."""
+
+_PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes, bytearray, list, tuple, dict, set, frozenset})
+_END: Final = object()
+
+
+def is_stream(value: Any) -> bool:
+    """Whether a result is to be fetched item by item."""
+    return type(value) not in _PLAIN and isinstance(value, (Iterator, AsyncIterator))
+
+
+class _Stream:
+    __slots__ = ("iterator", "lock", "lost_at", "owner", "started")
+
+    def __init__(self, iterator: Any, owner: object, now: float) -> None:
+        self.iterator = iterator
+        self.owner = owner
+        self.started = now
+        self.lost_at: float | None = None
+        self.lock = trio.Lock()
+
+
+class StreamTable:
+    """The open item streams of a daemon.
+
+    Args:
+        pool: where plain iterators run.
+        linger_s: how long a stream outlives its connection.
+        lifetime_s: how long a stream may live at all; 0 is without limit.
+    """
+
+    def __init__(self, pool: WorkerPool, linger_s: float, lifetime_s: float) -> None:
+        self._pool = pool
+        self._linger_s = linger_s
+        self._lifetime_s = lifetime_s
+        self._streams: dict[str, _Stream] = {}
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def add(self, iterator: Any, owner: object) -> str:
+        """Keep an iterator for the connection ``owner``; returns its id.
+
+        Raises:
+            PyroError: there are too many.
+        """
+        if len(self._streams) >= MAX_STREAMS:
+            raise PyroError(f"{MAX_STREAMS} item streams are open already")
+        stream_id = str(uuid.uuid4())
+        self._streams[stream_id] = _Stream(iterator, owner, trio.current_time())
+        return stream_id
+
+    async def next_item(self, stream_id: str, owner: object) -> Any:
+        """The next item. A stream whose connection is gone now belongs to ``owner``.
+
+        Raises:
+            EndOfStream: the iterator ended.
+            PyroError: there is no such stream.
+            whatever the iterator raises; the stream is gone then.
+        """
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            raise PyroError("item stream terminated")
+        if stream.lost_at is not None:
+            stream.owner, stream.lost_at = owner, None
+        async with stream.lock:
+            try:
+                return await self._advance(stream.iterator)
+            except BaseException:
+                self._streams.pop(stream_id, None)
+                await _close_iterator(stream.iterator)
+                raise
+
+    async def _advance(self, iterator: Any) -> Any:
+        if isinstance(iterator, AsyncIterator):
+            try:
+                return await iterator.__anext__()
+            except StopAsyncIteration:
+                raise EndOfStream from None
+        item = await self._pool.run(next, iterator, _END)
+        if item is _END:
+            raise EndOfStream
+        return item
+
+    async def close(self, stream_id: str) -> None:
+        """Close a stream and its iterator; an unknown id is no error."""
+        stream = self._streams.pop(stream_id, None)
+        if stream is not None:
+            async with stream.lock:
+                await _close_iterator(stream.iterator)
+
+    async def connection_lost(self, owner: object) -> None:
+        """Let the streams of a connection linger, or close them at once when lingering is off."""
+        now = trio.current_time()
+        for stream_id, stream in list(self._streams.items()):
+            if stream.owner is owner and stream.lost_at is None:
+                stream.lost_at = now
+                if self._linger_s <= 0:
+                    await self.close(stream_id)
+
+    async def sweep(self) -> None:
+        """Close what lingered or lived too long."""
+        now = trio.current_time()
+        for stream_id, stream in list(self._streams.items()):
+            lingered = stream.lost_at is not None and now - stream.lost_at >= self._linger_s
+            if lingered or 0 < self._lifetime_s <= now - stream.started:
+                await self.close(stream_id)
+
+    async def close_all(self) -> None:
+        """Close every stream."""
+        for stream_id in list(self._streams):
+            await self.close(stream_id)
+
+
+class EndOfStream(Exception):
+    """The iterator ended. (StopIteration itself cannot pass through a coroutine.)"""
+
+
+async def _close_iterator(iterator: Any) -> None:
+    """Run the clean-up code of a generator; what it raises is nobody's any more."""
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_GRACE_S):
+        try:
+            if hasattr(iterator, "aclose"):
+                await iterator.aclose()
+            elif hasattr(iterator, "close"):
+                await trio.to_thread.run_sync(iterator.close, abandon_on_cancel=True)
+        except Exception:  # noqa: S110  # the reader has left, there is nobody to tell
+            pass

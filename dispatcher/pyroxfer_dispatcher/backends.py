@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from pyroxfer_core.uri import Uri
+from pyroxfer_core import Uri
 
 FIRST_BACKOFF_S: Final = 0.25
 """A refused backend is left alone this long at first, twice as long after each further refusal ..."""

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 import msgspec
 
+from pyroxfer_core import Uri
 from pyroxfer_core.errors import PyroError
-from pyroxfer_core.uri import Uri
 
 from .routes import check_pattern
 
@@ -98,6 +98,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def location(self) -> Uri:
         """``listen`` as a place."""
         return Uri(f"PYRO:{self.object}@{self.listen}")
+
+    @property
+    def nameserver_place(self) -> Uri | None:
+        """``nameserver`` as a place."""
+        return None if self.nameserver is None else Uri(f"PYRO:Pyro.NameServer@{self.nameserver}")
 
 
 def load_config(path: str | Path, *, insecure: bool = False) -> Config:

@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..wire.blobinfo import write_blob_info
 from ..wire.features import DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature, Grant
 from ..wire.inflate import deflate_for, inflate
-from ..wire.message import Body, Flags, Message
+from ..wire.message import Body, Flags, Message, MessageType
 
 DAEMON_OBJECT: Final = "Pyro.Daemon"
 STREAM_KEY: Final = "STRM"
@@ -61,7 +61,7 @@ def plain_body(message: Message, limit: int) -> Body:
 def deflated(body: Body, version: int, settings: Settings) -> tuple[Body, int]:
     if not settings.compression:
         return body, 0
-    smaller = deflate_for(version, body)
+    smaller = deflate_for(version, body, message_type=MessageType.INVOKE, flags=0)
     return (body, 0) if smaller is None else (smaller, Flags.COMPRESSED)
 
 
@@ -125,7 +125,7 @@ def _encode_blob(
     received = blob.message
     if received is not None:
         return Request(received.body, received.serializer, flags | received.flags & Flags.COMPRESSED, annotations)
-    return Request(serializer.dumps_call(object_id, method, blob.data, {}), serializer.name, flags, annotations)
+    return Request(serializer.dumps_call(object_id, method, blob.deserialized(), {}), serializer.name, flags, annotations)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..errors import CommunicationError, Outcome, ProtocolError
 from ..objects.expose import Metadata
-from ..serializers.base import Serializer, SerializerContext, make_serializer
+from ..serializers.base import Serializer, SerializerContext
+from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..wire.message import Body, Flags, Message, MessageType
 from ..wire.session import ClientSession

@@ -50,9 +50,6 @@ class ItemStream:
             raise StopAsyncIteration
         try:
             return await self._next()
-        except StopIteration:
-            self._end()
-            raise StopAsyncIteration from None
         except BaseException:
             self._end()
             raise
@@ -86,7 +83,10 @@ class ItemStream:
     async def _take(self, waiter: Waiter) -> Any:
         link = self._feed
         message = await link.wait(waiter)
-        return read_reply(message, link.serializer(message.serializer), link.grant, self._proxy._pyroSettings)
+        try:
+            return read_reply(message, link.serializer(message.serializer), link.grant, self._proxy._pyroSettings)
+        except StopIteration:  # it cannot leave a coroutine as it is
+            raise StopAsyncIteration from None
 
     def _end(self) -> None:
         self._finished = True

@@ -14,7 +14,8 @@ from trio.lowlevel import Abort, RaiseCancelT
 
 from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError
 from ..objects.expose import Metadata
-from ..serializers.base import Serializer, SerializerContext, make_serializer
+from ..serializers.base import Serializer, SerializerContext
+from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..uri import Uri

@@ -19,7 +19,8 @@ from ..errors import (
     TimeoutError,
 )
 from ..objects.expose import Metadata
-from ..serializers.base import ProxyState, SerializerContext
+from ..serializers.base import SerializerContext
+from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import open_connection
 from ..uri import Uri
@@ -147,7 +148,8 @@ class Proxy:
         fresh = self._pyroLink is None
         while True:
             link = await self._pyroConnected()
-            self._pyroCheckMember(member or method)
+            if not flags & Flags.BATCH:
+                self._pyroCheckMember(member or method)
             try:
                 if link.session.concurrent:
                     return await self._pyroOnce(link, method, args, kwargs, options, flags, call, progress)
@@ -304,7 +306,7 @@ def proxy_from_state(state: ProxyState, settings: Settings) -> Proxy:
     """Make a proxy that arrived in a value, with the receiver's settings."""
     if state.serializer is not None and state.serializer in settings.accepted_serializers:
         settings = settings.with_changes(serializer=state.serializer)
-    proxy = Proxy(state.uri, settings=settings)
+    proxy = Proxy(state.uri_text, settings=settings)
     proxy._pyroHandshake = state.handshake
     return proxy
 

@@ -95,6 +95,11 @@ class CallContext:
         return known if isinstance(known, bytes) else self.correlation_id.bytes
 
     @property
+    def protocol(self) -> int:
+        """The protocol the caller speaks: 48 or 502."""
+        return int(self.client.version)
+
+    @property
     def client_sock_addr(self) -> Any:
         """Pyro's name of ``peer``."""
         return self.peer

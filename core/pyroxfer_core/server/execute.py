@@ -13,7 +13,7 @@ from ..objects.invoke import BATCH_METHOD, batch_calls, prepare, prepare_method,
 from ..objects.table import Entry
 from ..serializers.base import Serializer, traceback_lines
 from ..serializers.blob import SerializedBlob
-from ..serializers.vocabulary import ExceptionWrapper
+from ..serializers.exceptions import ExceptionWrapper
 from ..wire.blobinfo import read_blob_info
 from ..wire.features import DEADLINE_KEY, OUTCOME_KEY, Feature
 from ..wire.inflate import deflate_for, inflate
@@ -68,6 +68,7 @@ def decode(peer: Peer, message: Message) -> Job:
         SerializeError, SecurityError, ProtocolError, DaemonError: it cannot be read, or names no object.
     """
     serializer = peer.serializer(message.serializer)
+    kwargs: dict[str, Any] | None
     annotations = message.annotations
     deadline = peer.session.grant.read_deadline(annotations.pop(DEADLINE_KEY, None)) if annotations else None
     if message.flags & Flags.KEEPSERIALIZED:
@@ -92,7 +93,9 @@ def decode(peer: Peer, message: Message) -> Job:
     return job
 
 
-def _decode_blob(peer: Peer, message: Message, serializer: Serializer) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
+def _decode_blob(
+    peer: Peer, message: Message, serializer: Serializer
+) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
     annotation = message.annotations.get(BLOB_KEY)
     if annotation is None:
         raise SerializeError("a serialized blob without its routing annotation")
@@ -242,4 +245,3 @@ def failure(
     if peer.settings.compression:
         _deflate(peer, answer)
     return answer
-

@@ -47,7 +47,11 @@ Judge = Callable[[Hello], Awaitable[Verdict]]
 
 
 async def accept_handshake(
-    connection: Connection, session: ServerSession, settings: Settings, context: SerializerContext | None, judge: Judge
+    connection: Connection,
+    session: ServerSession,
+    settings: Settings,
+    context: SerializerContext | None,
+    judge: Judge,
 ) -> Hello | None:
     """Read CONNECT and answer it, within ``settings.connect_timeout_s``.
 

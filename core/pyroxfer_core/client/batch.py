@@ -1,0 +1,80 @@
+"""Batches: many calls of one object in one message."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Any
+
+from ..errors import ProtocolError
+from ..objects.invoke import BATCH_METHOD
+from ..serializers.exceptions import ExceptionWrapper
+from ..wire.message import Flags
+from .proxy import Proxy
+
+BatchedCall = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+def results_of(values: Any) -> Iterator[Any]:
+    """The results of a batch in order; raises the exception of the call that failed, which is the last.
+
+    Raises:
+        ProtocolError: the reply is not that of a batch.
+    """
+    if not isinstance(values, (list, tuple)):
+        raise ProtocolError("the reply to a batch is not a list")
+    for value in values:
+        if isinstance(value, ExceptionWrapper):
+            raise value.exception
+        yield value
+
+
+class BatchProxy:
+    """Collects calls, and sends them together when it is called itself.
+
+    ``batch.add(1, 2)`` notes a call. ``async for result in batch()`` runs them in order and hands out their results;
+    the first that fails ends the batch, and its exception is raised when its turn comes. ``await batch(oneway=True)``
+    waits for nothing. Afterwards the batch is empty and can be filled again.
+    """
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._calls: list[BatchedCall] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def note(*args: Any, **kwargs: Any) -> None:
+            self._calls.append((name, args, kwargs))
+
+        return note
+
+    def __call__(self, oneway: bool = False) -> BatchRun:
+        """Send what was noted, when the result is awaited or iterated."""
+        calls, self._calls = self._calls, []
+        return BatchRun(self._proxy, calls, oneway)
+
+
+class BatchRun:
+    """A batch about to be sent. Use it once."""
+
+    def __init__(self, proxy: Proxy, calls: list[BatchedCall], oneway: bool) -> None:
+        self._proxy = proxy
+        self._calls = calls
+        self._oneway = oneway
+
+    async def _send(self) -> Any:
+        flags = Flags.BATCH | (Flags.ONEWAY if self._oneway else 0)
+        return await self._proxy._pyroInvoke(BATCH_METHOD, self._calls, None, flags=flags)
+
+    async def _results(self) -> list[Any] | None:
+        values = await self._send()
+        return None if self._oneway else list(results_of(values))
+
+    def __await__(self) -> Generator[Any, Any, list[Any] | None]:
+        """All results as a list; None when one-way."""
+        return self._results().__await__()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for value in results_of(await self._send()):
+            yield value

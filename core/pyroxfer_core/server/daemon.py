@@ -1,0 +1,408 @@
+"""The trio daemon: serves objects on one port, to both Pyro protocols and to raw side streams."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import secrets
+import socket
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
+
+import trio
+
+from ..errors import DaemonError, PyroError, SecurityError
+from ..objects.context import CallContext, current_context_var
+from ..objects.expose import Metadata, expose, oneway, reset_exposed
+from ..objects.table import DAEMON_ID, ObjectTable
+from ..serializers.base import SerializerContext
+from ..serializers.vocabulary import ProxyState
+from ..settings import Settings
+from ..transport.connection import Connection
+from ..transport.listen import serve_connections
+from ..transport.side import SideStreamHandler
+from ..transport.sockets import bind_tcp, bind_unix, is_loopback_host, remove_socket_file
+from ..uri import Uri
+from ..wire.message import Body
+from .execute import Job, execute
+from .handshake import Hello, Judge, Verdict
+from .peer import Peer
+from .streams import StreamTable
+from .workers import WorkerPool
+
+log = logging.getLogger("pyroxfer.server")
+
+SWEEP_S: Final = 2.0
+"""How often lingering item streams are looked at, as in Pyro."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatistics:
+    """A daemon at one moment."""
+
+    connections: int
+    calls_in_flight: int
+    busy_threads: int
+    streams: int
+    objects: int
+
+
+class Daemon:
+    """Serves registered objects and classes.
+
+    ``async with`` starts listening and serving; requests are served while its body runs, and at its end new calls are
+    refused, running ones may go on for ``settings.shutdown_grace_s``, then what is left is cut.
+
+    Args:
+        host: where to listen; empty listens everywhere. Beyond loopback needs ``Settings(insecure=True)``, an
+            ``hmac_key``, or an overridden `validateHandshake`.
+        port: 0 picks a free one.
+        unixsocket: path to listen on instead.
+        nathost: host name published in URIs instead of ``host``.
+        natport: port published with it; 0 is the same as the internal one.
+        settings: limits, timeouts, accepted serializers.
+
+    Raises:
+        ValueError: ``nathost`` and ``natport`` do not go together as given.
+    """
+
+    def __init__(
+        self,
+        host: str = "localhost",
+        port: int = 0,
+        unixsocket: str | None = None,
+        nathost: str | None = None,
+        natport: int | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        if natport is not None and nathost is None:
+            raise ValueError("must provide natport with nathost")
+        if unixsocket is not None and nathost is not None:
+            raise ValueError("cannot use nathost together with unixsocket")
+        self.settings = settings or Settings()
+        self.table = ObjectTable(self)
+        self.pool = WorkerPool(self.settings.worker_threads, self.settings.worker_queue)
+        self.streams = StreamTable(self.pool, self.settings.stream_linger_s, self.settings.stream_lifetime_s)
+        self.epoch = secrets.token_bytes(16)
+        """Changes with every daemon."""
+        self.peers: set[Peer] = set()
+        self.draining = False
+        self.side_stream_handler: SideStreamHandler | None = None
+        """Called with each raw side stream, in a task of its own; the stream is closed when it returns."""
+        self._host = host
+        self._port = port
+        self._unixsocket = unixsocket
+        self._nathost = nathost
+        self._natport = natport
+        self._listener: socket.socket | None = None
+        self._nursery: trio.Nursery | None = None
+        self._nursery_manager: Any = None
+        self._drained: trio.Event | None = None
+        self.table.register(DaemonObject(self), DAEMON_ID)
+
+    def __repr__(self) -> str:
+        place = self.location if self._listener is not None else "not listening"
+        return f"<Daemon on {place}, {len(self.table.ids())} objects>"
+
+    # --- objects -----------------------------------------------------------------------------------------------
+
+    def register(self, thing: Any, object_id: str | None = None, force: bool = False) -> Uri:
+        """Serve an object, or a class whose instances are made as its ``@behavior`` says.
+
+        Raises:
+            DaemonError: the id or the object is taken already (``force`` overrides), or cannot be used.
+        """
+        return self.uri_for(self.table.register(thing, object_id, force))
+
+    def unregister(self, thing: Any) -> None:
+        """Stop serving an object, a class, or an id. Running calls go on.
+
+        Raises:
+            DaemonError: the object is not registered.
+        """
+        self.table.unregister(thing)
+
+    def uri_for(self, thing: Any, nat: bool = True) -> Uri:
+        """The URI of an object or id; ``nat=False`` gives the internal address.
+
+        Raises:
+            DaemonError: the object is not registered, or the daemon has no address yet.
+        """
+        object_id = thing if isinstance(thing, str) else self.table.id_of(thing)
+        if object_id is None:
+            raise DaemonError("object is not registered in this daemon")
+        return Uri(f"PYRO:{object_id}@{(self.nat_location if nat else None) or self.location}")
+
+    def reset_metadata_cache(self, thing: Any) -> None:
+        """Look at the members of a class anew, after they were changed."""
+        target = self.table.get(thing).target if isinstance(thing, str) else thing
+        reset_exposed(target)
+
+    # --- address -----------------------------------------------------------------------------------------------
+
+    def bind(self) -> None:
+        """Take the address, without serving yet. Entering ``async with`` does it; twice is fine.
+
+        Raises:
+            CommunicationError: the address cannot be had.
+            SecurityError: the address is reachable from other machines and nothing protects it.
+        """
+        if self._listener is not None:
+            return
+        if self._unixsocket is not None:
+            self._listener = bind_unix(self._unixsocket)
+            return
+        self._refuse_open_door()
+        self._listener = bind_tcp(self._host, self._port)
+        self._port = self._listener.getsockname()[1]
+
+    def _refuse_open_door(self) -> None:
+        settings = self.settings
+        guarded = type(self).validateHandshake is not Daemon.validateHandshake or settings.hmac_key is not None
+        if settings.insecure or guarded or is_loopback_host(self._host):
+            return
+        raise SecurityError(
+            f"listening on {self._host or '0.0.0.0'} lets everybody on the network in: "  # noqa: S104  # a text
+            "override validateHandshake, set Settings(hmac_key=…), or say Settings(insecure=True)"
+        )
+
+    @property
+    def location(self) -> str:
+        """``host:port`` or ``./u:path``, as clients must use it.
+
+        Raises:
+            DaemonError: not bound yet.
+        """
+        if self._unixsocket is not None:
+            return f"./u:{self._unixsocket}"
+        if self._listener is None:
+            raise DaemonError("the daemon has no address before `async with` or bind()")
+        return _place(self._host or "0.0.0.0", self._port)  # noqa: S104  # what an empty host means
+
+    @property
+    def nat_location(self) -> str | None:
+        """The published address when it differs from the internal one."""
+        return None if self._nathost is None else _place(self._nathost, self._natport or self._port)
+
+    # --- serving -----------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Daemon:
+        self.bind()
+        self._nursery_manager = trio.open_nursery()
+        self._nursery = await self._nursery_manager.__aenter__()
+        self._nursery.start_soon(self._accept)
+        self._nursery.start_soon(self._sweep_streams)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop; an error of the body goes on as it is, not in a group."""
+        try:
+            await self.aclose()
+        finally:
+            manager, self._nursery_manager = self._nursery_manager, None
+            try:
+                await manager.__aexit__(None, None, None)
+            except BaseException:
+                if error is None:
+                    raise
+
+    async def aclose(self) -> None:
+        """Stop serving: no new connections, new calls refused, running ones get their grace, the rest is cut."""
+        nursery = self._nursery
+        if nursery is None:
+            return
+        self.draining = True
+        try:
+            with trio.move_on_after(self.settings.shutdown_grace_s):
+                if any(peer.in_flight for peer in self.peers):
+                    self._drained = trio.Event()
+                    await self._drained.wait()
+        finally:
+            nursery.cancel_scope.cancel()
+            self._nursery = None
+            self.close()
+            with trio.CancelScope(shield=True):
+                await self.streams.close_all()
+
+    def call_ended_while_draining(self) -> None:
+        """A connection tells that it may have been the last to be waited for."""
+        if self._drained is not None and not any(peer.in_flight for peer in self.peers):
+            self._drained.set()
+
+    def close(self) -> None:
+        """Give up the address. Serving, if it was begun, is ended by `aclose`."""
+        if self._listener is None:
+            return
+        if self._nursery is not None or trio.lowlevel.in_trio_run():
+            trio.lowlevel.notify_closing(self._listener)
+        self._listener.close()
+        self._listener = None
+        if self._unixsocket is not None:
+            remove_socket_file(self._unixsocket)
+
+    async def _accept(self) -> None:
+        assert self._listener is not None, "bound before"
+        await serve_connections(
+            [self._listener], self._serve, settings=self.settings, side_handler=self._serve_side_stream
+        )
+
+    async def _serve(self, connection: Connection) -> None:
+        await Peer(self, connection).serve()
+
+    async def _serve_side_stream(self, stream: Any) -> None:
+        if self.side_stream_handler is not None:
+            await self.side_stream_handler(stream)
+
+    async def _sweep_streams(self) -> None:
+        while True:
+            await trio.sleep(SWEEP_S)
+            await self.streams.sweep()
+
+    def run_oneway(self, peer: Peer, job: Job) -> None:
+        """Run a call that nobody waits for; it goes on when its client leaves."""
+        if self._nursery is not None:
+            self._nursery.start_soon(execute, peer, job)
+
+    def statistics(self) -> DaemonStatistics:
+        """Counts at this moment."""
+        return DaemonStatistics(
+            connections=len(self.peers),
+            calls_in_flight=sum(peer.in_flight for peer in self.peers),
+            busy_threads=self.pool.busy,
+            streams=len(self.streams),
+            objects=len(self.table.ids()),
+        )
+
+    # --- hooks -------------------------------------------------------------------------------------------------
+
+    def validateHandshake(self, conn: Peer, data: Any) -> Any:  # Pyro's name
+        """Decide about a client by what it sent when connecting; may be ``async``. Raise to refuse it.
+
+        Returns:
+            The handshake response for the client, any serializable value.
+        """
+        return "hello"
+
+    def clientDisconnect(self, conn: Peer) -> None:  # Pyro's name
+        """A client that had been accepted is gone."""
+
+    def annotations(self) -> dict[str, Body]:
+        """Annotations for every answer."""
+        return {}
+
+    def client_left(self, peer: Peer) -> None:
+        """Tell the hook; its errors stay here."""
+        try:
+            self.clientDisconnect(peer)
+        except Exception:
+            log.exception("clientDisconnect failed")
+
+    # --- what a connection needs -------------------------------------------------------------------------------
+
+    def judge_for(self, peer: Peer) -> Judge:
+        """What decides about the client of this connection."""
+
+        async def judge(hello: Hello) -> Verdict:
+            context = CallContext(
+                client=peer,
+                peer=peer.connection.peer,
+                seq=hello.message.seq,
+                serializer_id=hello.message.serializer,
+                annotations=hello.message.annotations,
+                correlation=hello.message.correlation_id,
+                tracked_resources=peer.resources,
+            )
+            current_context_var.set(context)
+            response = self.validateHandshake(peer, hello.handshake)
+            if inspect.isawaitable(response):
+                response = await response
+            metadata = self._metadata(hello.object_id)
+            return Verdict(response, metadata, {**self.annotations(), **context.response_annotations})
+
+        return judge
+
+    def _metadata(self, object_id: str | None) -> Metadata:
+        if object_id is None:
+            return Metadata(frozenset(), frozenset(), frozenset())
+        try:
+            return self.table.get(object_id).exposed.metadata
+        except PyroError:
+            raise PyroError("unknown object") from None
+
+    def handshake_context(self, connection: Connection) -> SerializerContext | None:
+        """How CONNECT is read: before the protocol is known there is nothing to say."""
+        return None
+
+    def serializer_context(self, version: int, own: bool) -> SerializerContext:
+        """How values are written for and read from a peer."""
+        return SerializerContext(
+            version=version,
+            own=own,
+            proxy_factory=self._make_proxy,
+            proxy_state_of=_proxy_state_of,
+            autoproxy=self._autoproxy,
+        )
+
+    def _make_proxy(self, state: ProxyState) -> Any:
+        from ..client.proxy import proxy_from_state  # only daemons that receive proxies need the client room
+
+        return proxy_from_state(state, self.settings)
+
+    def _autoproxy(self, value: Any) -> ProxyState | None:
+        object_id = self.table.id_of(value)
+        if object_id is None:
+            return None
+        meta = self.table.get(object_id).exposed.metadata
+        return ProxyState(str(self.uri_for(object_id)), meta.oneway, meta.methods, meta.attrs)
+
+
+def _proxy_state_of(value: Any) -> ProxyState | None:
+    from ..client.proxy import proxy_state_of
+
+    return proxy_state_of(value)
+
+
+def _place(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@expose
+class DaemonObject:
+    """What every daemon serves about itself, as ``Pyro.Daemon``."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    async def ping(self) -> None:
+        """Nothing: the answer is the point."""
+
+    async def registered(self) -> list[str]:
+        """Ids of all objects."""
+        return self._daemon.table.ids()
+
+    async def info(self) -> str:
+        """A line about the daemon."""
+        daemon = self._daemon
+        count = len(daemon.table.ids())
+        return (
+            f"Pyro.Daemon bound on {daemon.location}, NAT {daemon.nat_location}, {count} objects registered. "
+            f"Servertype: pyroxfer trio"
+        )
+
+    async def get_metadata(self, object_id: str, as_lists: bool = False) -> dict[str, Any]:
+        """Exposed members of an object, as sets or lists."""
+        meta = self._daemon.table.get(object_id).exposed.metadata
+        shape: Any = list if as_lists else set
+        return {"methods": shape(meta.methods), "oneway": shape(meta.oneway), "attrs": shape(meta.attrs)}
+
+    async def get_next_stream_item(self, stream_id: str) -> Any:
+        """The next item of an item stream."""
+        return await self._daemon.streams.next_item(stream_id, current_context_var.get().client)
+
+    @oneway
+    async def close_stream(self, stream_id: str) -> None:
+        """End an item stream."""
+        await self._daemon.streams.close(stream_id)

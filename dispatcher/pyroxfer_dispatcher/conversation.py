@@ -273,7 +273,7 @@ class Conversation:
 
     async def _flush(self, connection: Connection) -> None:
         if connection.flush_nowait():
-            return
+            return None
         with trio.move_on_after(self._stall_s):
             return await connection.flush()
         raise TimeoutError(f"{connection.peer} takes no data")

@@ -1,4 +1,4 @@
-"""Connections to backends: opened in the protocol the backend speaks, used by one call at a time, kept for the next."""
+"""Connections to backends: opened in the protocol they speak, used by one call at a time, kept for the next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyroxfer_core.errors import ConnectionClosedError, Outcome, ProtocolError, 
 from .backends import Backend
 
 COLLECT_BYTES: Final = 1024 * 1024
-"""Bodies up to here are passed on whole; starting earlier did not pay on loopback, and beyond it memory would count."""
+"""Bodies up to here are passed on whole: starting earlier did not pay on loopback. Larger ones must not be held."""
 MAX_IDLE: Final = 16
 """Idle connections kept per backend and protocol: each may hold a worker thread of a stock server."""
 VERSIONS: Final = (502, 48)

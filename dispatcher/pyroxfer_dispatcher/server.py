@@ -111,6 +111,7 @@ class Dispatcher:
     ) -> None:
         """Stop; an error of the body goes on as it is, not in a group."""
         self._background.cancel()
+        self._close_listener()
         try:
             with trio.CancelScope(shield=True):
                 await self._unregister()
@@ -124,7 +125,6 @@ class Dispatcher:
                     raise
             finally:
                 self._pool.close()
-                self._close_listener()
                 note(logging.INFO, "stopped")
 
     def abort(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -17,9 +18,22 @@ from typing import IO
 
 import pytest
 import trio
+from click.testing import CliRunner
 
-from pyroxfer_core.cli._run import printable
-from pyroxfer_core.errors import CommunicationError
+from pyroxfer_core.cli._run import ExitCode, Failure, printable
+from pyroxfer_core.cli._run import run as run_command
+from pyroxfer_core.cli.nsc import nsc as nsc_command
+from pyroxfer_core.errors import (
+    CommunicationError,
+    ConnectionClosedError,
+    MessageTooLargeError,
+    NamingError,
+    PyroError,
+    RefusedError,
+    SecurityError,
+    SerializeError,
+    TimeoutError,
+)
 from pyroxfer_core.nameserver.lookup import locate_ns
 
 NS = (sys.executable, "-c", "from pyroxfer_core.cli.ns import ns; ns()")
@@ -86,8 +100,9 @@ def run(*command: str, answer: str | None = None) -> subprocess.CompletedProcess
 
 
 def nsc(server: RunningNs, *args: str, code: int = 0, answer: str | None = None) -> str:
-    done = run(*NSC, "-n", "localhost", "-p", str(server.port), *args, answer=answer)
-    assert done.returncode == code, done.stderr
+    """Run the command in this process; its standard output, or its errors where an exit code is expected."""
+    done = CliRunner().invoke(nsc_command, ["-n", "localhost", "-p", str(server.port), *args], input=answer)
+    assert done.exit_code == code, done.output
     assert (done.stderr != "") == (code != 0), done.stderr
     return done.stdout if code == 0 else done.stderr
 
@@ -158,10 +173,19 @@ def test_a_port_in_use_is_one_line(stack: ExitStack) -> None:
     assert "-p chooses a port" in line
 
 
+def test_a_broadcast_port_in_use_is_one_line(stack: ExitStack) -> None:
+    taken = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    taken.bind(("127.0.0.1", 0))
+    place = ("--bchost", "127.0.0.1", "--bcport", str(taken.getsockname()[1]))
+    done = run(*NS, "-s", "memory", "-p", "0", "-n", "0.0.0.0", "--insecure", *place)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (5, "", 1)
+    assert "cannot listen for broadcasts on 127.0.0.1:" in done.stderr
+
+
 def test_listening_beyond_this_machine_needs_insecure() -> None:
     code, line = refusal("-s", "memory", "-n", "0.0.0.0")
     assert code == 4
-    assert "insecure" in line
+    assert "say --insecure" in line
 
 
 @pytest.mark.parametrize("storage", ["dbm:x", "sql:", "sql::memory:", "etcd"])
@@ -217,6 +241,16 @@ def test_nsc_verbose(running: RunningNs) -> None:
     expected = f"Locating name server...\nName server found: {own}\nName server ping ok.\nDone.\n"
     assert nsc(running, "-v", "ping") == expected
     assert nsc(running, "ping", "-v") == expected
+
+
+def test_nsc_takes_the_place_from_the_environment_unless_it_is_told(
+    running: RunningNs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYROXFER_NS_HOST", "127.0.0.1")
+    monkeypatch.setenv("PYROXFER_NS_PORT", str(running.port))
+    assert CliRunner().invoke(nsc_command, ["ping"]).output == "Name server ping ok.\n"
+    monkeypatch.setenv("PYROXFER_NS_PORT", "1")
+    assert nsc(running, "ping") == "Name server ping ok.\n"
 
 
 def test_nsc_json(running: RunningNs) -> None:
@@ -286,3 +320,54 @@ def test_every_acknowledged_registration_survives_a_kill(stack: ExitStack, tmp_p
 def test_terminal_codes_in_names_are_shown_as_escapes() -> None:
     assert printable("plain ä 😀") == "plain ä 😀"
     assert printable("\x1b[31mred\n\ud800") == "\\x1b[31mred\\n\\ud800"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NamingError("unknown name: a"), ExitCode.NOT_FOUND),
+        (NamingError("no registrations available with desired metadata properties ['a']"), ExitCode.NOT_FOUND),
+        (NamingError("name already registered: a"), ExitCode.EXISTS),
+        (NamingError("Failed to locate the nameserver: …"), ExitCode.NETWORK),
+        (NamingError("refusing to register 'a' at 0.0.0.0:1: …"), ExitCode.REFUSED),
+        (NamingError("invalid regex: …"), ExitCode.OTHER),
+        (ConnectionClosedError("reset"), ExitCode.NETWORK),
+        (TimeoutError("slow"), ExitCode.TIMEOUT),
+        (RefusedError("busy"), ExitCode.REFUSED),
+        (SecurityError("private"), ExitCode.REFUSED),
+        (MessageTooLargeError("large"), ExitCode.PROTOCOL),
+        (SerializeError("unreadable"), ExitCode.PROTOCOL),
+        (CommunicationError("other"), ExitCode.NETWORK),
+        (PyroError("other"), ExitCode.OTHER),
+        (ValueError("bad value"), ExitCode.USAGE),
+        (FileNotFoundError(2, "No such file or directory", "there"), ExitCode.OTHER),
+    ],
+)
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_errors_of_a_command_become_exit_codes(error: Exception, code: ExitCode, depth: int) -> None:
+    """Also from inside of nurseries, which wrap them."""
+
+    async def command() -> None:
+        raise functools.reduce(lambda inner, _: ExceptionGroup("nursery", [inner]), range(depth), error)
+
+    with pytest.raises(Failure) as caught:
+        run_command(command)
+    assert caught.value.exit_code == code
+    assert "\n" not in caught.value.format_message()
+
+
+def test_several_errors_at_once_are_shown_as_they_are() -> None:
+    async def command() -> None:
+        raise ExceptionGroup("nursery", [PyroError("a"), PyroError("b")])
+
+    with pytest.raises(ExceptionGroup):
+        run_command(command)
+
+
+def test_ctrl_c_is_exit_code_130() -> None:
+    async def command() -> None:
+        raise BaseExceptionGroup("nursery", [KeyboardInterrupt()])
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(command)
+    assert caught.value.code == 130

@@ -16,6 +16,8 @@ from pyroxfer_core.nameserver import lookup
 from pyroxfer_core.nameserver.broadcast import find_by_broadcast
 from pyroxfer_core.nameserver.lookup import checked_listing, locate_ns, resolve, search_tags
 from pyroxfer_core.nameserver.server import OWN_TAGS, RunningNameServer, no_broadcast_reason, start_ns
+from pyroxfer_core.objects.expose import expose
+from pyroxfer_core.server.daemon import Daemon
 from pyroxfer_core.settings import Settings
 from pyroxfer_core.uri import Uri
 
@@ -105,6 +107,26 @@ def test_an_answer_that_is_no_listing_is_a_naming_error(answer: Any) -> None:
         checked_listing(answer)
 
 
+@expose
+class Impostor:
+    """Something else under the name server's id."""
+
+    async def lookup(self, name: str) -> str:
+        return name
+
+    async def yplookup(self, *args: Any) -> dict[str, Any]:
+        return {"name": "text"}
+
+
+async def test_answers_of_something_else_are_naming_errors() -> None:
+    async with Daemon() as daemon:
+        daemon.register(Impostor(), "Pyro.NameServer")
+        with pytest.raises(NamingError, match="answer is not a URI but str"):
+            await resolve(f"PYRONAME:a@{daemon.location}")
+        with pytest.raises(NamingError, match="answer is not a listing"):
+            await resolve(f"PYROMETA:a@{daemon.location}")
+
+
 def responder_port(running: RunningNameServer) -> int:
     assert running.responder is not None
     return int(running.responder.location.rpartition(":")[2])
@@ -119,7 +141,7 @@ def free_port() -> int:
 async def test_nothing_found_says_where_it_was_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookup, "find_by_broadcast", _silence)
     port = free_port()
-    with pytest.raises(NamingError, match="^Failed to locate the nameserver: ") as caught:
+    with pytest.raises(NamingError, match=r"^Failed to locate the nameserver: ") as caught:
         await locate_ns(settings=Settings(ns_port=port))
     for detail in (f"localhost:{port}", f"127.0.1.1:{port}", "nobody answered the broadcast", "pyroxfer ns"):
         assert detail in str(caught.value)
@@ -147,15 +169,17 @@ async def test_a_broadcast_finds_a_name_server_bound_to_all_addresses(monkeypatc
 
 async def test_broadcasts_are_answered_with_the_address_inside_of_the_nat() -> None:
     settings = Settings(insecure=True)
-    outside = {"nathost": "outside.example", "natport": 7777}
-    async with start_ns("0.0.0.0", 0, bchost="127.0.0.1", bcport=0, settings=settings, **outside) as running:
+    local = functools.partial(start_ns, "0.0.0.0", 0, bchost="127.0.0.1", bcport=0, settings=settings)
+    async with local(nathost="outside.example", natport=7777) as running:
         assert running.uri == Uri("PYRO:Pyro.NameServer@outside.example:7777")
         assert await running.name_server.lookup("Pyro.NameServer") == running.uri
         found = await find_by_broadcast(responder_port(running), ["127.0.0.1"])
         assert found == Uri(f"PYRO:Pyro.NameServer@127.0.0.1:{running.internal_uri.port}")
 
 
-@pytest.mark.parametrize(("host", "reason"), [("localhost", "localhost"), ("127.0.0.1", "localhost"), ("::1", "IPv6")])
+@pytest.mark.parametrize(
+    ("host", "reason"), [("localhost", "localhost"), ("127.0.0.1", "localhost"), ("::1", "IPv6")]
+)
 async def test_no_responder_where_a_broadcast_is_of_no_use(host: str, reason: str) -> None:
     async with start_ns(host, 0) as running:
         assert (running.responder, no_broadcast_reason(running.daemon)) == (None, reason)
@@ -176,6 +200,7 @@ async def test_an_error_in_the_block_comes_out_as_it_is() -> None:
     """Not wrapped in a group, and everything is closed."""
     with pytest.raises(LookupError):
         async with start_ns("0.0.0.0", 0, bchost="127.0.0.1", bcport=0, settings=Settings(insecure=True)) as running:
+            port = running.internal_uri.port
             raise LookupError
     with pytest.raises(NamingError, match="Failed to locate"):
-        await locate_ns("127.0.0.1", running.internal_uri.port)
+        await locate_ns("127.0.0.1", port)

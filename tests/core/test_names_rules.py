@@ -9,6 +9,7 @@ import trio
 
 from pyroxfer_core.errors import NamingError, PyroError
 from pyroxfer_core.nameserver import matching, rules
+from pyroxfer_core.nameserver.addresses import is_this_machine, local_address_towards
 from pyroxfer_core.uri import Uri
 
 
@@ -98,6 +99,17 @@ def test_a_loopback_address_is_refused_from_elsewhere_only(host: str) -> None:
 )
 def test_other_addresses_are_taken_as_they_are(uri: str) -> None:
     rules.check_reachable("name", Uri(uri), remote=True)
+
+
+def test_this_machine_is_told_by_what_can_be_bound() -> None:
+    """192.0.2.0/24 and 2001:db8::/32 are for documentation: no machine has them."""
+    assert all(map(is_this_machine, ["127.0.0.1", "127.3.2.1", "::1", "localhost"]))
+    assert not any(map(is_this_machine, ["192.0.2.7", "2001:db8::7", "0.0.0.0", "::", "", "gone", "nonsense:"]))
+
+
+def test_the_address_towards_this_machine_is_loopback() -> None:
+    assert local_address_towards("127.0.0.1") == "127.0.0.1"
+    assert local_address_towards("nonsense:") is None
 
 
 NAMES = ["test.1", "test.22", "other", "a" * 60 + "!"]

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyroxfer_core.errors import NamingError
-from pyroxfer_core.nameserver.storage import Entry, MemoryStorage, Query, SqliteStorage, Storage, open_storage
+from pyroxfer_core.nameserver.storage import Entry, MemoryStorage, Query, Storage, open_storage
+from pyroxfer_core.nameserver.storage.sqlite import SqliteStorage
 
 EVERYTHING = Query()
 
@@ -231,7 +232,8 @@ def test_unknown_storages_are_refused(choice: str) -> None:
 
 KILLED = """
 import sys, trio
-from pyroxfer_core.nameserver.storage import Entry, SqliteStorage
+from pyroxfer_core.nameserver.storage import Entry
+from pyroxfer_core.nameserver.storage.sqlite import SqliteStorage
 
 async def main():
     storage = SqliteStorage(sys.argv[1])

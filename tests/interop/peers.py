@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,15 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PROGRAMS = HERE / "peer_programs"
 ANSWER_WITHIN_S = 30.0
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has an IPv6 loopback address."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 def stock_python() -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from peers import stock_python
 
 from pyroxfer_core import Proxy, Settings, Uri, locate_ns, resolve
 from pyroxfer_core.errors import NamingError
-from pyroxfer_core.nameserver.storage import Entry, Query, SqliteStorage
+from pyroxfer_core.nameserver.broadcast import find_by_broadcast
+from pyroxfer_core.nameserver.storage import Entry, Query
+from pyroxfer_core.nameserver.storage.sqlite import SqliteStorage
 
 pytestmark = pytest.mark.interop
 
@@ -26,6 +28,7 @@ WITHIN_S = 30
 OUR_NS = (sys.executable, "-c", "from pyroxfer_core.cli.ns import ns; ns()")
 OUR_NSC = (sys.executable, "-c", "from pyroxfer_core.cli.nsc import nsc; nsc()")
 NAME_SERVER = "Pyro.NameServer"
+BROADCAST = ("--bchost", "127.0.0.1", "--bcport", "0")
 
 
 def stock_tool(library: str, tool: str) -> tuple[str, ...]:
@@ -43,28 +46,44 @@ def stock(program: str, *args: str) -> Any:
     return json.loads(done.stdout)
 
 
-StartServer = Callable[..., int]
+class NameServers:
+    """Name servers of any make, each on a free port of the loopback interface."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[str]] = []
+
+        self.broadcast_port = ""
+        """UDP port of the last one."""
+
+    def __call__(self, *command: str) -> str:
+        """Start one; its port, or the path of its unix socket."""
+        process = subprocess.Popen([*command, "-p", "0"], stdout=subprocess.PIPE, text=True)
+        self._processes.append(process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := re.match(r"Broadcast server running on .*:(\d+)$", line):
+                self.broadcast_port = found[1]
+            if found := re.match(r"URI = PYRO:Pyro\.NameServer@.*:(.+)$", line):
+                return found[1]
+        raise AssertionError(f"{command} ended with {process.wait()}")
+
+    def kill_all(self) -> None:
+        """As `kill -9` does."""
+        while self._processes:
+            process = self._processes.pop()
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture
-def name_server() -> Iterator[StartServer]:
-    """``name_server(*command)`` starts a name server on a free port of the loopback interface and tells the port."""
-    with ExitStack() as stack:
-
-        def start(*command: str) -> int:
-            full = [*command, "-n", "localhost", "-p", "0", "-x"]
-            process = stack.enter_context(subprocess.Popen(full, stdout=subprocess.PIPE, text=True))
-            stack.callback(process.kill)
-            assert process.stdout is not None
-            for line in process.stdout:
-                if found := re.match(r"URI = PYRO:Pyro\.NameServer@localhost:(\d+)$", line):
-                    return int(found[1])
-            raise AssertionError(f"{command} ended with {process.wait()}")
-
-        yield start
+def name_server() -> Iterator[NameServers]:
+    """``name_server(*command)`` starts a name server and tells its port."""
+    servers = NameServers()
+    yield servers
+    servers.kill_all()
 
 
-def our_server(name_server: StartServer) -> int:
+def our_server(name_server: NameServers) -> str:
     return name_server(*OUR_NS, "-s", "memory")
 
 
@@ -134,10 +153,10 @@ print(json.dumps(seen))
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_stock_program_uses_our_name_server(library: str, name_server: StartServer) -> None:
+def test_a_stock_program_uses_our_name_server(library: str, name_server: NameServers) -> None:
     port = our_server(name_server)
     kind = {"pyro4": "list", "pyro5": "set"}[library]
-    seen = stock(STOCK_CLIENT, library, str(port))
+    seen = stock(STOCK_CLIENT, library, port)
     wildcard = seen.pop("wildcard")
     assert wildcard[0] == "NamingError"
     assert "wildcard" in wildcard[1]
@@ -176,11 +195,11 @@ def test_a_stock_program_uses_our_name_server(library: str, name_server: StartSe
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_the_stock_tool_uses_our_name_server(library: str, name_server: StartServer) -> None:
+def test_the_stock_tool_uses_our_name_server(library: str, name_server: NameServers) -> None:
     port = our_server(name_server)
 
     def nsc(*args: str, answer: str | None = None) -> str:
-        done = run(*stock_tool(library, "nsc"), "-n", "localhost", "-p", str(port), *args, answer=answer)
+        done = run(*stock_tool(library, "nsc"), "-n", "localhost", "-p", port, *args, answer=answer)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -203,11 +222,47 @@ def test_the_stock_tool_uses_our_name_server(library: str, name_server: StartSer
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-async def test_we_use_their_name_server(library: str, name_server: StartServer) -> None:
+def test_the_stock_tool_reaches_us_on_a_unix_socket(library: str, name_server: NameServers, tmp_path: Path) -> None:
+    path = str(tmp_path / "ns")
+    assert name_server(*OUR_NS, "-s", "memory", "-u", path) == path
+    done = run(*stock_tool(library, "nsc"), "-u", path, "lookup", NAME_SERVER)
+    assert done.stdout.startswith(f"PYRO:{NAME_SERVER}@./u:{path}\nmetadata: ")
+
+
+STOCK_BROADCAST = """
+import sys
+library, port = sys.argv[1], int(sys.argv[2])
+if library == "pyro5":
+    from Pyro5.api import locate_ns, config
+else:
+    from Pyro4 import locateNS as locate_ns, config
+config.BROADCAST_ADDRS = ["127.0.0.1"] if library == "pyro5" else "127.0.0.1"
+ns = locate_ns(port=port)  # nothing listens there on TCP
+ns.ping()
+print('"%s"' % ns._pyroUri.location)
+"""
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_stock_program_finds_us_by_broadcast(library: str, name_server: NameServers) -> None:
+    port = name_server(*OUR_NS, "-s", "memory", "-n", "0.0.0.0", "--insecure", *BROADCAST)
+    assert stock(STOCK_BROADCAST, library, name_server.broadcast_port) == f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+async def test_we_find_their_name_server_by_broadcast(library: str, name_server: NameServers) -> None:
+    start = functools.partial(name_server, *stock_tool(library, "ns"), "-n", "0.0.0.0", *BROADCAST)
+    port = await trio.to_thread.run_sync(start)
+    found = await find_by_broadcast(int(name_server.broadcast_port), ["127.0.0.1"])
+    assert found == Uri(f"PYRO:{NAME_SERVER}@127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+async def test_we_use_their_name_server(library: str, name_server: NameServers) -> None:
     """Our proxy, our `resolve`, and a proxy with a PYRONAME URI."""
     port = await trio.to_thread.run_sync(name_server, *stock_tool(library, "ns"))
     one = Uri("PYRO:one@localhost:5555")
-    async with await locate_ns("localhost", port) as ns:
+    async with await locate_ns("localhost", int(port)) as ns:
         assert await ns.ping() is None
         await ns.register("test.one", str(one), metadata=["x", "y"])
         await ns.register("test.two", Uri("PYRO:two@localhost:5556"))
@@ -223,17 +278,17 @@ async def test_we_use_their_name_server(library: str, name_server: StartServer) 
         await resolve(f"PYRONAME:nothing@localhost:{port}")
     with pytest.raises(NamingError, match="no registrations available"):
         await resolve(f"PYROMETA:x,nothing@localhost:{port}")
-    settings = Settings(ns_port=port)
+    settings = Settings(ns_port=int(port))
     async with Proxy(f"PYRONAME:{NAME_SERVER}", settings=settings) as named:
         assert await named.count() == 3
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_our_tool_uses_their_name_server(library: str, name_server: StartServer) -> None:
+def test_our_tool_uses_their_name_server(library: str, name_server: NameServers) -> None:
     port = name_server(*stock_tool(library, "ns"))
 
     def nsc(*args: str, code: int = 0) -> str:
-        done = run(*OUR_NSC, "-n", "localhost", "-p", str(port), *args)
+        done = run(*OUR_NSC, "-n", "localhost", "-p", port, *args)
         assert done.returncode == code, done.stderr
         return done.stdout
 
@@ -287,12 +342,13 @@ async def test_sqlite_files_go_both_ways(library: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_stock_name_server_goes_on_with_our_file(library: str, tmp_path: Path, name_server: StartServer) -> None:
+def test_a_stock_name_server_goes_on_with_our_file(library: str, tmp_path: Path, name_server: NameServers) -> None:
     """Registered with our name server, ended by force; found in theirs, started on the same file."""
     storage = f"sql:{tmp_path / 'names.sqlite'}"
     port = name_server(*OUR_NS, "-s", storage)
-    done = run(*OUR_NSC, "-n", "localhost", "-p", str(port), "register", "test.one", "PYRO:one@localhost:5555")
+    done = run(*OUR_NSC, "-n", "localhost", "-p", port, "register", "test.one", "PYRO:one@localhost:5555")
     assert done.returncode == 0, done.stderr
+    name_server.kill_all()
     port = name_server(*stock_tool(library, "ns"), "-s", storage)
-    done = run(*OUR_NSC, "-n", "localhost", "-p", str(port), "lookup", "test.one")
+    done = run(*OUR_NSC, "-n", "localhost", "-p", port, "lookup", "test.one")
     assert done.stdout == "PYRO:one@localhost:5555\n"

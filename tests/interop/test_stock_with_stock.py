@@ -14,7 +14,7 @@ def test_stock_client_against_stock_daemon(
     client: StartClient, service: StartService, library: str, serializer: str, scenario: str
 ) -> None:
     """Every cell of the table is a fact about the real libraries."""
-    cannot = {**STOCK_CLIENT_CANNOT, **STOCK_SERVICE_CANNOT}.get((scenario, serializer))
+    cannot = {**STOCK_SERVICE_CANNOT, **STOCK_CLIENT_CANNOT}.get((scenario, serializer))
     peer, daemon = client(library), service(library)
     if cannot is not None:
         with pytest.raises(PeerError, match=cannot):

@@ -53,6 +53,7 @@ _BY_TEXT: Final = (
     ("name already registered", ExitCode.EXISTS),
     ("refusing to register", ExitCode.REFUSED),
     ("Failed to locate the nameserver", ExitCode.NETWORK),
+    ("cannot listen for broadcasts", ExitCode.NETWORK),
 )
 """What a NamingError says, by how its text begins; the texts are part of the name server's contract."""
 

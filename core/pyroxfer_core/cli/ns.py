@@ -11,11 +11,11 @@ import click
 import trio
 
 from ..errors import CommunicationError
-from ..nameserver.rules import is_loopback
+from ..nameserver.addresses import is_loopback
 from ..nameserver.server import RunningNameServer, no_broadcast_reason, start_ns
 from ..settings import Settings
 from ..uri import NS_PORT
-from ._run import run
+from ._run import ExitCode, Failure, run
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class Options:
     natport: int | None
     allow_loopback: bool
     insecure: bool
+
+    @property
+    def is_public(self) -> bool:
+        """Whether other machines can connect."""
+        return self.unixsocket is None and not is_loopback(self.host)
 
 
 _PORT = click.IntRange(0, 65535)
@@ -59,7 +64,11 @@ def ns(bcport: int | None, **options: object) -> None:
     """Run a name server until it is interrupted."""
     settings = Settings()
     chosen = settings.ns_broadcast_port if bcport is None else bcport
-    run(_serve, Options(bcport=chosen, **options), settings)  # type: ignore[arg-type]  # click gives the declared types
+    wanted = Options(bcport=chosen, **options)  # type: ignore[arg-type]  # click gives the declared types
+    if wanted.is_public and not wanted.insecure:
+        text = f"listening on {wanted.host or '*'} lets everybody on the network change the names"
+        raise Failure(f"{text}; say --insecure to do it all the same", ExitCode.REFUSED)
+    run(_serve, wanted, settings)
 
 
 async def _serve(options: Options, settings: Settings) -> None:
@@ -82,7 +91,7 @@ async def _serve(options: Options, settings: Settings) -> None:
                 async for _ in stop_signals:
                     break
     except CommunicationError as error:
-        if str(error).startswith("cannot listen"):
+        if options.unixsocket is None and str(error).startswith("cannot listen"):
             raise CommunicationError(f"{error}. Is a name server running there already? -p chooses a port") from error
         raise
     click.echo("NS shut down.")
@@ -104,7 +113,7 @@ async def _announce(running: RunningNameServer, options: Options) -> None:
     existing = await running.name_server.count()
     if existing > 1:
         click.echo(f"Persistent store contains {existing} existing registrations.")
-    if options.unixsocket is None and not is_loopback(options.host):
+    if options.is_public:
         click.echo("Warning: no authentication and no TLS. Anyone who can connect can change the names!", err=True)
     address = running.daemon.bound_address or "Unix domain socket"
     click.echo(f"NS running on {running.internal_uri.location} ({address})")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..client.proxy import Proxy
-from ..errors import PyroError
 from ..nameserver.lookup import checked_listing, locate_ns, search_tags
 from ._run import Failure, exit_code_of, printable, run
 
@@ -38,24 +39,26 @@ Action = Callable[[Proxy], Awaitable[Answer]]
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    if value and parameter.name:
-        setattr(context.ensure_object(Wanted), parameter.name, value)
+    """Note an option; what stands on the command line, on either side, goes before the environment."""
+    wanted, name = context.ensure_object(Wanted), parameter.name
+    if not value or name is None:
+        return
+    if context.get_parameter_source(name) is ParameterSource.COMMANDLINE or not getattr(wanted, name):
+        setattr(wanted, name, value)
 
 
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Pyro's options and ``--json``; they may stand on either side of the command's name."""
-    port_help = "Port of the name server (or of the broadcast, without a host)."
-    options = (
-        click.option("-n", "--host", callback=_keep, expose_value=False, help="Host of the name server."),
-        click.option(
-            "-p", "--port", type=click.IntRange(0, 65535), callback=_keep, expose_value=False, help=port_help
-        ),
-        click.option("-u", "--unixsocket", callback=_keep, expose_value=False, help="Its unix socket, instead."),
-        click.option("-v", "--verbose", is_flag=True, callback=_keep, expose_value=False, help="Say what is done."),
-        click.option("--json", is_flag=True, callback=_keep, expose_value=False, help="Answer as one line of JSON."),
-    )
-    for option in reversed(options):
-        command = option(command)
+    option = partial(click.option, callback=_keep, expose_value=False)
+    port, port_help = click.IntRange(0, 65535), "Port of the name server (or of the broadcast, without a host)."
+    for decorate in (
+        option("--json", is_flag=True, help="Answer as one line of JSON."),
+        option("-v", "--verbose", is_flag=True, help="Say what is done."),
+        option("-u", "--unixsocket", metavar="PATH", help="Unix socket of the name server, instead."),
+        option("-p", "--port", envvar="PYROXFER_NS_PORT", type=port, help=port_help),
+        option("-n", "--host", envvar="PYROXFER_NS_HOST", help="Host of the name server."),
+    ):
+        command = decorate(command)
     return command
 
 
@@ -228,5 +231,5 @@ async def _ask(wanted: Wanted, action: Action) -> Answer:
             click.echo(f"Name server found: {ns._pyroUri}")
         try:
             return await action(ns)
-        except (PyroError, ValueError, TypeError) as error:
+        except Exception as error:  # a remote object may raise anything
             raise Failure(f"{type(error).__name__} - {error}", exit_code_of(error)) from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ..errors import ConnectionClosedError, PyroError
+from ..wire.message import Flags, Message
 from .calls import DAEMON_OBJECT, CallOptions, encode_call, read_reply
 from .link import Link, Waiter
 
@@ -70,14 +71,14 @@ class ItemStream:
         return await self._take(self._waiting.popleft())
 
     def _post(self) -> Waiter:
-        return self._feed.post(self._request("get_next_stream_item"), None)
+        return self._feed.post(self._request("get_next_stream_item"))
 
-    def _request(self, method: str) -> Any:
+    def _request(self, method: str, flags: int = 0) -> Message:
         link, settings = self._feed, self._proxy._pyroSettings
         serializer = link.serializer(self._proxy._pyroSerializerName(link))
         args = [self._id]
         return encode_call(
-            serializer, link.grant, link.version, DAEMON_OBJECT, method, args, {}, 0, CallOptions(), settings
+            serializer, link.grant, link.version, DAEMON_OBJECT, method, args, {}, flags, CallOptions(), settings
         )
 
     async def _take(self, waiter: Waiter) -> Any:
@@ -101,7 +102,7 @@ class ItemStream:
         """Tell the daemon that nobody reads on, without waiting."""
         self._end()
         if self._link.usable_for_posting:
-            self._link.post_oneway(self._request("close_stream"))
+            self._link.post_oneway(self._request("close_stream", Flags.ONEWAY))
 
     async def aclose(self) -> None:
         """Close the remote iterator. Nothing happens on a stream that has ended."""

@@ -5,7 +5,6 @@ Both libraries of Pyro send and answer the same datagrams: the nine bytes of QUE
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -14,7 +13,8 @@ import trio
 
 from ..errors import NamingError, PyroError
 from ..uri import Uri
-from .rules import NAME_SERVER, is_wildcard
+from .addresses import is_wildcard, local_address_towards
+from .rules import NAME_SERVER
 
 QUERY: Final = b"GET_NSURI"
 MAX_ANSWER: Final = 512
@@ -24,10 +24,6 @@ BROADCAST_ADDRESSES: Final = ("<broadcast>", "0.0.0.0")  # noqa: S104  # as a ta
 TRIES: Final = 3
 WAIT_S: Final = 0.7
 """Attempts, and seconds to wait for an answer to each: Pyro's numbers."""
-
-_NO_ROUTE: Final = frozenset(
-    {errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES}
-)
 
 
 async def open_responder(uri: Uri, host: str, port: int) -> BroadcastResponder:
@@ -46,7 +42,8 @@ async def open_responder(uri: Uri, host: str, port: int) -> BroadcastResponder:
         listening.close()
         if isinstance(error, OSError):
             place = f"{host or '*'}:{port}"
-            raise NamingError(f"cannot listen for broadcasts on {place}: {error.strerror or error}") from error
+            reason = f"{error.strerror or error}; choose another port for them, or do without"
+            raise NamingError(f"cannot listen for broadcasts on {place}: {reason}") from error
         raise
     return BroadcastResponder(uri, listening)
 
@@ -90,17 +87,6 @@ class BroadcastResponder:
         self._socket.close()
 
 
-def local_address_towards(peer: str) -> str | None:
-    """The address of this machine from which packets to ``peer`` leave; None without a route. Sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((peer, 9))
-        except OSError:
-            return None
-        host: str = probe.getsockname()[0]
-    return None if is_wildcard(host) else host
-
-
 async def find_by_broadcast(port: int, addresses: Sequence[str] = BROADCAST_ADDRESSES) -> Uri | None:
     """Ask the local network for a name server; the first proper answer wins. None: nobody answered.
 
@@ -118,9 +104,8 @@ async def find_by_broadcast(port: int, addresses: Sequence[str] = BROADCAST_ADDR
 async def _ask(asking: trio.socket.SocketType, address: str, port: int) -> None:
     try:
         await asking.sendto(QUERY, (address, port))
-    except OSError as error:
-        if error.errno not in _NO_ROUTE:
-            raise NamingError(f"cannot send a broadcast to {address}: {error.strerror}") from error
+    except OSError:  # no route, or a firewall: nobody answers there either
+        await trio.lowlevel.checkpoint()
 
 
 async def _first_answer(asking: trio.socket.SocketType) -> Uri:

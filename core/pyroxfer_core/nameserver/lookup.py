@@ -10,8 +10,9 @@ from ..client.proxy import Proxy
 from ..errors import NamingError, PyroError
 from ..settings import Settings
 from ..uri import Uri
+from .addresses import is_loopback
 from .broadcast import find_by_broadcast
-from .rules import NAME_SERVER, is_loopback
+from .rules import NAME_SERVER
 
 MAX_HOPS: Final = 8
 """Names that stand for other names, followed one after the other; more is taken for a circle."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import unicodedata
 from typing import Final
 
 from ..errors import NamingError
 from ..uri import Uri
+from .addresses import is_loopback, is_wildcard
 
 NAME_SERVER: Final = "Pyro.NameServer"
 """Object id and own entry of every name server."""
@@ -91,30 +91,6 @@ def check_reachable(name: str, uri: Uri, *, remote: bool) -> None:
             f"refusing to register {name!r} at {uri.location}: a loopback address means another machine to everybody "
             "else; bind the daemon to an address that clients reach, or start the name server with --allow-loopback"
         )
-
-
-def is_wildcard(host: str) -> bool:
-    """Whether a daemon bound to this host listens on all addresses, so that it names none of them."""
-    address = _address(host)
-    return host == "" or (address is not None and address.is_unspecified)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this host is reached only from its own machine. Host names other than localhost are not looked up."""
-    name = host.rstrip(".").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    address = _address(host)
-    return address is not None and address.is_loopback
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The numeric address that the text is, or None; IPv4 inside IPv6 is taken out."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _checked_text(text: str, what: str, limit: int) -> str:

@@ -12,8 +12,9 @@ import trio
 from ..server.daemon import Daemon
 from ..settings import Settings
 from ..uri import NS_PORT, Uri
+from .addresses import is_loopback
 from .broadcast import BroadcastResponder, open_responder
-from .rules import NAME_SERVER, is_loopback
+from .rules import NAME_SERVER
 from .service import NameServer
 from .storage import Entry, open_storage
 

@@ -11,8 +11,9 @@ from ..errors import NamingError, PyroError
 from ..objects.context import current_call
 from ..objects.expose import expose
 from ..uri import Uri
+from .addresses import is_this_machine
 from .matching import matching_names
-from .rules import NAME_SERVER, check_name, check_reachable, check_tags, check_uri, is_loopback
+from .rules import NAME_SERVER, check_name, check_reachable, check_tags, check_uri
 from .storage import Entry, MemoryStorage, Query, Storage
 
 MAX_ENTRIES: Final = 100_000
@@ -137,7 +138,7 @@ class NameServer:
             ValueError: both criteria are given.
         """
         if meta_all and meta_any:
-            raise ValueError("you can't use meta_all or meta_any at the same time")
+            raise ValueError("give either meta_all or meta_any, not both")
         query = _tag_query(meta_all or None, meta_any or None)
         if query == Query():
             return {}
@@ -190,4 +191,4 @@ def _caller_is_remote() -> bool:
     caller = _caller()
     if caller is None or caller.peer == "unix":
         return False
-    return not is_loopback(str(caller.peer).rpartition(":")[0].strip("[]"))
+    return not is_this_machine(str(caller.peer).rpartition(":")[0].strip("[]"))

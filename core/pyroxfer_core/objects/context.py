@@ -20,11 +20,13 @@ class TrackedResources:
         self._members: weakref.WeakSet[Any] | None = None
 
     def add(self, resource: Any) -> None:
+        """Close ``resource`` with the others, if it still exists by then."""
         if self._members is None:
             self._members = weakref.WeakSet()
         self._members.add(resource)
 
     def discard(self, resource: Any) -> None:
+        """Leave ``resource`` open; one that is not tracked is no error."""
         if self._members is not None:
             self._members.discard(resource)
 

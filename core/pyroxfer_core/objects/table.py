@@ -83,14 +83,14 @@ class ObjectTable:
             raise DaemonError("object is not registered")
         if object_id == DAEMON_ID:
             return
-        entry = self._entries.pop(object_id, None)
-        if entry is None:
-            return
-        if entry.is_class:
-            self._singles.pop(entry.target, None)
-        for mark in ("_pyroId", "_pyroDaemon"):
-            if mark in vars(entry.target):
-                delattr(entry.target, mark)
+        entry = self._entries.get(object_id)
+        if entry is not None and (isinstance(thing, str) or thing is entry.target):
+            del self._entries[object_id]
+            if entry.is_class:
+                self._singles.pop(entry.target, None)
+            _unmark(entry.target)
+        elif not isinstance(thing, str):
+            _unmark(thing)  # another object took its id
 
     def get(self, object_id: str) -> Entry:
         """The entry of an id.
@@ -115,6 +115,17 @@ class ObjectTable:
             return None
         is_ours = isinstance(thing, entry.target) if entry.is_class else thing is entry.target
         return object_id if is_ours else None
+
+    def known_instance(self, entry: Entry, session: Session) -> Any:
+        """The object that a call on ``entry`` goes to if it exists already; None when it must be made.
+
+        Making one runs the user's code, which may block, so it belongs into a thread; this does not.
+        """
+        if entry.mode == "instance":
+            return entry.target
+        if entry.mode == "session":
+            return session.get(entry.target)
+        return self._singles.get(entry.target) if entry.mode == "single" else None
 
     def instance(self, entry: Entry, session: Session) -> Any:
         """The object that a call on ``entry`` goes to; made now if there is none yet.
@@ -142,6 +153,14 @@ def _make_entry(object_id: str, thing: Any) -> Entry:
     mode, creator = getattr(thing, "_pyroInstancing", ("session", None)) if is_class else ("instance", None)
     concurrent = mode != "session" or bool(getattr(thing, "_pyroConcurrent", False))
     return Entry(object_id, thing, is_class, exposed(thing), mode, creator, concurrent)
+
+
+def _unmark(thing: Any) -> None:
+    for mark in ("_pyroId", "_pyroDaemon"):
+        try:
+            delattr(thing, mark)
+        except AttributeError:
+            pass  # the mark is that of a registered class
 
 
 def _create(entry: Entry) -> Any:

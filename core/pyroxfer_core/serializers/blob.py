@@ -61,8 +61,5 @@ class SerializedBlob:
         _, _, args, _ = self._serializer.loads_call(self._data)
         return args
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise SerializeError("a SerializedBlob is the only positional argument of a call, without keywords")
-
     def __getstate__(self) -> Any:
         raise SerializeError("a SerializedBlob is the only positional argument of a call, without keywords")

@@ -31,6 +31,8 @@ _LEAVES: Final[dict[type, Callable[[Any], Any]]] = {
 
 
 class JsonSerializer(Serializer):
+    """JSON in UTF-8, not escaped; a call is an object with ``object``, ``method``, ``params``, ``kwargs``."""
+
     name = "json"
 
     def __init__(self, context: SerializerContext) -> None:

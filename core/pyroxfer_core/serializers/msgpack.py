@@ -8,6 +8,7 @@ import decimal
 import struct
 import uuid
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final
 
 import msgpack
@@ -20,6 +21,9 @@ from .json import array_to_plain
 _LARGE: Final = 1 << 20
 """A packer keeps the memory of its largest result, in bytes; above this size another one takes its place."""
 
+_MAX_NESTED: Final = 32
+"""Tuples and sets inside each other. Each level of reading takes some 50 KiB of the C stack."""
+
 # Extension types of Pyro. Doubles are little-endian, as on every machine Pyro is met on.
 _PYRO_COMPLEX, _PYRO_BIGINT, _PYRO_DATETIME, _PYRO_DATE = 0x30, 0x31, 0x32, 0x33
 # Extension types of our own, big-endian.
@@ -28,8 +32,8 @@ _DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID = 0x46, 0x47, 0x48, 0x49, 0
 
 _COMPLEX_FORMAT: Final = struct.Struct(">dd")
 _TIMEDELTA_FORMAT: Final = struct.Struct(">iII")
-_CONTAINERS: Final = frozenset({list, dict, tuple, set, frozenset})
-_MEANT: Final = frozenset({list, dict, tuple, set, frozenset, bytearray})
+_CONTAINERS: Final = frozenset({list, dict, tuple})
+_MEANT: Final = _CONTAINERS | {bytearray}
 
 
 class _PlainPacker:
@@ -114,16 +118,12 @@ class _OwnForm:
     def __init__(self, to_dict: Callable[[Any], dict[str, Any]], revive: Callable[[Any], Any]) -> None:
         self._to_dict = to_dict
         self._revive = revive
-        self._readers: dict[int, Callable[[bytes], Any]] = {
-            **_STOCK_READERS,
-            **_OWN_READERS,
-            _TUPLE: lambda data: tuple(self.unpack(data)),
-            _SET: lambda data: set(self._members(data)),
-            _FROZENSET: lambda data: frozenset(self._members(data)),
-        }
+        self.unpack_extension = partial(self._unpack_extension, 0)
 
     def pack(self, value: Any) -> bytes:
-        return self._pack_marked(_mark_bytearrays(value) if _holds_bytearray((value,)) else value)
+        if type(value) in _MEANT and _holds_bytearray((value,)):
+            value = _mark_bytearrays(value)
+        return self._pack_marked(value)
 
     def pack_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
         values = list(args)
@@ -135,37 +135,56 @@ class _OwnForm:
         try:
             return _PLAIN.pack(value)
         except (TypeError, OverflowError, ValueError):
-            return self._pack_all(value)
+            return self._pack_nested(value, 0)
 
-    def _pack_all(self, value: Any) -> bytes:
-        packed: bytes = msgpack.packb(value, use_bin_type=True, strict_types=True, default=self._default)
+    def _pack_nested(self, value: Any, depth: int) -> bytes:
+        _check_depth(depth)
+        default = partial(self._default, depth)
+        packed: bytes = msgpack.packb(value, use_bin_type=True, strict_types=True, default=default)
         return packed
 
-    def _default(self, value: Any) -> Any:
+    def _default(self, depth: int, value: Any) -> Any:
         kind = type(value)
         write = _OWN_WRITERS.get(kind)
         if write is not None:
             return write(value)
-        code = _PACKED_INSIDE.get(kind)
+        code = _NESTED.get(kind)
         if code is not None:
-            return msgpack.ExtType(code, self._pack_all(list(value)))
+            return msgpack.ExtType(code, self._pack_nested(list(value), depth + 1))
         for base, plain in _BASES.items():
             if isinstance(value, base):
-                return plain(value)
+                return self._as_builtin(depth, plain(value))
         return _mark_bytearrays(self._to_dict(value))
 
-    def unpack(self, data: Body) -> Any:
-        return msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=self.unpack_extension)
+    def _as_builtin(self, depth: int, value: Any) -> Any:
+        """The packer asks once for each value, so what it cannot take must be an extension already."""
+        kind = type(value)
+        return self._default(depth, value) if kind in _OWN_WRITERS or kind in _NESTED else value
 
-    def _members(self, data: bytes) -> Iterable[Any]:
-        """Members of a set are made alive at once: the dict that stands for an object cannot be a member."""
-        return map(self._revive, self.unpack(data))
-
-    def unpack_extension(self, code: int, data: bytes) -> Any:
-        read = self._readers.get(code)
-        if read is None:
+    def _unpack_extension(self, depth: int, code: int, data: bytes) -> Any:
+        read = _OWN_READERS.get(code)
+        if read is not None:
+            return read(data)
+        if code not in _NESTED_CODES:
             raise SerializeError(f"msgpack cannot read extension type {code}")
-        return read(data)
+        members = self._unpack_nested(data, depth + 1)
+        if code == _TUPLE:
+            return tuple(members)
+        # Members of a set are made alive at once: the dict that stands for an object cannot be a member.
+        return (set if code == _SET else frozenset)(map(self._revive, members))
+
+    def _unpack_nested(self, data: bytes, depth: int) -> list[Any]:
+        _check_depth(depth)
+        hook = partial(self._unpack_extension, depth)
+        members = msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=hook)
+        if not isinstance(members, list):
+            raise SerializeError("msgpack cannot read this value: members were expected in a tuple or set")
+        return members
+
+
+def _check_depth(depth: int) -> None:
+    if depth > _MAX_NESTED:
+        raise SerializeError(f"msgpack: tuples and sets are nested deeper than {_MAX_NESTED}")
 
 
 def _holds_bytearray(values: Iterable[Any]) -> bool:
@@ -215,7 +234,8 @@ def _text_reader(parse: Callable[[str], Any]) -> Callable[[bytes], Any]:
     return lambda data: parse(str(data, "ascii"))
 
 
-_PACKED_INSIDE: Final[dict[type, int]] = {tuple: _TUPLE, set: _SET, frozenset: _FROZENSET}
+_NESTED: Final[dict[type, int]] = {tuple: _TUPLE, set: _SET, frozenset: _FROZENSET}
+_NESTED_CODES: Final = frozenset(_NESTED.values())
 _BASES: Final[dict[type, Callable[[Any], Any]]] = {
     int: int.__int__,
     float: float.__float__,
@@ -241,6 +261,7 @@ _OWN_WRITERS: Final[dict[type, Callable[[Any], Any]]] = {
     array.array: array_to_plain,
 }
 _OWN_READERS: Final[dict[int, Callable[[bytes], Any]]] = {
+    **_STOCK_READERS,
     _BYTEARRAY: bytearray,
     _BIGINT: lambda data: int.from_bytes(data, "big", signed=True),
     _COMPLEX: lambda data: complex(*_COMPLEX_FORMAT.unpack(data)),
@@ -254,6 +275,8 @@ _OWN_READERS: Final[dict[int, Callable[[bytes], Any]]] = {
 
 
 class MsgpackSerializer(Serializer):
+    """msgpack; a call is an array of four. The peer decides which of the two forms is written."""
+
     name = "msgpack"
 
     def __init__(self, context: SerializerContext) -> None:

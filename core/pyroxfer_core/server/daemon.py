@@ -6,6 +6,7 @@ import inspect
 import logging
 import secrets
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
@@ -25,7 +26,7 @@ from ..transport.side import SideStreamHandler
 from ..transport.sockets import bind_tcp, bind_unix, is_loopback_host, remove_socket_file
 from ..uri import Uri
 from ..wire.message import Body
-from .execute import Job, execute
+from .execute import Job
 from .handshake import Hello, Judge, Verdict
 from .peer import Peer
 from .streams import StreamTable
@@ -181,6 +182,17 @@ class Daemon:
         return _place(self._host or "0.0.0.0", self._port)  # noqa: S104  # what an empty host means
 
     @property
+    def bound_address(self) -> str | None:
+        """The numeric address it listens on; None for a unix socket.
+
+        Raises:
+            DaemonError: not bound yet.
+        """
+        if self._listener is None:
+            raise DaemonError("the daemon has no address before `async with` or bind()")
+        return None if self._unixsocket is not None else str(self._listener.getsockname()[0])
+
+    @property
     def nat_location(self) -> str | None:
         """The published address when it differs from the internal one."""
         return None if self._nathost is None else _place(self._nathost, self._natport or self._port)
@@ -189,9 +201,10 @@ class Daemon:
 
     async def __aenter__(self) -> Daemon:
         self.bind()
+        assert self._listener is not None, "bind() makes it"
         self._nursery_manager = trio.open_nursery()
         self._nursery = await self._nursery_manager.__aenter__()
-        self._nursery.start_soon(self._accept)
+        self._nursery.start_soon(self._accept, self._listener)
         self._nursery.start_soon(self._sweep_streams)
         return self
 
@@ -243,11 +256,9 @@ class Daemon:
         if self._unixsocket is not None:
             remove_socket_file(self._unixsocket)
 
-    async def _accept(self) -> None:
-        assert self._listener is not None, "bound before"
-        await serve_connections(
-            [self._listener], self._serve, settings=self.settings, side_handler=self._serve_side_stream
-        )
+    async def _accept(self, listener: socket.socket) -> None:
+        """Begins only at the next checkpoint, when the daemon may be closed again already."""
+        await serve_connections([listener], self._serve, settings=self.settings, side_handler=self._serve_side_stream)
 
     async def _serve(self, connection: Connection) -> None:
         await Peer(self, connection).serve()
@@ -261,10 +272,10 @@ class Daemon:
             await trio.sleep(SWEEP_S)
             await self.streams.sweep()
 
-    def run_oneway(self, peer: Peer, job: Job) -> None:
-        """Run a call that nobody waits for; it goes on when its client leaves."""
+    def run_detached(self, function: Callable[[Job], Awaitable[None]], job: Job) -> None:
+        """Run a call that goes on when its client leaves."""
         if self._nursery is not None:
-            self._nursery.start_soon(execute, peer, job)
+            self._nursery.start_soon(function, job)
 
     def statistics(self) -> DaemonStatistics:
         """Counts at this moment."""
@@ -293,6 +304,11 @@ class Daemon:
         """Annotations for every answer."""
         return {}
 
+    @property
+    def adds_annotations(self) -> bool:
+        """Whether `annotations` is overridden."""
+        return type(self).annotations is not Daemon.annotations
+
     def client_left(self, peer: Peer) -> None:
         """Tell the hook; its errors stay here."""
         try:
@@ -316,13 +332,16 @@ class Daemon:
                 tracked_resources=peer.resources,
             )
             current_context_var.set(context)
-            response = self.validateHandshake(peer, hello.handshake)
-            if inspect.isawaitable(response):
-                response = await response
+            response = await self.ask_validate(peer, hello.handshake)
             metadata = self._metadata(hello.object_id)
             return Verdict(response, metadata, {**self.annotations(), **context.response_annotations})
 
         return judge
+
+    async def ask_validate(self, peer: Peer, data: Any) -> Any:
+        """Run `validateHandshake`, async or not."""
+        response = self.validateHandshake(peer, data)
+        return await response if inspect.isawaitable(response) else response
 
     def _metadata(self, object_id: str | None) -> Metadata:
         if object_id is None:
@@ -341,15 +360,22 @@ class Daemon:
         return SerializerContext(
             version=version,
             own=own,
-            proxy_factory=self._make_proxy,
-            proxy_state_of=_proxy_state_of,
+            proxy_factory=self.make_proxy,
+            proxy_state_of=self.state_of_proxy,
             autoproxy=self._autoproxy,
         )
 
-    def _make_proxy(self, state: ProxyState) -> Any:
+    def make_proxy(self, state: ProxyState) -> Any:
+        """The proxy that arrived in a call."""
         from ..client.proxy import proxy_from_state  # only daemons that receive proxies need the client room
 
         return proxy_from_state(state, self.settings)
+
+    def state_of_proxy(self, value: Any) -> ProxyState | None:
+        """The state of a proxy that a method returns; None for anything else."""
+        from ..client.proxy import proxy_state_of
+
+        return proxy_state_of(value)
 
     def _autoproxy(self, value: Any) -> ProxyState | None:
         object_id = self.table.id_of(value)
@@ -357,12 +383,6 @@ class Daemon:
             return None
         meta = self.table.get(object_id).exposed.metadata
         return ProxyState(str(self.uri_for(object_id)), meta.oneway, meta.methods, meta.attrs)
-
-
-def _proxy_state_of(value: Any) -> ProxyState | None:
-    from ..client.proxy import proxy_state_of
-
-    return proxy_state_of(value)
 
 
 def _place(host: str, port: int) -> str:

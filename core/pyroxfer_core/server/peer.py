@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -11,17 +10,19 @@ from trio.lowlevel import Abort, RaiseCancelT
 
 from ..errors import ConnectionClosedError, ProtocolError, PyroError, RefusedError, SerializeError
 from ..objects.context import TrackedResources
-from ..objects.table import DAEMON_ID, Entry, ObjectTable
+from ..objects.table import Entry, ObjectTable
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..wire.features import Feature
-from ..wire.message import Body, Message, MessageType
+from ..wire.message import Flags, Message, MessageType
 from ..wire.session import ServerSession
 from .execute import Job, decode, execute, failure
 from .handshake import accept_handshake
+from .lanes import Lanes
 from .streams import StreamTable
+from .waits import noticing_waits
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -31,34 +32,34 @@ log = logging.getLogger("pyroxfer.server")
 
 IDLE_WORKERS: Final = 64
 """Tasks a connection keeps parked for its next calls; waking one costs half of starting one."""
+TAKE_AT_ONCE: Final = 64
+"""Requests in a row that came together before other connections get a turn."""
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
 
 
 class _Worker:
-    """A task that runs the calls of a connection, one after another."""
+    """A task that reads requests and runs calls, one after another."""
 
-    __slots__ = ("answer", "job", "scope", "task")
+    __slots__ = ("answer", "cut", "job", "scope", "task")
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job | None = None) -> None:
         self.job = job
+        """What it is running, or shall run next."""
         self.answer: Message | None = None
+        self.cut = False
+        """Its scope is cancelled, or was when it finished its last job."""
         self.scope = trio.CancelScope()
         self.task: trio.lowlevel.Task | None = None
-
-
-class _Lane:
-    """Calls that run one at a time, in the order in which they came."""
-
-    __slots__ = ("busy", "waiting")
-
-    def __init__(self) -> None:
-        self.busy = False
-        self.waiting: deque[Job] = deque()
+        """Set while it is parked."""
 
 
 class Peer:
     """Serves one connection. Handlers find it as ``current_call.client``.
+
+    Whoever reads a request also runs it. Only when the call waits for something does another task of the connection
+    go on reading: a call that never waits costs no switch between tasks, and requests that came together are answered
+    together.
 
     Without agreed features calls run strictly one after another, as in Pyro. With them they run at once, except those
     on a session object and those that fetch items of one stream, which keep their order.
@@ -79,11 +80,19 @@ class Peer:
         """Close once the answer that is due has left."""
         tracebacks = self.settings.remote_tracebacks
         self.sends_tracebacks = connection.is_local if tracebacks is None else tracebacks
+        self.annotates = daemon.adds_annotations
+        """Whether the daemon adds annotations to every answer."""
         self._serializers: dict[str, Serializer] = {}
         self._running: dict[int, _Worker] = {}
         self._in_flight = 0
         self._idle: list[_Worker] = []
-        self._lanes: dict[object, _Lane] = {}
+        self._lanes = Lanes()
+        self._reading = False
+        self._handovers = 0
+        """How often a running call had to wait."""
+        self._ended = False
+        self._taken = 0
+        self._oneways = 0
         self._flush_planned = False
         self._nursery: trio.Nursery | None = None
 
@@ -94,6 +103,11 @@ class Peer:
     def version(self) -> int:
         """48 or 502."""
         return self.connection.codec.version
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether calls of this connection may run at once."""
+        return self.session.grant.bits & Feature.CONCURRENT != 0
 
     @property
     def in_flight(self) -> int:
@@ -118,12 +132,8 @@ class Peer:
         return self.daemon.serializer_context(self.version, own)
 
     def known_instance(self, entry: Entry) -> Any:
-        """The object of a registered class if it exists already; None when it must be made."""
-        return self.instances.get(entry.target) if entry.mode == "session" else None
-
-    def daemon_annotations(self) -> dict[str, Body]:
-        """What the daemon adds to every answer."""
-        return self.daemon.annotations()
+        """The object that a call goes to if it exists already; None when it must be made."""
+        return self.table.known_instance(entry, self.instances)
 
     async def serve(self) -> None:
         """Greet the client and answer its requests until it leaves.
@@ -141,8 +151,7 @@ class Peer:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                await self._read()
-                nursery.cancel_scope.cancel()
+                await self._work(_Worker())
         finally:
             daemon.peers.discard(self)
             connection.close()
@@ -151,29 +160,122 @@ class Peer:
                 await self.streams.connection_lost(self)
             daemon.client_left(self)
 
-    async def _read(self) -> None:
-        connection, session = self.connection, self.session
-        try:
-            while not self.finishing:
-                message = await connection.receive()
-                if message is None:
+    async def _work(self, worker: _Worker) -> None:
+        """Read and run until the connection ends or there are enough idle tasks.
+
+        A call that is cut short costs its task the cancel scope, so the task goes on with a fresh one.
+        """
+        while True:
+            with worker.scope:
+                await self._work_in_scope(worker)
+            job = worker.job
+            if job is None or job.message.seq not in self._running:
+                return
+            del self._running[job.message.seq]
+            following = await self._answer(job, worker.answer or self._cut_short(job))
+            worker = _Worker(following)
+
+    async def _work_in_scope(self, worker: _Worker) -> None:
+        while not self._ended:
+            if worker.job is not None:
+                waited = await self._run(worker)
+                job = worker.job
+                if worker.cut:
+                    return  # what is left to do must not be cancelled
+                del self._running[job.message.seq]
+                worker.job = (
+                    await self._answer(job, worker.answer) if waited else self._answer_soon(job, worker.answer)
+                )
+            elif self._reading:
+                if not await self._park(worker):
                     return
-                if type(message) is not Message:
-                    raise ProtocolError("a message came in pieces that were not asked for")
-                session.receive(message)
-                if message.type == MessageType.INVOKE:
-                    if session.grant.bits & Feature.CONCURRENT:
-                        await self._begin(message)
-                    else:
-                        await self._serve_serially(message)
-                elif message.type == MessageType.PING:
-                    await connection.send(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
-                else:
-                    self._cancel(message.seq)
+            else:
+                worker.job = await self._read()
+
+    async def _run(self, worker: _Worker) -> bool:
+        """Run the worker's job; whether it had to wait, so that others may be reading now."""
+        job = worker.job
+        assert job is not None, "called with a job"
+        worker.answer = None
+        self._running[job.message.seq] = worker
+        if job.deadline_ms is not None:
+            worker.scope.deadline = trio.current_time() + job.deadline_ms / 1000
+        if self.session.grant.bits & Feature.CONCURRENT:
+            switches = self._handovers
+            worker.answer = await noticing_waits(execute(self, job), self._hand_over_reading)
+            waited = switches != self._handovers
+        else:
+            worker.answer, waited = await execute(self, job), False
+        if job.deadline_ms is not None:
+            worker.cut = worker.cut or worker.scope.cancel_called
+            worker.scope.deadline = float("inf")
+        return waited
+
+    def _hand_over_reading(self) -> None:
+        """A call is about to wait: let another task read."""
+        self._handovers += 1
+        if self._reading or self._ended:
+            return
+        if self._idle:
+            worker = self._idle.pop()
+            task, worker.task = worker.task, None
+            assert task is not None, "idle workers are parked"
+            trio.lowlevel.reschedule(task)
+        else:
+            assert self._nursery is not None, "the connection is being served"
+            self._nursery.start_soon(self._work, _Worker())
+
+    async def _read(self) -> Job | None:
+        """Take one message. The job to run now, if it makes one."""
+        self._reading = True
+        try:
+            event = None if self.finishing else await self._next_event()
+            if event is not None:
+                return self._take(event)
+            if self.finishing:
+                await self.connection.finish()
         except ConnectionClosedError as error:
             log.debug("%s", error)
         except PyroError as error:
-            log.info("connection of %s ended: %s", connection.peer, error)
+            log.info("connection of %s ended: %s", self.connection.peer, error)
+        finally:
+            self._reading = False
+        self._end()
+        return None
+
+    async def _next_event(self) -> object:
+        """The next message; before waiting for one, answers that are queued leave."""
+        connection = self.connection
+        event = connection.receive_nowait()
+        if event is None:
+            self._taken = 0
+            if connection.unsent and not connection.flush_nowait():
+                await connection.flush()
+            return await connection.receive_more()
+        self._taken += 1
+        if self._taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
+            self._taken = 0
+            await connection.flush()
+            await trio.lowlevel.checkpoint()
+        return event
+
+    def _take(self, message: object) -> Job | None:
+        if type(message) is not Message:
+            raise ProtocolError("a message came in pieces that were not asked for")
+        self.session.receive(message)
+        if message.type == MessageType.INVOKE:
+            return self._begin(message)
+        if message.type == MessageType.PING:
+            self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
+        else:
+            self._cancel(message.seq)
+        return None
+
+    def _end(self) -> None:
+        """The connection is over: running calls are cancelled."""
+        self._ended = True
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
 
     def _decode(self, message: Message) -> Job | Message | None:
         """The job, or the answer to a request that is none."""
@@ -188,35 +290,10 @@ class Peer:
                 self.finishing = True
             return failure(self, message, serializer, error, dispatched=False)
 
-    async def _serve_serially(self, message: Message) -> None:
-        job = self._decode(message)
-        if isinstance(job, Job):
-            if job.oneway:
-                self.daemon.run_oneway(self, job)
-                return
-            self._in_flight += 1
-            try:
-                job_answer = await execute(self, job)
-            finally:
-                self._call_ended()
-        else:
-            job_answer = job
-        if job_answer is not None:
-            await self._send(job_answer)
-
     def _call_ended(self) -> None:
         self._in_flight -= 1
         if self.daemon.draining:
             self.daemon.call_ended_while_draining()
-
-    async def _send(self, answer: Message) -> None:
-        """Send an answer; one that cannot be written is replaced by the reason."""
-        try:
-            self.connection.queue(answer)
-        except PyroError as error:
-            answer = self._unwritable(answer, error)
-            self.connection.queue(answer)
-        await self.connection.flush()
 
     def _unwritable(self, answer: Message, error: PyroError) -> Message:
         text = f"the call ran, but its result cannot be sent: {error}"
@@ -225,100 +302,53 @@ class Peer:
         assert replacement is not None, "the answer to a two-way call"
         return replacement
 
-    async def _begin(self, message: Message) -> None:
-        """Start a call beside those that are running."""
+    def _begin(self, message: Message) -> Job | None:
+        """The job of a request, if it is to run here and now. Other answers are queued."""
         if self._in_flight >= self.settings.max_calls_in_flight:
             error = RefusedError(f"busy: {self._in_flight} calls are in flight on this connection")
-            job: Job | Message | None = failure(
-                self, message, self.serializer(message.serializer), error, dispatched=False
-            )
+            serializer = self.serializer(message.serializer)
+            job: Job | Message | None = failure(self, message, serializer, error, dispatched=False)
         else:
             job = self._decode(message)
-        if isinstance(job, Message):
-            await self._send(job)
-        elif job is not None and job.oneway:
-            self.daemon.run_oneway(self, job)
-        elif job is not None:
-            self._enqueue(job)
+        if not isinstance(job, Job):
+            if job is not None:
+                self._queue(job)
+            return None
+        if message.flags & Flags.ONEWAY and self._oneways < self.settings.max_calls_in_flight:
+            self._oneways += 1
+            self.daemon.run_detached(self._run_oneway, job)
+            return None
+        self._in_flight += 1  # a flood of one-way calls runs here, which slows it down to what can be done
+        return job if not self.concurrent or self._lanes.enter(job) else None
 
-    def _enqueue(self, job: Job) -> None:
-        self._in_flight += 1
-        key = self._lane_key(job)
-        if key is not None:
-            lane = self._lanes.get(key)
-            if lane is None:
-                lane = self._lanes[key] = _Lane()
-            job.lane = key
-            if lane.busy:
-                lane.waiting.append(job)
-                return
-            lane.busy = True
-        self._start(job)
-
-    @staticmethod
-    def _lane_key(job: Job) -> object:
-        """What a call must keep its order with; None for nothing."""
-        entry = job.entry
-        if not entry.concurrent and entry.mode == "session":
-            return entry.target
-        if entry.object_id == DAEMON_ID and job.method == "get_next_stream_item" and job.args:
-            return str(job.args[0])
-        return None
-
-    def _start(self, job: Job) -> None:
-        if not self._idle:
-            worker = self._running[job.message.seq] = _Worker(job)
-            assert self._nursery is not None, "the connection is being served"
-            self._nursery.start_soon(self._work, worker)
-            return
-        worker = self._running[job.message.seq] = self._idle.pop()
-        worker.job = job
-        task, worker.task = worker.task, None
-        assert task is not None, "idle workers are parked"
-        trio.lowlevel.reschedule(task)
-
-    async def _work(self, worker: _Worker) -> None:
-        """Run jobs until there are none. A job that is cancelled costs its worker the scope, so it gets a new one."""
-        while True:
-            with worker.scope:
-                await self._work_in_scope(worker)
-            job = worker.job
-            if job.message.seq not in self._running:
-                return
-            del self._running[job.message.seq]
-            following = await self._answer(job, worker.answer or self._cut_short(job))
-            if following is None:
-                return
-            worker = self._running[following.message.seq] = _Worker(following)
-
-    async def _work_in_scope(self, worker: _Worker) -> None:
-        """Run jobs until there are none, or the scope was cancelled: then the last one is still to be answered."""
-        while True:
-            job = worker.job
-            worker.answer = None
-            if job.deadline_ms is not None:
-                worker.scope.deadline = trio.current_time() + job.deadline_ms / 1000
-            worker.answer = await execute(self, job)
-            if worker.scope.cancel_called:
-                return
-            if job.deadline_ms is not None:
-                worker.scope.deadline = float("inf")
-            del self._running[job.message.seq]
-            following = await self._answer(job, worker.answer)
-            if following is not None:
-                worker.job = following
-                self._running[following.message.seq] = worker
-            elif not await self._park(worker):
-                return
+    async def _run_oneway(self, job: Job) -> None:
+        try:
+            await execute(self, job)
+        finally:
+            self._oneways -= 1
 
     def _cut_short(self, job: Job) -> Message | None:
         error = PyroError("the call was cancelled, or its deadline passed, while it was running")
         return failure(self, job.message, job.serializer, error, dispatched=True)
 
-    async def _answer(self, job: Job, answer: Message | None) -> Job | None:
-        """Send the answer to a job; the next one of its lane, if there is one."""
+    def _answer_soon(self, job: Job, answer: Message | None) -> Job | None:
+        """Queue the answer to a call that did not wait: it leaves before this task waits for the next request."""
         self._call_ended()
-        following = self._next_in_lane(job)
+        if answer is not None:
+            self._queue(answer)
+        return None if job.lane is None else self._lanes.leave(job)
+
+    def _queue(self, answer: Message) -> None:
+        """Queue an answer; one that cannot be written is replaced by the reason."""
+        try:
+            self.connection.queue(answer)
+        except PyroError as error:
+            self.connection.queue(self._unwritable(answer, error))
+
+    async def _answer(self, job: Job, answer: Message | None) -> Job | None:
+        """Send the answer to a call that had to wait; returns the next one of its lane, if there is one."""
+        self._call_ended()
+        following = None if job.lane is None else self._lanes.leave(job)
         if answer is not None:
             try:
                 await self._send_with_others(answer)
@@ -330,10 +360,7 @@ class Peer:
     async def _send_with_others(self, answer: Message) -> None:
         """Send now when nothing else is running; else let the others of this turn add theirs first."""
         connection = self.connection
-        try:
-            connection.queue(answer)
-        except PyroError as error:
-            connection.queue(self._unwritable(answer, error))
+        self._queue(answer)
         if self._in_flight == 0 or len(answer.body) > FLUSH_AT:
             await connection.flush()
         elif not self._flush_planned:
@@ -341,15 +368,6 @@ class Peer:
             await trio.lowlevel.cancel_shielded_checkpoint()
             self._flush_planned = False
             await connection.flush()
-
-    def _next_in_lane(self, job: Job) -> Job | None:
-        if job.lane is None:
-            return None
-        lane = self._lanes[job.lane]
-        if lane.waiting:
-            return lane.waiting.popleft()
-        del self._lanes[job.lane]
-        return None
 
     async def _park(self, worker: _Worker) -> bool:
         """Wait for another job; False when there are enough waiting already."""
@@ -370,23 +388,20 @@ class Peer:
         """The caller does not want the answer any more."""
         worker = self._running.get(seq)
         if worker is not None:
+            worker.cut = True
             worker.scope.cancel()
             return
-        for lane in self._lanes.values():
-            for job in lane.waiting:
-                if job.message.seq == seq:
-                    lane.waiting.remove(job)
-                    self._call_ended()
-                    self._refuse_cancelled(job)
-                    return
+        job = self._lanes.remove(seq)
+        if job is not None:
+            self._call_ended()
+            self._refuse_cancelled(job)
 
     def _refuse_cancelled(self, job: Job) -> None:
         answer = failure(
             self, job.message, job.serializer, RefusedError("cancelled before it began"), dispatched=False
         )
         if answer is not None:
-            self.connection.queue(answer)
-            self.connection.flush_nowait()
+            self._queue(answer)
 
     def close(self) -> None:
         """Cut the connection."""

@@ -27,10 +27,14 @@ KEEPALIVE_PROBES: Final = 3
 
 
 def set_options(sock: socket.socket) -> None:
-    """Non-blocking, no Nagle delay (two sends without this stall 44 ms), keep-alive."""
+    """Non-blocking, no delay, keep-alive."""
     sock.setblocking(False)
-    if sock.family == socket.AF_UNIX:
-        return
+    if sock.family != socket.AF_UNIX:
+        set_keepalive(sock)
+
+
+def set_keepalive(sock: socket.socket) -> None:
+    """Options of a TCP connection: no Nagle delay (two sends without this stall 44 ms), dead peers are found."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):

@@ -139,7 +139,7 @@ class Decoder:
         if self._broken is not None:
             self._raise_broken()
         buffer = self._collected
-        if buffer is None or self._offset < len(self._data):
+        if buffer is None or not self._remaining or self._offset < len(self._data):
             return None
         self._take_back()
         filled = self._filled
@@ -151,6 +151,8 @@ class Decoder:
 
     def received(self, count: int) -> None:
         """``count`` bytes were written to the start of ``wanted_buffer``. ValueError: more than it holds."""
+        if self._broken is not None:
+            self._raise_broken()
         if self._lent is None or not 0 <= count <= len(self._lent):
             raise ValueError(f"{count} bytes were not asked for")
         self._take_back()
@@ -297,6 +299,7 @@ class Decoder:
         # Class and arguments instead of the error: its traceback would tie this object to itself.
         self._broken = (type(error), error.args)
         self._data, self._offset = b"", 0
+        self._take_back()
         self._open = self._collected = self._header = None
 
     def _raise_broken(self) -> NoReturn:

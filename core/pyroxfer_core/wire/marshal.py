@@ -41,16 +41,16 @@ def read(data: Body, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITEMS) 
     unhashable key, digits or text out of range, over a limit, cut short, or bytes left over.
     """
     reader = _Reader(bytes(data), max_depth, max_items)
-    value = reader.value(0)
-    reader.check_end()
-    return value
+    try:
+        return reader.read()
+    except RecursionError as error:
+        raise ProtocolError("marshal: nested too deep for the stack in use") from error
 
 
 def write(value: object) -> bytes:
-    """Marshal bytes of a plain value, without references.
+    """Marshal bytes of a plain value, without references. A bytearray arrives as bytes.
 
-    SerializeError: a value of another type (bytearray and memoryview included: they would arrive as bytes), or
-    nested too deep.
+    SerializeError: a value of another type, subclasses included, or nested too deep for marshal.
     """
     try:
         data = marshal.dumps(value, _WRITE_VERSION)  # type: ignore[arg-type]  # it refuses the others itself
@@ -60,7 +60,7 @@ def write(value: object) -> bytes:
     return data
 
 
-_LEAVES: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+_LEAVES: Final = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
 _GROUPS: Final = frozenset({tuple, list, set, frozenset})
 
 
@@ -112,15 +112,14 @@ class _Reader:
         self._deepest = 0
         self._slots: list[_Slot] = []
 
-    def check_end(self) -> None:
+    def read(self) -> object:
+        value = self._typed(self._byte(), 0)
         if self._offset != len(self._data):
             raise ProtocolError("marshal: bytes are left over")
-
-    def value(self, depth: int) -> object:
-        """The next value; ``depth`` containers are open around it."""
-        return self._typed(self._byte(), depth)
+        return value
 
     def _typed(self, code: int, depth: int) -> object:
+        """The value whose type byte is ``code``; ``depth`` containers are open around it."""
         if depth > self._max_depth:
             raise ProtocolError(f"marshal: nested deeper than {self._max_depth}")
         self._deepest = max(self._deepest, depth)
@@ -214,7 +213,8 @@ class _Reader:
     def read_dict(self, depth: int) -> dict[object, object]:
         pairs: list[tuple[object, object]] = []
         while (code := self._byte()) != _END_OF_DICT:
-            pairs.append((self._typed(code, depth + 1), self.value(depth + 1)))
+            key = self._typed(code, depth + 1)
+            pairs.append((key, self._typed(self._byte(), depth + 1)))
         with _unhashable_refused():
             return dict(pairs)
 
@@ -222,7 +222,10 @@ class _Reader:
         """Every member takes at least one byte, so a count beyond the rest is refused before any is read."""
         if count > len(self._data) - self._offset:
             raise ProtocolError("marshal: cut short")
-        return [self.value(depth + 1) for _ in range(count)]
+        members: list[object] = []
+        for _ in range(count):  # not a comprehension: that would be one more frame a level
+            members.append(self._typed(self._byte(), depth + 1))
+        return members
 
     def _count(self, items: int) -> None:
         self._items_left -= items

@@ -156,7 +156,8 @@ def blob(proxy, asked):
 
 
 def session(proxy, asked):
-    with pyro.Proxy(asked["uris"]["counter"]) as first, pyro.Proxy(asked["uris"]["counter"]) as second:
+    counter = asked["uris"]["counter"]
+    with open_proxy(counter, asked) as first, open_proxy(counter, asked) as second:
         return [first.increment(), first.increment(), second.increment()]
 
 
@@ -169,7 +170,7 @@ def autoproxy(proxy, asked):
 
 
 def unknown_object(proxy, asked):
-    with pyro.Proxy(asked["uris"]["shared"].replace("shared@", "nobody@")) as nobody:
+    with open_proxy(asked["uris"]["shared"].replace("shared@", "nobody@"), asked) as nobody:
         try:
             nobody.add(1, 2)
         except errors.CommunicationError as error:
@@ -184,7 +185,7 @@ def reconnect(proxy, asked):
 
 def daemon_object(proxy, asked):
     place = asked["uris"]["shared"].split("@")[1]
-    with pyro.Proxy("PYRO:Pyro.Daemon@" + place) as daemon:
+    with open_proxy("PYRO:Pyro.Daemon@" + place, asked) as daemon:
         daemon.ping()
         return [
             sorted(set(daemon.registered()) & {"shared", "counter", "Pyro.Daemon"}),
@@ -192,12 +193,18 @@ def daemon_object(proxy, asked):
         ]
 
 
+def open_proxy(uri, asked):
+    proxy = pyro.Proxy(uri)
+    proxy._pyroSerializer = asked["serializer"]
+    if asked.get("key"):
+        proxy._pyroHmacKey = asked["key"].encode()
+    return proxy
+
+
 def answer(asked):
-    pyro.config.SERIALIZER = asked["serializer"]
-    pyro.config.COMPRESSION = asked.get("compression", False)
-    with pyro.Proxy(asked["uris"]["shared"]) as proxy:
-        if asked.get("key"):
-            proxy._pyroHmacKey = asked["key"].encode()
+    if library != "pyroxfer":
+        pyro.config.COMPRESSION = asked.get("compression", False)
+    with open_proxy(asked["uris"]["shared"], asked) as proxy:
         return globals()[asked["scenario"]](proxy, asked)
 
 

@@ -22,8 +22,9 @@ arguments = options.parse_args()
 
 modules = {"pyro4": "Pyro4", "pyro5": "Pyro5.api", "pyroxfer": "pyroxfer_core.blocking"}
 pyro = importlib.import_module(modules[arguments.library])
-pyro.config.SERVERTYPE = arguments.server
-pyro.config.COMPRESSION = arguments.compression
+if arguments.library != "pyroxfer":
+    pyro.config.SERVERTYPE = arguments.server
+    pyro.config.COMPRESSION = arguments.compression
 if arguments.library == "pyro4":
     pyro.config.SERIALIZERS_ACCEPTED = {"serpent", "json", "marshal", "msgpack"}
 
@@ -117,7 +118,9 @@ class Shared:
         return [blob.info, blob.deserialized()]
 
     def child(self):
-        """An object of its own, which arrives as a proxy."""
+        """An object of its own, which arrives as a proxy. A new one each time: marshal spoils what it fails on."""
+        child = Child()
+        daemon.register(child)
         return child
 
 
@@ -147,11 +150,9 @@ def end_with_parent():
     os._exit(0)
 
 
-child = Child()
 daemon = pyro.Daemon(unixsocket=arguments.unix) if arguments.unix else pyro.Daemon(host=arguments.host)
 if arguments.key:
     daemon._pyroHmacKey = arguments.key.encode()
-daemon.register(child)
 uris = {
     "shared": str(daemon.register(Shared(), "shared")),
     "counter": str(daemon.register(Counter, "counter")),

@@ -5,4 +5,3 @@ from .base import Query as Query
 from .base import Storage as Storage
 from .choose import open_storage as open_storage
 from .memory import MemoryStorage as MemoryStorage
-from .sqlite import SqliteStorage as SqliteStorage

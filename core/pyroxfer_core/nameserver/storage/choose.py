@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .base import Storage
 from .memory import MemoryStorage
-from .sqlite import SqliteStorage
 
 
 def open_storage(choice: str) -> Storage:
@@ -18,5 +17,7 @@ def open_storage(choice: str) -> Storage:
         return MemoryStorage()
     kind, _, place = choice.partition(":")
     if kind == "sql" and place:
+        from .sqlite import SqliteStorage  # sqlite3 is loaded only by those who use it
+
         return SqliteStorage(place)
     raise ValueError(f"invalid storage type '{choice}'; choose memory or sql:FILE")

@@ -1,0 +1,21 @@
+"""Our blocking proxy calling add(1, 2). Usage: rpc_client_blocking.py URI SERIALIZER|default SECONDS"""
+
+import json
+import sys
+import time
+
+from pyroxfer_core.blocking import Proxy, config
+
+uri, serializer, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+if serializer != "default":
+    config.SERIALIZER = serializer
+
+with Proxy(uri) as proxy:
+    for _ in range(200):
+        assert proxy.add(1, 2) == 3
+    count, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        for _ in range(20):
+            proxy.add(1, 2)
+        count += 20
+    print(json.dumps({"calls": count, "seconds": time.perf_counter() - begin}))

@@ -38,6 +38,7 @@ from .forwarding import (
     ReplyEnded,
     ReplyPart,
     ReplyPartArrived,
+    ReplyStream,
     RequestSent,
     UseKeptBackend,
 )
@@ -194,7 +195,7 @@ class Conversation:
 
     def _opened(self, link: Link) -> Event:
         self._link = link
-        return BackendOpened(link.next_seq(), link.object_id)
+        return BackendOpened(link.next_seq(), link.object_id, link.version)
 
     def _forward(self, command: Forward) -> Done:
         connection = self._held.connection
@@ -233,6 +234,12 @@ class Conversation:
         except CommunicationError as error:
             return _client_trouble(error)
         return self._finish_sending(self._client, _client_trouble, None)
+
+    def _reply_stream(self, command: ReplyStream) -> Done:
+        message = command.message
+        message.body = error_body(message.serializer, self._version, "result of call is an iterator")
+        message.flags &= ~Flags.COMPRESSED
+        return self._reply(Reply(message))
 
     def _reply_part(self, command: ReplyPart) -> Done:
         self._client.queue_encoded(command.data)
@@ -309,6 +316,7 @@ _CARRY_OUT: Final[dict[type[Command], Callable[[Conversation, Any], Done]]] = {
     KeepBackend: Conversation._keep,
     CloseBackend: Conversation._close_backend,
     Reply: Conversation._reply,
+    ReplyStream: Conversation._reply_stream,
     ReplyPart: Conversation._reply_part,
     Fail: Conversation._fail,
     Announce: Conversation._announce,

@@ -61,10 +61,14 @@ class BlobArrived:
 
 @dataclass(slots=True)
 class BackendOpened:
-    """A connection to the chosen backend is there; the request is to carry ``seq`` and name ``object_id``."""
+    """A connection to the chosen backend is there, in protocol ``version``.
+
+    The request is to carry ``seq`` and to name ``object_id``.
+    """
 
     seq: int
     object_id: str
+    version: int
 
 
 @dataclass(slots=True)
@@ -182,6 +186,17 @@ class Reply:
 
 
 @dataclass(slots=True)
+class ReplyStream:
+    """Announce an item stream of the other protocol to the client.
+
+    The body of such an answer is no result but a fixed error that nobody looks at. Yet clients decode it, and each
+    library knows the classes of its own protocol only: so it is written anew.
+    """
+
+    message: Message
+
+
+@dataclass(slots=True)
 class ReplyPart:
     """Send a piece of the reply's body."""
 
@@ -226,6 +241,7 @@ Command = (
     | KeepBackend
     | CloseBackend
     | Reply
+    | ReplyStream
     | ReplyPart
     | Fail
     | Announce
@@ -338,6 +354,8 @@ class _Call:
     backend: Backend | None = None
     uses_kept: bool = False
     seq: int = 0
+    version: int = 0
+    """Of the connection to the backend."""
     sends: int = 0
     refused_by: tuple[Backend, ...] = ()
     error: tuple[Outcome, str] | None = None
@@ -444,6 +462,7 @@ class Forwarding:
         assert call.backend is not None
         came_back = call.service.group.opened(call.backend)
         call.seq = event.seq
+        call.version = event.version
         call.sends += 1
         self.phase = Phase.SENDING
         forward = Forward(self._request_for(call, event), call.body_length)
@@ -494,7 +513,20 @@ class Forwarding:
         reply = event.message
         if reply.type != MessageType.RESULT or reply.seq != call.seq:
             return self._abandon(Outcome.UNKNOWN, "the backend answered something else than the call")
-        if reply.flags & Flags.ITEMSTREAM and STREAM_KEY in reply.annotations and not call.uses_kept:
+        answer = self._reply_for(call.request, reply)
+        if reply.flags & Flags.ITEMSTREAM:
+            return self._stream_began(answer, event)
+        if event.body_length is None:
+            return [self._give_back(), Reply(answer)]
+        self.phase = Phase.REPLYING
+        return [Reply(answer, event.body_length)]
+
+    def _stream_began(self, answer: Message, event: ReplyArrived) -> list[Command]:
+        """From now on the client and the backend belong together."""
+        call = self.call
+        if event.body_length is not None:
+            return self._abandon(Outcome.EXECUTED, "the backend announced an item stream with a result")
+        if STREAM_KEY in answer.annotations and not call.uses_kept:
             if self._kept is not None:
                 text = "this connection holds a stream of another backend; use a second proxy"
                 return self._abandon(Outcome.EXECUTED, text)
@@ -502,11 +534,8 @@ class Forwarding:
             assert call.backend is not None
             self._kept = (call.service, call.backend)
             call.uses_kept = True
-        answer = self._reply_for(call.request, reply)
-        if event.body_length is None:
-            return [self._give_back(), Reply(answer)]
-        self.phase = Phase.REPLYING
-        return [Reply(answer, event.body_length)]
+        foreign = call.version != self._version and answer.serializer in ANSWERABLE
+        return [self._give_back(), ReplyStream(answer) if foreign else Reply(answer)]
 
     @staticmethod
     def _reply_for(request: Message, reply: Message) -> Message:

@@ -67,11 +67,12 @@ class Dispatcher:
         self._conversations: set[Conversation] = set()
         self._all_gone: trio.Event | None = None
         self._listener: socket.socket | None = None
+        self._port: int | None = None
         self._nursery_manager: Any = None
         self._background = trio.CancelScope()
 
     def __repr__(self) -> str:
-        place = self.location if self._listener is not None else "not listening"
+        place = self.location if self._port is not None else "not listening"
         return f"<Dispatcher on {place}, {len(self.directory.services)} services>"
 
     @property
@@ -79,13 +80,12 @@ class Dispatcher:
         """``host:port`` as clients must use it.
 
         Raises:
-            DaemonError: not listening.
+            DaemonError: it never listened.
         """
-        if self._listener is None:
+        if self._port is None:
             raise DaemonError("the dispatcher has no address before `async with`")
         host = self.config.location.host or "0.0.0.0"  # noqa: S104  # what an empty host means
-        port = self._listener.getsockname()[1]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
 
     @property
     def uri(self) -> Uri:
@@ -95,6 +95,7 @@ class Dispatcher:
     async def __aenter__(self) -> Dispatcher:
         place = self.config.location
         self._listener = bind_tcp(place.host or "", place.port or 0)
+        self._port = self._listener.getsockname()[1]
         try:
             await self._register()
         except BaseException:

@@ -269,7 +269,7 @@ class Conversation:
     async def _finish_sending(
         self, connection: Connection, trouble: Callable[[CommunicationError], Event], done: Event | None
     ) -> Event | None:
-        """Send what is queued; a peer that takes nothing for too long is lost. Cut short, nothing more can be sent."""
+        """Send what is queued; a peer that takes nothing for too long is lost. Cut short, it is broken."""
         try:
             with trio.move_on_after(self._stall_s):
                 await connection.flush()

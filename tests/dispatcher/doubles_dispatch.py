@@ -160,3 +160,12 @@ def config_for(*uris: Any, head: str = "", service: str = "", backend: str = "")
         f'[[services.backends]]\nname = "b{n}"\nuri = "{uri}"\n{backend}\n' for n, uri in enumerate(uris)
     )
     return parse_config(f'listen = "localhost:0"\n{head}\n[[services]]\nname = "orders"\n{service}\n{backends}')
+
+
+async def wait_for(condition: Callable[[], object]) -> None:
+    """Wait until something is true that happens on the other side of a socket; at most 20 s."""
+    for _ in range(2000):
+        if condition():
+            return
+        await trio.sleep(0.01)
+    raise AssertionError("it did not happen")

@@ -598,7 +598,11 @@ UNTIL: list[tuple[str, Play, list[Command]]] = [
         [(BlobArrived(ASKED, 9), []), (BackendOpened(1, "obj", 502), []), (BodyPart(b"abc"), [])],
         [CloseBackend()],
     ),
-    ("waiting", [(BlobArrived(ASKED), []), (BackendOpened(1, "obj", 502), []), (RequestSent(), [])], [CloseBackend()]),
+    (
+        "waiting",
+        [(BlobArrived(ASKED), []), (BackendOpened(1, "obj", 502), []), (RequestSent(), [])],
+        [CloseBackend()],
+    ),
     (
         "replying",
         [

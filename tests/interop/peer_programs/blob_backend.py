@@ -1,4 +1,4 @@
-"""A stock backend for blobs. Prints its URI as JSON; answers each line of input with what it ran; ends with its input.
+"""A stock backend for blobs. Prints its URI as JSON; answers each line of input with what it ran; ends with it.
 
 Usage: blob_backend.py pyro4|pyro5 NAME
 """

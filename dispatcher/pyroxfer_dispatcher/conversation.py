@@ -9,7 +9,7 @@ from typing import Any, Final
 import trio
 
 from pyroxfer_core import Connection, error_body
-from pyroxfer_core.errors import CommunicationError, ProtocolError, PyroError, TimeoutError
+from pyroxfer_core.errors import CommunicationError, ProtocolError, PyroError, RefusedError, TimeoutError
 from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType
 
 from .admin import note
@@ -17,6 +17,7 @@ from .forwarding import (
     Announce,
     BackendLost,
     BackendOpened,
+    BackendRefused,
     BlobArrived,
     CannotCarry,
     ClientLost,
@@ -186,6 +187,8 @@ class Conversation:
     async def _open_new(self, command: OpenBackend) -> Event:
         try:
             return self._opened(await self._pool.open(command.backend, command.version))
+        except RefusedError as error:
+            return BackendRefused(str(error))
         except PyroError as error:
             return BackendLost(str(error))
 

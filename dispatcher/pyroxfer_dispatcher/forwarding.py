@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pyroxfer_core.errors import CommunicationError, Outcome
@@ -79,6 +79,13 @@ class BackendLost:
 
 
 @dataclass(slots=True)
+class BackendRefused:
+    """The backend is there, but takes no further connection, or not for this object."""
+
+    reason: str
+
+
+@dataclass(slots=True)
 class RequestSent:
     """The request, which had come whole, left whole. (For one that came in pieces ``End`` says the same.)"""
 
@@ -121,6 +128,7 @@ Event = (
     | End
     | BackendOpened
     | BackendLost
+    | BackendRefused
     | RequestSent
     | CannotCarry
     | ReplyArrived
@@ -298,7 +306,7 @@ class Directory:
         self.object_id = object_id
         self.routes = routes
         self.services = services
-        self._known: dict[Body, Aim] = {}
+        self._known: dict[bytes, Aim] = {}
 
     def find(self, annotation: Body) -> Aim:
         """Where a blob is meant to go. Reading an annotation costs more than the rest of a call, so it is remembered.
@@ -306,6 +314,7 @@ class Directory:
         Raises:
             LookupError, ProtocolError: with a sentence for the caller.
         """
+        annotation = bytes(annotation)
         aim = self._known.get(annotation)
         if aim is None:
             aim = self._aim_of(read_blob_info(annotation))
@@ -357,7 +366,8 @@ class _Call:
     version: int = 0
     """Of the connection to the backend."""
     sends: int = 0
-    refused_by: tuple[Backend, ...] = ()
+    passed_over: dict[Backend, str] = field(default_factory=dict)
+    """Backends that could not be had for this call, and why."""
     error: tuple[Outcome, str] | None = None
     """What to say once the body has been drained."""
 
@@ -450,10 +460,10 @@ class Forwarding:
             call.backend = self._kept[1]
             service.group.take(call.backend)
             return [UseKeptBackend()]
-        call.backend = service.group.pick(now, call.refused_by)
+        call.backend = service.group.pick(now, call.passed_over)
         if call.backend is not None:
             return [OpenBackend(call.backend, self._version)]
-        state = service.group.describe(now)
+        state = service.group.describe(now, call.passed_over)
         return self._refuse(Outcome.NOT_SENT, f"no live backend of service {service.name!r}: {state}")
 
     def _opened(self, event: BackendOpened, now: float) -> list[Command]:
@@ -560,14 +570,23 @@ class Forwarding:
 
     def _not_opened(self, event: BackendLost, now: float) -> list[Command]:
         """No connection: leave the backend alone for a while and try the next."""
+        service, backend = self._pass_over(event.reason)
+        went_down = service.group.failed(backend, now, event.reason)
+        commands: list[Command] = [Announce(backend, False)] if went_down else []
+        return commands + self._choose(now)
+
+    def _not_taken(self, event: BackendRefused, now: float) -> list[Command]:
+        """Connections it has may go on: only this call looks elsewhere."""
+        self._pass_over(event.reason)
+        return self._choose(now)
+
+    def _pass_over(self, reason: str) -> tuple[Service, Backend]:
+        self._release()
         call = self.call
         assert call.service is not None
         assert call.backend is not None
-        call.service.group.release(call.backend)
-        call.refused_by += (call.backend,)
-        went_down = call.service.group.failed(call.backend, now, event.reason)
-        commands: list[Command] = [Announce(call.backend, False)] if went_down else []
-        return commands + self._choose(now)
+        call.passed_over[call.backend] = reason
+        return call.service, call.backend
 
     def _lost_unsent(self, event: BackendLost, now: float) -> list[Command]:
         """Lost before the request was whole: another backend may have it, if none of the body is gone."""
@@ -661,6 +680,7 @@ _TABLE: Final[dict[tuple[Phase, type], _Handler]] = {
     (Phase.IDLE, CannotCarry): Forwarding._reply_cannot_go,
     (Phase.OPENING, BackendOpened): Forwarding._opened,
     (Phase.OPENING, BackendLost): Forwarding._not_opened,
+    (Phase.OPENING, BackendRefused): Forwarding._not_taken,
     (Phase.SENDING, BodyPart): Forwarding._part,
     (Phase.SENDING, End): Forwarding._sent,
     (Phase.SENDING, RequestSent): Forwarding._sent,

@@ -32,6 +32,8 @@ class RawBackend:
         self.seen: list[Message] = []
         self.versions: list[int] = []
         self.connections: set[Connection] = set()
+        self.is_full = False
+        """Refuses connections like a stock server whose threads are all busy."""
         self._running = trio.CancelScope()
 
     @property
@@ -73,8 +75,9 @@ class RawBackend:
 
     async def _greet(self, connection: Connection, hello: Message) -> None:
         assert b"'worker'" in hello.body or b"nobody" in hello.body, "CONNECT is in serpent and names the object"
-        if b"nobody" in hello.body:
-            kind, body, flags = MessageType.CONNECTFAIL, b"'unknown object'", 0
+        if self.is_full or b"nobody" in hello.body:
+            text = b"'no free workers'" if self.is_full else b"'unknown object'"
+            kind, body, flags = MessageType.CONNECTFAIL, text, 0
         else:
             kind, body, flags = MessageType.CONNECTOK, WELCOME, hello.flags & Flags.META_ON_CONNECT
         await connection.send(Message(kind, hello.seq, "serpent", flags, body))

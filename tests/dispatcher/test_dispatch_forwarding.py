@@ -16,6 +16,7 @@ from pyroxfer_dispatcher.forwarding import (
     Announce,
     BackendLost,
     BackendOpened,
+    BackendRefused,
     BlobArrived,
     CannotCarry,
     ClientLost,
@@ -296,6 +297,21 @@ def test_no_live_backend_is_said_at_once(stage: Stage) -> None:
             (BackendOpened(1, "obj", 502), [Announce(stage.a, True), Forward(forwarded(asked, 1, "obj"))]),
         ]
     )
+
+
+def test_a_backend_that_takes_no_connection_is_passed_over_by_this_call_only(stage: Stage) -> None:
+    """It may be full, and the connections it has go on: it is not down."""
+    asked = request()
+    text = "no live backend of service 'orders': a refused (no free workers); b is down (reset), next try in 0.2 s"
+    stage.perform(
+        [
+            (BlobArrived(asked), [OpenBackend(stage.a, 502)]),
+            (BackendRefused("no free workers"), [OpenBackend(stage.b, 502)]),
+            (BackendLost("reset"), [Announce(stage.b, False), Fail(asked, Outcome.NOT_SENT, text)]),
+            (BlobArrived(asked), [OpenBackend(stage.a, 502)]),
+        ]
+    )
+    assert stage.in_flight == [1, 0, 0]
 
 
 def test_lost_before_the_request_left_whole_goes_to_another(stage: Stage) -> None:
@@ -655,7 +671,7 @@ def _possible(forwarding: Forwarding, asked: Message) -> list[Event]:
     lost: list[Event] = [BackendLost("x"), ClientLost()]
     cases: dict[Phase, list[Event]] = {
         Phase.IDLE: [BlobArrived(asked), BlobArrived(asked, 5), BlobArrived(item(9)), ClientLost()],
-        Phase.OPENING: [BackendOpened(1, "obj", 502), *lost],
+        Phase.OPENING: [BackendOpened(1, "obj", 502), BackendRefused("x"), *lost],
         Phase.SENDING: [CannotCarry("x"), *([RequestSent()] if length is None else [BodyPart(b"x"), End()]), *lost],
         Phase.WAITING: [
             ReplyArrived(reply(1)),

@@ -24,10 +24,11 @@ from doubles_dispatch import (
     wait_for,
 )
 
-from pyroxfer_core import Connection, Daemon, Proxy, SerializedBlob, Settings, expose, introduce, open_connection
-from pyroxfer_core.errors import CommunicationError, PyroError
+from pyroxfer_core import Connection, Daemon, Proxy, SerializedBlob, Settings, Uri, expose, introduce, open_connection
+from pyroxfer_core.errors import CommunicationError, NamingError, PyroError
 from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType, codec_for, read_blob_info
 from pyroxfer_dispatcher import Dispatcher, conversation, forwarding
+from pyroxfer_dispatcher.config import ConfigError
 
 MIB = 1024 * 1024
 
@@ -52,6 +53,28 @@ class Worker:
     async def stream(self, blob: SerializedBlob) -> AsyncIterator[list[Any]]:
         for number in range(3):
             yield [self.name, number]
+
+
+@expose
+class FakeNameServer:
+    """As much of a name server as a dispatcher uses."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, str] = {}
+        self.tags: dict[str, list[str]] = {}
+
+    async def ping(self) -> None:
+        pass
+
+    async def lookup(self, name: str) -> Uri:
+        return Uri(self.entries[name])
+
+    async def register(self, name: str, uri: str, safe: bool, metadata: list[str]) -> None:
+        self.entries[name] = uri
+        self.tags[name] = list(metadata)
+
+    async def remove(self, name: str) -> int:
+        return self.entries.pop(name) is not None
 
 
 def text_of(answer: Message) -> str:
@@ -326,6 +349,32 @@ async def test_a_backend_that_refuses_the_handshake_is_told_with_its_reason() ->
         uri = backend.uri.replace("worker", "nobody")
         async with Dispatcher(config_for(uri)) as dispatcher, raw_client(dispatcher.location) as client:
             assert "unknown object" in text_of(await ask(client, blob()))
+
+
+async def test_a_refusal_leaves_the_backends_other_connections_alone() -> None:
+    """Stock servers refuse connections when their threads are all busy; those they have go on."""
+    release = trio.Event()
+
+    async def hold(connection: Connection, request: Message) -> None:
+        if request.seq == 1:
+            await release.wait()
+        await echo(connection, request)
+
+    async with (
+        raw_backend(hold) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as first,
+        raw_client(dispatcher.location) as second,
+    ):
+        await first.send(blob(1))
+        await wait_for(lambda: backend.seen)
+        backend.is_full = True
+        text = text_of(await ask(second, blob(1)))
+        assert "NotSent: no live backend of service 'orders': b0 refused (" in text
+        assert "no free workers" in text
+        release.set()
+        assert isinstance(await first.receive(), Message)
+        assert (await ask(second, blob(2))).body == POISON
 
 
 async def test_a_backend_that_never_greets_is_given_up() -> None:
@@ -611,6 +660,61 @@ async def test_an_error_of_the_body_comes_out_as_it_is() -> None:
         with pytest.raises(KeyError):
             async with Dispatcher(config_for(backend.uri)):
                 raise KeyError("mine")
+
+
+async def test_backends_and_dispatcher_are_found_by_name() -> None:
+    """A backend's name is looked up at every connect, so it may move; our own is there while we run."""
+    name_server = FakeNameServer()
+    async with Daemon() as names:
+        names.register(name_server, "Pyro.NameServer")
+        place = names.location
+        async with raw_backend(echo) as one, raw_backend(echo) as two:
+            name_server.entries["the.worker"] = one.uri
+            head = f'register = "the.dispatcher"\nnameserver = "{place}"'
+            async with Dispatcher(config_for("PYRONAME:the.worker", head=head)) as dispatcher:
+                assert name_server.entries["the.dispatcher"] == str(dispatcher.uri)
+                assert name_server.tags == {"the.dispatcher": ["pyroxfer.dispatcher"]}
+                async with raw_client(dispatcher.location) as client:
+                    await ask(client, blob(1))
+                    one.die()
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                    name_server.entries["the.worker"] = two.uri
+                    assert (await ask(client, blob(2))).body == POISON
+            assert "the.dispatcher" not in name_server.entries
+        assert (len(one.seen), len(two.seen)) == (1, 1)
+
+
+async def test_a_name_taken_over_by_another_dispatcher_is_left_alone() -> None:
+    name_server = FakeNameServer()
+    async with Daemon() as names:
+        names.register(name_server, "Pyro.NameServer")
+        head = f'register = "the.dispatcher"\nnameserver = "{names.location}"'
+        async with Dispatcher(config_for("PYRO:x@localhost:1", head=head)):
+            name_server.entries["the.dispatcher"] = "PYRO:other@localhost:1"
+    assert name_server.entries == {"the.dispatcher": "PYRO:other@localhost:1"}
+
+
+@pytest.mark.parametrize("loses", [True, False])
+async def test_without_a_name_server_it_does_not_start_but_stops(loses: bool) -> None:
+    """Starting unregistered would hide a mistake; a name server lost later is no reason to fail."""
+    async with Daemon() as names:
+        if loses:
+            names.register(FakeNameServer(), "Pyro.NameServer")
+        head = f'register = "x"\nnameserver = "{names.location}"'
+        config = config_for("PYRO:x@localhost:1", head=head)
+        if not loses:
+            with pytest.raises(NamingError):
+                async with Dispatcher(config):
+                    pass
+            return
+        async with Dispatcher(config):
+            names.unregister("Pyro.NameServer")
+
+
+async def test_an_open_door_is_refused_to_programs_too() -> None:
+    config = msgspec.structs.replace(config_for("PYRO:x@localhost:1"), listen="0.0.0.0:0")
+    with pytest.raises(ConfigError, match="insecure = true"):
+        Dispatcher(config)
 
 
 async def test_a_taken_address_is_said() -> None:

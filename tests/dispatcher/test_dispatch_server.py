@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -466,6 +468,83 @@ async def test_a_full_backend_refuses_at_once() -> None:
             answer = await first.receive()
             assert isinstance(answer, Message)
             assert (await ask(second, blob(2))).body == POISON
+
+
+async def test_an_answer_cut_anywhere_is_unknown() -> None:
+    """At every byte, and the next call is right."""
+    cut = 0
+
+    async def partly(connection: Connection, request: Message) -> None:
+        encoded = connection.codec.encode(answer_to(request, b"result"))
+        if cut < len(encoded):
+            await connection.send_encoded(encoded[:cut])
+            connection.close()
+        else:
+            await connection.send_encoded(encoded)
+
+    async with (
+        raw_backend(partly) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        length = len(codec_for(502).encode(answer_to(blob(), b"result")))
+        for cut in range(length):
+            assert "Unknown: backend lost before it answered" in text_of(await ask(client, blob(cut)))
+        cut = length
+        assert (await ask(client, blob(length))).body == b"result"
+
+
+async def test_a_request_cut_anywhere_never_runs() -> None:
+    async with raw_backend(echo) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
+        encoded = codec_for(502).encode(blob(1, b"body"))
+        for cut in range(len(encoded)):
+            async with raw_client(dispatcher.location) as client:
+                await client.send_encoded(encoded[:cut])
+        async with raw_client(dispatcher.location) as client:
+            assert (await ask(client, blob(2))).body == POISON
+    assert len(backend.seen) == 1
+
+
+async def test_every_call_is_accounted_for_while_backends_die() -> None:
+    """Backends that count what they run and break off by chance: NotSent never ran, an answer ran once, Unknown at
+    most once; and no call runs twice."""
+    chance = random.Random(4)
+    ran: Counter[bytes] = Counter()
+    deaths: Counter[str] = Counter()
+
+    async def unreliable(connection: Connection, request: Message) -> None:
+        fate = chance.choice(["answer", "answer", "die before", "die after", "drop later"])
+        deaths[fate] += 1
+        if fate == "die before":
+            connection.close()
+            return
+        ran[bytes(request.body)] += 1
+        if fate == "die after":
+            connection.close()
+            return
+        await echo(connection, request)
+        if fate == "drop later":
+            connection.close()
+
+    async with raw_backend(unreliable) as one, raw_backend(unreliable) as two:
+        outcomes: dict[bytes, str] = {}
+        async with Dispatcher(config_for(one.uri, two.uri)) as dispatcher:
+
+            async def call(number: int) -> None:
+                async with raw_client(dispatcher.location, 48 if number % 2 else 502) as client:
+                    for seq in range(40):
+                        body = f"{number}/{seq}".encode()
+                        answer = await ask(client, blob(seq, body))
+                        found = re.search(rb"(NotSent|Unknown): ", bytes(answer.body))
+                        outcomes[body] = found[1].decode() if found else "Executed"
+
+            async with trio.open_nursery() as nursery:
+                for number in range(8):
+                    nursery.start_soon(call, number)
+    assert min(deaths.values()) > 20, "every fate was met"
+    assert len(outcomes) == 320
+    for body, outcome in outcomes.items():
+        assert ran[body] in {"NotSent": (0,), "Executed": (1,), "Unknown": (0, 1)}[outcome]
 
 
 # -- protocols that differ

@@ -97,6 +97,12 @@ class CallContext:
         return known if isinstance(known, bytes) else self.correlation_id.bytes
 
     @property
+    def known_correlation(self) -> bytes | None:
+        """The 16 bytes of the caller's id, or of one that was asked for or set here; None when there is none."""
+        known = self._correlation
+        return known.bytes if isinstance(known, uuid.UUID) else known
+
+    @property
     def protocol(self) -> int:
         """The protocol the caller speaks: 48 or 502."""
         return int(self.client.version)

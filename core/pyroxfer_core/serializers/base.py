@@ -134,9 +134,9 @@ def check_call(parts: Any) -> Call:
         raise SerializeError("malformed call: object and method are texts")
     if not isinstance(args, (list, tuple)):
         raise SerializeError("malformed call: the arguments are not a list")
-    if not kwargs:
-        return object_id, method, args, kwargs if type(kwargs) is dict else None
-    if not (type(kwargs) is dict and all(type(key) is str for key in kwargs)):
+    if kwargs is None:
+        return object_id, method, args, None
+    if type(kwargs) is not dict or (kwargs and not all(type(key) is str for key in kwargs)):
         raise SerializeError("malformed call: keyword arguments are a dict with text keys")
     return object_id, method, args, kwargs
 

@@ -221,7 +221,7 @@ def _problems_of(config: Config) -> Iterator[str]:
     yield from _duplicates("services", "name", [service.name for service in config.services])
     yield from _duplicates("services", "match", [service.pattern for service in config.services])
     for index, service in enumerate(config.services):
-        yield from _check_service(service, f"services[{index}]")
+        yield from _check_service(service, f"services[{index}]", f"PYRO:{config.object}@{config.listen}")
 
 
 def _check_place(config: Config) -> Iterator[str]:
@@ -278,7 +278,7 @@ def _check_method(name: str, path: str) -> Iterator[str]:
         yield f"{path}: {name!r} is not the name of a public method"
 
 
-def _check_service(service: ServiceConfig, path: str) -> Iterator[str]:
+def _check_service(service: ServiceConfig, path: str, own_uri: str) -> Iterator[str]:
     yield from _attempt(f"{path}.match", lambda: check_pattern(service.pattern))
     if service.policy not in POLICIES:
         yield f"{path}.policy: {service.policy!r} is not known; choose one of: {', '.join(POLICIES)}"
@@ -293,6 +293,8 @@ def _check_service(service: ServiceConfig, path: str) -> Iterator[str]:
     for index, backend in enumerate(service.backends):
         if backend.uri.protocol == "PYROMETA":
             yield f"{path}.backends[{index}].uri: PYROMETA names a set; give PYRO or PYRONAME"
+        elif str(backend.uri) == own_uri:
+            yield f"{path}.backends[{index}].uri: this is the dispatcher itself"
 
 
 def _duplicates(path: str, key: str, values: list[str]) -> Iterator[str]:

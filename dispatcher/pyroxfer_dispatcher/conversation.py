@@ -13,37 +13,38 @@ from pyroxfer_core.errors import CommunicationError, ProtocolError, PyroError, R
 from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType
 
 from .admin import note
-from .forwarding import (
+from .commands import (
     Announce,
+    CloseBackend,
+    CloseClient,
+    Command,
+    Fail,
+    Forward,
+    ForwardPart,
+    KeepBackend,
+    OpenBackend,
+    ReleaseBackend,
+    Reply,
+    ReplyPart,
+    ReplyStream,
+    UseKeptBackend,
+)
+from .events import (
     BackendLost,
     BackendOpened,
     BackendRefused,
     BlobArrived,
     CannotCarry,
     ClientLost,
-    CloseBackend,
-    CloseClient,
-    Command,
-    Directory,
     Event,
-    Fail,
-    Forward,
-    Forwarding,
-    ForwardPart,
-    KeepBackend,
-    OpenBackend,
-    Phase,
-    ReleaseBackend,
-    Reply,
     ReplyArrived,
     ReplyEnded,
-    ReplyPart,
     ReplyPartArrived,
-    ReplyStream,
     RequestSent,
-    UseKeptBackend,
 )
+from .forwarding import Forwarding, Phase
 from .links import Link, LinkPool
+from .routes import Directory
 
 
 class Conversation:
@@ -102,7 +103,7 @@ class Conversation:
 
     def look_after_client(self) -> None:
         """Called now and then: give a call up whose client has left. A call must be as old as the last look."""
-        if not self._forwarding.listens_to_backend:
+        if not self._forwarding.waits_for_backend:
             self._last_look = None
             return
         call = self._forwarding.call

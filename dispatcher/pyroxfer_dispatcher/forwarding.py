@@ -12,329 +12,51 @@ one; lost afterwards it is Unknown, and the caller hears so at once. Bodies pass
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pyroxfer_core.errors import CommunicationError, Outcome
-from pyroxfer_core.wire import (
-    BLOB_INFO,
-    HOP_KEYS,
-    BlobInfo,
-    Body,
-    BodyPart,
-    End,
-    Flags,
-    Message,
-    MessageType,
-    read_blob_info,
-    write_blob_info,
-)
+from pyroxfer_core.wire import BLOB_INFO, HOP_KEYS, Body, BodyPart, End, Flags, Message, MessageType
 
-from .backends import Backend, BackendGroup
-from .routes import RouteTable, topic_of
+from .backends import Backend
+from .commands import (
+    Announce,
+    CloseBackend,
+    CloseClient,
+    Command,
+    Fail,
+    Forward,
+    ForwardPart,
+    KeepBackend,
+    OpenBackend,
+    ReleaseBackend,
+    Reply,
+    ReplyPart,
+    ReplyStream,
+    UseKeptBackend,
+)
+from .events import (
+    BackendLost,
+    BackendOpened,
+    BackendRefused,
+    BlobArrived,
+    CannotCarry,
+    ClientLost,
+    Event,
+    ReplyArrived,
+    ReplyEnded,
+    ReplyPartArrived,
+    RequestSent,
+)
+from .routes import Aim, Directory, Service
 
 MAX_SENDS: Final = 3
 """Connections on which one request is begun; connects that are refused do not count."""
 ANSWERABLE: Final = frozenset({"serpent", "json", "marshal", "msgpack"})
 """Serializers in which the dispatcher can write an error."""
-MAX_REMEMBERED: Final = 1024
-"""Routing annotations whose meaning is remembered; then remembering begins anew."""
-MAX_REMEMBERED_BYTES: Final = 256
-"""Longer annotations are read each time."""
-MAX_SHOWN: Final = 80
-"""Characters of a peer's text that are repeated in an error."""
 
 STREAM_KEY: Final = "STRM"
-
-
-# -- what happens ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class BlobArrived:
-    """A message came from the client: whole, or (``body_length`` given) its head only, with the body to follow."""
-
-    message: Message
-    body_length: int | None = None
-
-
-@dataclass(slots=True)
-class BackendOpened:
-    """A connection to the chosen backend is there, in protocol ``version``.
-
-    The request is to carry ``seq`` and to name ``object_id``.
-    """
-
-    seq: int
-    object_id: str
-    version: int
-
-
-@dataclass(slots=True)
-class BackendLost:
-    """The connection to the backend cannot be made, or broke."""
-
-    reason: str
-
-
-@dataclass(slots=True)
-class BackendRefused:
-    """The backend is there, but takes no further connection, or not for this object."""
-
-    reason: str
-
-
-@dataclass(slots=True)
-class RequestSent:
-    """The request, which had come whole, left whole. (For one that came in pieces ``End`` says the same.)"""
-
-
-@dataclass(slots=True)
-class CannotCarry:
-    """The last Forward or Reply cannot be written in the receiver's protocol; nothing of it was sent."""
-
-    reason: str
-
-
-@dataclass(slots=True)
-class ReplyArrived:
-    """A message came from the backend: whole, or its head only."""
-
-    message: Message
-    body_length: int | None = None
-
-
-@dataclass(slots=True)
-class ReplyPartArrived:
-    """A piece of the reply's body came."""
-
-    data: Body
-
-
-@dataclass(slots=True)
-class ReplyEnded:
-    """The reply's body is complete."""
-
-
-@dataclass(slots=True)
-class ClientLost:
-    """The client left, or stalled in the middle of a message."""
-
-
-Event = (
-    BlobArrived
-    | BodyPart
-    | End
-    | BackendOpened
-    | BackendLost
-    | BackendRefused
-    | RequestSent
-    | CannotCarry
-    | ReplyArrived
-    | ReplyPartArrived
-    | ReplyEnded
-    | ClientLost
-)
-
-
-# -- what to do about it --------------------------------------------------------------------------------------------
-# Only the last command of a list can lead to another event.
-
-
-@dataclass(slots=True)
-class OpenBackend:
-    """Get a connection to the backend, best one that speaks ``version``."""
-
-    backend: Backend
-    version: int
-
-
-@dataclass(slots=True)
-class UseKeptBackend:
-    """Go on with the connection that was kept."""
-
-
-@dataclass(slots=True)
-class Forward:
-    """Send to the backend: the whole request, or (``body_length`` given) its head."""
-
-    message: Message
-    body_length: int | None = None
-
-
-@dataclass(slots=True)
-class ForwardPart:
-    """Send a piece of the request's body."""
-
-    data: Body
-
-
-@dataclass(slots=True)
-class ReleaseBackend:
-    """The connection to the backend is free for other calls."""
-
-
-@dataclass(slots=True)
-class KeepBackend:
-    """The connection to the backend belongs to this client from now on."""
-
-
-@dataclass(slots=True)
-class CloseBackend:
-    """The connection to the backend must not be used again."""
-
-
-@dataclass(slots=True)
-class Reply:
-    """Send to the client: a whole reply, or its head."""
-
-    message: Message
-    body_length: int | None = None
-
-
-@dataclass(slots=True)
-class ReplyStream:
-    """Announce an item stream of the other protocol to the client.
-
-    The body of such an answer is no result but a fixed error that nobody looks at. Yet clients decode it, and each
-    library knows the classes of its own protocol only: so it is written anew.
-    """
-
-    message: Message
-
-
-@dataclass(slots=True)
-class ReplyPart:
-    """Send a piece of the reply's body."""
-
-    data: Body
-
-
-@dataclass(slots=True)
-class Fail:
-    """The call ended in an error of the dispatcher's own; tell the client, unless the call was one-way."""
-
-    request: Message
-    outcome: Outcome
-    text: str
-
-    @property
-    def wants_answer(self) -> bool:
-        """Whether the client waits for it."""
-        return not self.request.flags & Flags.ONEWAY
-
-
-@dataclass(slots=True)
-class Announce:
-    """A backend went down, or came back."""
-
-    backend: Backend
-    is_up: bool
-
-
-@dataclass(slots=True)
-class CloseClient:
-    """The conversation is over."""
-
-    reason: str
-
-
-Command = (
-    OpenBackend
-    | UseKeptBackend
-    | Forward
-    | ForwardPart
-    | ReleaseBackend
-    | KeepBackend
-    | CloseBackend
-    | Reply
-    | ReplyStream
-    | ReplyPart
-    | Fail
-    | Announce
-    | CloseClient
-)
-
-
-# -- the conversation -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """Where a topic leads."""
-
-    name: str
-    group: BackendGroup
-    method: str | None = None
-    """Called on the backends instead of the method the client called."""
-
-
-class Aim:
-    """Where one routing annotation leads.
-
-    Args:
-        info: the sender's label, which stays untouched.
-        method: what is called on the backend.
-    """
-
-    __slots__ = ("_info", "_method", "_written", "service")
-
-    def __init__(self, service: Service, info: object, method: str) -> None:
-        self.service = service
-        self._info = info
-        self._method = method
-        self._written: dict[str, bytes] = {}
-
-    def annotation_for(self, object_id: str) -> bytes:
-        """The annotation that leads on to an object of a backend."""
-        written = self._written.get(object_id)
-        if written is None:
-            written = self._written[object_id] = write_blob_info(self._info, object_id, self._method)
-        return written
-
-
-class Directory:
-    """Everything a conversation can reach.
-
-    Args:
-        object_id: the dispatcher's own.
-        services: by the names to which the routes lead.
-    """
-
-    def __init__(self, object_id: str, routes: RouteTable, services: Mapping[str, Service]) -> None:
-        self.object_id = object_id
-        self.routes = routes
-        self.services = services
-        self._known: dict[bytes, Aim] = {}
-
-    def find(self, annotation: Body) -> Aim:
-        """Where a blob is meant to go. Reading an annotation costs more than the rest of a call, so it is remembered.
-
-        Raises:
-            LookupError, ProtocolError: with a sentence for the caller.
-        """
-        annotation = bytes(annotation)
-        aim = self._known.get(annotation)
-        if aim is None:
-            aim = self._aim_of(read_blob_info(annotation))
-            if len(annotation) <= MAX_REMEMBERED_BYTES:
-                if len(self._known) >= MAX_REMEMBERED:
-                    self._known.clear()
-                self._known[annotation] = aim
-        return aim
-
-    def _aim_of(self, target: BlobInfo) -> Aim:
-        if target.object_id != self.object_id:
-            raise LookupError(f"unknown object {_shown(target.object_id)}; this is {self.object_id!r}")
-        topic = topic_of(target.info)
-        if topic is None:
-            raise LookupError("no route: the blob's info is neither a text nor a tuple that begins with one")
-        name = self.routes.find(topic)
-        if name is None:
-            raise LookupError(f"no route for topic {_shown(topic)}")
-        service = self.services[name]
-        return Aim(service, target.info, service.method or target.method)
 
 
 class Phase(enum.IntEnum):
@@ -405,9 +127,9 @@ class Forwarding:
         return handler(self, event, now)
 
     @property
-    def listens_to_backend(self) -> bool:
-        """Whether the next event comes from the backend rather than from the client."""
-        return self.phase in (Phase.WAITING, Phase.REPLYING)
+    def waits_for_backend(self) -> bool:
+        """Whether nothing is expected of the client but patience."""
+        return self.phase in (Phase.OPENING, Phase.WAITING, Phase.REPLYING)
 
     @property
     def call(self) -> _Call:
@@ -666,11 +388,6 @@ def _end_to_end(annotations: dict[str, Body]) -> dict[str, Body]:
     if HOP_KEYS.isdisjoint(annotations):
         return annotations
     return {key: value for key, value in annotations.items() if key not in HOP_KEYS}
-
-
-def _shown(text: str) -> str:
-    """A peer's text, escaped and bounded."""
-    return repr(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…")
 
 
 _Handler = Callable[[Forwarding, Any, float], list[Command]]

@@ -31,9 +31,8 @@ from .admin import note
 from .backends import Backend, BackendGroup
 from .config import Config, ServiceConfig, check_config
 from .conversation import Conversation
-from .forwarding import Directory, Service
 from .links import COLLECT_BYTES, LinkPool
-from .routes import RouteTable
+from .routes import Directory, RouteTable, Service
 
 LOOK_S: Final = 0.25
 """How often calls under way are checked for clients that left. One look costs a system call per waiting call."""
@@ -67,7 +66,8 @@ class Dispatcher:
         self._epoch = secrets.token_bytes(16)
         self._pool = LinkPool(self._settings, self._resolve)
         self._conversations: set[Conversation] = set()
-        self._all_gone: trio.Event | None = None
+        self._stopping = False
+        self._all_gone = trio.Event()
         self._listener: socket.socket | None = None
         self._port: int | None = None
         self._nursery_manager: Any = None
@@ -113,6 +113,7 @@ class Dispatcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop; an error of the body goes on as it is, not in a group."""
+        self._stopping = True
         self._background.cancel()
         self._close_listener()
         try:
@@ -148,7 +149,7 @@ class Dispatcher:
         """One client, from its first byte to its last. Nothing of this library's own is granted: calls are serial."""
         session = ServerSession(self._epoch, offer=0)
         hello = await accept_handshake(client, session, self._settings, None, self._judge)
-        if hello is None:
+        if hello is None or self._stopping:
             return
         client.decoder.max_message = self._settings.max_message_bytes
         conversation = Conversation(client, self.directory, self._pool, self.config.stall_timeout)
@@ -157,7 +158,7 @@ class Dispatcher:
             await conversation.run()
         finally:
             self._conversations.discard(conversation)
-            if self._all_gone is not None and not self._conversations:
+            if self._stopping and not self._conversations:
                 self._all_gone.set()
 
     async def _judge(self, hello: Hello) -> Verdict:
@@ -176,7 +177,6 @@ class Dispatcher:
         """Cut between calls; a call under way has its grace."""
         for conversation in tuple(self._conversations):
             conversation.stop()
-        self._all_gone = trio.Event()
         with trio.move_on_after(self._settings.shutdown_grace_s):
             if self._conversations:
                 await self._all_gone.wait()

@@ -117,6 +117,10 @@ BAD: list[tuple[str, list[str]]] = [
         HEAD + "[[services.backends]]\nname='a'\nuri='PYROMETA:x,y'\n",
         ["services[0].backends[0].uri: PYROMETA names a set; give PYRO or PYRONAME"],
     ),
+    (
+        "listen = 'localhost:1'\nobject = 'x'\n" + MINIMAL,
+        ["services[0].backends[0].uri: this is the dispatcher itself"],
+    ),
     (MINIMAL + "max_in_flight = 0\n", ["services[0].backends[0].max_in_flight: Expected `int` >= 1"]),
     (
         HEAD + "policy = 'random'\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",

@@ -12,38 +12,37 @@ from pyroxfer_core.errors import Outcome
 from pyroxfer_core.uri import Uri
 from pyroxfer_core.wire import Body, BodyPart, End, Flags, Message, MessageType, read_blob_info, write_blob_info
 from pyroxfer_dispatcher.backends import Backend, BackendGroup
-from pyroxfer_dispatcher.forwarding import (
+from pyroxfer_dispatcher.commands import (
     Announce,
+    CloseBackend,
+    CloseClient,
+    Command,
+    Fail,
+    Forward,
+    ForwardPart,
+    KeepBackend,
+    OpenBackend,
+    ReleaseBackend,
+    Reply,
+    ReplyPart,
+    ReplyStream,
+    UseKeptBackend,
+)
+from pyroxfer_dispatcher.events import (
     BackendLost,
     BackendOpened,
     BackendRefused,
     BlobArrived,
     CannotCarry,
     ClientLost,
-    CloseBackend,
-    CloseClient,
-    Command,
-    Directory,
     Event,
-    Fail,
-    Forward,
-    Forwarding,
-    ForwardPart,
-    KeepBackend,
-    OpenBackend,
-    Phase,
-    ReleaseBackend,
-    Reply,
     ReplyArrived,
     ReplyEnded,
-    ReplyPart,
     ReplyPartArrived,
-    ReplyStream,
     RequestSent,
-    Service,
-    UseKeptBackend,
 )
-from pyroxfer_dispatcher.routes import RouteTable
+from pyroxfer_dispatcher.forwarding import Forwarding, Phase
+from pyroxfer_dispatcher.routes import Directory, RouteTable, Service
 
 Play = list[tuple[Event, list[Command]]]
 

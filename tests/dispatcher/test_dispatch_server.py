@@ -29,7 +29,7 @@ from doubles_dispatch import (
 from pyroxfer_core import Connection, Daemon, Proxy, SerializedBlob, Settings, Uri, expose, introduce, open_connection
 from pyroxfer_core.errors import CommunicationError, NamingError, PyroError
 from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType, codec_for, read_blob_info
-from pyroxfer_dispatcher import Dispatcher, conversation, forwarding
+from pyroxfer_dispatcher import Dispatcher, commands, conversation
 from pyroxfer_dispatcher.config import ConfigError
 
 MIB = 1024 * 1024
@@ -680,6 +680,18 @@ async def test_a_client_that_leaves_in_mid_call_cancels_it() -> None:
         await wait_for(lambda: connection.peek() is False)
 
 
+async def test_a_client_that_leaves_while_its_backend_is_connected_to_is_let_go() -> None:
+    with socket.create_server(("localhost", 0)) as silent:
+        config = config_for(f"PYRO:worker@localhost:{silent.getsockname()[1]}")
+        async with Dispatcher(config) as dispatcher:
+            [known] = dispatcher.directory.services["orders"].group.backends
+            async with raw_client(dispatcher.location) as client:
+                await client.send(blob())
+                await wait_for(lambda: known.in_flight == 1)
+            await wait_for(lambda: known.in_flight == 0)
+            assert known.failures == 0
+
+
 @pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "stalls"])
 async def test_a_client_lost_within_a_large_body_frees_the_backend(leaves: bool) -> None:
     """Half a request never runs: its connection to the backend is closed."""
@@ -807,4 +819,4 @@ async def test_a_taken_address_is_said() -> None:
 
 def test_a_conversation_performs_every_command() -> None:
     """No command of the pure part is missing in the shell."""
-    assert set(conversation._CARRY_OUT) == set(get_args(forwarding.Command))
+    assert set(conversation._CARRY_OUT) == set(get_args(commands.Command))

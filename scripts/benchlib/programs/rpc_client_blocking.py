@@ -4,13 +4,12 @@ import json
 import sys
 import time
 
-from pyroxfer_core.blocking import Proxy, config
+from pyroxfer_core.blocking import Proxy, Settings
 
 uri, serializer, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
-if serializer != "default":
-    config.SERIALIZER = serializer
+settings = Settings(serializer=None if serializer == "default" else serializer)
 
-with Proxy(uri) as proxy:
+with Proxy(uri, settings=settings) as proxy:
     for _ in range(200):
         assert proxy.add(1, 2) == 3
     count, begin = 0, time.perf_counter()

@@ -8,7 +8,6 @@ from typing import Any, Final
 from ..client.calls import (
     DAEMON_OBJECT,
     CallOptions,
-    Request,
     StreamStart,
     correlation_bytes,
     encode_call,
@@ -22,7 +21,6 @@ from ..serializers.base import SerializerContext
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..uri import Uri
-from ..wire.features import Feature
 from ..wire.message import Flags, Message
 from .context import current_context
 from .link import BlockingLink, connect
@@ -72,7 +70,12 @@ class Proxy:
             link.close()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_pyro") or (name.startswith("__") and name.endswith("__")):
+        if name.startswith("_pyro"):
+            raise AttributeError(name)
+        meta = self._pyroMeta
+        if meta is not None and name in meta.methods:
+            return _Method(self, name)
+        if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         meta = self._pyroMetadata()
         if meta is None or name in meta.methods:
@@ -195,33 +198,8 @@ class Proxy:
         meta = link.metadata
         if meta is not None and method in meta.oneway and object_id is None:
             flags |= Flags.ONEWAY
-        options = self._pyroOptions()
-        request = self._pyroRequest(link, method, args, kwargs, flags, object_id, options)
-        if request.flags & Flags.ONEWAY:
-            link.send_oneway(request, options.correlation_id)
-            return None
-        message = link.call(request, options.correlation_id, self._pyroTimeout)
-        return self._pyroRead(link, message)
-
-    def _pyroOptions(self) -> CallOptions:
-        annotations, correlation_id = current_context.outgoing()
-        if not annotations and correlation_id is None and self._pyroTimeout is None:
-            return _NO_OPTIONS
-        return CallOptions(self._pyroTimeout, annotations, correlation_bytes(correlation_id))
-
-    def _pyroRequest(
-        self,
-        link: BlockingLink,
-        method: str,
-        args: Any,
-        kwargs: dict[str, Any] | None,
-        flags: int,
-        object_id: str | None,
-        options: CallOptions,
-    ) -> Request:
-        name = self._pyroSerializer or ("msgpack" if link.grant.bits & Feature.TYPED else "serpent")
-        return encode_call(
-            link.serializer(name),
+        request = encode_call(
+            link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent")),
             link.grant,
             link.version,
             object_id or link.object_id,
@@ -229,9 +207,19 @@ class Proxy:
             args,
             kwargs,
             flags,
-            options,
+            self._pyroOptions(),
             self._pyroSettings,
         )
+        if flags & Flags.ONEWAY:
+            link.send_oneway(request)
+            return None
+        return self._pyroRead(link, link.call(request, self._pyroTimeout))
+
+    def _pyroOptions(self) -> CallOptions:
+        annotations, correlation_id = current_context.outgoing()
+        if not annotations and correlation_id is None and self._pyroTimeout is None:
+            return _NO_OPTIONS
+        return CallOptions(self._pyroTimeout, annotations, correlation_bytes(correlation_id))
 
     def _pyroRead(self, link: BlockingLink, message: Message) -> Any:
         if message.annotations:

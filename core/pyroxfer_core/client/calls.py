@@ -65,16 +65,6 @@ def deflated(body: Body, version: int, settings: Settings) -> tuple[Body, int]:
     return (body, 0) if smaller is None else (smaller, Flags.COMPRESSED)
 
 
-@dataclass(slots=True)
-class Request:
-    """A call as it goes into the session."""
-
-    body: Body
-    serializer: str
-    flags: int
-    annotations: dict[str, Body]
-
-
 def encode_call(
     serializer: Serializer,
     grant: Grant,
@@ -86,8 +76,8 @@ def encode_call(
     flags: int,
     options: CallOptions,
     settings: Settings,
-) -> Request:
-    """Serialize a call.
+) -> Message:
+    """The INVOKE message of a call; the session numbers it.
 
     Raises:
         SerializeError: an argument cannot travel (outcome NotSent).
@@ -95,7 +85,7 @@ def encode_call(
     annotations = dict(options.annotations) if options.annotations else {}
     try:
         if args and isinstance(args, tuple) and isinstance(args[0], SerializedBlob):
-            return _encode_blob(serializer, object_id, method, args, kwargs, flags, annotations)
+            return _encode_blob(serializer, object_id, method, args, kwargs, flags, annotations, options)
         body: Body = serializer.dumps_call(object_id, method, args, kwargs)
     except SerializeError as error:
         error.outcome = Outcome.NOT_SENT
@@ -105,7 +95,7 @@ def encode_call(
         flags |= compressed
     if options.deadline is not None and grant.bits & Feature.DEADLINE:
         annotations[DEADLINE_KEY] = grant.deadline(int(options.deadline * 1000))
-    return Request(body, serializer.name, flags, annotations)
+    return Message(MessageType.INVOKE, 0, serializer.name, flags, body, annotations, options.correlation_id)
 
 
 def _encode_blob(
@@ -116,18 +106,21 @@ def _encode_blob(
     kwargs: dict[str, Any] | None,
     flags: int,
     annotations: dict[str, Body],
-) -> Request:
+    options: CallOptions,
+) -> Message:
     blob = args[0]
     if len(args) > 1 or kwargs:
         raise SerializeError("a SerializedBlob must be the only argument of its call")
     annotations[BLOB_KEY] = write_blob_info(blob.info, object_id, method)
     flags |= Flags.KEEPSERIALIZED
     received = blob.message
-    if received is not None:
-        return Request(received.body, received.serializer, flags | received.flags & Flags.COMPRESSED, annotations)
-    return Request(
-        serializer.dumps_call(object_id, method, blob.deserialized(), {}), serializer.name, flags, annotations
-    )
+    if received is None:
+        body: Body = serializer.dumps_call(object_id, method, blob.deserialized(), {})
+        name = serializer.name
+    else:
+        body, name = received.body, received.serializer
+        flags |= received.flags & Flags.COMPRESSED
+    return Message(MessageType.INVOKE, 0, name, flags, body, annotations, options.correlation_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from ..uri import Uri
 from ..wire.features import Feature, Grant
 from ..wire.message import Message
 from ..wire.session import ClientSession
-from .calls import CallOptions, Request
+from .calls import CallOptions
 from .handshake import connect_message, read_welcome
 
 CANCEL_GRACE_S: Final = 1.0
@@ -114,23 +114,21 @@ class Link:
             serializer = self._serializers[name] = make_serializer(name, self.context)
         return serializer
 
-    async def send_oneway(self, request: Request, correlation_id: bytes | None) -> None:
+    async def send_oneway(self, message: Message) -> None:
         """Send a call that has no answer. Errors before it left whole have outcome NotSent."""
-        end = self.post_oneway(request, correlation_id)
+        end = self.post_oneway(message)
         try:
             await self.connection.flush()
         except CommunicationError as error:
             error.outcome = Outcome.UNKNOWN if self.connection.sent >= end else Outcome.NOT_SENT
             raise
 
-    def post_oneway(self, request: Request, correlation_id: bytes | None = None) -> int:
+    def post_oneway(self, message: Message) -> int:
         """Queue a call that has no answer, for the next flush."""
-        message = self.session.invoke(
-            None, request.body, request.serializer, request.flags, request.annotations, correlation_id
-        )
+        self.session.invoke(None, message)
         return self.connection.queue(message)
 
-    def post(self, request: Request, correlation_id: bytes | None) -> Waiter:
+    def post(self, message: Message) -> Waiter:
         """Queue a call for the next flush. Every call posted must be waited for, or abandoned.
 
         Raises:
@@ -138,15 +136,12 @@ class Link:
             MessageTooLargeError: the request is over a limit of the protocol.
         """
         waiter = Waiter()
-        session = self.session
-        message = session.invoke(
-            waiter, request.body, request.serializer, request.flags, request.annotations, correlation_id
-        )
+        self.session.invoke(waiter, message)
         waiter.seq = message.seq
         try:
             waiter.end = self.connection.queue(message)
         except BaseException:
-            session.forget(message.seq)
+            self.session.forget(message.seq)
             raise
         return waiter
 

@@ -71,9 +71,7 @@ class Proxy:
         if name.startswith("_pyro") or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)
         self._pyroCheckMember(name)
-        member = Member(self, name, _NO_OPTIONS)
-        self.__dict__[name] = member
-        return member
+        return Member(self, name, _NO_OPTIONS)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_pyro"):
@@ -183,9 +181,9 @@ class Proxy:
             serializer, link.grant, link.version, object_id, method, args, kwargs, flags, options, settings
         )
         if flags & Flags.ONEWAY:
-            await link.send_oneway(request, options.correlation_id)
+            await link.send_oneway(request)
             return None
-        progress.waiter = waiter = link.post(request, options.correlation_id)
+        progress.waiter = waiter = link.post(request)
         message = await link.wait(waiter)
         if call is not None:
             call._received(message)
@@ -225,8 +223,6 @@ class Proxy:
             link.close()
             raise
         self._pyroMetadata = link.metadata
-        for name in [name for name, member in self.__dict__.items() if isinstance(member, Member)]:
-            del self.__dict__[name]
 
     async def _pyroConnect(self) -> Link:
         settings = self._pyroSettings

@@ -182,6 +182,17 @@ class Daemon:
         return _place(self._host or "0.0.0.0", self._port)  # noqa: S104  # what an empty host means
 
     @property
+    def bound_address(self) -> str | None:
+        """The numeric address it listens on; None for a unix socket.
+
+        Raises:
+            DaemonError: not bound yet.
+        """
+        if self._listener is None:
+            raise DaemonError("the daemon has no address before `async with` or bind()")
+        return None if self._unixsocket is not None else str(self._listener.getsockname()[0])
+
+    @property
     def nat_location(self) -> str | None:
         """The published address when it differs from the internal one."""
         return None if self._nathost is None else _place(self._nathost, self._natport or self._port)
@@ -190,9 +201,10 @@ class Daemon:
 
     async def __aenter__(self) -> Daemon:
         self.bind()
+        assert self._listener is not None, "bind() makes it"
         self._nursery_manager = trio.open_nursery()
         self._nursery = await self._nursery_manager.__aenter__()
-        self._nursery.start_soon(self._accept)
+        self._nursery.start_soon(self._accept, self._listener)
         self._nursery.start_soon(self._sweep_streams)
         return self
 
@@ -244,11 +256,9 @@ class Daemon:
         if self._unixsocket is not None:
             remove_socket_file(self._unixsocket)
 
-    async def _accept(self) -> None:
-        assert self._listener is not None, "bound before"
-        await serve_connections(
-            [self._listener], self._serve, settings=self.settings, side_handler=self._serve_side_stream
-        )
+    async def _accept(self, listener: socket.socket) -> None:
+        """Begins only at the next checkpoint, when the daemon may be closed again already."""
+        await serve_connections([listener], self._serve, settings=self.settings, side_handler=self._serve_side_stream)
 
     async def _serve(self, connection: Connection) -> None:
         await Peer(self, connection).serve()

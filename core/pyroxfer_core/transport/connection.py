@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -124,6 +125,7 @@ class Connection:
             self._reads = 0
             await trio.lowlevel.checkpoint()
         place = decoder.wanted_buffer()
+        yielded = False
         while True:
             try:
                 if place is None:
@@ -134,6 +136,10 @@ class Connection:
                 decoder.received(count)
                 return count > 0
             except BlockingIOError:
+                if not yielded:
+                    yielded = True
+                    os.sched_yield()
+                    continue
                 self._reads = 0
                 await self._wait(trio.lowlevel.wait_readable)
             except OSError as error:

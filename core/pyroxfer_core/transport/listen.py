@@ -154,6 +154,7 @@ async def _accept(listener: socket.socket) -> socket.socket:
                 log.error("cannot accept: %s; trying again", error.strerror)
                 await trio.sleep(_PAUSE_S)
             elif listener.fileno() < 0:
+                await trio.lowlevel.checkpoint_if_cancelled()  # a closing daemon cancels this task, then closes it
                 raise
             else:
                 log.info("a connection was lost before it was accepted: %s", error)

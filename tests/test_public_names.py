@@ -16,8 +16,8 @@ PUBLIC = {
         serve_connections
     """,
     "pyroxfer_core.blocking": """
-        BatchProxy CommunicationError ConnectionClosedError Daemon DaemonError NamingError ProtocolError Proxy PyroError
-        SecurityError SerializeError SerializedBlob Settings TimeoutError URI Uri behavior callback current_context
+        BatchProxy CommunicationError ConnectionClosedError Daemon DaemonError NamingError ProtocolError Proxy
+        PyroError SecurityError SerializeError SerializedBlob Settings TimeoutError URI Uri behavior callback current_context
         expose locate_ns oneway register_class_to_dict register_dict_to_class resolve serve unregister_class_to_dict
         unregister_dict_to_class
     """,

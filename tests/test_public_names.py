@@ -17,9 +17,9 @@ PUBLIC = {
     """,
     "pyroxfer_core.blocking": """
         BatchProxy CommunicationError ConnectionClosedError Daemon DaemonError NamingError ProtocolError Proxy
-        PyroError SecurityError SerializeError SerializedBlob Settings TimeoutError URI Uri behavior callback current_context
-        expose locate_ns oneway register_class_to_dict register_dict_to_class resolve serve unregister_class_to_dict
-        unregister_dict_to_class
+        PyroError SecurityError SerializeError SerializedBlob Settings TimeoutError URI Uri behavior callback
+        current_context expose locate_ns oneway register_class_to_dict register_dict_to_class resolve serve
+        unregister_class_to_dict unregister_dict_to_class
     """,
     "pyroxfer_core.wire": """
         BodyPart Codec Decoder End Flags Head Message MessageType V48 V502 codec_for

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 START_WITHIN_S = 20.0
 STOP_WITHIN_S = 10.0
 BACKENDS = ("first", "second")
@@ -112,5 +113,5 @@ class Appliance:
             f"  pyroxfer ls {self.files}/",
             f"  pyroxfer get {self.files}/README.md /tmp/",
             f"  pyroxfer nsc -n {host} -p {port} list",
-            f"  pyroxfer-dispatcher check -c {self.config}",
+            f"  pyroxfer-dispatcher check -c {self.config.relative_to(ROOT)}",
         ]

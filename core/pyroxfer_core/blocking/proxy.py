@@ -209,6 +209,7 @@ class Proxy:
             flags,
             self._pyroOptions(),
             self._pyroSettings,
+            self._pyroTimeout,
         )
         if flags & Flags.ONEWAY:
             link.send_oneway(request)
@@ -217,9 +218,9 @@ class Proxy:
 
     def _pyroOptions(self) -> CallOptions:
         annotations, correlation_id = current_context.outgoing()
-        if not annotations and correlation_id is None and self._pyroTimeout is None:
+        if not annotations and correlation_id is None:
             return _NO_OPTIONS
-        return CallOptions(self._pyroTimeout, annotations, correlation_bytes(correlation_id))
+        return CallOptions(None, annotations, correlation_bytes(correlation_id))
 
     def _pyroRead(self, link: BlockingLink, message: Message) -> Any:
         if message.annotations:

@@ -76,6 +76,7 @@ def encode_call(
     flags: int,
     options: CallOptions,
     settings: Settings,
+    deadline_s: float | None = None,
 ) -> Message:
     """The INVOKE message of a call; the session numbers it.
 
@@ -93,8 +94,8 @@ def encode_call(
     if settings.compression:
         body, compressed = deflated(body, version, settings)
         flags |= compressed
-    if options.deadline is not None and grant.bits & Feature.DEADLINE:
-        annotations[DEADLINE_KEY] = grant.deadline(int(options.deadline * 1000))
+    if deadline_s is not None and grant.bits & Feature.DEADLINE:
+        annotations[DEADLINE_KEY] = grant.deadline(int(deadline_s * 1000))
     return Message(MessageType.INVOKE, 0, serializer.name, flags, body, annotations, options.correlation_id)
 
 

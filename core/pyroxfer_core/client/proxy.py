@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Generator, Mapping
+from math import inf
 from types import TracebackType
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from ..errors import (
     SerializeError,
     TimeoutError,
 )
+from ..objects.context import current_context_var
 from ..objects.expose import Metadata
 from ..serializers.base import SerializerContext
 from ..serializers.vocabulary import ProxyState
@@ -177,9 +179,14 @@ class Proxy:
             flags |= Flags.ONEWAY
         serializer = link.serializer(self._pyroSerializerName(link))
         object_id = link.object_id
+        remaining = trio.current_effective_deadline()
+        deadline = None if remaining == inf else remaining - trio.current_time()
         request = encode_call(
-            serializer, link.grant, link.version, object_id, method, args, kwargs, flags, options, settings
+            serializer, link.grant, link.version, object_id, method, args, kwargs, flags, options, settings, deadline
         )
+        if request.correlation_id is None:
+            served = current_context_var.get(None)
+            request.correlation_id = None if served is None else served.known_correlation
         if flags & Flags.ONEWAY:
             await link.send_oneway(request)
             return None
@@ -187,7 +194,13 @@ class Proxy:
         message = await link.wait(waiter)
         if call is not None:
             call._received(message)
-        result = read_reply(message, link.serializer(message.serializer), link.grant, settings)
+        try:
+            result = read_reply(message, link.serializer(message.serializer), link.grant, settings)
+        except CommunicationError as error:
+            if error.outcome is Outcome.UNKNOWN and deadline is not None:  # the daemon's clock was a little faster
+                waiter.left_whole = True
+                await trio.sleep_until(remaining)
+            raise
         if type(result) is StreamStart:
             return ItemStream(self, link, result.stream_id, options.read_ahead)
         return result

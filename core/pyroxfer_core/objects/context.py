@@ -91,6 +91,12 @@ class CallContext:
         self._correlation = value
 
     @property
+    def known_correlation(self) -> bytes | None:
+        """The 16 bytes to pass on to nested calls; None while nobody has an id."""
+        known = self._correlation
+        return known.bytes if isinstance(known, uuid.UUID) else known
+
+    @property
     def correlation_bytes(self) -> bytes:
         """The 16 bytes that the answer carries."""
         known = self._correlation

@@ -304,6 +304,11 @@ class Daemon:
         """Annotations for every answer."""
         return {}
 
+    @property
+    def adds_annotations(self) -> bool:
+        """Whether `annotations` is overridden."""
+        return type(self).annotations is not Daemon.annotations
+
     def client_left(self, peer: Peer) -> None:
         """Tell the hook; its errors stay here."""
         try:

@@ -54,7 +54,7 @@ class Receiver:
         async with contextlib.aclosing(await self._talk.items("walk", path, deep)) as items:
             async for item in items:
                 entries = opened(item).get("entries")
-                if not isinstance(entries, Sequence):
+                if not isinstance(entries, (list, tuple)):
                     raise PeerError("the server answered with something else than a listing")
                 found += [FileEntry.from_dict(entry) for entry in entries]
         return found
@@ -204,7 +204,7 @@ class Receiver:
         """Fetch small files whole and put them in place: a receipt or an error for each."""
         reply = await self._talk.ask("get_files", paths, self._talk.algorithm)
         results = reply.get("results")
-        if not isinstance(results, Sequence) or len(results) != len(batch):
+        if not isinstance(results, (list, tuple)) or len(results) != len(batch):
             raise PeerError("the server answered for another number of files than was asked for")
         return await in_thread(self._place_batch, store, batch, targets, results)
 

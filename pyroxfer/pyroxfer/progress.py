@@ -134,6 +134,7 @@ class TqdmProgress:
             unit_scale=True,
             unit_divisor=1024,
             disable=None,
+            miniters=1,  # by time alone: what tqdm would learn from fast files would freeze the bar on slow ones
             leave=True,
             file=self._file,
         )

@@ -169,7 +169,8 @@ class Sender:
             TransferError, CommunicationError: the run broke off.
         """
         outcome = Outcome(self._reporter)
-        entries = self._sendable(await in_thread(lambda: list(store.walk(""))), outcome)
+        found = [FileEntry("", "folder"), *await in_thread(lambda: list(store.walk("")))]
+        entries = self._sendable(found, outcome)
         self._reporter.offer(target or ".", sum(entry.size for entry in entries))
         inline = [entry for entry in entries if entry.kind == "folder" or self._goes_inline(entry.size)]
         blocks = [entry for entry in entries if entry.kind == "file" and not self._goes_inline(entry.size)]

@@ -210,7 +210,7 @@ class FileService(StockEnd, ChannelEnds):
         and then for each folder, in order."""
         store = self._writable()
         why = text_argument(reason, "a reason", MAX_REASON)
-        if not isinstance(files, Sequence) or not isinstance(folders, Sequence):
+        if not isinstance(files, (list, tuple)) or not isinstance(folders, (list, tuple)):
             raise PeerError("expected a list of files and a list of folders")
         if len(files) + len(folders) > BATCH_FILES:
             raise PeerError(f"a call takes at most {BATCH_FILES} files and folders")
@@ -253,7 +253,7 @@ class FileService(StockEnd, ChannelEnds):
         ``mtime_ns``, or ``error``."""
         store = self._readable()
         kind = choose_algorithm([algorithm])
-        if not isinstance(paths, Sequence) or len(paths) > BATCH_FILES:
+        if not isinstance(paths, (list, tuple)) or len(paths) > BATCH_FILES:
             raise PeerError(f"expected a list of at most {BATCH_FILES} paths")
         names = [text_argument(path, "a path", MAX_PATH_BYTES) for path in paths]
         return {"results": await in_thread(_get_files, store, names, kind)}

@@ -77,14 +77,18 @@ class FileServer:
         """Transfers under way."""
         return len(self._transfers)
 
-    async def __aenter__(self) -> Self:
+    def bind(self) -> None:
+        """Take the port, without serving yet. Entering the block does it; twice is fine. Errors as the class."""
         try:
             self._daemon.bind()
-            self.uri = self._daemon.register(self._service, self._object_id)
         except BaseException:
-            self._daemon.close()
             self._store.close()
             raise
+        if self._object_id not in self._daemon.table.ids():
+            self.uri = self._daemon.register(self._service, self._object_id)
+
+    async def __aenter__(self) -> Self:
+        self.bind()
         self._background = trio.open_nursery()
         nursery = await self._background.__aenter__()
         nursery.start_soon(self._transfers.keep_clean)

@@ -285,8 +285,6 @@ async def test_a_full_disk_is_one_clear_error(
     """The disk fills in the middle: NoSpaceError at the client, nothing left at the receiver."""
     import errno
 
-    from pyroxfer_core.transport import side
-
     real_pwrite, real_splice = os.pwrite, os.splice
 
     def full_pwrite(fd: int, data: Any, offset: int) -> int:
@@ -301,7 +299,7 @@ async def test_a_full_disk_is_one_clear_error(
 
     ends.source.write_bytes(b"x" * (4 * MIB))
     monkeypatch.setattr(os, "pwrite", full_pwrite)
-    monkeypatch.setattr(side.os, "splice", full_splice)
+    monkeypatch.setattr(os, "splice", full_splice)
     with pytest.raises(errors.NoSpaceError):
         await ends.move(server.location, channel)
     await settled()

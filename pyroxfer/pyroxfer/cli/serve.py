@@ -15,7 +15,7 @@ from pyroxfer_core import Settings
 from pyroxfer_core import errors as core_errors
 
 from ..address import parse_listen
-from ..errors import DeniedError
+from ..errors import DeniedError, TransferError
 from ..names import printable
 from ..serving import FileServer
 from .run import run
@@ -47,6 +47,7 @@ def serve(folder: str, listen: str, name: str | None, read_only: bool, upload_on
             upload_only=upload_only,
             settings=Settings(insecure=insecure),
         )
+        _bind(server)
         async with server, _registered(server, name):
             _announce(server, folder, name, insecure)
             await trio.sleep_forever()
@@ -61,6 +62,13 @@ def _refuse_open_door(listen: str, insecure: bool) -> None:
             f"{printable(listen)} can be reached from other machines, and nothing protects it yet: "
             "listen on localhost, or say --insecure if everybody on that network may read and write here"
         )
+
+
+def _bind(server: FileServer) -> None:
+    try:
+        server.bind()
+    except core_errors.CommunicationError as error:
+        raise TransferError(f"{error}; choose another place with --listen") from error
 
 
 def is_loopback(host: str) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import trio
 
 from pyroxfer_core import Connection, error_body
-from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, PyroError, TimeoutError
-from pyroxfer_core.wire import Body, BodyPart, End, Flags, Head, Message, MessageType
+from pyroxfer_core.errors import CommunicationError, ProtocolError, PyroError, TimeoutError
+from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType
 
 from .admin import note
 from .forwarding import (
@@ -70,11 +70,16 @@ class Conversation:
         forwarding = self._forwarding
         try:
             with self._scope:
-                while forwarding.phase is not Phase.CLOSED and not (self._stopping and self.is_idle):
-                    event = await self._next_event()
-                    self._performing = True
+                while (phase := forwarding.phase) is not Phase.CLOSED:
+                    if phase is Phase.WAITING:
+                        event = await self._from_backend()
+                    elif phase is not Phase.IDLE:
+                        event = await self._next_piece()
+                    elif self._stopping:
+                        break
+                    else:
+                        event = await self._from_client()
                     await self._perform(event)
-                    self._performing = False
         finally:
             self._leave()
 
@@ -107,7 +112,7 @@ class Conversation:
     def _leave(self) -> None:
         for command in self._forwarding.handle(ClientLost(), trio.current_time()):
             assert isinstance(command, CloseBackend), "a lost client leaves nothing else to do"
-            self._close_backend()
+            self._close_backend(command)
         for link in (self._link, self._kept):
             if link is not None:
                 link.connection.close()
@@ -115,13 +120,9 @@ class Conversation:
 
     # -- events
 
-    async def _next_event(self) -> Event:
-        phase = self._forwarding.phase
-        if phase is Phase.WAITING:
-            return await self._from_backend()
-        if phase is Phase.IDLE:
-            return await self._from_client()
-        from_backend = phase is Phase.REPLYING
+    async def _next_piece(self) -> Event:
+        """A large message is in passage: whoever sends it must go on."""
+        from_backend = self._forwarding.phase is Phase.REPLYING
         with trio.move_on_after(self._stall_s):
             return await (self._from_backend() if from_backend else self._from_client())
         return BackendLost(f"nothing came for {self._stall_s:g} s") if from_backend else ClientLost()
@@ -156,82 +157,88 @@ class Conversation:
     # -- commands
 
     async def _perform(self, event: Event) -> None:
+        """Tell the pure part of an event and do what it says, until nothing follows from that.
+
+        What need not wait is done without a coroutine.
+        """
         handle = self._forwarding.handle
+        now = trio.current_time()
+        self._performing = True
         follow: Event | None = event
         while follow is not None:
-            commands = handle(follow, trio.current_time())
+            commands = handle(follow, now)
             follow = None
             for command in commands:
-                follow = await _CARRY_OUT[type(command)](self, command)
+                done = _CARRY_OUT[type(command)](self, command)
+                follow = done if done is None or not isinstance(done, Coroutine) else await done
+        self._performing = False
 
     @property
     def _held(self) -> Link:
         assert self._link is not None, "no link is held"
         return self._link
 
-    async def _open(self, command: OpenBackend) -> Event:
+    def _open(self, command: OpenBackend) -> Done:
+        link = self._pool.idle(command.backend, command.version)
+        return self._open_new(command) if link is None else self._opened(link)
+
+    async def _open_new(self, command: OpenBackend) -> Event:
         try:
-            link = self._link = await self._pool.get(command.backend, command.version)
+            return self._opened(await self._pool.open(command.backend, command.version))
         except PyroError as error:
             return BackendLost(str(error))
+
+    def _use_kept(self, command: UseKeptBackend) -> Event:
+        assert self._kept is not None, "no link was kept"
+        return self._opened(self._kept)
+
+    def _opened(self, link: Link) -> Event:
+        self._link = link
         return BackendOpened(link.next_seq(), link.object_id)
 
-    async def _use_kept(self, command: UseKeptBackend) -> Event:
-        link = self._link = self._kept
-        assert link is not None, "no link was kept"
-        return BackendOpened(link.next_seq(), link.object_id)
-
-    async def _forward(self, command: Forward) -> Event | None:
+    def _forward(self, command: Forward) -> Done:
+        connection = self._held.connection
+        sent = _SENT if command.body_length is None else None
         try:
-            await self._send(self._held.connection, command.message, command.body_length)
-        except (ConnectionClosedError, TimeoutError) as error:
-            return BackendLost(str(error))
+            if _send_nowait(connection, command.message, command.body_length):
+                return sent
         except CommunicationError as error:
-            return CannotCarry(str(error))
-        return RequestSent() if command.body_length is None else None
+            return _backend_trouble(error)
+        return self._finish_sending(connection, _backend_trouble, sent)
 
-    async def _forward_part(self, command: ForwardPart) -> Event | None:
-        try:
-            await self._send_part(self._held.connection, command.data)
-        except CommunicationError as error:
-            return BackendLost(str(error))
-        return None
+    def _forward_part(self, command: ForwardPart) -> Done:
+        connection = self._held.connection
+        connection.queue_encoded(command.data)
+        return self._finish_sending(connection, _backend_trouble, None)
 
-    async def _release(self, command: ReleaseBackend) -> None:
+    def _release(self, command: ReleaseBackend) -> None:
         self._pool.put(self._held)
         self._link = None
 
-    async def _keep(self, command: KeepBackend) -> None:
+    def _keep(self, command: KeepBackend) -> None:
         self._kept = self._held
         self._link = None
 
-    async def _close(self, command: CloseBackend) -> None:
-        self._close_backend()
-
-    def _close_backend(self) -> None:
+    def _close_backend(self, command: CloseBackend) -> None:
         link = self._held
         link.connection.close()
         self._link = None
         if link is self._kept:
             self._kept = None
 
-    async def _reply(self, command: Reply) -> Event | None:
+    def _reply(self, command: Reply) -> Done:
         try:
-            await self._send(self._client, command.message, command.body_length)
-        except (ConnectionClosedError, TimeoutError):
-            return ClientLost()
+            if _send_nowait(self._client, command.message, command.body_length):
+                return None
         except CommunicationError as error:
-            return CannotCarry(str(error))
-        return None
+            return _client_trouble(error)
+        return self._finish_sending(self._client, _client_trouble, None)
 
-    async def _reply_part(self, command: ReplyPart) -> Event | None:
-        try:
-            await self._send_part(self._client, command.data)
-        except CommunicationError:
-            return ClientLost()
-        return None
+    def _reply_part(self, command: ReplyPart) -> Done:
+        self._client.queue_encoded(command.data)
+        return self._finish_sending(self._client, _client_trouble, None)
 
-    async def _fail(self, command: Fail) -> Event | None:
+    def _fail(self, command: Fail) -> Done:
         request = command.request
         outcome = command.outcome.value
         note(logging.WARNING, "call_failed", client=self._client.peer, outcome=outcome, reason=command.text)
@@ -240,53 +247,67 @@ class Conversation:
         body = error_body(request.serializer, self._version, f"{outcome}: {command.text}")
         answer = Message(MessageType.RESULT, request.seq, request.serializer, Flags.EXCEPTION, body)
         answer.correlation_id = request.correlation_id
-        return await self._reply(Reply(answer))
+        return self._reply(Reply(answer))
 
-    async def _announce(self, command: Announce) -> None:
+    def _announce(self, command: Announce) -> None:
         backend = command.backend
         if command.is_up:
             note(logging.INFO, "backend_up", backend=backend.name, uri=backend.uri)
         else:
             note(logging.WARNING, "backend_down", backend=backend.name, uri=backend.uri, reason=backend.reason)
 
-    async def _close_client(self, command: CloseClient) -> None:
+    def _close_client(self, command: CloseClient) -> None:
         note(logging.INFO, "client_closed", client=self._client.peer, reason=command.reason)
 
-    # -- sending
-
-    async def _send(self, connection: Connection, message: Message, body_length: int | None) -> None:
-        """Send a message, or the head of one.
-
-        Raises:
-            ProtocolError, MessageTooLargeError: it cannot be written in this protocol; nothing was sent.
-            ConnectionClosedError, TimeoutError: the peer is gone, or does not read.
-        """
-        if body_length is None:
-            connection.queue(message)
-        else:
-            connection.queue_encoded(connection.codec.encode_head(message, body_length))
-        await self._flush(connection)
-
-    async def _send_part(self, connection: Connection, data: Body) -> None:
-        connection.queue_encoded(data)
-        await self._flush(connection)
-
-    async def _flush(self, connection: Connection) -> None:
-        if connection.flush_nowait():
-            return None
-        with trio.move_on_after(self._stall_s):
-            return await connection.flush()
-        raise TimeoutError(f"{connection.peer} takes no data")
+    async def _finish_sending(
+        self, connection: Connection, trouble: Callable[[CommunicationError], Event], done: Event | None
+    ) -> Event | None:
+        """Send what is queued; a peer that takes nothing for too long is lost. Cut short, nothing more can be sent."""
+        try:
+            with trio.move_on_after(self._stall_s):
+                await connection.flush()
+                return done
+        except CommunicationError as error:
+            return trouble(error)
+        return trouble(TimeoutError(f"{connection.peer} takes no data"))
 
 
-_CARRY_OUT: Final[dict[type[Command], Callable[[Conversation, Any], Awaitable[Event | None]]]] = {
+Done = Event | Coroutine[Any, Any, Event | None] | None
+"""What follows from a command: an event, nothing, or something to be waited for."""
+
+_SENT: Final = RequestSent()
+
+
+def _send_nowait(connection: Connection, message: Message, body_length: int | None) -> bool:
+    """Queue a message, or the head of one, and send what the kernel takes. True when everything left.
+
+    Raises:
+        ProtocolError, MessageTooLargeError: it cannot be written in this protocol; nothing was sent.
+        ConnectionClosedError: the peer is gone.
+    """
+    if body_length is None:
+        connection.queue(message)
+    else:
+        connection.queue_encoded(connection.codec.encode_head(message, body_length))
+    return connection.flush_nowait()
+
+
+def _backend_trouble(error: CommunicationError) -> Event:
+    return CannotCarry(str(error)) if isinstance(error, ProtocolError) else BackendLost(str(error))
+
+
+def _client_trouble(error: CommunicationError) -> Event:
+    return CannotCarry(str(error)) if isinstance(error, ProtocolError) else ClientLost()
+
+
+_CARRY_OUT: Final[dict[type[Command], Callable[[Conversation, Any], Done]]] = {
     OpenBackend: Conversation._open,
     UseKeptBackend: Conversation._use_kept,
     Forward: Conversation._forward,
     ForwardPart: Conversation._forward_part,
     ReleaseBackend: Conversation._release,
     KeepBackend: Conversation._keep,
-    CloseBackend: Conversation._close,
+    CloseBackend: Conversation._close_backend,
     Reply: Conversation._reply,
     ReplyPart: Conversation._reply_part,
     Fail: Conversation._fail,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pyroxfer_core.errors import CommunicationError, Outcome
@@ -38,6 +38,10 @@ MAX_SENDS: Final = 3
 """Connections on which one request is begun; connects that are refused do not count."""
 ANSWERABLE: Final = frozenset({"serpent", "json", "marshal", "msgpack"})
 """Serializers in which the dispatcher can write an error."""
+MAX_REMEMBERED: Final = 1024
+"""Routing annotations whose meaning is remembered; then remembering begins anew."""
+MAX_REMEMBERED_BYTES: Final = 256
+"""Longer annotations are read each time."""
 MAX_SHOWN: Final = 80
 """Characters of a peer's text that are repeated in an error."""
 
@@ -242,21 +246,60 @@ class Service:
     """Called on the backends instead of the method the client called."""
 
 
-@dataclass(frozen=True, slots=True)
+class Aim:
+    """Where one routing annotation leads.
+
+    Args:
+        info: the sender's label, which stays untouched.
+        method: what is called on the backend.
+    """
+
+    __slots__ = ("_info", "_method", "_written", "service")
+
+    def __init__(self, service: Service, info: object, method: str) -> None:
+        self.service = service
+        self._info = info
+        self._method = method
+        self._written: dict[str, bytes] = {}
+
+    def annotation_for(self, object_id: str) -> bytes:
+        """The annotation that leads on to an object of a backend."""
+        written = self._written.get(object_id)
+        if written is None:
+            written = self._written[object_id] = write_blob_info(self._info, object_id, self._method)
+        return written
+
+
 class Directory:
-    """Everything a conversation can reach."""
+    """Everything a conversation can reach.
 
-    object_id: str
-    """The dispatcher's own."""
-    routes: RouteTable
-    services: Mapping[str, Service]
+    Args:
+        object_id: the dispatcher's own.
+        services: by the names to which the routes lead.
+    """
 
-    def find(self, target: BlobInfo) -> Service:
-        """The service a blob is meant for.
+    def __init__(self, object_id: str, routes: RouteTable, services: Mapping[str, Service]) -> None:
+        self.object_id = object_id
+        self.routes = routes
+        self.services = services
+        self._known: dict[Body, Aim] = {}
+
+    def find(self, annotation: Body) -> Aim:
+        """Where a blob is meant to go. Reading an annotation costs more than the rest of a call, so it is remembered.
 
         Raises:
-            LookupError: with a sentence for the caller.
+            LookupError, ProtocolError: with a sentence for the caller.
         """
+        aim = self._known.get(annotation)
+        if aim is None:
+            aim = self._aim_of(read_blob_info(annotation))
+            if len(annotation) <= MAX_REMEMBERED_BYTES:
+                if len(self._known) >= MAX_REMEMBERED:
+                    self._known.clear()
+                self._known[annotation] = aim
+        return aim
+
+    def _aim_of(self, target: BlobInfo) -> Aim:
         if target.object_id != self.object_id:
             raise LookupError(f"unknown object {_shown(target.object_id)}; this is {self.object_id!r}")
         topic = topic_of(target.info)
@@ -265,7 +308,8 @@ class Directory:
         name = self.routes.find(topic)
         if name is None:
             raise LookupError(f"no route for topic {_shown(topic)}")
-        return self.services[name]
+        service = self.services[name]
+        return Aim(service, target.info, service.method or target.method)
 
 
 class Phase(enum.IntEnum):
@@ -289,13 +333,13 @@ class _Call:
     """The end of the body has not come yet."""
     body_length: int | None
     service: Service | None = None
-    target: BlobInfo | None = None
+    aim: Aim | None = None
     """None for a message that is no blob."""
     backend: Backend | None = None
     uses_kept: bool = False
     seq: int = 0
     sends: int = 0
-    refused_by: list[Backend] = field(default_factory=list)
+    refused_by: tuple[Backend, ...] = ()
     error: tuple[Outcome, str] | None = None
     """What to say once the body has been drained."""
 
@@ -327,7 +371,7 @@ class Forwarding:
             RuntimeError: the shell reported something that cannot happen in this phase.
         """
         try:
-            handler = _TABLE[self.phase, type(event)]
+            handler = _ROWS[self.phase][type(event)]
         except KeyError:
             raise RuntimeError(f"{type(event).__name__} cannot happen while {self.phase.name}") from None
         return handler(self, event, now)
@@ -368,8 +412,8 @@ class Forwarding:
         """Find the service; raises LookupError or ProtocolError (both have a text for the caller)."""
         request = call.request
         if request.flags & Flags.KEEPSERIALIZED and BLOB_INFO in request.annotations:
-            call.target = read_blob_info(request.annotations[BLOB_INFO])
-            call.service = self._directory.find(call.target)
+            call.aim = self._directory.find(request.annotations[BLOB_INFO])
+            call.service = call.aim.service
             call.uses_kept = self._kept is not None and self._kept[0] is call.service
         elif self._kept is not None:
             call.service = self._kept[0]
@@ -410,10 +454,9 @@ class Forwarding:
         """The same request under another head: sequence number, and the object and method of the backend."""
         request = call.request
         annotations = _end_to_end(request.annotations)
-        if call.target is not None and call.service is not None:
-            method = call.service.method or call.target.method
-            rewritten = write_blob_info(call.target.info, opened.object_id, method)
-            annotations = {**annotations, BLOB_INFO: rewritten}
+        aim = call.aim
+        if aim is not None:
+            annotations = {**annotations, BLOB_INFO: aim.annotation_for(opened.object_id)}
         return Message(
             MessageType.INVOKE,
             opened.seq,
@@ -492,7 +535,7 @@ class Forwarding:
         assert call.service is not None
         assert call.backend is not None
         call.service.group.release(call.backend)
-        call.refused_by.append(call.backend)
+        call.refused_by += (call.backend,)
         went_down = call.service.group.failed(call.backend, now, event.reason)
         commands: list[Command] = [Announce(call.backend, False)] if went_down else []
         return commands + self._choose(now)
@@ -540,7 +583,7 @@ class Forwarding:
         """The backend has done its part."""
         self._release()
         self.phase = Phase.IDLE
-        return KeepBackend() if self.call.uses_kept else ReleaseBackend()
+        return _KEEP if self.call.uses_kept else _RELEASE
 
     def _abandon(self, outcome: Outcome, text: str) -> list[Command]:
         """End the call with an error, and its connection to the backend with it."""
@@ -564,6 +607,10 @@ class Forwarding:
     def _close(self, reason: str) -> list[Command]:
         self.phase = Phase.CLOSED
         return [CloseClient(reason)]
+
+
+_RELEASE: Final = ReleaseBackend()
+_KEEP: Final = KeepBackend()
 
 
 def _end_to_end(annotations: dict[str, Body]) -> dict[str, Body]:
@@ -600,3 +647,6 @@ _TABLE: Final[dict[tuple[Phase, type], _Handler]] = {
     (Phase.DRAINING, End): Forwarding._drained,
     **{(phase, ClientLost): Forwarding._client_lost for phase in Phase},
 }
+
+_ROWS: Final = tuple({event: handler for (at, event), handler in _TABLE.items() if at is phase} for phase in Phase)
+"""The same table, quicker to look up."""

@@ -17,7 +17,6 @@ COLLECT_BYTES: Final = 1024 * 1024
 """Bodies up to here are passed on whole: starting earlier did not pay on loopback. Larger ones must not be held."""
 MAX_IDLE: Final = 16
 """Idle connections kept per backend and protocol: each may hold a worker thread of a stock server."""
-VERSIONS: Final = (502, 48)
 
 Resolver = Callable[[Uri], Awaitable[Uri]]
 
@@ -56,19 +55,19 @@ class LinkPool:
         self._resolve = resolve
         self._idle: defaultdict[tuple[Backend, int], list[Link]] = defaultdict(list)
 
-    async def get(self, backend: Backend, version: int) -> Link:
-        """A link for one call, idle or new, preferably in the given protocol.
+    def idle(self, backend: Backend, version: int) -> Link | None:
+        """An idle link in the protocol that is tried first, or None."""
+        return self._fresh(backend, _versions(backend, version)[0])
+
+    async def open(self, backend: Backend, version: int) -> Link:
+        """A new link for one call, in the given protocol if the backend speaks it, or an idle one in the other.
 
         Raises:
             PyroError: the backend cannot be reached, or refused; the text says why. Nothing was sent of any call.
         """
-        order = _versions(backend, version)
-        link = self._fresh(backend, order[0])
-        if link is not None:
-            return link
         timeout_s = self._settings.connect_timeout_s
         with trio.move_on_after(timeout_s):
-            return await self._open(backend, order)
+            return await self._open(backend, _versions(backend, version))
         raise TimeoutError(f"no answer from {backend.uri} within {timeout_s:g} s", outcome=Outcome.NOT_SENT)
 
     def put(self, link: Link) -> None:
@@ -95,7 +94,7 @@ class LinkPool:
             link.connection.close()
         return None
 
-    async def _open(self, backend: Backend, order: tuple[int, ...]) -> Link:
+    async def _open(self, backend: Backend, order: tuple[int, int]) -> Link:
         """Connect in the first protocol that is understood, and remember which were not.
 
         A refusal by version may be lost to a reset, so after a connection closed within the handshake the other
@@ -105,8 +104,7 @@ class LinkPool:
         refusal: PyroError | None = None
         refused = backend.refused_versions
         for version in order:
-            link = self._fresh(backend, version)
-            if link is not None:
+            if version == order[1] and (link := self._fresh(backend, version)) is not None:
                 return link
             connection = await open_connection(uri, version=version, settings=self._settings, collect=COLLECT_BYTES)
             try:
@@ -127,6 +125,7 @@ class LinkPool:
         raise refusal
 
 
-def _versions(backend: Backend, preferred: int) -> tuple[int, ...]:
-    """Protocols to try; those the backend is known to refuse come last, in case it was replaced."""
-    return tuple(sorted(VERSIONS, key=lambda version: (version in backend.refused_versions, version != preferred)))
+def _versions(backend: Backend, preferred: int) -> tuple[int, int]:
+    """Protocols to try; one the backend is known to refuse comes last, in case it was replaced."""
+    other = 48 if preferred == 502 else 502
+    return (other, preferred) if preferred in backend.refused_versions else (preferred, other)

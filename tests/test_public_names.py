@@ -10,19 +10,26 @@ from pathlib import Path
 import pytest
 
 PUBLIC = {
+    "pyroxfer": """
+        FileEntry FileServer Progress Receipt errors get ls remove send serve stat
+    """,
+    "pyroxfer_dispatcher": """
+        Dispatcher RouteTable load_config
+    """,
     "pyroxfer_core": """
-        BatchProxy Connection Daemon Proxy SerializedBlob Settings SideStream Uri accept_handshake behavior callback
-        current_call error_body errors expose locate_ns oneway open_connection open_side_stream resolve serve
-        serve_connections
+        BatchProxy Connection Daemon Hello Metadata Proxy SerializedBlob ServerSession Settings SideStream Uri Verdict
+        accept_handshake behavior bind_tcp callback current_call error_body errors expose introduce locate_ns oneway
+        open_connection open_side_stream resolve serve serve_connections
     """,
     "pyroxfer_core.blocking": """
         BatchProxy CommunicationError ConnectionClosedError Daemon DaemonError NamingError ProtocolError Proxy
-        PyroError SecurityError SerializeError SerializedBlob Settings TimeoutError URI Uri behavior callback
+        PyroError SecurityError SerializeError SerializedBlob Settings TimeoutError URI behavior callback
         current_context expose locate_ns oneway register_class_to_dict register_dict_to_class resolve serve
         unregister_class_to_dict unregister_dict_to_class
     """,
     "pyroxfer_core.wire": """
-        BodyPart Codec Decoder End Flags Head Message MessageType V48 V502 codec_for
+        BLOB_INFO BlobInfo Body BodyPart Codec Decoder End Flags HOP_KEYS Head Message MessageType V48 V502 codec_for
+        read_blob_info write_blob_info
     """,
     "pyroxfer_core.errors": """
         CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError Outcome ProtocolError

@@ -75,6 +75,23 @@ class BatchRun:
         """All results as a list; None when one-way."""
         return self._results().__await__()
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        for value in results_of(await self._send()):
-            yield value
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return _BatchResults(self)
+
+
+class _BatchResults:
+    """Sends the batch at the first step. No generator: one that is left early would have to be closed."""
+
+    def __init__(self, run: BatchRun) -> None:
+        self._run = run
+        self._results: Iterator[Any] | None = None
+
+    def __aiter__(self) -> _BatchResults:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._results is None:
+            self._results = results_of(await self._run._send())
+        for value in self._results:
+            return value
+        raise StopAsyncIteration

@@ -19,7 +19,7 @@ from ..wire.message import Body, Flags, Message, MessageType
 DAEMON_OBJECT: Final = "Pyro.Daemon"
 STREAM_KEY: Final = "STRM"
 BLOB_KEY: Final = "BLBI"
-_LABELS: Final = {"N": Outcome.NOT_SENT, "U": Outcome.UNKNOWN}
+_LABELS: Final[dict[str | None, Outcome]] = {"N": Outcome.NOT_SENT, "U": Outcome.UNKNOWN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +167,13 @@ def _exception_of(value: Any, message: Message, grant: Grant) -> BaseException:
             f"the call failed with something that is no exception: {value!r}", outcome=Outcome.EXECUTED
         )
     letter = grant.read_outcome(message.annotations.get(OUTCOME_KEY)) if message.annotations else None
+    if isinstance(value, CommunicationError):
+        value.outcome = _LABELS.get(letter, Outcome.EXECUTED)
+        return value
     if letter is None:
         return value
     text = str(value).removeprefix("NotSent: ").removeprefix("Unknown: ")
-    if letter == "N":
-        return RefusedError(text)
-    return CommunicationError(text, outcome=_LABELS[letter])
+    return RefusedError(text) if letter == "N" else CommunicationError(text, outcome=_LABELS[letter])
 
 
 def user_annotations(message: Message) -> dict[str, Body]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ..errors import ConnectionClosedError, PyroError
+from ..errors import ConnectionClosedError, Outcome, PyroError
 from ..wire.message import Flags, Message
 from .calls import DAEMON_OBJECT, CallOptions, encode_call, read_reply
 from .link import Link, Waiter
@@ -51,13 +51,17 @@ class ItemStream:
             raise StopAsyncIteration
         try:
             return await self._next()
-        except BaseException:
+        except StopAsyncIteration:
             self._end()
+            raise
+        except BaseException:
+            self._close_remote_nowait()
             raise
 
     async def _next(self) -> Any:
         if self._link.connection.broken:
-            raise ConnectionClosedError("the proxy for this stream result has been closed")
+            text = "the proxy for this stream result has been closed"
+            raise ConnectionClosedError(text, outcome=Outcome.NOT_SENT)
         if self._link.session.concurrent or self._read_ahead > 1:
             return await self._next_ahead()
         async with self._link.turn:
@@ -99,16 +103,26 @@ class ItemStream:
             self._feed = self._link
 
     def _close_remote(self) -> None:
-        """Tell the daemon that nobody reads on, without waiting."""
+        """Tell the daemon that nobody reads on, with the next flush."""
         self._end()
         if self._link.usable_for_posting:
             self._link.post_oneway(self._request("close_stream", Flags.ONEWAY))
 
+    def _close_remote_nowait(self) -> None:
+        try:
+            self._close_remote()
+            self._link.connection.flush_nowait()
+        except (PyroError, OSError):
+            pass  # the connection is gone, and the remote iterator with it
+
     async def aclose(self) -> None:
-        """Close the remote iterator. Nothing happens on a stream that has ended."""
+        """Close the remote iterator. Nothing happens on a stream that has ended, or whose connection is gone."""
         if not self._finished:
             self._close_remote()
-            await self._link.connection.flush()
+            try:
+                await self._link.connection.flush()
+            except ConnectionClosedError:
+                pass  # and the remote iterator is gone with it
         await trio.lowlevel.checkpoint()
 
     async def __aenter__(self) -> ItemStream:
@@ -118,10 +132,5 @@ class ItemStream:
         await self.aclose()
 
     def __del__(self) -> None:
-        if self._finished or not self._link.in_own_loop():
-            return
-        try:
-            self._close_remote()
-            self._link.connection.flush_nowait()
-        except (PyroError, OSError):
-            pass  # the connection is gone, and the remote iterator with it
+        if not self._finished and self._link.in_own_loop():
+            self._close_remote_nowait()

@@ -12,7 +12,7 @@ from typing import Any, Final
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
-from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError
+from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, SerializeError
 from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
@@ -36,7 +36,7 @@ ContextFactory = Callable[[int, bool], SerializerContext]
 class Waiter:
     """A call in flight."""
 
-    __slots__ = ("abandoned", "end", "error", "left_whole", "reply", "seq", "task")
+    __slots__ = ("abandoned", "answered", "end", "error", "reply", "seq", "task")
 
     def __init__(self) -> None:
         self.reply: Message | None = None
@@ -46,7 +46,8 @@ class Waiter:
         self.end = 0
         """Count of bytes queued on the connection at the end of the request."""
         self.seq = 0
-        self.left_whole = False
+        self.answered = False
+        """An answer came, even if it was none that can be used."""
 
 
 class Link:
@@ -62,6 +63,8 @@ class Link:
         self.uri = Uri("PYRO:x@unknown:0")
         """Where this leads, after name lookup."""
         self.object_id = ""
+        self.released = False
+        """The user closed the proxy: calls that were queued end, instead of moving to a fresh connection."""
         self.turn = trio.Lock()
         """Held during a call towards a peer that takes one at a time."""
         self._token = trio.lowlevel.current_trio_token()
@@ -84,16 +87,24 @@ class Link:
         """Whether a new call may be sent; looks at the socket when nothing is in flight."""
         if self.connection.broken or self.session.going_away:
             return False
-        if self.session.pending or self._reading:
+        if self._reading or not all(waiter.abandoned for waiter in self.session.pending.values()):
             return True
         return self._check_idle()
 
     def _check_idle(self) -> bool:
-        """An idle peer is silent unless it has closed or is going away."""
-        waiting = self.connection.peek()
+        """An idle peer is silent unless it answers what was abandoned, is going away, or has closed."""
+        connection = self.connection
+        waiting = connection.peek()
+        try:
+            while waiting:
+                waiting = connection.fill_nowait()
+                while (event := connection.receive_nowait()) is not None:
+                    self._take(event)
+        except PyroError:
+            waiting = False
         if waiting is False:
-            self.connection.close()
-        return waiting is None
+            connection.close()
+        return waiting is None and not self.session.going_away
 
     @property
     def usable_for_posting(self) -> bool:
@@ -114,36 +125,52 @@ class Link:
             serializer = self._serializers[name] = make_serializer(name, self.context)
         return serializer
 
-    async def send_oneway(self, message: Message) -> None:
-        """Send a call that has no answer. Errors before it left whole have outcome NotSent."""
-        end = self.post_oneway(message)
+    async def send_oneway(self, end: int) -> None:
+        """Wait until a one-way call that was queued has left. Errors before it left whole have outcome NotSent.
+
+        Cancelled while it is leaving, the rest of it still leaves, within a second, or the connection is closed.
+        """
         try:
             await self.connection.flush()
         except CommunicationError as error:
-            error.outcome = Outcome.UNKNOWN if self.connection.sent >= end else Outcome.NOT_SENT
+            error.outcome = self.outcome_at(end)
+            raise
+        except trio.Cancelled:
+            await self._flush_in_grace()
             raise
 
     def post_oneway(self, message: Message) -> int:
-        """Queue a call that has no answer, for the next flush."""
-        self.session.invoke(None, message)
-        return self.connection.queue(message)
+        """Queue a call that has no answer, for the next flush. Returns the count of `sent` bytes once it has left.
+
+        Raises:
+            CommunicationError: as `post`.
+        """
+        return self._queue(None, message)
 
     def post(self, message: Message) -> Waiter:
         """Queue a call for the next flush. Every call posted must be waited for, or abandoned.
 
         Raises:
-            ProtocolError: not open, or the peer takes one call at a time and one is in flight.
-            MessageTooLargeError: the request is over a limit of the protocol.
+            ProtocolError: not open, or the peer takes one call at a time and one is in flight (outcome NotSent).
+            MessageTooLargeError: the request is over a limit of the protocol (outcome NotSent).
         """
         waiter = Waiter()
-        self.session.invoke(waiter, message)
+        waiter.end = self._queue(waiter, message)
         waiter.seq = message.seq
-        try:
-            waiter.end = self.connection.queue(message)
-        except BaseException:
-            self.session.forget(message.seq)
-            raise
         return waiter
+
+    def _queue(self, waiter: Waiter | None, message: Message) -> int:
+        numbered = False
+        try:
+            self.session.invoke(waiter, message)
+            numbered = True
+            return self.connection.queue(message)
+        except BaseException as error:
+            if numbered:
+                self.session.forget(message)
+            if isinstance(error, CommunicationError):
+                error.outcome = Outcome.NOT_SENT
+            raise
 
     async def wait(self, waiter: Waiter) -> Message:
         """Send what is queued and wait for the RESULT of a posted call.
@@ -152,7 +179,7 @@ class Link:
             CommunicationError: with its outcome: NotSent when the request did not leave whole, else Unknown.
 
         When cancelled, a peer of ours is told; the connection to a stock peer is closed, because the answer would
-        be taken for that of the next call. ``waiter.left_whole`` then says whether the call may have run.
+        be taken for that of the next call. `outcome_at` then says whether the call may have run.
         """
         connection = self.connection
         try:
@@ -166,7 +193,6 @@ class Link:
             self._fail(error)
             raise self._outcome(waiter, error) from error
         except trio.Cancelled:
-            waiter.left_whole = connection.sent >= waiter.end
             await self.abandon(waiter)
             raise
 
@@ -218,13 +244,19 @@ class Link:
 
     def _take(self, event: object) -> None:
         assert type(event) is Message, "a client's decoder collects everything"
-        waiter = self.session.receive(event)
+        try:
+            waiter = self.session.receive(event)
+        except SerializeError:
+            self.session.pending[event.seq].answered = True
+            raise
         if waiter is None or waiter.abandoned:
             return
         waiter.reply = event
         if waiter.task is not None:
             task, waiter.task = waiter.task, None
             trio.lowlevel.reschedule(task)
+        if self.session.going_away and all(waiter.abandoned for waiter in self.session.pending.values()):
+            self.connection.close()
 
     def _hand_over(self) -> None:
         """Wake one waiting call: it finds nobody reading, and reads."""
@@ -246,10 +278,15 @@ class Link:
 
     def _outcome(self, waiter: Waiter, error: PyroError) -> PyroError:
         """A copy of the error for this call, with what is certain about it."""
-        mine = type(error)(*error.args) if isinstance(error, CommunicationError) else error
-        if isinstance(mine, CommunicationError):
-            mine.outcome = Outcome.UNKNOWN if self.connection.sent >= waiter.end else Outcome.NOT_SENT
+        if not isinstance(error, CommunicationError):
+            return error
+        mine = type(error)(*error.args)
+        mine.outcome = Outcome.EXECUTED if waiter.answered else self.outcome_at(waiter.end)
         return mine
+
+    def outcome_at(self, end: int) -> Outcome:
+        """What is certain about a request that was queued up to this count of bytes, and has no answer."""
+        return Outcome.UNKNOWN if self.connection.sent >= end else Outcome.NOT_SENT
 
     async def abandon(self, waiter: Waiter) -> None:
         """Give up a posted call; see `wait` for what that means to the connection. Takes at most a second."""
@@ -260,6 +297,10 @@ class Link:
             self._fail(ConnectionClosedError("a call on this connection was cancelled"))
             return
         self.connection.queue(self.session.cancel(waiter.seq))
+        await self._flush_in_grace()
+
+    async def _flush_in_grace(self) -> None:
+        """Let what is queued leave although the call was cancelled: half a request would spoil the stream."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CANCEL_GRACE_S) as grace:
             try:
                 await self.connection.flush()

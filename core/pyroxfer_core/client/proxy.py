@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import AsyncIterator, Generator, Mapping
-from math import inf
 from types import TracebackType
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from ..errors import (
     Outcome,
     ProtocolError,
     PyroError,
+    RemoteError,
     SerializeError,
     TimeoutError,
 )
@@ -30,7 +31,7 @@ from ..wire.features import Feature
 from ..wire.message import Body, Flags, Message
 from .calls import CallOptions, StreamStart, correlation_bytes, encode_call, read_reply, user_annotations
 from .items import ItemStream
-from .link import Link, Waiter, greet
+from .link import Link, greet
 from .versions import remember_version, versions_to_try
 
 _NO_OPTIONS: Final = CallOptions()
@@ -62,6 +63,8 @@ class Proxy:
         self._pyroHandshake = "hello"
         self._pyroMetadata: Metadata | None = None
         self._pyroLink: Link | None = None
+        self._pyroLeaving: list[Link] = []
+        """Connections to a daemon that is going away, with calls still in flight."""
         self._pyroSeq = 0
         self._pyroConnecting = trio.Lock()
 
@@ -93,6 +96,10 @@ class Proxy:
         link, self._pyroLink = self._pyroLink, None
         if link is not None:
             self._pyroSeq = link.session.seq
+            self._pyroLeaving.append(link)
+        leaving, self._pyroLeaving = self._pyroLeaving, []
+        for link in leaving:
+            link.released = True
             link.close()
 
     async def _pyroBind(self) -> None:
@@ -130,7 +137,7 @@ class Proxy:
         progress = _Progress()
         with trio.move_on_after(deadline):
             return await self._pyroAttempts(method, args, kwargs, options, flags, member, call, progress)
-        outcome = Outcome.UNKNOWN if progress.waiter is not None and progress.waiter.left_whole else Outcome.NOT_SENT
+        outcome = progress.outcome
         raise TimeoutError(f"{method} took longer than {deadline:g} s ({outcome.value})", outcome=outcome)
 
     async def _pyroAttempts(
@@ -156,7 +163,7 @@ class Proxy:
                 async with link.turn:
                     return await self._pyroOnce(link, method, args, kwargs, options, flags, call, progress)
             except ConnectionClosedError as error:
-                if fresh or error.outcome is not Outcome.NOT_SENT or self._pyroLink is not link:
+                if fresh or error.outcome is not Outcome.NOT_SENT or link.released:
                     raise
                 fresh = True
 
@@ -180,17 +187,18 @@ class Proxy:
         serializer = link.serializer(self._pyroSerializerName(link))
         object_id = link.object_id
         remaining = trio.current_effective_deadline()
-        deadline = None if remaining == inf else remaining - trio.current_time()
+        deadline = None if remaining == math.inf else remaining - trio.current_time()
         request = encode_call(
             serializer, link.grant, link.version, object_id, method, args, kwargs, flags, options, settings, deadline
         )
         if request.correlation_id is None:
-            served = current_context_var.get(None)
-            request.correlation_id = None if served is None else served.known_correlation
+            request.correlation_id = _inherited_correlation()
         if flags & Flags.ONEWAY:
-            await link.send_oneway(request)
+            progress.link, progress.end = link, link.post_oneway(request)
+            await link.send_oneway(progress.end)
             return None
-        progress.waiter = waiter = link.post(request)
+        waiter = link.post(request)
+        progress.link, progress.end = link, waiter.end
         message = await link.wait(waiter)
         if call is not None:
             call._received(message)
@@ -198,9 +206,10 @@ class Proxy:
             result = read_reply(message, link.serializer(message.serializer), link.grant, settings)
         except CommunicationError as error:
             if error.outcome is Outcome.UNKNOWN and deadline is not None:  # the daemon's clock was a little faster
-                waiter.left_whole = True
                 await trio.sleep_until(remaining)
             raise
+        except StopIteration as error:  # it cannot leave a coroutine as it is
+            raise RemoteError("builtins.StopIteration", error.args) from error
         if type(result) is StreamStart:
             return ItemStream(self, link, result.stream_id, options.read_ahead)
         return result
@@ -220,12 +229,19 @@ class Proxy:
             self._pyroLink = None
             if link is not None:
                 self._pyroSeq = link.session.seq
-                if not link.session.pending:
-                    link.close()
+                self._pyroRetire(link)
             link = await self._pyroConnect()
             self._pyroTakeMetadata(link)
             self._pyroLink = link
             return link
+
+    def _pyroRetire(self, link: Link) -> None:
+        """Close a connection that takes no new calls, unless calls are in flight: then it closes after the last."""
+        self._pyroLeaving = [leaving for leaving in self._pyroLeaving if not leaving.connection.broken]
+        if link.session.pending and not link.connection.broken:
+            self._pyroLeaving.append(link)
+        else:
+            link.close()
 
     def _pyroTakeMetadata(self, link: Link) -> None:
         try:
@@ -325,13 +341,24 @@ def proxy_state_of(value: object) -> ProxyState | None:
     return value._pyroState() if isinstance(value, Proxy) else None
 
 
+def _inherited_correlation() -> bytes | None:
+    """The id of the call that this call is made for, inside a served method."""
+    context = current_context_var.get(None)
+    return None if context is None else context.known_correlation
+
+
 class _Progress:
     """How far a call came, for the outcome of a time-out."""
 
-    __slots__ = ("waiter",)
+    __slots__ = ("end", "link")
 
     def __init__(self) -> None:
-        self.waiter: Waiter | None = None
+        self.link: Link | None = None
+        self.end = 0
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome.NOT_SENT if self.link is None else self.link.outcome_at(self.end)
 
 
 class Member:
@@ -373,7 +400,7 @@ class Member:
         Raises:
             PyroError: an option has an unusable value.
         """
-        if deadline is not None and not deadline > 0:
+        if deadline is not None and not 0 < deadline < math.inf:
             raise PyroError(f"a deadline is a positive number of seconds, not {deadline!r}")
         if not 1 <= read_ahead <= 1024:
             raise PyroError(f"read_ahead is 1 to 1024 requests, not {read_ahead!r}")

@@ -91,16 +91,16 @@ class CallContext:
         self._correlation = value
 
     @property
-    def known_correlation(self) -> bytes | None:
-        """The 16 bytes to pass on to nested calls; None while nobody has an id."""
-        known = self._correlation
-        return known.bytes if isinstance(known, uuid.UUID) else known
-
-    @property
     def correlation_bytes(self) -> bytes:
         """The 16 bytes that the answer carries."""
         known = self._correlation
         return known if isinstance(known, bytes) else self.correlation_id.bytes
+
+    @property
+    def known_correlation(self) -> bytes | None:
+        """The 16 bytes of the caller's id, or of one that was asked for or set here; None when there is none."""
+        known = self._correlation
+        return known.bytes if isinstance(known, uuid.UUID) else known
 
     @property
     def protocol(self) -> int:

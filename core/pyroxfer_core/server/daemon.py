@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import trio
 
-from ..errors import DaemonError, PyroError, SecurityError
+from ..errors import ConnectionClosedError, DaemonError, PyroError, SecurityError
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import Metadata, expose, oneway, reset_exposed
 from ..objects.table import DAEMON_ID, ObjectTable
@@ -26,7 +26,6 @@ from ..transport.side import SideStreamHandler
 from ..transport.sockets import bind_tcp, bind_unix, is_loopback_host, remove_socket_file
 from ..uri import Uri
 from ..wire.message import Body
-from .execute import Job
 from .handshake import Hello, Judge, Verdict
 from .peer import Peer
 from .streams import StreamTable
@@ -100,6 +99,8 @@ class Daemon:
         self._nursery: trio.Nursery | None = None
         self._nursery_manager: Any = None
         self._drained: trio.Event | None = None
+        self._detached = 0
+        """Calls running that belong to no connection."""
         self.table.register(DaemonObject(self), DAEMON_ID)
 
     def __repr__(self) -> str:
@@ -112,9 +113,12 @@ class Daemon:
         """Serve an object, or a class whose instances are made as its ``@behavior`` says.
 
         Raises:
-            DaemonError: the id or the object is taken already (``force`` overrides), or cannot be used.
+            DaemonError: the id or the object is taken already (``force`` overrides), or cannot be used, or the daemon
+                has no address yet.
         """
-        return self.uri_for(self.table.register(thing, object_id, force))
+        place = self.location  # before anything is changed: it may not be known yet
+        object_id = self.table.register(thing, object_id, force)
+        return Uri(f"PYRO:{object_id}@{self.nat_location or place}")
 
     def unregister(self, thing: Any) -> None:
         """Stop serving an object, a class, or an id. Running calls go on.
@@ -223,16 +227,22 @@ class Daemon:
                     raise
 
     async def aclose(self) -> None:
-        """Stop serving: no new connections, new calls refused, running ones get their grace, the rest is cut."""
+        """Stop serving: no new connections, new calls refused, running ones get their grace, the rest is cut.
+
+        Clients of ours are told, so that those without a call connect elsewhere for their next one.
+        """
         nursery = self._nursery
         if nursery is None:
             return
         self.draining = True
         try:
             with trio.move_on_after(self.settings.shutdown_grace_s):
-                if any(peer.in_flight for peer in self.peers):
+                for peer in list(self.peers):
+                    peer.go_away()
+                if self._calls_running:
                     self._drained = trio.Event()
                     await self._drained.wait()
+                await self._send_last_answers()
         finally:
             nursery.cancel_scope.cancel()
             self._nursery = None
@@ -240,9 +250,20 @@ class Daemon:
             with trio.CancelScope(shield=True):
                 await self.streams.close_all()
 
-    def call_ended_while_draining(self) -> None:
-        """A connection tells that it may have been the last to be waited for."""
-        if self._drained is not None and not any(peer.in_flight for peer in self.peers):
+    @property
+    def _calls_running(self) -> bool:
+        return self._detached > 0 or any(peer.in_flight for peer in self.peers)
+
+    async def _send_last_answers(self) -> None:
+        for peer in list(self.peers):
+            try:
+                await peer.connection.flush()
+            except ConnectionClosedError:
+                continue
+
+    def call_ended(self) -> None:
+        """A call, or a whole connection, tells that it may have been the last to be waited for."""
+        if self._drained is not None and not self._calls_running:
             self._drained.set()
 
     def close(self) -> None:
@@ -272,10 +293,18 @@ class Daemon:
             await trio.sleep(SWEEP_S)
             await self.streams.sweep()
 
-    def run_detached(self, function: Callable[[Job], Awaitable[None]], job: Job) -> None:
+    def run_detached(self, run_call: Callable[[], Awaitable[None]]) -> None:
         """Run a call that goes on when its client leaves."""
         if self._nursery is not None:
-            self._nursery.start_soon(function, job)
+            self._detached += 1
+            self._nursery.start_soon(self._run_detached, run_call)
+
+    async def _run_detached(self, run_call: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await run_call()
+        finally:
+            self._detached -= 1
+            self.call_ended()
 
     def statistics(self) -> DaemonStatistics:
         """Counts at this moment."""

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import trio
+
 from ..errors import CommunicationError, Outcome, PyroError, RefusedError, SerializeError
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import MethodKind
@@ -15,10 +17,11 @@ from ..serializers.base import Serializer, traceback_lines
 from ..serializers.blob import SerializedBlob
 from ..serializers.exceptions import ExceptionWrapper
 from ..wire.blobinfo import read_blob_info
-from ..wire.features import DEADLINE_KEY, OUTCOME_KEY, Feature
+from ..wire.features import DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature
 from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
 from .streams import EndOfStream, is_stream
+from .workers import PoolBusyError
 
 if TYPE_CHECKING:
     from .peer import Peer
@@ -35,7 +38,7 @@ _OUTCOME_LETTERS: Final = {Outcome.NOT_SENT: b"N", Outcome.UNKNOWN: b"U"}
 class Job:
     """One request, decoded."""
 
-    __slots__ = ("args", "context", "deadline_ms", "entry", "kwargs", "lane", "message", "method", "serializer")
+    __slots__ = ("args", "context", "deadline", "entry", "kwargs", "lane", "message", "method", "serializer")
 
     def __init__(
         self,
@@ -54,7 +57,8 @@ class Job:
         self.args = args
         self.kwargs = kwargs
         self.context = context
-        self.deadline_ms: int | None = None
+        self.deadline: float | None = None
+        """When the caller stops waiting, on this side's clock."""
         self.lane: Any = None
 
     @property
@@ -72,7 +76,7 @@ def decode(peer: Peer, message: Message) -> Job:
     serializer = peer.serializer(message.serializer)
     kwargs: dict[str, Any] | None
     annotations = message.annotations
-    deadline = peer.session.grant.read_deadline(annotations.pop(DEADLINE_KEY, None)) if annotations else None
+    deadline = _take_hop_annotations(peer, annotations) if annotations else None
     if message.flags & Flags.KEEPSERIALIZED:
         object_id, method, args, kwargs = _decode_blob(peer, message, serializer)
     else:
@@ -91,8 +95,16 @@ def decode(peer: Peer, message: Message) -> Job:
         tracked_resources=peer.resources,
     )
     job = Job(message, serializer, peer.table.get(object_id), method, args, kwargs, context)
-    job.deadline_ms = deadline
+    job.deadline = deadline
     return job
+
+
+def _take_hop_annotations(peer: Peer, annotations: dict[str, Body]) -> float | None:
+    """Hide what belongs to the connection, or to another one, from the handler. Returns the call's deadline."""
+    milliseconds = peer.session.grant.read_deadline(annotations.get(DEADLINE_KEY))
+    for key in HOP_KEYS:
+        annotations.pop(key, None)
+    return None if milliseconds is None else trio.current_time() + milliseconds / 1000
 
 
 def _decode_blob(
@@ -130,8 +142,14 @@ async def execute(peer: Peer, job: Job) -> Message | None:
             else:
                 value = await _run_plain(peer, kind, function, job.args, job.kwargs)
         return None if job.message.flags & Flags.ONEWAY else _result(peer, job, value)
+    except PoolBusyError as error:
+        return failure(peer, job.message, job.serializer, RefusedError(*error.args), dispatched=False)
     except Exception as error:
-        return failure(peer, job.message, job.serializer, error, dispatched=not isinstance(error, RefusedError))
+        return failure(peer, job.message, job.serializer, error, dispatched=True)
+    except SystemExit:  # a method's wish to end the process; Pyro hangs up on one, too
+        log.exception("a call of %s ended with SystemExit: the connection is closed", peer.connection.peer)
+        peer.close()
+        return None
 
 
 async def _run_special(peer: Peer, job: Job, instance: Any) -> Any:

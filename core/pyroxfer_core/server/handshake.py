@@ -53,7 +53,7 @@ async def accept_handshake(
     context: SerializerContext | None,
     judge: Judge,
 ) -> Hello | None:
-    """Read CONNECT and answer it, within ``settings.connect_timeout_s``.
+    """Read CONNECT, within ``settings.connect_timeout_s`` since the connection was accepted, and answer it.
 
     A refused client gets CONNECTFAIL with the reason, and the connection is finished.
 
@@ -62,7 +62,7 @@ async def accept_handshake(
     """
     message: Message | None = None
     try:
-        with trio.fail_after(settings.connect_timeout_s):
+        with trio.fail_at(min(connection.greet_by, trio.current_time() + settings.connect_timeout_s)):
             event = await connection.receive()
             if event is None:
                 return None

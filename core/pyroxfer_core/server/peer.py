@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -91,7 +92,8 @@ class Peer:
         self.annotates = daemon.adds_annotations
         """Whether the daemon adds annotations to every answer."""
         self._serializers: dict[str, Serializer] = {}
-        self._running: dict[int, _Worker] = {}
+        self._running: dict[int, _Worker | None] = {}
+        """Calls by sequence number; None while one waits in its lane."""
         self._in_flight = 0
         self._idle: list[_Worker] = []
         self._lanes = Lanes()
@@ -101,6 +103,8 @@ class Peer:
         self._ended = False
         self._taken = 0
         self._oneways = 0
+        self._unbegun: deque[Job] = deque()
+        """One-way calls whose tasks have not begun to run."""
         self._flush_planned = False
         self._nursery: trio.Nursery | None = None
 
@@ -162,6 +166,7 @@ class Peer:
                 await self._work(_Worker())
         finally:
             daemon.peers.discard(self)
+            daemon.call_ended()
             connection.close()
             self.resources.close_all()
             with trio.CancelScope(shield=True):
@@ -191,14 +196,17 @@ class Peer:
                 if worker.cut:
                     return  # what is left to do must not be cancelled
                 del self._running[job.message.seq]
-                worker.job = (
-                    await self._answer(job, worker.answer) if waited else self._answer_soon(job, worker.answer)
-                )
+                if waited or self._reading:
+                    worker.job = await self._answer(job, worker.answer)
+                else:  # this task reads on, and sends before it waits
+                    worker.job = self._answer_soon(job, worker.answer)
             elif self._reading:
                 if not await self._park(worker):
                     return
             else:
                 worker.job = await self._read()
+                if self._unbegun and worker.job is not None:
+                    await self._let_oneways_begin()
 
     async def _run(self, worker: _Worker) -> bool:
         """Run the worker's job; whether it had to wait, so that others may be reading now."""
@@ -206,15 +214,18 @@ class Peer:
         assert job is not None, "called with a job"
         worker.answer = None
         self._running[job.message.seq] = worker
-        if job.deadline_ms is not None:
-            worker.scope.deadline = trio.current_time() + job.deadline_ms / 1000
+        if job.deadline is not None:
+            if job.deadline <= trio.current_time():
+                worker.answer = self._refused(job, "the deadline passed before the call began")
+                return False
+            worker.scope.deadline = job.deadline
         if self.session.grant.bits & Feature.CONCURRENT:
             switches = self._handovers
             worker.answer = await noticing_waits(execute(self, job), self._hand_over_reading)
             waited = switches != self._handovers
         else:
             worker.answer, waited = await execute(self, job), False
-        if job.deadline_ms is not None:
+        if job.deadline is not None:
             worker.cut = worker.cut or worker.scope.cancel_called
             worker.scope.deadline = float("inf")
         return waited
@@ -296,12 +307,14 @@ class Peer:
         except Exception as error:
             if isinstance(error, PyroError) and serializer is None:
                 self.finishing = True
+            if isinstance(error, CommunicationError):
+                error.outcome = Outcome.NOT_SENT
             return failure(self, message, serializer, error, dispatched=False)
 
     def _call_ended(self) -> None:
         self._in_flight -= 1
         if self.daemon.draining:
-            self.daemon.call_ended_while_draining()
+            self.daemon.call_ended()
 
     def _unwritable(self, answer: Message, error: PyroError) -> Message:
         text = f"the call ran, but its result cannot be sent: {error}"
@@ -312,6 +325,8 @@ class Peer:
 
     def _begin(self, message: Message) -> Job | None:
         """The job of a request, if it is to run here and now. Other answers are queued."""
+        if message.seq in self._running:
+            raise ProtocolError(f"the sequence number {message.seq} belongs to a call in flight")
         if self._in_flight >= self.settings.max_calls_in_flight:
             error = RefusedError(f"busy: {self._in_flight} calls are in flight on this connection")
             serializer = self.serializer(message.serializer)
@@ -324,16 +339,26 @@ class Peer:
             return None
         if message.flags & Flags.ONEWAY and self._oneways < self.settings.max_calls_in_flight:
             self._oneways += 1
-            self.daemon.run_detached(self._run_oneway, job)
+            self._unbegun.append(job)
+            self.daemon.run_detached(self._run_next_oneway)
             return None
         self._in_flight += 1  # a flood of one-way calls runs here, which slows it down to what can be done
-        return job if not self.concurrent or self._lanes.enter(job) else None
+        if not self.concurrent or self._lanes.enter(job):
+            return job
+        self._running[message.seq] = None
+        return None
 
-    async def _run_oneway(self, job: Job) -> None:
+    async def _run_next_oneway(self) -> None:
+        """Whichever task the loop starts first takes the call that came first."""
         try:
-            await execute(self, job)
+            await execute(self, self._unbegun.popleft())
         finally:
             self._oneways -= 1
+
+    async def _let_oneways_begin(self) -> None:
+        """Calls begin in the order in which they came."""
+        while self._unbegun:
+            await trio.lowlevel.checkpoint()
 
     def _cut_short(self, job: Job) -> Message | None:
         text = "the call was cancelled, or its deadline passed, while it was running"
@@ -395,22 +420,36 @@ class Peer:
 
     def _cancel(self, seq: int) -> None:
         """The caller does not want the answer any more."""
-        worker = self._running.get(seq)
+        if seq not in self._running:
+            return
+        worker = self._running[seq]
         if worker is not None:
             worker.cut = True
             worker.scope.cancel()
             return
         job = self._lanes.remove(seq)
         if job is not None:
+            del self._running[seq]
             self._call_ended()
             self._refuse_cancelled(job)
 
+    def _refused(self, job: Job, text: str) -> Message | None:
+        """The answer to a call that was not begun."""
+        return failure(self, job.message, job.serializer, RefusedError(text), dispatched=False)
+
     def _refuse_cancelled(self, job: Job) -> None:
-        answer = failure(
-            self, job.message, job.serializer, RefusedError("cancelled before it began"), dispatched=False
-        )
+        answer = self._refused(job, "cancelled before it began")
         if answer is not None:
             self._queue(answer)
+
+    def go_away(self) -> None:
+        """Tell a client that can understand it to make no more calls here."""
+        if self.session.grant.bits & Feature.GOAWAY:
+            try:
+                self.connection.queue(self.session.goaway())
+                self.connection.flush_nowait()
+            except PyroError as error:
+                log.debug("%s cannot be told to go away: %s", self.connection.peer, error)
 
     def close(self) -> None:
         """Cut the connection."""

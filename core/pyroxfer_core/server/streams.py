@@ -9,7 +9,7 @@ from typing import Any, Final
 import trio
 
 from ..errors import PyroError
-from .workers import WorkerPool
+from .workers import PoolBusyError, WorkerPool
 
 CLOSE_GRACE_S: Final = 1.0
 """How long the clean-up of an async generator may take."""
@@ -72,6 +72,7 @@ class StreamTable:
         Raises:
             EndOfStream: the iterator ended.
             PyroError: there is no such stream.
+            PoolBusyError: no thread is free; the stream is as it was.
             whatever the iterator raises; the stream is gone then.
         """
         stream = self._streams.get(stream_id)
@@ -82,6 +83,8 @@ class StreamTable:
         async with stream.lock:
             try:
                 return await self._advance(stream.iterator)
+            except PoolBusyError:
+                raise  # nothing was fetched: the stream can go on
             except BaseException:
                 self._streams.pop(stream_id, None)
                 await _close_iterator(stream.iterator)

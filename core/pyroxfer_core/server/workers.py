@@ -11,6 +11,10 @@ import trio
 from ..errors import RefusedError
 
 
+class PoolBusyError(RefusedError):
+    """The pool did not take the function. A class of its own, as methods may fail with a RefusedError themselves."""
+
+
 class WorkerPool:
     """Threads for synchronous methods.
 
@@ -32,13 +36,13 @@ class WorkerPool:
         """Run a function in a thread, with the context variables of this task.
 
         Raises:
-            RefusedError: all threads are busy and the queue is full; the function was not run.
+            PoolBusyError: all threads are busy and the queue is full; the function was not run.
 
         Cancelling abandons the function: it runs on and keeps its thread until it ends.
         """
         limiter = self._limiter
         if limiter.available_tokens < 1 and limiter.statistics().tasks_waiting >= self._queue:
-            raise RefusedError("busy: all worker threads are in use and the queue is full; try again later")
+            raise PoolBusyError("busy: all worker threads are in use and the queue is full; try again later")
         return await trio.to_thread.run_sync(
             functools.partial(function, *args, **kwargs), limiter=limiter, abandon_on_cancel=True
         )

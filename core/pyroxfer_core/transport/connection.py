@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -61,6 +62,8 @@ class Connection:
         """True once nothing more can be sent or received."""
         self.settled: Callable[[], None] = _nothing
         """To be called when the handshake is done: the connection no longer counts as half-open."""
+        self.greet_by = math.inf
+        """When an accepted connection must have finished its handshake, on trio's clock."""
         self.hmac_key = hmac_key
         self._reads = 0
         self._just_sent = False
@@ -104,7 +107,7 @@ class Connection:
             SecurityError: the signature is missing, unexpected or wrong.
             ConnectionClosedError: reset, or closed by us.
 
-        Cancelling is safe: no message is lost.
+        After any of these the connection is good for `finish` only. Cancelling is safe: no message is lost.
         """
         event = self.receive_nowait()
         return await self.receive_more() if event is None else event
@@ -152,6 +155,17 @@ class Connection:
                 await self._wait(trio.lowlevel.wait_readable)
             except OSError as error:
                 raise self._lost(error) from error
+
+    def fill_nowait(self) -> bool | None:
+        """Take in what has arrived, without waiting. None: nothing had; False: the peer is gone."""
+        try:
+            data = self._sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return False
+        self.decoder.feed(data)
+        return bool(data)
 
     async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         try:
@@ -269,6 +283,8 @@ class Connection:
         while self._out:
             await self._wait(trio.lowlevel.wait_writable)
             self._push()
+        if self.broken:  # closed between the wake-up and this line: nothing is queued, but not all of it left
+            raise ConnectionClosedError("the connection was closed here")
 
     async def _wait_drained(self, end: int) -> None:
         """Another task is sending: wait for it."""
@@ -301,6 +317,7 @@ class Connection:
             ConnectionClosedError: the peer is gone.
         """
         self.queue_encoded(*last)
+        self.broken = self._sock.fileno() < 0  # what came in may be rubbish; the peer can still be told so
         try:
             with trio.move_on_after(LINGER_S):
                 await self.flush()

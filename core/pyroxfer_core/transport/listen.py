@@ -39,7 +39,8 @@ async def serve_connections(
     """Accept until cancelled; each connection gets a task of its own.
 
     Args:
-        listeners: listening sockets, non-blocking. They stay open: who made them closes them.
+        listeners: listening sockets, non-blocking. They stay open: who made them closes them, which ends accepting
+            from them, and leaves the connections alone.
         handler: called with each Pyro connection, nothing read from it but what tells its kind. The connection is
             closed when it returns. An exception that escapes it is logged and ends that connection only.
         side_handler: the same for raw side streams; without it they are closed.
@@ -73,6 +74,8 @@ class _Door:
             permit = object()
             await self._permits.acquire_on_behalf_of(permit)
             sock = await _accept(listener)
+            if sock is None:
+                return
             nursery.start_soon(self._serve, sock, permit)
 
     async def _serve(self, sock: socket.socket, permit: object) -> None:
@@ -91,12 +94,10 @@ class _Door:
 
     async def _serve_kind(self, sock: socket.socket, settled: Callable[[], None]) -> None:
         set_options(sock)
-        with trio.move_on_after(self._settings.connect_timeout_s) as limit:
-            first = await _first_bytes(sock)
-        if limit.cancelled_caught:
-            first = b""
+        greet_by = trio.current_time() + self._settings.connect_timeout_s
+        first = await _first_bytes(sock, greet_by)
         if sniff(first) == "raw":
-            await self._serve_side(sock, first, settled)
+            await self._serve_side(sock, first, settled, greet_by)
             return
         decoder = Decoder(
             max_message=self._settings.max_handshake_bytes,
@@ -107,14 +108,17 @@ class _Door:
         decoder.feed(first)
         connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key)
         connection.settled = settled
+        connection.greet_by = greet_by
         await self._handler(connection)
 
-    async def _serve_side(self, sock: socket.socket, first: bytes, settled: Callable[[], None]) -> None:
+    async def _serve_side(
+        self, sock: socket.socket, first: bytes, settled: Callable[[], None], greet_by: float
+    ) -> None:
         if self._side_handler is None or self._settings.hmac_key is not None:
             log.info("raw side stream refused: %s", "no service takes any" if self._side_handler is None else "hmac")
             return
         stream = SideStream(sock, received=first)
-        with trio.fail_after(self._settings.connect_timeout_s):
+        with trio.fail_at(greet_by):
             preamble = await stream.receive_exactly(PREAMBLE_SIZE)
         stream.token = parse_preamble(preamble)
         settled()
@@ -143,35 +147,39 @@ class _HalfOpen:
                 self._scopes.pop(scope, None)
 
 
-async def _accept(listener: socket.socket) -> socket.socket:
+async def _accept(listener: socket.socket) -> socket.socket | None:
+    """The next connection; None once the listener was closed."""
     while True:
         try:
             return listener.accept()[0]
         except BlockingIOError:
-            await trio.lowlevel.wait_readable(listener)
+            try:
+                await trio.lowlevel.wait_readable(listener)
+            except trio.ClosedResourceError:
+                return None
         except OSError as error:
             if error.errno in _OUT_OF_RESOURCES:
                 log.error("cannot accept: %s; trying again", error.strerror)
                 await trio.sleep(_PAUSE_S)
             elif listener.fileno() < 0:
-                await trio.lowlevel.checkpoint_if_cancelled()  # a closing daemon cancels this task, then closes it
-                raise
+                return None
             else:
                 log.info("a connection was lost before it was accepted: %s", error)
 
 
-async def _first_bytes(sock: socket.socket) -> bytes:
-    """Enough bytes to tell the kind of connection, or all there are when the peer stopped before."""
+async def _first_bytes(sock: socket.socket, until: float) -> bytes:
+    """Enough bytes to tell the kind of connection, or all there are when the peer or the time stopped before."""
     data = b""
-    while sniff(data) == "need-more":
-        try:
-            more = sock.recv(64 * 1024)
-        except BlockingIOError:
-            await trio.lowlevel.wait_readable(sock)
-            continue
-        except OSError:
-            return data
-        if not more:
-            return data
-        data += more
+    with trio.move_on_at(until):
+        while sniff(data) == "need-more":
+            try:
+                more = sock.recv(64 * 1024)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(sock)
+                continue
+            except OSError:
+                break
+            if not more:
+                break
+            data += more
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -26,6 +27,8 @@ MAX_LARGE_PIPES: Final = 8
 """An ordinary user gets EPERM at the 65th large pipe of all processes together, so a process keeps few."""
 
 _F_SETPIPE_SZ: Final = 1031
+_NO_SPLICE: Final = {errno.EINVAL, errno.ENOSYS}
+"""Not for this kind of socket, file or system."""
 
 
 class SideStream:
@@ -109,6 +112,14 @@ class SideStream:
             data += part
         return bytes(data)
 
+    # The descriptor is looked up at every try: a number kept over a wait may belong to another socket by then.
+
+    def _sendfile(self, fd: int, offset: int, count: int) -> int:
+        return os.sendfile(self._sock.fileno(), fd, offset, count)
+
+    def _splice_in(self, pipe_fd: int, count: int) -> int:
+        return os.splice(self._sock.fileno(), pipe_fd, count, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+
     async def send_file(self, fd: int, offset: int, count: int) -> int:
         """Send part of a file without copying it through this process.
 
@@ -123,9 +134,7 @@ class SideStream:
         while done < count:
             await trio.lowlevel.checkpoint()
             turn = min(TURN_BYTES, count - done)
-            sent = await self._retry(
-                os.sendfile, self._sock.fileno(), fd, offset + done, turn, wait=trio.lowlevel.wait_writable
-            )
+            sent = await self._retry(self._sendfile, fd, offset + done, turn, wait=trio.lowlevel.wait_writable)
             if sent == 0:
                 break
             done += sent
@@ -163,11 +172,9 @@ class SideStream:
             await trio.lowlevel.checkpoint()
             turn = min(pipe.size, count - done)
             try:
-                moved = await self._retry(
-                    _splice_in, self._sock.fileno(), pipe.write_end, turn, wait=trio.lowlevel.wait_readable
-                )
+                moved = await self._retry(self._splice_in, pipe.write_end, turn, wait=trio.lowlevel.wait_readable)
             except OSError as error:
-                if done == 0 and error.errno in (22, 38):  # EINVAL, ENOSYS: not for this kind of socket or system
+                if done == 0 and error.errno in _NO_SPLICE:
                     raise _CannotSplice from error
                 raise
             if moved == 0:
@@ -224,7 +231,14 @@ class _Pipe:
         """Move ``count`` bytes out of the pipe into a file."""
         self.held = count
         while self.held:
-            moved = os.splice(self.read_end, fd, self.held, offset_dst=offset)
+            try:
+                moved = os.splice(self.read_end, fd, self.held, offset_dst=offset)
+            except OSError as error:
+                if error.errno not in _NO_SPLICE:
+                    raise
+                data = os.read(self.read_end, self.held)  # the file's system cannot splice
+                _write_all(fd, data, offset)
+                moved = len(data)
             self.held -= moved
             offset += moved
 
@@ -234,10 +248,6 @@ class _Pipe:
 
 
 _spare_pipes: list[_Pipe] = []
-
-
-def _splice_in(sock_fd: int, pipe_fd: int, count: int) -> int:
-    return os.splice(sock_fd, pipe_fd, count, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
 
 
 @contextlib.contextmanager

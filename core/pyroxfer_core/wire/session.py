@@ -15,7 +15,7 @@ import enum
 import secrets
 from typing import Final, Generic, TypeVar
 
-from ..errors import ProtocolError, SerializeError
+from ..errors import Outcome, ProtocolError, SerializeError
 from . import features
 from .features import FEATURES_KEY, STOCK, Feature, Grant
 from .message import Body, Flags, Message, MessageType
@@ -97,8 +97,8 @@ class ClientSession(Generic[Waiter]):
         """Skip the handshake, as on a user-supplied connected socket."""
         self.state = State.OPEN
 
-    def invoke(self, waiter: Waiter | None, message: Message) -> None:
-        """Number the INVOKE message of a new call; ``waiter`` None for a one-way call.
+    def invoke(self, waiter: Waiter | None, message: Message) -> Message:
+        """Number the INVOKE message of a new call, and return it; ``waiter`` None for a one-way call.
 
         Raises:
             ProtocolError: not open, or a second call at once where the peer takes one at a time.
@@ -118,6 +118,7 @@ class ClientSession(Generic[Waiter]):
         if self._confirm is not None:
             message.annotations[FEATURES_KEY] = self._confirm
             self._confirm = None
+        return message
 
     def _free_seq(self, seq: int) -> int:
         if len(self.pending) > 0xFFFE:
@@ -126,10 +127,13 @@ class ClientSession(Generic[Waiter]):
             seq = (seq + 1) & 0xFFFF
         return seq
 
-    def forget(self, seq: int) -> None:
-        """Take back a call that could not be written."""
-        self.pending.pop(seq, None)
-        self._serializers.pop(seq, None)
+    def forget(self, message: Message) -> None:
+        """Take back a call that could not be written; what it should have confirmed is left to the next one."""
+        self.pending.pop(message.seq, None)
+        self._serializers.pop(message.seq, None)
+        confirm = message.annotations.get(FEATURES_KEY)
+        if confirm is not None:
+            self._confirm = bytes(confirm)
 
     def drop_pending(self) -> list[Waiter]:
         """End the session; the waiters of the calls that are still in flight."""
@@ -151,17 +155,15 @@ class ClientSession(Generic[Waiter]):
 
         Raises:
             ProtocolError: this message must not come now, or answers no call.
-            SerializeError: the answer is in another serializer than the request.
+            SerializeError: the answer is in another serializer than the request. The call stays pending.
         """
         if message.type == MessageType.RESULT and self.state is State.OPEN:
             seq = message.seq
-            try:
-                waiter = self.pending.pop(seq)
-            except KeyError:
-                raise ProtocolError(f"invalid sequence number received: {seq} answers no call") from None
-            if self._serializers.pop(seq) != message.serializer:
-                raise SerializeError("the answer is in another serializer than the request")
-            return waiter
+            expected = self._serializers.get(seq)
+            if expected != message.serializer:
+                raise self._wrong_answer(seq, expected)
+            del self._serializers[seq]
+            return self.pending.pop(seq)
         self.state = _next_state(_CLIENT, self.state, message)
         if message.type == MessageType.CONNECTOK:
             self._take_grant(message)
@@ -170,6 +172,13 @@ class ClientSession(Generic[Waiter]):
                 raise ProtocolError("GOAWAY was not agreed on")
             self.going_away = True
         return None
+
+    @staticmethod
+    def _wrong_answer(seq: int, expected: str | None) -> ProtocolError | SerializeError:
+        if expected is None:
+            return ProtocolError(f"invalid sequence number received: {seq} answers no call")
+        text = f"the answer to call {seq} is in another serializer than the request"
+        return SerializeError(text, outcome=Outcome.EXECUTED)
 
     def _take_grant(self, message: Message) -> None:
         annotation = message.annotations.pop(FEATURES_KEY, None)
@@ -227,6 +236,10 @@ class ServerSession:
     def assume_connected(self) -> None:
         """Skip the handshake, as on a user-supplied connected socket."""
         self.state = State.OPEN
+
+    def goaway(self) -> Message:
+        """The GOAWAY message; only for a peer that was granted it."""
+        return Message(MessageType.GOAWAY, 0, "ping", 0, b"")
 
     def accept(
         self, request: Message, body: Body, annotations: dict[str, Body], correlation_id: bytes | None

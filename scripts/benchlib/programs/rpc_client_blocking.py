@@ -12,9 +12,10 @@ settings = Settings(serializer=None if serializer == "default" else serializer)
 with Proxy(uri, settings=settings) as proxy:
     for _ in range(200):
         assert proxy.add(1, 2) == 3
-    count, begin = 0, time.perf_counter()
+    count, begin, cpu = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - begin < seconds:
         for _ in range(20):
             proxy.add(1, 2)
         count += 20
-    print(json.dumps({"calls": count, "seconds": time.perf_counter() - begin}))
+    used = time.process_time() - cpu
+    print(json.dumps({"calls": count, "seconds": time.perf_counter() - begin, "cpu_s": used}))

@@ -1,0 +1,199 @@
+"""Doubles shared by the tests: raw peers that say any bytes, and a relay that breaks when it is told to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from pyroxfer_core.uri import Uri
+from pyroxfer_core.wire import Decoder, codec_for
+from pyroxfer_core.wire.message import Flags, Message, MessageType
+
+VECTORS = Path(__file__).parent / "vectors"
+
+
+def malformed_vectors(name: str) -> list[dict[str, Any]]:
+    """The recorded malformed conversations of ``pyro4`` or ``pyro5``."""
+    data = json.loads((VECTORS / f"{name}-malformed.json").read_text())
+    vectors: list[dict[str, Any]] = data["vectors"]
+    return vectors
+
+
+def connect_bytes(version: int = 502, object_id: str = "thing", seq: int = 0) -> bytes:
+    """CONNECT as a stock client writes it."""
+    body = f"# serpent utf-8 python3.2\n{{'handshake':'hello','object':'{object_id}'}}".encode()
+    flags = Flags.META_ON_CONNECT if version == 48 else 0
+    return codec_for(version).encode(Message(MessageType.CONNECT, seq, "serpent", flags, body))
+
+
+def invoke_bytes(method: str, args: str = "()", version: int = 502, seq: int = 1, flags: int = 0) -> bytes:
+    """INVOKE as a stock client writes it; ``args`` is the text of a tuple."""
+    body = f"# serpent utf-8 python3.2\n('thing','{method}',{args},{{}})".encode()
+    return codec_for(version).encode(Message(MessageType.INVOKE, seq, "serpent", flags, body))
+
+
+def result_bytes(value: str, seq: int = 1, version: int = 502, flags: int = 0) -> bytes:
+    """RESULT with the text of a value."""
+    body = f"# serpent utf-8 python3.2\n{value}".encode()
+    return codec_for(version).encode(Message(MessageType.RESULT, seq, "serpent", flags, body))
+
+
+def connectok_bytes(methods: str = "{'echo'}", version: int = 502) -> bytes:
+    """CONNECTOK as a stock daemon writes it."""
+    meta = f"{{'methods':{methods},'oneway':(),'attrs':()}}"
+    body = f"# serpent utf-8 python3.2\n{{'handshake':'hello','meta':{meta}}}".encode()
+    flags = Flags.META_ON_CONNECT if version == 48 else 0
+    return codec_for(version).encode(Message(MessageType.CONNECTOK, 0, "serpent", flags, body))
+
+
+class RawClient:
+    """A peer that sends any bytes, and reads messages or whatever comes."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def messages(self, version: int, count: int) -> list[Message]:
+        """The next messages; fewer when the other side closes."""
+        decoder = Decoder(codec_for(version))
+        found: list[Message] = []
+        while len(found) < count:
+            event = decoder.next_event()
+            if event is None:
+                data = await self.receive()
+                if not data:
+                    break
+                decoder.feed(data)
+            else:
+                assert isinstance(event, Message)
+                found.append(event)
+        return found
+
+    async def until_closed(self) -> bytes:
+        """Everything that still comes."""
+        data = b""
+        while more := await self.receive():
+            data += more
+        return data
+
+    async def receive(self) -> bytes:
+        """What comes next; empty at the end."""
+        try:
+            return bytes(await self.stream.receive_some(65536))
+        except trio.BrokenResourceError:  # a reset is a close, too
+            return b""
+
+
+@asynccontextmanager
+async def raw_client(location: str) -> AsyncIterator[RawClient]:
+    """Connect to a daemon's location without saying anything."""
+    uri = Uri(f"PYRO:x@{location}")
+    if uri.sockname is not None:
+        async with await trio.open_unix_socket(uri.sockname) as stream:
+            yield RawClient(stream)
+        return
+    assert uri.host is not None
+    assert uri.port is not None
+    async with await trio.open_tcp_stream(uri.host, uri.port) as stream:
+        yield RawClient(stream)
+
+
+@asynccontextmanager
+async def fake_server(play: Callable[[RawClient], Awaitable[None]]) -> AsyncIterator[str]:
+    """A server that does ``play`` with each connection, and closes it then; gives its location."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            try:
+                await play(RawClient(stream))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, serve, 0)
+        port = next(at.socket.getsockname()[1] for at in listeners if at.socket.getsockname()[0] == "0.0.0.0")
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+@dataclass
+class Cut:
+    """Where a relay breaks the next connection: after so many bytes of a direction."""
+
+    to_server: float = math.inf
+    to_client: float = math.inf
+
+
+class FaultProxy:
+    """A relay to a daemon. The connection made first breaks as ``cut`` says; later ones are whole.
+
+    ``counted`` is what that first connection carried: bytes to the server and bytes to the client.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self.cut: Cut | None = None
+        self.counted = [0, 0]
+        self.location = ""
+        self.connections = 0
+
+    async def _serve(self, client: trio.SocketStream) -> None:
+        self.connections += 1
+        cut, self.cut = self.cut, None
+        uri = Uri(f"PYRO:x@{self._target}")
+        assert uri.host is not None
+        assert uri.port is not None
+        server = await trio.open_tcp_stream(uri.host, uri.port)
+        counted = [0, 0]
+        if cut is not None:
+            self.counted = counted
+        cut = cut or Cut()
+        async with client, server, trio.open_nursery() as nursery:
+            nursery.start_soon(self._relay, client, server, cut.to_server, counted, 0, nursery)
+            nursery.start_soon(self._relay, server, client, cut.to_client, counted, 1, nursery)
+
+    async def _relay(
+        self,
+        source: trio.SocketStream,
+        target: trio.SocketStream,
+        limit: float,
+        counted: list[int],
+        direction: int,
+        nursery: trio.Nursery,
+    ) -> None:
+        """Pass bytes on until the limit; then both sides are closed at once."""
+        try:
+            while counted[direction] < limit:
+                data = await source.receive_some(int(min(65536, limit - counted[direction])))
+                if not data:
+                    break
+                await target.send_all(data)
+                counted[direction] += len(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def fault_proxy(target: str) -> AsyncIterator[FaultProxy]:
+    """A relay in front of a daemon's location."""
+    relay = FaultProxy(target)
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, relay._serve, 0)
+        port = next(at.socket.getsockname()[1] for at in listeners if at.socket.getsockname()[0] == "0.0.0.0")
+        relay.location = f"127.0.0.1:{port}"
+        try:
+            yield relay
+        finally:
+            nursery.cancel_scope.cancel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -47,14 +47,20 @@ class Backend:
         """Whether it runs as many calls as it may."""
         return self.max_in_flight is not None and self.in_flight >= self.max_in_flight
 
-    def describe(self, now: float) -> str:
-        """Its state for an error text, e.g. ``b1 is down (connection refused), next try in 0.4 s``."""
+    def describe(self, now: float, refusal: str | None = None) -> str:
+        """Its state for an error text, e.g. ``b1 is down (connection refused), next try in 0.4 s``.
+
+        Args:
+            refusal: what it answered when it was asked for a connection just now.
+        """
         if self.draining:
             return f"{self.name} is draining"
         if self.failures and now < self.retry_at:
             return f"{self.name} is down ({self.reason}), next try in {self.retry_at - now:.1f} s"
         if self.failures:
             return f"{self.name} is down ({self.reason})"
+        if refusal is not None:
+            return f"{self.name} refused ({refusal})"
         return f"{self.name} runs {self.in_flight} calls" + (", its limit" if self.is_full else "")
 
 
@@ -105,6 +111,6 @@ class BackendGroup:
         backend.retry_at = now + min(FIRST_BACKOFF_S * 2 ** min(backend.failures - 1, 16), MAX_BACKOFF_S)
         return was_up
 
-    def describe(self, now: float) -> str:
+    def describe(self, now: float, refusals: Mapping[Backend, str]) -> str:
         """The state of all its backends for an error text."""
-        return "; ".join(backend.describe(now) for backend in self.backends)
+        return "; ".join(backend.describe(now, refusals.get(backend)) for backend in self.backends)

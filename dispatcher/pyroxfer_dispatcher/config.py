@@ -135,11 +135,21 @@ def parse_config(text: str, *, insecure: bool = False) -> Config:
         table["insecure"] = True
     problems: list[str] = []
     config = _build(Config, table, "", problems)
-    if config is not None:
-        problems.extend(_check(config))
-    if config is None or problems:
+    if config is None:
         raise ConfigError(problems)
+    check_config(config)
     return config
+
+
+def check_config(config: Config) -> None:
+    """Refuse values that do not go together, wherever they come from.
+
+    Raises:
+        ConfigError: every problem is listed.
+    """
+    problems = list(_problems_of(config))
+    if problems:
+        raise ConfigError(problems)
 
 
 Table = TypeVar("Table", bound=msgspec.Struct)
@@ -202,7 +212,7 @@ def _unknown(key: str, known: Iterable[str], path: str) -> str:
     return f"{_join(path, key)}: unknown key; the nearest known one is {near[0]!r}"
 
 
-def _check(config: Config) -> Iterator[str]:
+def _problems_of(config: Config) -> Iterator[str]:
     """What cannot be said by types."""
     yield from _check_place(config)
     yield from _check_names(config)

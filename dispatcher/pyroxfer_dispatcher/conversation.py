@@ -9,7 +9,7 @@ from typing import Any, Final
 import trio
 
 from pyroxfer_core import Connection, error_body
-from pyroxfer_core.errors import CommunicationError, ProtocolError, PyroError, TimeoutError
+from pyroxfer_core.errors import CommunicationError, ProtocolError, PyroError, RefusedError, TimeoutError
 from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType
 
 from .admin import note
@@ -17,6 +17,7 @@ from .forwarding import (
     Announce,
     BackendLost,
     BackendOpened,
+    BackendRefused,
     BlobArrived,
     CannotCarry,
     ClientLost,
@@ -38,6 +39,7 @@ from .forwarding import (
     ReplyEnded,
     ReplyPart,
     ReplyPartArrived,
+    ReplyStream,
     RequestSent,
     UseKeptBackend,
 )
@@ -185,6 +187,8 @@ class Conversation:
     async def _open_new(self, command: OpenBackend) -> Event:
         try:
             return self._opened(await self._pool.open(command.backend, command.version))
+        except RefusedError as error:
+            return BackendRefused(str(error))
         except PyroError as error:
             return BackendLost(str(error))
 
@@ -194,7 +198,7 @@ class Conversation:
 
     def _opened(self, link: Link) -> Event:
         self._link = link
-        return BackendOpened(link.next_seq(), link.object_id)
+        return BackendOpened(link.next_seq(), link.object_id, link.version)
 
     def _forward(self, command: Forward) -> Done:
         connection = self._held.connection
@@ -234,6 +238,12 @@ class Conversation:
             return _client_trouble(error)
         return self._finish_sending(self._client, _client_trouble, None)
 
+    def _reply_stream(self, command: ReplyStream) -> Done:
+        message = command.message
+        message.body = error_body(message.serializer, self._version, "result of call is an iterator")
+        message.flags &= ~Flags.COMPRESSED
+        return self._reply(Reply(message))
+
     def _reply_part(self, command: ReplyPart) -> Done:
         self._client.queue_encoded(command.data)
         return self._finish_sending(self._client, _client_trouble, None)
@@ -262,7 +272,7 @@ class Conversation:
     async def _finish_sending(
         self, connection: Connection, trouble: Callable[[CommunicationError], Event], done: Event | None
     ) -> Event | None:
-        """Send what is queued; a peer that takes nothing for too long is lost. Cut short, nothing more can be sent."""
+        """Send what is queued; a peer that takes nothing for too long is lost. Cut short, it is broken."""
         try:
             with trio.move_on_after(self._stall_s):
                 await connection.flush()
@@ -309,6 +319,7 @@ _CARRY_OUT: Final[dict[type[Command], Callable[[Conversation, Any], Done]]] = {
     KeepBackend: Conversation._keep,
     CloseBackend: Conversation._close_backend,
     Reply: Conversation._reply,
+    ReplyStream: Conversation._reply_stream,
     ReplyPart: Conversation._reply_part,
     Fail: Conversation._fail,
     Announce: Conversation._announce,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pyroxfer_core.errors import CommunicationError, Outcome
@@ -61,15 +61,26 @@ class BlobArrived:
 
 @dataclass(slots=True)
 class BackendOpened:
-    """A connection to the chosen backend is there; the request is to carry ``seq`` and name ``object_id``."""
+    """A connection to the chosen backend is there, in protocol ``version``.
+
+    The request is to carry ``seq`` and to name ``object_id``.
+    """
 
     seq: int
     object_id: str
+    version: int
 
 
 @dataclass(slots=True)
 class BackendLost:
     """The connection to the backend cannot be made, or broke."""
+
+    reason: str
+
+
+@dataclass(slots=True)
+class BackendRefused:
+    """The backend is there, but takes no further connection, or not for this object."""
 
     reason: str
 
@@ -117,6 +128,7 @@ Event = (
     | End
     | BackendOpened
     | BackendLost
+    | BackendRefused
     | RequestSent
     | CannotCarry
     | ReplyArrived
@@ -182,6 +194,17 @@ class Reply:
 
 
 @dataclass(slots=True)
+class ReplyStream:
+    """Announce an item stream of the other protocol to the client.
+
+    The body of such an answer is no result but a fixed error that nobody looks at. Yet clients decode it, and each
+    library knows the classes of its own protocol only: so it is written anew.
+    """
+
+    message: Message
+
+
+@dataclass(slots=True)
 class ReplyPart:
     """Send a piece of the reply's body."""
 
@@ -226,6 +249,7 @@ Command = (
     | KeepBackend
     | CloseBackend
     | Reply
+    | ReplyStream
     | ReplyPart
     | Fail
     | Announce
@@ -282,7 +306,7 @@ class Directory:
         self.object_id = object_id
         self.routes = routes
         self.services = services
-        self._known: dict[Body, Aim] = {}
+        self._known: dict[bytes, Aim] = {}
 
     def find(self, annotation: Body) -> Aim:
         """Where a blob is meant to go. Reading an annotation costs more than the rest of a call, so it is remembered.
@@ -290,6 +314,7 @@ class Directory:
         Raises:
             LookupError, ProtocolError: with a sentence for the caller.
         """
+        annotation = bytes(annotation)
         aim = self._known.get(annotation)
         if aim is None:
             aim = self._aim_of(read_blob_info(annotation))
@@ -338,8 +363,11 @@ class _Call:
     backend: Backend | None = None
     uses_kept: bool = False
     seq: int = 0
+    version: int = 0
+    """Of the connection to the backend."""
     sends: int = 0
-    refused_by: tuple[Backend, ...] = ()
+    passed_over: dict[Backend, str] = field(default_factory=dict)
+    """Backends that could not be had for this call, and why."""
     error: tuple[Outcome, str] | None = None
     """What to say once the body has been drained."""
 
@@ -432,10 +460,10 @@ class Forwarding:
             call.backend = self._kept[1]
             service.group.take(call.backend)
             return [UseKeptBackend()]
-        call.backend = service.group.pick(now, call.refused_by)
+        call.backend = service.group.pick(now, call.passed_over)
         if call.backend is not None:
             return [OpenBackend(call.backend, self._version)]
-        state = service.group.describe(now)
+        state = service.group.describe(now, call.passed_over)
         return self._refuse(Outcome.NOT_SENT, f"no live backend of service {service.name!r}: {state}")
 
     def _opened(self, event: BackendOpened, now: float) -> list[Command]:
@@ -444,6 +472,7 @@ class Forwarding:
         assert call.backend is not None
         came_back = call.service.group.opened(call.backend)
         call.seq = event.seq
+        call.version = event.version
         call.sends += 1
         self.phase = Phase.SENDING
         forward = Forward(self._request_for(call, event), call.body_length)
@@ -494,7 +523,20 @@ class Forwarding:
         reply = event.message
         if reply.type != MessageType.RESULT or reply.seq != call.seq:
             return self._abandon(Outcome.UNKNOWN, "the backend answered something else than the call")
-        if reply.flags & Flags.ITEMSTREAM and STREAM_KEY in reply.annotations and not call.uses_kept:
+        answer = self._reply_for(call.request, reply)
+        if reply.flags & Flags.ITEMSTREAM:
+            return self._stream_began(answer, event)
+        if event.body_length is None:
+            return [self._give_back(), Reply(answer)]
+        self.phase = Phase.REPLYING
+        return [Reply(answer, event.body_length)]
+
+    def _stream_began(self, answer: Message, event: ReplyArrived) -> list[Command]:
+        """From now on the client and the backend belong together."""
+        call = self.call
+        if event.body_length is not None:
+            return self._abandon(Outcome.EXECUTED, "the backend announced an item stream with a result")
+        if STREAM_KEY in answer.annotations and not call.uses_kept:
             if self._kept is not None:
                 text = "this connection holds a stream of another backend; use a second proxy"
                 return self._abandon(Outcome.EXECUTED, text)
@@ -502,11 +544,8 @@ class Forwarding:
             assert call.backend is not None
             self._kept = (call.service, call.backend)
             call.uses_kept = True
-        answer = self._reply_for(call.request, reply)
-        if event.body_length is None:
-            return [self._give_back(), Reply(answer)]
-        self.phase = Phase.REPLYING
-        return [Reply(answer, event.body_length)]
+        foreign = call.version != self._version and answer.serializer in ANSWERABLE
+        return [self._give_back(), ReplyStream(answer) if foreign else Reply(answer)]
 
     @staticmethod
     def _reply_for(request: Message, reply: Message) -> Message:
@@ -531,14 +570,23 @@ class Forwarding:
 
     def _not_opened(self, event: BackendLost, now: float) -> list[Command]:
         """No connection: leave the backend alone for a while and try the next."""
+        service, backend = self._pass_over(event.reason)
+        went_down = service.group.failed(backend, now, event.reason)
+        commands: list[Command] = [Announce(backend, False)] if went_down else []
+        return commands + self._choose(now)
+
+    def _not_taken(self, event: BackendRefused, now: float) -> list[Command]:
+        """Connections it has may go on: only this call looks elsewhere."""
+        self._pass_over(event.reason)
+        return self._choose(now)
+
+    def _pass_over(self, reason: str) -> tuple[Service, Backend]:
+        self._release()
         call = self.call
         assert call.service is not None
         assert call.backend is not None
-        call.service.group.release(call.backend)
-        call.refused_by += (call.backend,)
-        went_down = call.service.group.failed(call.backend, now, event.reason)
-        commands: list[Command] = [Announce(call.backend, False)] if went_down else []
-        return commands + self._choose(now)
+        call.passed_over[call.backend] = reason
+        return call.service, call.backend
 
     def _lost_unsent(self, event: BackendLost, now: float) -> list[Command]:
         """Lost before the request was whole: another backend may have it, if none of the body is gone."""
@@ -632,6 +680,7 @@ _TABLE: Final[dict[tuple[Phase, type], _Handler]] = {
     (Phase.IDLE, CannotCarry): Forwarding._reply_cannot_go,
     (Phase.OPENING, BackendOpened): Forwarding._opened,
     (Phase.OPENING, BackendLost): Forwarding._not_opened,
+    (Phase.OPENING, BackendRefused): Forwarding._not_taken,
     (Phase.SENDING, BodyPart): Forwarding._part,
     (Phase.SENDING, End): Forwarding._sent,
     (Phase.SENDING, RequestSent): Forwarding._sent,

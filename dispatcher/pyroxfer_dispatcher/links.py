@@ -24,12 +24,13 @@ Resolver = Callable[[Uri], Awaitable[Uri]]
 class Link:
     """One connection to a backend after its handshake."""
 
-    __slots__ = ("_seq", "backend", "connection", "object_id")
+    __slots__ = ("_seq", "backend", "connection", "object_id", "version")
 
     def __init__(self, backend: Backend, connection: Connection, object_id: str) -> None:
         self.backend = backend
         self.connection = connection
         self.object_id = object_id
+        self.version = connection.codec.version
         self._seq = 0
 
     def next_seq(self) -> int:
@@ -72,7 +73,7 @@ class LinkPool:
 
     def put(self, link: Link) -> None:
         """Take back a link whose call is over."""
-        idle = self._idle[link.backend, link.connection.codec.version]
+        idle = self._idle[link.backend, link.version]
         if link.connection.broken or len(idle) >= MAX_IDLE:
             link.connection.close()
         else:

@@ -29,7 +29,7 @@ from pyroxfer_core.errors import DaemonError, PyroError
 
 from .admin import note
 from .backends import Backend, BackendGroup
-from .config import Config, ServiceConfig
+from .config import Config, ServiceConfig, check_config
 from .conversation import Conversation
 from .forwarding import Directory, Service
 from .links import COLLECT_BYTES, LinkPool
@@ -52,12 +52,14 @@ class Dispatcher:
 
     At its end clients are cut between calls; calls under way get ``shutdown_grace_s`` of the core's Settings.
 
-    Raises (on entering):
-        CommunicationError: the address cannot be had.
-        NamingError: the name server to register in is not there.
+    Raises:
+        ConfigError: the values do not go together, or open a door without saying so.
+        CommunicationError: on entering: the address cannot be had.
+        NamingError: on entering: the name server to register in is not there.
     """
 
     def __init__(self, config: Config) -> None:
+        check_config(config)
         self.config = config
         self.directory = make_directory(config)
         self._settings = _settings_for(config)
@@ -67,11 +69,12 @@ class Dispatcher:
         self._conversations: set[Conversation] = set()
         self._all_gone: trio.Event | None = None
         self._listener: socket.socket | None = None
+        self._port: int | None = None
         self._nursery_manager: Any = None
         self._background = trio.CancelScope()
 
     def __repr__(self) -> str:
-        place = self.location if self._listener is not None else "not listening"
+        place = self.location if self._port is not None else "not listening"
         return f"<Dispatcher on {place}, {len(self.directory.services)} services>"
 
     @property
@@ -79,13 +82,12 @@ class Dispatcher:
         """``host:port`` as clients must use it.
 
         Raises:
-            DaemonError: not listening.
+            DaemonError: it never listened.
         """
-        if self._listener is None:
+        if self._port is None:
             raise DaemonError("the dispatcher has no address before `async with`")
         host = self.config.location.host or "0.0.0.0"  # noqa: S104  # what an empty host means
-        port = self._listener.getsockname()[1]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
 
     @property
     def uri(self) -> Uri:
@@ -95,6 +97,7 @@ class Dispatcher:
     async def __aenter__(self) -> Dispatcher:
         place = self.config.location
         self._listener = bind_tcp(place.host or "", place.port or 0)
+        self._port = self._listener.getsockname()[1]
         try:
             await self._register()
         except BaseException:
@@ -102,7 +105,7 @@ class Dispatcher:
             raise
         self._nursery_manager = trio.open_nursery()
         nursery = await self._nursery_manager.__aenter__()
-        nursery.start_soon(self._run_background)
+        nursery.start_soon(self._run_background, self._listener)
         note(logging.INFO, "listening", location=self.location, object=self.config.object)
         return self
 
@@ -134,13 +137,12 @@ class Dispatcher:
 
     # -- serving
 
-    async def _run_background(self) -> None:
+    async def _run_background(self, listener: socket.socket) -> None:
         """Accept and look until stopped. Conversations are shielded: `_end_conversations` ends them."""
-        assert self._listener is not None, "bound before"
         with self._background:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._look_after_clients)
-                await serve_connections([self._listener], self._greet, settings=self._settings, collect=COLLECT_BYTES)
+                await serve_connections([listener], self._greet, settings=self._settings, collect=COLLECT_BYTES)
 
     async def _greet(self, client: Connection) -> None:
         """One client, from its first byte to its last. Nothing of this library's own is granted: calls are serial."""

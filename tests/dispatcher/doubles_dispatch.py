@@ -32,6 +32,8 @@ class RawBackend:
         self.seen: list[Message] = []
         self.versions: list[int] = []
         self.connections: set[Connection] = set()
+        self.is_full = False
+        """Refuses connections like a stock server whose threads are all busy."""
         self._running = trio.CancelScope()
 
     @property
@@ -73,8 +75,9 @@ class RawBackend:
 
     async def _greet(self, connection: Connection, hello: Message) -> None:
         assert b"'worker'" in hello.body or b"nobody" in hello.body, "CONNECT is in serpent and names the object"
-        if b"nobody" in hello.body:
-            kind, body, flags = MessageType.CONNECTFAIL, b"'unknown object'", 0
+        if self.is_full or b"nobody" in hello.body:
+            text = b"'no free workers'" if self.is_full else b"'unknown object'"
+            kind, body, flags = MessageType.CONNECTFAIL, text, 0
         else:
             kind, body, flags = MessageType.CONNECTOK, WELCOME, hello.flags & Flags.META_ON_CONNECT
         await connection.send(Message(kind, hello.seq, "serpent", flags, body))
@@ -160,3 +163,12 @@ def config_for(*uris: Any, head: str = "", service: str = "", backend: str = "")
         f'[[services.backends]]\nname = "b{n}"\nuri = "{uri}"\n{backend}\n' for n, uri in enumerate(uris)
     )
     return parse_config(f'listen = "localhost:0"\n{head}\n[[services]]\nname = "orders"\n{service}\n{backends}')
+
+
+async def wait_for(condition: Callable[[], object]) -> None:
+    """Wait until something is true that happens on the other side of a socket; at most 20 s."""
+    for _ in range(2000):
+        if condition():
+            return
+        await trio.sleep(0.01)
+    raise AssertionError("it did not happen")

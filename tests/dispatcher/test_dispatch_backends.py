@@ -120,4 +120,12 @@ def test_the_state_is_told_in_words(change: dict[str, object], text: str) -> Non
     group = make_group(1)
     for name, value in change.items():
         setattr(group.backends[0], name, value)
-    assert group.describe(0.0) == text
+    assert group.describe(0.0, {}) == text
+
+
+def test_a_refusal_is_told_unless_there_is_more_to_say() -> None:
+    group = make_group(2)
+    first, second = group.backends
+    group.failed(second, 0.0, "reset")
+    told = group.describe(1.0, {first: "no free workers", second: "busy"})
+    assert told == "b0 refused (no free workers); b1 is down (reset)"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 from click.testing import CliRunner, Result
-from doubles_dispatch import POISON, ask, blob, echo, raw_backend, raw_client
+from doubles_dispatch import POISON, ask, blob, echo, raw_backend, raw_client, wait_for
 
 from pyroxfer_core import Connection
 from pyroxfer_core.wire import Message
@@ -92,8 +92,7 @@ async def test_a_second_signal_does_not_wait(write: Write, start: Start) -> None
         process, location = start(write(config_text(backend.uri)))
         async with raw_client(location) as client:
             await client.send(blob())
-            while not backend.seen:
-                await trio.sleep(0.01)
+            await wait_for(lambda: backend.seen)
             process.send_signal(signal.SIGTERM)
             await trio.sleep(0.3)
             process.send_signal(signal.SIGTERM)
@@ -141,9 +140,13 @@ def test_an_unreadable_file_is_four(tmp_path: Path) -> None:
 def test_a_taken_address_is_five(write: Write) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         path = write(config_text("PYRO:x@localhost:1", listen=f"127.0.0.1:{taken.getsockname()[1]}"))
-        done = subprocess.run([*COMMAND, "run", "-c", str(path)], capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(
+            [*COMMAND, "run", "-c", str(path)], capture_output=True, text=True, timeout=20, check=False
+        )
     assert done.returncode == 5
-    assert re.fullmatch(r"pyroxfer-dispatcher: cannot listen on 127\.0\.0\.1:\d+: Address already in use\n", done.stderr)
+    assert re.fullmatch(
+        r"pyroxfer-dispatcher: cannot listen on 127\.0\.0\.1:\d+: Address already in use\n", done.stderr
+    )
 
 
 def test_an_open_door_needs_a_loud_word(write: Write) -> None:

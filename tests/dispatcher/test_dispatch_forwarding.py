@@ -16,6 +16,7 @@ from pyroxfer_dispatcher.forwarding import (
     Announce,
     BackendLost,
     BackendOpened,
+    BackendRefused,
     BlobArrived,
     CannotCarry,
     ClientLost,
@@ -37,6 +38,7 @@ from pyroxfer_dispatcher.forwarding import (
     ReplyEnded,
     ReplyPart,
     ReplyPartArrived,
+    ReplyStream,
     RequestSent,
     Service,
     UseKeptBackend,
@@ -113,7 +115,7 @@ def called(stage: Stage, asked: Message, backend: Backend, *, link_seq: int = 1)
     """The scenes up to a request that was sent whole."""
     return [
         (BlobArrived(asked), [OpenBackend(backend, 502)]),
-        (BackendOpened(link_seq, "obj"), [Forward(forwarded(asked, link_seq, "obj"))]),
+        (BackendOpened(link_seq, "obj", 502), [Forward(forwarded(asked, link_seq, "obj"))]),
         (RequestSent(), []),
     ]
 
@@ -135,7 +137,7 @@ def test_bodies_are_handed_on_as_the_same_objects(stage: Stage) -> None:
     """A collected body is neither read nor copied, on the way there and back."""
     body, result = bytearray(POISON), bytearray(POISON)
     stage.forwarding.handle(BlobArrived(request(body=body)), 0)
-    [forward] = stage.forwarding.handle(BackendOpened(1, "obj"), 0)
+    [forward] = stage.forwarding.handle(BackendOpened(1, "obj", 502), 0)
     assert isinstance(forward, Forward)
     assert forward.message.body is body
     stage.forwarding.handle(RequestSent(), 0)
@@ -166,7 +168,7 @@ def test_hop_by_hop_annotations_stay_on_their_hop(stage: Stage) -> None:
     stage.perform(
         [
             (BlobArrived(asked), [OpenBackend(stage.a, 502)]),
-            (BackendOpened(1, "obj"), [Forward(forwarded(bare, 1, "obj"))]),
+            (BackendOpened(1, "obj", 502), [Forward(forwarded(bare, 1, "obj"))]),
             (RequestSent(), []),
             (ReplyArrived(reply(1, annotations=HOP)), [ReleaseBackend(), Reply(reply(7))]),
         ]
@@ -190,7 +192,7 @@ def test_a_service_may_name_the_method(stage: Stage) -> None:
     """Only object and method of the target are rewritten; the info is the sender's."""
     asked = request(("mail", 5))
     stage.forwarding.handle(BlobArrived(asked), 0)
-    [forward] = stage.forwarding.handle(BackendOpened(1, "postman"), 0)
+    [forward] = stage.forwarding.handle(BackendOpened(1, "postman", 502), 0)
     assert isinstance(forward, Forward)
     target = read_blob_info(forward.message.annotations["BLBI"])
     assert (target.info, target.object_id, target.method) == (("mail", 5), "postman", "deliver")
@@ -266,7 +268,7 @@ def test_a_backend_that_cannot_be_reached_is_passed_over(stage: Stage) -> None:
         [
             (BlobArrived(asked), [OpenBackend(stage.a, 502)]),
             (BackendLost("connection refused"), [Announce(stage.a, False), OpenBackend(stage.b, 502)]),
-            (BackendOpened(1, "obj"), [Forward(forwarded(asked, 1, "obj"))]),
+            (BackendOpened(1, "obj", 502), [Forward(forwarded(asked, 1, "obj"))]),
         ]
     )
     assert stage.in_flight == [0, 1, 0]
@@ -292,9 +294,24 @@ def test_no_live_backend_is_said_at_once(stage: Stage) -> None:
     stage.perform(
         [
             (BlobArrived(asked), [OpenBackend(stage.a, 502)]),
-            (BackendOpened(1, "obj"), [Announce(stage.a, True), Forward(forwarded(asked, 1, "obj"))]),
+            (BackendOpened(1, "obj", 502), [Announce(stage.a, True), Forward(forwarded(asked, 1, "obj"))]),
         ]
     )
+
+
+def test_a_backend_that_takes_no_connection_is_passed_over_by_this_call_only(stage: Stage) -> None:
+    """It may be full, and the connections it has go on: it is not down."""
+    asked = request()
+    text = "no live backend of service 'orders': a refused (no free workers); b is down (reset), next try in 0.2 s"
+    stage.perform(
+        [
+            (BlobArrived(asked), [OpenBackend(stage.a, 502)]),
+            (BackendRefused("no free workers"), [OpenBackend(stage.b, 502)]),
+            (BackendLost("reset"), [Announce(stage.b, False), Fail(asked, Outcome.NOT_SENT, text)]),
+            (BlobArrived(asked), [OpenBackend(stage.a, 502)]),
+        ]
+    )
+    assert stage.in_flight == [1, 0, 0]
 
 
 def test_lost_before_the_request_left_whole_goes_to_another(stage: Stage) -> None:
@@ -302,9 +319,9 @@ def test_lost_before_the_request_left_whole_goes_to_another(stage: Stage) -> Non
     stage.perform(
         [
             (BlobArrived(asked), [OpenBackend(stage.a, 502)]),
-            (BackendOpened(1, "obj"), [Forward(forwarded(asked, 1, "obj"))]),
+            (BackendOpened(1, "obj", 502), [Forward(forwarded(asked, 1, "obj"))]),
             (BackendLost("reset"), [CloseBackend(), OpenBackend(stage.b, 502)]),
-            (BackendOpened(4, "obj"), [Forward(forwarded(asked, 4, "obj"))]),
+            (BackendOpened(4, "obj", 502), [Forward(forwarded(asked, 4, "obj"))]),
             (RequestSent(), []),
             (ReplyArrived(reply(4)), [ReleaseBackend(), Reply(reply(7))]),
         ]
@@ -315,7 +332,7 @@ def test_lost_before_the_request_left_whole_goes_to_another(stage: Stage) -> Non
 def test_a_request_is_begun_three_times_at_most(stage: Stage) -> None:
     asked = request()
     text = "backend lost while sending: reset"
-    scene: Play = [(BackendOpened(1, "obj"), [Forward(forwarded(asked, 1, "obj"))])]
+    scene: Play = [(BackendOpened(1, "obj", 502), [Forward(forwarded(asked, 1, "obj"))])]
     stage.perform(
         [
             (BlobArrived(asked), [OpenBackend(stage.a, 502)]),
@@ -374,7 +391,7 @@ def test_a_large_request_passes_in_pieces(stage: Stage) -> None:
     stage.perform(
         [
             (BlobArrived(asked, 5), [OpenBackend(stage.a, 502)]),
-            (BackendOpened(1, "obj"), [Forward(forwarded(asked, 1, "obj"), 5)]),
+            (BackendOpened(1, "obj", 502), [Forward(forwarded(asked, 1, "obj"), 5)]),
             (BodyPart(b"abc"), [ForwardPart(b"abc")]),
             (BodyPart(b"de"), [ForwardPart(b"de")]),
             (End(), []),
@@ -414,7 +431,7 @@ def test_a_backend_lost_within_a_large_request_is_not_replaced(stage: Stage) -> 
     stage.perform(
         [
             (BlobArrived(asked, 9), [OpenBackend(stage.a, 502)]),
-            (BackendOpened(1, "obj"), [Forward(forwarded(asked, 1, "obj"), 9)]),
+            (BackendOpened(1, "obj", 502), [Forward(forwarded(asked, 1, "obj"), 9)]),
             (BodyPart(b"abc"), [ForwardPart(b"abc")]),
             (BackendLost("reset"), [CloseBackend()]),
             (BodyPart(b"defghi"), []),
@@ -444,7 +461,7 @@ def test_a_request_that_does_not_fit_the_backends_protocol_is_refused(stage: Sta
     stage.perform(
         [
             (BlobArrived(asked), [OpenBackend(stage.a, 502)]),
-            (BackendOpened(1, "obj"), [Forward(forwarded(asked, 1, "obj"))]),
+            (BackendOpened(1, "obj", 502), [Forward(forwarded(asked, 1, "obj"))]),
             (
                 CannotCarry("annotations too large"),
                 [ReleaseBackend(), Fail(asked, Outcome.NOT_SENT, "annotations too large")],
@@ -494,15 +511,38 @@ def test_items_are_fetched_from_the_backend_that_made_the_stream(stage: Stage) -
         [
             *begin_stream(stage),
             (BlobArrived(item(2)), [UseKeptBackend()]),
-            (BackendOpened(2, "obj"), [Forward(forwarded(item(2), 2, "obj"))]),
+            (BackendOpened(2, "obj", 502), [Forward(forwarded(item(2), 2, "obj"))]),
             (RequestSent(), []),
             (ReplyArrived(reply(2)), [KeepBackend(), Reply(reply(2))]),
             (BlobArrived(item(3, Flags.ONEWAY)), [UseKeptBackend()]),
-            (BackendOpened(3, "obj"), [Forward(forwarded(item(3, Flags.ONEWAY), 3, "obj"))]),
+            (BackendOpened(3, "obj", 502), [Forward(forwarded(item(3, Flags.ONEWAY), 3, "obj"))]),
             (RequestSent(), [KeepBackend()]),
         ]
     )
     assert stage.in_flight == [0, 0, 0]
+
+
+@pytest.mark.parametrize("version", [48, 502])
+def test_a_stream_of_the_other_protocol_is_announced_in_the_clients_own(stage: Stage, version: int) -> None:
+    """Clients decode the placeholder, and know the classes of one protocol only; results are never rewritten."""
+    play = called(stage, request(seq=1), stage.a)
+    opened = play[1][0]
+    assert isinstance(opened, BackendOpened)
+    opened.version = version
+    answer = stream_reply(1, b"id")
+    announced = Reply(answer) if version == 502 else ReplyStream(answer)
+    stage.perform([*play, (ReplyArrived(stream_reply(1, b"id")), [KeepBackend(), announced])])
+
+
+def test_a_large_announcement_of_a_stream_is_no_announcement(stage: Stage) -> None:
+    asked = request()
+    text = "the backend announced an item stream with a result"
+    stage.perform(
+        [
+            *called(stage, asked, stage.a),
+            (ReplyArrived(stream_reply(1, b"id"), 9), [CloseBackend(), Fail(asked, Outcome.EXECUTED, text)]),
+        ]
+    )
 
 
 def test_further_blobs_of_the_service_stay_with_the_stream(stage: Stage) -> None:
@@ -512,7 +552,7 @@ def test_further_blobs_of_the_service_stay_with_the_stream(stage: Stage) -> None
         [
             *begin_stream(stage),
             (BlobArrived(asked), [UseKeptBackend()]),
-            (BackendOpened(2, "obj"), [Forward(forwarded(asked, 2, "obj"))]),
+            (BackendOpened(2, "obj", 502), [Forward(forwarded(asked, 2, "obj"))]),
             (RequestSent(), []),
             (
                 ReplyArrived(stream_reply(2, b"id2")),
@@ -530,7 +570,7 @@ def test_a_stream_of_a_second_service_is_refused(stage: Stage) -> None:
         [
             *begin_stream(stage),
             (BlobArrived(asked), [OpenBackend(stage.c, 502)]),
-            (BackendOpened(1, "obj"), [Forward(forwarded(asked, 1, "obj", info="mail", method="deliver"))]),
+            (BackendOpened(1, "obj", 502), [Forward(forwarded(asked, 1, "obj", info="mail", method="deliver"))]),
             (RequestSent(), []),
             (
                 ReplyArrived(stream_reply(1, b"x")),
@@ -548,7 +588,7 @@ def test_losing_the_backend_of_a_stream_ends_the_conversation(stage: Stage) -> N
         [
             *begin_stream(stage),
             (BlobArrived(asked), [UseKeptBackend()]),
-            (BackendOpened(2, "obj"), [Forward(forwarded(asked, 2, "obj"))]),
+            (BackendOpened(2, "obj", 502), [Forward(forwarded(asked, 2, "obj"))]),
             (RequestSent(), []),
             (
                 BackendLost("reset"),
@@ -571,15 +611,19 @@ UNTIL: list[tuple[str, Play, list[Command]]] = [
     ("opening", [(BlobArrived(ASKED), [])], []),
     (
         "sending",
-        [(BlobArrived(ASKED, 9), []), (BackendOpened(1, "obj"), []), (BodyPart(b"abc"), [])],
+        [(BlobArrived(ASKED, 9), []), (BackendOpened(1, "obj", 502), []), (BodyPart(b"abc"), [])],
         [CloseBackend()],
     ),
-    ("waiting", [(BlobArrived(ASKED), []), (BackendOpened(1, "obj"), []), (RequestSent(), [])], [CloseBackend()]),
+    (
+        "waiting",
+        [(BlobArrived(ASKED), []), (BackendOpened(1, "obj", 502), []), (RequestSent(), [])],
+        [CloseBackend()],
+    ),
     (
         "replying",
         [
             (BlobArrived(ASKED), []),
-            (BackendOpened(1, "obj"), []),
+            (BackendOpened(1, "obj", 502), []),
             (RequestSent(), []),
             (ReplyArrived(reply(1), 9), []),
         ],
@@ -627,7 +671,7 @@ def _possible(forwarding: Forwarding, asked: Message) -> list[Event]:
     lost: list[Event] = [BackendLost("x"), ClientLost()]
     cases: dict[Phase, list[Event]] = {
         Phase.IDLE: [BlobArrived(asked), BlobArrived(asked, 5), BlobArrived(item(9)), ClientLost()],
-        Phase.OPENING: [BackendOpened(1, "obj"), *lost],
+        Phase.OPENING: [BackendOpened(1, "obj", 502), BackendRefused("x"), *lost],
         Phase.SENDING: [CannotCarry("x"), *([RequestSent()] if length is None else [BodyPart(b"x"), End()]), *lost],
         Phase.WAITING: [
             ReplyArrived(reply(1)),

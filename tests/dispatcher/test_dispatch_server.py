@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -21,12 +23,14 @@ from doubles_dispatch import (
     echo,
     raw_backend,
     raw_client,
+    wait_for,
 )
 
-from pyroxfer_core import Connection, Daemon, Proxy, SerializedBlob, Settings, expose, introduce, open_connection
-from pyroxfer_core.errors import CommunicationError, PyroError
+from pyroxfer_core import Connection, Daemon, Proxy, SerializedBlob, Settings, Uri, expose, introduce, open_connection
+from pyroxfer_core.errors import CommunicationError, NamingError, PyroError
 from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType, codec_for, read_blob_info
 from pyroxfer_dispatcher import Dispatcher, conversation, forwarding
+from pyroxfer_dispatcher.config import ConfigError
 
 MIB = 1024 * 1024
 
@@ -51,6 +55,28 @@ class Worker:
     async def stream(self, blob: SerializedBlob) -> AsyncIterator[list[Any]]:
         for number in range(3):
             yield [self.name, number]
+
+
+@expose
+class FakeNameServer:
+    """As much of a name server as a dispatcher uses."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, str] = {}
+        self.tags: dict[str, list[str]] = {}
+
+    async def ping(self) -> None:
+        pass
+
+    async def lookup(self, name: str) -> Uri:
+        return Uri(self.entries[name])
+
+    async def register(self, name: str, uri: str, safe: bool, metadata: list[str]) -> None:
+        self.entries[name] = uri
+        self.tags[name] = list(metadata)
+
+    async def remove(self, name: str) -> int:
+        return self.entries.pop(name) is not None
 
 
 def text_of(answer: Message) -> str:
@@ -100,11 +126,13 @@ async def test_bodies_pass_byte_for_byte(
     client_version: int, backend_version: int, serializer: str, flags: int
 ) -> None:
     """A body nobody can decode reaches the backend and comes back, also across protocols, its serializer by name."""
-    async with raw_backend(echo, speaks=(backend_version,)) as backend:
-        async with Dispatcher(config_for(backend.uri)) as dispatcher:
-            async with raw_client(dispatcher.location, client_version) as client:
-                request = blob(7, serializer=serializer, flags=flags, XTRA=b"value")
-                answer = await ask(client, request)
+    async with (
+        raw_backend(echo, speaks=(backend_version,)) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location, client_version) as client,
+    ):
+        request = blob(7, serializer=serializer, flags=flags, XTRA=b"value")
+        answer = await ask(client, request)
     [seen] = backend.seen
     assert backend.versions == [backend_version]
     assert (seen.body, seen.serializer, seen.flags) == (POISON, serializer, request.flags)
@@ -118,9 +146,12 @@ async def test_bodies_pass_byte_for_byte(
 
 async def test_pickle_passes_where_both_ends_have_it() -> None:
     """The dispatcher reads no body, so what the ends agree on is theirs; protocol 502 has no number for it."""
-    async with raw_backend(echo, speaks=(48,)) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with raw_client(dispatcher.location, 48) as client:
-            assert (await ask(client, blob(serializer="pickle"))).body == POISON
+    async with (
+        raw_backend(echo, speaks=(48,)) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location, 48) as client,
+    ):
+        assert (await ask(client, blob(serializer="pickle"))).body == POISON
 
 
 async def test_a_client_keeps_its_protocol_where_the_backend_speaks_it() -> None:
@@ -149,11 +180,14 @@ async def test_one_way_calls_leave_and_no_answer_comes() -> None:
         else:
             await echo(connection, request)
 
-    async with raw_backend(note) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with raw_client(dispatcher.location) as client:
-            await client.send(blob(1, flags=Flags.ONEWAY))
-            await arrived.wait()
-            assert (await ask(client, blob(2))).seq == 2
+    async with (
+        raw_backend(note) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        await client.send(blob(1, flags=Flags.ONEWAY))
+        await arrived.wait()
+        assert (await ask(client, blob(2))).seq == 2
 
 
 async def test_links_are_used_again() -> None:
@@ -166,21 +200,24 @@ async def test_links_are_used_again() -> None:
 
 
 async def test_sixteen_clients_at_once_get_their_own_answers() -> None:
-    async with raw_backend(echo) as one, raw_backend(echo) as two:
-        async with Dispatcher(config_for(one.uri, two.uri)) as dispatcher:
+    async with (
+        raw_backend(echo) as one,
+        raw_backend(echo) as two,
+        Dispatcher(config_for(one.uri, two.uri)) as dispatcher,
+    ):
 
-            async def work(number: int) -> None:
-                async with raw_client(dispatcher.location, 48 if number % 2 else 502) as client:
-                    for seq in range(20):
-                        body = f"{number}/{seq}".encode()
-                        answer = await ask(client, blob(seq, body))
-                        assert (answer.seq, answer.body) == (seq, body)
+        async def work(number: int) -> None:
+            async with raw_client(dispatcher.location, 48 if number % 2 else 502) as client:
+                for seq in range(20):
+                    body = f"{number}/{seq}".encode()
+                    answer = await ask(client, blob(seq, body))
+                    assert (answer.seq, answer.body) == (seq, body)
 
-            async with trio.open_nursery() as nursery:
-                for number in range(16):
-                    nursery.start_soon(work, number)
-            group = dispatcher.directory.services["orders"].group
-            assert [backend.in_flight for backend in group.backends] == [0, 0]
+        async with trio.open_nursery() as nursery:
+            for number in range(16):
+                nursery.start_soon(work, number)
+        group = dispatcher.directory.services["orders"].group
+        assert [backend.in_flight for backend in group.backends] == [0, 0]
     assert len(one.seen) + len(two.seen) == 320
     assert abs(len(one.seen) - len(two.seen)) <= 1
 
@@ -198,10 +235,13 @@ async def test_ping_is_answered() -> None:
 
 async def test_large_bodies_pass_in_pieces_both_ways() -> None:
     body = bytes(range(256)) * 20_000
-    async with raw_backend(echo) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with raw_client(dispatcher.location) as client:
-            assert (await ask(client, blob(1, body))).body == body
-            assert (await ask(client, blob(2, b"small"))).body == b"small"
+    async with (
+        raw_backend(echo) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        assert (await ask(client, blob(1, body))).body == body
+        assert (await ask(client, blob(2, b"small"))).body == b"small"
     assert backend.seen[0].body == body
 
 
@@ -233,11 +273,14 @@ async def test_a_reply_in_pieces_begins_before_its_end() -> None:
 
 
 async def test_a_refused_large_request_is_answered_after_its_end() -> None:
-    async with raw_backend(echo) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with raw_client(dispatcher.location) as client:
-            answer = await ask(client, blob(1, bytes(3 * MIB), topic="nowhere"))
-            assert "NotSent: no route for topic 'nowhere'" in text_of(answer)
-            assert (await ask(client, blob(2))).body == POISON
+    async with (
+        raw_backend(echo) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        answer = await ask(client, blob(1, bytes(3 * MIB), topic="nowhere"))
+        assert "NotSent: no route for topic 'nowhere'" in text_of(answer)
+        assert (await ask(client, blob(2))).body == POISON
 
 
 # -- backends that fail
@@ -257,26 +300,32 @@ async def test_no_backend_is_an_error_at_once() -> None:
 
 
 async def test_a_backend_killed_between_calls_is_passed_over() -> None:
-    async with raw_backend(echo) as one, raw_backend(echo) as two:
-        async with Dispatcher(config_for(one.uri, two.uri)) as dispatcher:
-            async with raw_client(dispatcher.location) as client:
-                for seq in (1, 2):
-                    await ask(client, blob(seq))
-                one.die()
-                await trio.testing.wait_all_tasks_blocked(0.01)
-                for seq in range(3, 9):
-                    assert (await ask(client, blob(seq))).body == POISON
+    async with (
+        raw_backend(echo) as one,
+        raw_backend(echo) as two,
+        Dispatcher(config_for(one.uri, two.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        for seq in (1, 2):
+            await ask(client, blob(seq))
+        one.die()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        for seq in range(3, 9):
+            assert (await ask(client, blob(seq))).body == POISON
     assert (len(one.seen), len(two.seen)) == (1, 7)
 
 
 async def test_a_backend_that_dropped_its_idle_links_gets_a_new_one() -> None:
     """Restarted, or timed out: no call is lost to a stale link."""
-    async with raw_backend(echo) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with raw_client(dispatcher.location) as client:
-            for seq in range(3):
-                assert (await ask(client, blob(seq))).body == POISON
-                backend.drop_all()
-                await trio.testing.wait_all_tasks_blocked(0.01)
+    async with (
+        raw_backend(echo) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        for seq in range(3):
+            assert (await ask(client, blob(seq))).body == POISON
+            backend.drop_all()
+            await trio.testing.wait_all_tasks_blocked(0.01)
 
 
 async def test_a_backend_killed_during_a_call_is_unknown_at_once() -> None:
@@ -285,13 +334,16 @@ async def test_a_backend_killed_during_a_call_is_unknown_at_once() -> None:
     async def die(connection: Connection, request: Message) -> None:
         connection.close()
 
-    async with raw_backend(die) as one, raw_backend(die) as two:
-        async with Dispatcher(config_for(one.uri, two.uri)) as dispatcher:
-            async with raw_client(dispatcher.location) as client:
-                text = text_of(await ask(client, blob(1)))
-                assert "Unknown: backend lost before it answered" in text
-                assert len(one.seen) + len(two.seen) == 1
-                assert "Unknown" in text_of(await ask(client, blob(2)))
+    async with (
+        raw_backend(die) as one,
+        raw_backend(die) as two,
+        Dispatcher(config_for(one.uri, two.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        text = text_of(await ask(client, blob(1)))
+        assert "Unknown: backend lost before it answered" in text
+        assert len(one.seen) + len(two.seen) == 1
+        assert "Unknown" in text_of(await ask(client, blob(2)))
 
 
 async def test_a_backend_that_refuses_the_handshake_is_told_with_its_reason() -> None:
@@ -299,6 +351,32 @@ async def test_a_backend_that_refuses_the_handshake_is_told_with_its_reason() ->
         uri = backend.uri.replace("worker", "nobody")
         async with Dispatcher(config_for(uri)) as dispatcher, raw_client(dispatcher.location) as client:
             assert "unknown object" in text_of(await ask(client, blob()))
+
+
+async def test_a_refusal_leaves_the_backends_other_connections_alone() -> None:
+    """Stock servers refuse connections when their threads are all busy; those they have go on."""
+    release = trio.Event()
+
+    async def hold(connection: Connection, request: Message) -> None:
+        if request.seq == 1:
+            await release.wait()
+        await echo(connection, request)
+
+    async with (
+        raw_backend(hold) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as first,
+        raw_client(dispatcher.location) as second,
+    ):
+        await first.send(blob(1))
+        await wait_for(lambda: backend.seen)
+        backend.is_full = True
+        text = text_of(await ask(second, blob(1)))
+        assert "NotSent: no live backend of service 'orders': b0 refused (" in text
+        assert "no free workers" in text
+        release.set()
+        assert isinstance(await first.receive(), Message)
+        assert (await ask(second, blob(2))).body == POISON
 
 
 async def test_a_backend_that_never_greets_is_given_up() -> None:
@@ -314,9 +392,12 @@ async def test_a_backend_that_answers_another_number_is_not_believed() -> None:
         request.seq += 5
         await echo(connection, request)
 
-    async with raw_backend(wrong) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with raw_client(dispatcher.location) as client:
-            assert "Unknown: the backend answered something else" in text_of(await ask(client, blob()))
+    async with (
+        raw_backend(wrong) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        assert "Unknown: the backend answered something else" in text_of(await ask(client, blob()))
 
 
 @pytest.mark.parametrize("rubbish", [b"HTTP/1.1 200 OK\r\n\r\n" * 4, b"PYRO", bytes(64)])
@@ -325,9 +406,12 @@ async def test_a_backend_that_answers_rubbish_is_unknown(rubbish: bytes) -> None
         await connection.send_encoded(rubbish)
         connection.close()
 
-    async with raw_backend(babble) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with raw_client(dispatcher.location) as client:
-            assert "Unknown: backend lost before it answered" in text_of(await ask(client, blob()))
+    async with (
+        raw_backend(babble) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        assert "Unknown: backend lost before it answered" in text_of(await ask(client, blob()))
 
 
 async def test_half_a_reply_ends_the_clients_connection() -> None:
@@ -336,10 +420,13 @@ async def test_half_a_reply_ends_the_clients_connection() -> None:
         await connection.send_encoded(head, bytes(2 * MIB))
         connection.close()
 
-    async with raw_backend(half) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with raw_client(dispatcher.location) as client:
-            with pytest.raises(PyroError):
-                await ask(client, blob())
+    async with (
+        raw_backend(half) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        with pytest.raises(PyroError):
+            await ask(client, blob())
 
 
 async def test_losing_the_backend_of_a_stream_ends_the_connection_after_the_error() -> None:
@@ -349,12 +436,15 @@ async def test_losing_the_backend_of_a_stream_ends_the_connection_after_the_erro
         else:
             connection.close()
 
-    async with raw_backend(stream_then_die) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with raw_client(dispatcher.location) as client:
-            assert (await ask(client, blob(1))).annotations["STRM"] == b"id"
-            item = Message(MessageType.INVOKE, 2, "serpent", 0, POISON)
-            assert "Unknown" in text_of(await ask(client, item))
-            assert await client.receive() is None
+    async with (
+        raw_backend(stream_then_die) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        assert (await ask(client, blob(1))).annotations["STRM"] == b"id"
+        item = Message(MessageType.INVOKE, 2, "serpent", 0, POISON)
+        assert "Unknown" in text_of(await ask(client, item))
+        assert await client.receive() is None
 
 
 async def test_a_full_backend_refuses_at_once() -> None:
@@ -366,28 +456,110 @@ async def test_a_full_backend_refuses_at_once() -> None:
 
     async with raw_backend(slow) as backend:
         config = config_for(backend.uri, backend="max_in_flight = 1")
-        async with Dispatcher(config) as dispatcher:
-            async with raw_client(dispatcher.location) as first, raw_client(dispatcher.location) as second:
-                await first.send(blob(1))
-                while not backend.seen:
-                    await trio.sleep(0.01)
-                assert "b0 runs 1 calls, its limit" in text_of(await ask(second, blob(1)))
-                release.set()
-                answer = await first.receive()
-                assert isinstance(answer, Message)
-                assert (await ask(second, blob(2))).body == POISON
+        async with (
+            Dispatcher(config) as dispatcher,
+            raw_client(dispatcher.location) as first,
+            raw_client(dispatcher.location) as second,
+        ):
+            await first.send(blob(1))
+            await wait_for(lambda: backend.seen)
+            assert "b0 runs 1 calls, its limit" in text_of(await ask(second, blob(1)))
+            release.set()
+            answer = await first.receive()
+            assert isinstance(answer, Message)
+            assert (await ask(second, blob(2))).body == POISON
+
+
+async def test_an_answer_cut_anywhere_is_unknown() -> None:
+    """At every byte, and the next call is right."""
+    cut = 0
+
+    async def partly(connection: Connection, request: Message) -> None:
+        encoded = connection.codec.encode(answer_to(request, b"result"))
+        if cut < len(encoded):
+            await connection.send_encoded(encoded[:cut])
+            connection.close()
+        else:
+            await connection.send_encoded(encoded)
+
+    async with (
+        raw_backend(partly) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        length = len(codec_for(502).encode(answer_to(blob(), b"result")))
+        for cut in range(length):
+            assert "Unknown: backend lost before it answered" in text_of(await ask(client, blob(cut)))
+        cut = length
+        assert (await ask(client, blob(length))).body == b"result"
+
+
+async def test_a_request_cut_anywhere_never_runs() -> None:
+    async with raw_backend(echo) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
+        encoded = codec_for(502).encode(blob(1, b"body"))
+        for cut in range(len(encoded)):
+            async with raw_client(dispatcher.location) as client:
+                await client.send_encoded(encoded[:cut])
+        async with raw_client(dispatcher.location) as client:
+            assert (await ask(client, blob(2))).body == POISON
+    assert len(backend.seen) == 1
+
+
+async def test_every_call_is_accounted_for_while_backends_die() -> None:
+    """Backends that count what they run and break off by chance: NotSent never ran, an answer ran once, Unknown at
+    most once; and no call runs twice."""
+    chance = random.Random(4)
+    ran: Counter[bytes] = Counter()
+    deaths: Counter[str] = Counter()
+
+    async def unreliable(connection: Connection, request: Message) -> None:
+        fate = chance.choice(["answer", "answer", "die before", "die after", "drop later"])
+        deaths[fate] += 1
+        if fate == "die before":
+            connection.close()
+            return
+        ran[bytes(request.body)] += 1
+        if fate == "die after":
+            connection.close()
+            return
+        await echo(connection, request)
+        if fate == "drop later":
+            connection.close()
+
+    async with raw_backend(unreliable) as one, raw_backend(unreliable) as two:
+        outcomes: dict[bytes, str] = {}
+        async with Dispatcher(config_for(one.uri, two.uri)) as dispatcher:
+
+            async def call(number: int) -> None:
+                async with raw_client(dispatcher.location, 48 if number % 2 else 502) as client:
+                    for seq in range(40):
+                        body = f"{number}/{seq}".encode()
+                        answer = await ask(client, blob(seq, body))
+                        found = re.search(rb"(NotSent|Unknown): ", bytes(answer.body))
+                        outcomes[body] = found[1].decode() if found else "Executed"
+
+            async with trio.open_nursery() as nursery:
+                for number in range(8):
+                    nursery.start_soon(call, number)
+    assert min(deaths.values()) > 20, "every fate was met"
+    assert len(outcomes) == 320
+    for body, outcome in outcomes.items():
+        assert ran[body] in {"NotSent": (0,), "Executed": (1,), "Unknown": (0, 1)}[outcome]
 
 
 # -- protocols that differ
 
 
 async def test_annotations_that_do_not_fit_protocol_48_are_refused() -> None:
-    async with raw_backend(echo, speaks=(48,)) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with raw_client(dispatcher.location) as client:
-            answer = await ask(client, blob(1, XTRA=bytes(70_000)))
-            assert "NotSent: " in text_of(answer)
-            assert not backend.seen
-            assert (await ask(client, blob(2))).body == POISON
+    async with (
+        raw_backend(echo, speaks=(48,)) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        answer = await ask(client, blob(1, XTRA=bytes(70_000)))
+        assert "NotSent: " in text_of(answer)
+        assert not backend.seen
+        assert (await ask(client, blob(2))).body == POISON
 
 
 @pytest.mark.parametrize("size", [10, 2 * MIB])
@@ -395,10 +567,13 @@ async def test_a_reply_that_does_not_fit_protocol_48_was_executed(size: int) -> 
     async def annotate(connection: Connection, request: Message) -> None:
         await connection.send(answer_to(request, bytes(size), XTRA=bytes(70_000)))
 
-    async with raw_backend(annotate, speaks=(502,)) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with raw_client(dispatcher.location, 48) as client:
-            for seq in (1, 2):
-                assert "Executed: " in text_of(await ask(client, blob(seq)))
+    async with (
+        raw_backend(annotate, speaks=(502,)) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location, 48) as client,
+    ):
+        for seq in (1, 2):
+            assert "Executed: " in text_of(await ask(client, blob(seq)))
 
 
 async def test_a_serializer_the_other_protocol_lacks_ends_the_connection() -> None:
@@ -451,11 +626,15 @@ async def test_rubbish_is_turned_away_and_others_are_served(rubbish: bytes) -> N
 
 
 async def test_rubbish_after_the_handshake_ends_that_client_only() -> None:
-    async with raw_backend(echo) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with raw_client(dispatcher.location) as bad, raw_client(dispatcher.location) as good:
-            await bad.send_encoded(bytes(100))
-            assert await end_of(bad)
-            assert (await ask(good, blob())).body == POISON
+    async with (
+        raw_backend(echo) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as bad,
+        raw_client(dispatcher.location) as good,
+    ):
+        await bad.send_encoded(bytes(100))
+        assert await end_of(bad)
+        assert (await ask(good, blob())).body == POISON
 
 
 async def end_of(connection: Connection) -> bool:
@@ -467,21 +646,20 @@ async def end_of(connection: Connection) -> bool:
 
 
 async def test_a_client_silent_within_a_small_message_takes_no_backend() -> None:
-    async with raw_backend(echo) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with raw_client(dispatcher.location) as slow, raw_client(dispatcher.location) as client:
-            encoded = codec_for(502).encode(blob())
-            await slow.send_encoded(encoded[:-1])
-            assert (await ask(client, blob())).body == POISON
-            assert len(backend.seen) == 1
-            await slow.send_encoded(encoded[-1:])
-            answer = await slow.receive()
-            assert isinstance(answer, Message)
-            assert answer.body == POISON
-
-
-async def wait_for(condition: Any) -> None:
-    while not condition():
-        await trio.sleep(0.01)
+    async with (
+        raw_backend(echo) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as slow,
+        raw_client(dispatcher.location) as client,
+    ):
+        encoded = codec_for(502).encode(blob())
+        await slow.send_encoded(encoded[:-1])
+        assert (await ask(client, blob())).body == POISON
+        assert len(backend.seen) == 1
+        await slow.send_encoded(encoded[-1:])
+        answer = await slow.receive()
+        assert isinstance(answer, Message)
+        assert answer.body == POISON
 
 
 async def test_a_client_that_leaves_in_mid_call_cancels_it() -> None:
@@ -505,17 +683,19 @@ async def test_a_client_that_leaves_in_mid_call_cancels_it() -> None:
 @pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "stalls"])
 async def test_a_client_lost_within_a_large_body_frees_the_backend(leaves: bool) -> None:
     """Half a request never runs: its connection to the backend is closed."""
-    async with raw_backend(echo) as backend:
-        async with Dispatcher(config_for(backend.uri, head="stall_timeout = 0.2")) as dispatcher:
-            [known] = dispatcher.directory.services["orders"].group.backends
-            async with raw_client(dispatcher.location) as client:
-                head = codec_for(502).encode_head(blob(), 8 * MIB)
-                await client.send_encoded(head, bytes(2 * MIB))
-                await wait_for(lambda: known.in_flight == 1)
-                if leaves:
-                    client.close()
-                await wait_for(lambda: known.in_flight == 0)
-                await wait_for(lambda: not backend.connections)
+    async with (
+        raw_backend(echo) as backend,
+        Dispatcher(config_for(backend.uri, head="stall_timeout = 0.2")) as dispatcher,
+    ):
+        [known] = dispatcher.directory.services["orders"].group.backends
+        async with raw_client(dispatcher.location) as client:
+            head = codec_for(502).encode_head(blob(), 8 * MIB)
+            await client.send_encoded(head, bytes(2 * MIB))
+            await wait_for(lambda: known.in_flight == 1)
+            if leaves:
+                client.close()
+            await wait_for(lambda: known.in_flight == 0)
+            await wait_for(lambda: not backend.connections)
     assert not backend.seen
 
 
@@ -559,6 +739,61 @@ async def test_an_error_of_the_body_comes_out_as_it_is() -> None:
         with pytest.raises(KeyError):
             async with Dispatcher(config_for(backend.uri)):
                 raise KeyError("mine")
+
+
+async def test_backends_and_dispatcher_are_found_by_name() -> None:
+    """A backend's name is looked up at every connect, so it may move; our own is there while we run."""
+    name_server = FakeNameServer()
+    async with Daemon() as names:
+        names.register(name_server, "Pyro.NameServer")
+        place = names.location
+        async with raw_backend(echo) as one, raw_backend(echo) as two:
+            name_server.entries["the.worker"] = one.uri
+            head = f'register = "the.dispatcher"\nnameserver = "{place}"'
+            async with Dispatcher(config_for("PYRONAME:the.worker", head=head)) as dispatcher:
+                assert name_server.entries["the.dispatcher"] == str(dispatcher.uri)
+                assert name_server.tags == {"the.dispatcher": ["pyroxfer.dispatcher"]}
+                async with raw_client(dispatcher.location) as client:
+                    await ask(client, blob(1))
+                    one.die()
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                    name_server.entries["the.worker"] = two.uri
+                    assert (await ask(client, blob(2))).body == POISON
+            assert "the.dispatcher" not in name_server.entries
+        assert (len(one.seen), len(two.seen)) == (1, 1)
+
+
+async def test_a_name_taken_over_by_another_dispatcher_is_left_alone() -> None:
+    name_server = FakeNameServer()
+    async with Daemon() as names:
+        names.register(name_server, "Pyro.NameServer")
+        head = f'register = "the.dispatcher"\nnameserver = "{names.location}"'
+        async with Dispatcher(config_for("PYRO:x@localhost:1", head=head)):
+            name_server.entries["the.dispatcher"] = "PYRO:other@localhost:1"
+    assert name_server.entries == {"the.dispatcher": "PYRO:other@localhost:1"}
+
+
+@pytest.mark.parametrize("loses", [True, False])
+async def test_without_a_name_server_it_does_not_start_but_stops(loses: bool) -> None:
+    """Starting unregistered would hide a mistake; a name server lost later is no reason to fail."""
+    async with Daemon() as names:
+        if loses:
+            names.register(FakeNameServer(), "Pyro.NameServer")
+        head = f'register = "x"\nnameserver = "{names.location}"'
+        config = config_for("PYRO:x@localhost:1", head=head)
+        if not loses:
+            with pytest.raises(NamingError):
+                async with Dispatcher(config):
+                    pass
+            return
+        async with Dispatcher(config):
+            names.unregister("Pyro.NameServer")
+
+
+async def test_an_open_door_is_refused_to_programs_too() -> None:
+    config = msgspec.structs.replace(config_for("PYRO:x@localhost:1"), listen="0.0.0.0:0")
+    with pytest.raises(ConfigError, match="insecure = true"):
+        Dispatcher(config)
 
 
 async def test_a_taken_address_is_said() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import ConnectionClosedError
+from ..errors import CommunicationError, ConnectionClosedError, RefusedError
 from ..serializers.base import SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..transport.connection import Connection
-from ..wire.message import Message
+from ..wire.message import Message, MessageType
 from ..wire.session import ClientSession
 from .handshake import Welcome, connect_message, read_welcome
 
@@ -18,7 +18,7 @@ async def introduce(connection: Connection, object_id: str, settings: Settings) 
     """Ask a daemon for an object on a fresh connection.
 
     Raises:
-        CommunicationError: the daemon refused, with its text (outcome NotSent).
+        RefusedError: the daemon refused, with its text.
         ConnectionClosedError: it hung up; some daemons do so on a protocol they do not speak.
         ProtocolError: it speaks another protocol, or none.
 
@@ -33,4 +33,9 @@ async def introduce(connection: Connection, object_id: str, settings: Settings) 
     if not isinstance(answer, Message):
         raise ConnectionClosedError(f"{connection.peer} closed the connection during the handshake")
     session.receive(answer)
-    return read_welcome(answer, version, connection.peer, settings, context)
+    try:
+        return read_welcome(answer, version, connection.peer, settings, context)
+    except CommunicationError as error:
+        if answer.type == MessageType.CONNECTFAIL:
+            raise RefusedError(str(error)) from error
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 from ..client.calls import (
@@ -74,12 +75,12 @@ class Proxy:
             raise AttributeError(name)
         meta = self._pyroMeta
         if meta is not None and name in meta.methods:
-            return _Method(self, name)
+            return partial(self._pyroCall, name)
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         meta = self._pyroMetadata()
         if meta is None or name in meta.methods:
-            return _Method(self, name)
+            return partial(self._pyroCall, name)
         if name in meta.attrs:
             return self._pyroInvoke("__getattr__", (name,), None)
         raise AttributeError(f"remote object '{self._pyroUri}' has no exposed attribute or method '{name}'")
@@ -160,6 +161,10 @@ class Proxy:
         if self._pyroMeta is None:
             return self._pyroConnected().metadata
         return self._pyroMeta
+
+    def _pyroCall(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """``proxy.method(*args, **kwargs)``."""
+        return self._pyroInvoke(method, args, kwargs)
 
     def _pyroInvoke(
         self,
@@ -306,27 +311,6 @@ def proxy_from_state(state: ProxyState, settings: Settings) -> Proxy:
 def proxy_state_of(value: object) -> ProxyState | None:
     """The state of a proxy as it travels; None for anything else."""
     return value._pyroState() if isinstance(value, Proxy) else None
-
-
-class _Method:
-    """``proxy.name``, to be called."""
-
-    __slots__ = ("_name", "_proxy")
-
-    def __init__(self, proxy: Proxy, name: str) -> None:
-        self._proxy = proxy
-        self._name = name
-
-    def __repr__(self) -> str:
-        return f"<remote method {self._name!r} of {self._proxy._pyroUri!s}>"
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._proxy._pyroInvoke(self._name, args, kwargs)
-
-    def __getattr__(self, name: str) -> _Method:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Method(self._proxy, f"{self._name}.{name}")
 
 
 class StreamIterator:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -17,10 +16,6 @@ from ..wire import Decoder, codec_for
 from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
 from .sockets import connect_socket, is_local, peer_text, reason_of, set_options
-
-_yield_core: Final = getattr(os, "sched_yield", int)
-"""Lets a peer on the same core answer before we look: a look too early costs a wait through the event loop, which is
-dearer than a small call. On another core it returns at once."""
 
 
 def _nothing() -> None:
@@ -66,7 +61,6 @@ class Connection:
         """When an accepted connection must have finished its handshake, on trio's clock."""
         self.hmac_key = hmac_key
         self._reads = 0
-        self._just_sent = False
         self._out: list[Body] = []
         self._sending = False
         self._drained: trio.Event | None = None
@@ -137,9 +131,6 @@ class Connection:
         if self._reads >= READS_PER_TURN:
             self._reads = 0
             await trio.lowlevel.checkpoint()
-        if self._just_sent:
-            self._just_sent = False
-            _yield_core()
         place = decoder.wanted_buffer()
         while True:
             try:
@@ -250,7 +241,6 @@ class Connection:
 
     def _forget(self, count: int) -> None:
         self.sent += count
-        self._just_sent = True
         out = self._out
         if len(out) == 1 and count == len(out[0]):
             out.clear()

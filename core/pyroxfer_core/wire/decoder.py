@@ -113,7 +113,7 @@ class Decoder:
             self._raise_broken()
         try:
             if self._open is None:
-                return self._begin()
+                return self._begin() if self._offset < len(self._data) else None
             if self._collected is None:
                 return self._next_part()
             return self._collect()
@@ -203,9 +203,16 @@ class Decoder:
             self._inline_limit = _INLINE_BODY
 
     def _whole(self, header: Header, start: int, body_start: int, end: int) -> Message:
-        message = self._message(header, start, body_start, self._slice(body_start, end))
-        if self._signature is not None:
-            self._verify(message)
+        if start == body_start and self._hmac_key is None:  # the usual small message, taken apart at once
+            data = self._data
+            body = data[start:end] if type(data) is bytes else bytes(memoryview(data)[start:end])
+            message = Message(
+                header.type, header.seq, header.serializer, header.flags, body, {}, header.correlation_id
+            )
+        else:
+            message = self._message(header, start, body_start, self._slice(body_start, end))
+            if self._signature is not None:
+                self._verify(message)
         self._advance(end)
         return message
 

@@ -187,6 +187,8 @@ class Proxy:
         serializer = link.serializer(self._pyroSerializerName(link))
         object_id = link.object_id
         remaining = trio.current_effective_deadline()
+        if remaining == -math.inf:  # cancelled already: nothing leaves
+            await trio.lowlevel.checkpoint_if_cancelled()
         deadline = None if remaining == math.inf else remaining - trio.current_time()
         request = encode_call(
             serializer, link.grant, link.version, object_id, method, args, kwargs, flags, options, settings, deadline

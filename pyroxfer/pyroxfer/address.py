@@ -14,8 +14,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from pyroxfer_core import Uri
 from pyroxfer_core.errors import PyroError
-from pyroxfer_core.uri import Uri
 
 from .errors import AddressError
 from .names import printable

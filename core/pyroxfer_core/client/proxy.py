@@ -279,7 +279,9 @@ class Proxy:
         """Try the protocols this place may speak; a stock Pyro4 closes or answers in its own on a 502 hello."""
         location = uri.location or ""
         failure: CommunicationError | None = None
-        for version in versions_to_try(location, self._pyroSettings):
+        cut = False
+        versions = versions_to_try(location, self._pyroSettings)
+        for version in versions:
             connection = await open_connection(uri, version=version, settings=self._pyroSettings)
             try:
                 link = await greet(
@@ -295,8 +297,10 @@ class Proxy:
                 )
             except (ProtocolError, ConnectionClosedError) as error:
                 failure = failure or error
+                cut = connection.ended
                 continue
-            remember_version(location, version)
+            if len(versions) > 1 and not cut:  # a connection that broke says nothing about what is spoken there
+                remember_version(location, version)
             link.uri, link.object_id = uri, str(uri.object)
             return link
         assert failure is not None, "at least one protocol is tried"

@@ -28,17 +28,26 @@ def print_trouble(event: Progress) -> None:
 
 @contextlib.contextmanager
 def events(label: str, *, json: bool, quiet: bool, progress: bool) -> Iterator[ProgressCallback | None]:
-    """What takes the events of a run, by the options of the command. A bar is full when the block ends well."""
-    if json:
-        yield print_event
-    elif quiet:
-        yield None
-    elif not progress or not sys.stderr.isatty():
-        yield print_trouble
-    else:
+    """What takes the events of a run, by the options of the command. A bar is full when the block ends well.
+
+    A bar and JSON go together unless both would go to the same terminal.
+    """
+    if progress and not quiet and sys.stderr.isatty() and not (json and sys.stdout.isatty()):
         with TqdmProgress(label) as bar:
-            yield bar
+            yield _both(bar) if json else bar
             bar.complete()
+    elif json:
+        yield print_event
+    else:
+        yield None if quiet else print_trouble
+
+
+def _both(bar: TqdmProgress) -> ProgressCallback:
+    def tell(event: Progress) -> None:
+        print_event(event)
+        bar(event)
+
+    return tell
 
 
 def summary(receipts: Receipt | list[Receipt], where: str) -> str:

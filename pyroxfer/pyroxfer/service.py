@@ -138,7 +138,7 @@ class FileService(StockEnd, ChannelEnds):
         if isinstance(begun, str):
             return {"needs": begun}
         current_call.track_resource(self.transfers.new_upload(wanted, FileSink(begun, wanted.size, wanted.algorithm)))
-        grant = self.transfers.grant(UPLOAD, wanted.transfer_id, wanted.size or 0)
+        grant = self.transfers.grant(UPLOAD, wanted.transfer_id, wanted.size)
         ticket = Ticket(wanted.transfer_id, wanted.size, wanted.algorithm, MAX_BLOCK, grant)
         return {"ticket": ticket.to_dict()}
 

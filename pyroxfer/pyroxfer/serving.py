@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 import socket
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import trio
 
@@ -21,6 +22,9 @@ from .service import FileService
 from .store.local import LocalStore
 from .tasks import in_thread
 from .transfers import LEASE_S, Transfers
+
+FOLDERS_PER_VISIT: Final = 64
+"""Folders cleaned per visit of a worker thread, so that a server with very many still stops at once."""
 
 logger = logging.getLogger("pyroxfer.service")
 
@@ -122,11 +126,12 @@ class FileServer:
 
     async def _clean_leftovers(self) -> None:
         """Remove what servers that died have left in the folder."""
+        counts, removed = self._store.clean_leftovers(), 0
         try:
-            removed = await in_thread(self._store.clean_leftovers)
+            while some := await in_thread(list, itertools.islice(counts, FOLDERS_PER_VISIT)):
+                removed += sum(some)
         except TransferError as error:
-            logger.warning("leftovers were not looked for: %s", error)
-            return
+            logger.warning("leftovers were not looked for everywhere: %s", error)
         if removed:
             logger.info("removed %d partial files that nobody owns any more", removed)
 

@@ -306,10 +306,10 @@ async def test_a_server_that_lies_about_a_small_file_is_found_out(
 ) -> None:
     from dataclasses import replace
 
-    from pyroxfer import service
+    from pyroxfer.small import read_small
 
-    honest = service.read_small
-    monkeypatch.setattr(service, "read_small", lambda *args: replace(honest(*args), data=b"other"))
+    honest = read_small
+    monkeypatch.setattr("pyroxfer.service.read_small", lambda *args: replace(honest(*args), data=b"other"))
     (root / "f").write_bytes(b"truth")
     with pytest.raises(errors.IntegrityError):
         await pyroxfer.get(f"{server.location}/f", here)

@@ -319,11 +319,15 @@ def _send_nowait(connection: Connection, message: Message, body_length: int | No
 
 
 def _backend_trouble(error: CommunicationError) -> Event:
-    return CannotCarry(str(error)) if isinstance(error, ProtocolError) else BackendLost(str(error))
+    if isinstance(error, ProtocolError):
+        return CannotCarry(f"the call cannot be put into the backend's protocol: {error}")
+    return BackendLost(str(error))
 
 
 def _client_trouble(error: CommunicationError) -> Event:
-    return CannotCarry(str(error)) if isinstance(error, ProtocolError) else ClientLost()
+    if isinstance(error, ProtocolError):
+        return CannotCarry(f"the answer cannot be put into the client's protocol: {error}")
+    return ClientLost()
 
 
 _CARRY_OUT: Final[dict[type[Command], Callable[[Conversation, Any], Done]]] = {

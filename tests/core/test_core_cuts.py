@@ -1,4 +1,4 @@
-"""The outcome oracle: a connection cut at every byte of a call; a counter in the server knows what really happened."""
+"""The outcome oracle: a connection cut at every byte of a call, and a counter in the server that knows better."""
 
 from __future__ import annotations
 
@@ -98,7 +98,9 @@ async def test_a_call_cut_at_every_byte(client: Settings, method: str) -> None:
 
 def offsets(size: int) -> list[int]:
     """Every byte of small messages; of large ones (tracebacks) the first and last 150, and some between."""
-    return list(range(size + 1)) if size <= 300 else [*range(150), *range(150, size - 150, 97), *range(size - 150, size)]
+    return (
+        list(range(size + 1)) if size <= 300 else [*range(150), *range(150, size - 150, 97), *range(size - 150, size)]
+    )
 
 
 async def measure(relay: FaultProxy, client: Settings, method: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -72,7 +73,8 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     kind = str(request.param)
     for pipe in side._spare_pipes:
         pipe.close()
-    monkeypatch.setattr(side, "_spare_pipes", spare := [])
+    spare: list[Any] = []
+    monkeypatch.setattr(side, "_spare_pipes", spare)
     if kind == "no function":
         monkeypatch.delattr(os, "splice")
     elif kind == "no pipe":
@@ -82,7 +84,7 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     elif kind == "not into this file":
         monkeypatch.setattr(os, "splice", refuse_into_file(os.splice))
     elif kind == "small pipe":
-        monkeypatch.setattr(side.fcntl, "fcntl", refuse(errno.EPERM))
+        monkeypatch.setattr(fcntl, "fcntl", refuse(errno.EPERM))
     request.addfinalizer(lambda: [pipe.close() for pipe in spare])
     return kind
 

@@ -259,8 +259,10 @@ async def fault_proxy(target: str) -> AsyncIterator[FaultProxy]:
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait until something that other tasks bring about is true; the test's own time limit ends it otherwise."""
-    while not condition():
-        await trio.sleep(0.001)  # what is waited for has no event
+    for _ in itertools.count():
+        if condition():
+            return
+        await trio.sleep(0.001)
 
 
 async def run(member: Any, *args: Any) -> Any:

@@ -36,7 +36,7 @@ def hello(client: ClientSession[str]) -> Message:
 
 
 def invoke(client: ClientSession[str], waiter: str | None = "call") -> Message:
-    return client.invoke(waiter, b"call", "serpent", 0, {}, None)
+    return client.invoke(waiter, Message(MessageType.INVOKE, 0, "serpent", 0, b"call"))
 
 
 def joined(offer: int = Feature.ALL, daemon: int = Feature.ALL) -> tuple[ClientSession[str], ServerSession]:
@@ -208,7 +208,7 @@ def test_cancel_and_goaway_only_where_agreed() -> None:
 
 def test_answers_find_their_calls_in_any_order() -> None:
     client, _ = joined()
-    seqs = [client.invoke(name, b"", "serpent", 0, {}, None).seq for name in "abc"]
+    seqs = [invoke(client, name).seq for name in "abc"]
     assert [client.receive(message(MessageType.RESULT, seq)) for seq in reversed(seqs)] == ["c", "b", "a"]
     with pytest.raises(ProtocolError, match="answers no call"):
         client.receive(message(MessageType.RESULT, seqs[0]))

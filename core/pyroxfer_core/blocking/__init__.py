@@ -19,13 +19,11 @@ from ..serializers.registry import register_dict_to_class as register_dict_to_cl
 from ..serializers.registry import unregister_class_to_dict as unregister_class_to_dict
 from ..serializers.registry import unregister_dict_to_class as unregister_dict_to_class
 from ..settings import Settings as Settings
-from ..uri import Uri as Uri
 from .batch import BatchProxy as BatchProxy
 from .context import current_context as current_context
 from .daemon import Daemon as Daemon
 from .daemon import serve as serve
+from .names import URI as URI
 from .names import locate_ns as locate_ns
 from .names import resolve as resolve
 from .proxy import Proxy as Proxy
-
-URI = Uri

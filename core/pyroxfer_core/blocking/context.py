@@ -74,12 +74,12 @@ class CurrentContext(threading.local):
         else:
             served.correlation_id = value
 
-    def outgoing(self) -> tuple[dict[str, Body], uuid.UUID | None]:
+    def outgoing(self) -> tuple[dict[str, Body], uuid.UUID | bytes | None]:
         """What a call made here carries."""
         served = self._served()
         if served is None:
             return self._annotations, self._correlation_id
-        return {}, served.correlation_id
+        return {}, served.known_correlation
 
     def answered(self, annotations: dict[str, Body]) -> None:
         """Keep the annotations of an answer."""

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import select
 import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from ..client.calls import CallOptions, Request
+from ..client.calls import CallOptions
 from ..client.handshake import connect_message, read_welcome
-from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, TimeoutError
+from ..errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
 from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
@@ -29,8 +30,6 @@ from ..wire.session import ClientSession
 
 RECEIVE_BYTES: Final = 64 * 1024
 JOIN_BELOW: Final = 64 * 1024
-
-T = TypeVar("T")
 
 ContextFactory = Callable[[int, bool], SerializerContext]
 
@@ -83,6 +82,8 @@ class BlockingLink:
         first_seq: int = 0,
     ) -> None:
         self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._hmac_key = settings.hmac_key if version == 48 else None
         self._codec = codec_for(version)
         self._decoder = Decoder(
@@ -126,6 +127,11 @@ class BlockingLink:
         """What was agreed with the peer."""
         return self.session.grant
 
+    @property
+    def own(self) -> bool:
+        """Whether the peer keeps the types of all values."""
+        return self.session.grant.bits & Feature.TYPED != 0
+
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer."""
         serializer = self._serializers.get(name)
@@ -135,61 +141,52 @@ class BlockingLink:
 
     def still_there(self) -> bool:
         """Whether the idle connection is open: a peer that has nothing to answer is silent unless it leaves."""
+        return not self._poll.poll(0)
+
+    def send_oneway(self, message: Message) -> None:
+        """Send a call that has no answer. Errors have outcome NotSent; the connection is closed."""
+        self.session.invoke(None, message)
         try:
-            self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
+            self._send(message)
+        except BaseException as error:
+            raise self._finished(error, Outcome.NOT_SENT) from error
 
-    def send_oneway(self, request: Request, correlation_id: bytes | None) -> None:
-        """Send a call that has no answer."""
-        self._guarded(self._invoke, None, request, correlation_id, outcome=Outcome.NOT_SENT)
-
-    def call(self, request: Request, correlation_id: bytes | None, timeout_s: float | None) -> Message:
+    def call(self, message: Message, timeout_s: float | None) -> Message:
         """Send a call and wait for its RESULT.
 
         Raises:
             CommunicationError: with its outcome; the connection is closed.
         """
-        if timeout_s is None:
-            self._guarded(self._invoke, request, request, correlation_id, outcome=Outcome.NOT_SENT)
-            return self._guarded(self._answer, outcome=Outcome.UNKNOWN)
-        return self._call_until(request, correlation_id, time.monotonic() + timeout_s)
-
-    def _call_until(self, request: Request, correlation_id: bytes | None, deadline: float) -> Message:
-        self._sock.settimeout(max(deadline - time.monotonic(), 1e-6))
-        self._guarded(self._invoke, request, request, correlation_id, outcome=Outcome.NOT_SENT)
-        message = self._guarded(self._answer, deadline, outcome=Outcome.UNKNOWN)
-        self._sock.settimeout(None)
-        return message
-
-    def _guarded(self, step: Callable[..., T], *args: Any, outcome: Outcome) -> T:
-        """Run a step; whatever breaks it, an interrupt included, finishes the connection."""
+        self.session.invoke(self, message)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        outcome = Outcome.NOT_SENT
         try:
-            return step(*args)
-        except builtins.TimeoutError as error:
-            self.close()
-            raise TimeoutError(f"the call took too long ({outcome.value})", outcome=outcome) from error
-        except OSError as error:
-            self.close()
-            raise ConnectionClosedError(f"connection lost: {reason_of(error)}", outcome=outcome) from error
-        except PyroError as error:
-            self.close()
-            if isinstance(error, CommunicationError) and error.outcome is None:
-                error.outcome = outcome
-            raise
-        except BaseException:
-            self.close()
-            raise
+            if deadline is not None:
+                self._limit_waiting(deadline)
+            self._send(message)
+            outcome = Outcome.UNKNOWN
+            answer = self._receive(deadline)
+            while self.session.receive(answer) is None:
+                answer = self._receive(deadline)
+            if deadline is not None:
+                self._sock.settimeout(None)
+        except BaseException as error:
+            raise self._finished(error, outcome) from error
+        return answer
 
-    def _invoke(self, waiter: object, request: Request, correlation_id: bytes | None) -> None:
-        self._send(
-            self.session.invoke(
-                waiter, request.body, request.serializer, request.flags, request.annotations, correlation_id
-            )
-        )
+    def _limit_waiting(self, deadline: float) -> None:
+        self._sock.settimeout(max(deadline - time.monotonic(), 1e-6))
+
+    def _finished(self, error: BaseException, outcome: Outcome) -> BaseException:
+        """Whatever breaks a call, an interrupt included, finishes the connection. What to raise instead."""
+        self.close()
+        if isinstance(error, builtins.TimeoutError):
+            return TimeoutError(f"the call took too long ({outcome.value})", outcome=outcome)
+        if isinstance(error, OSError):
+            return ConnectionClosedError(f"connection lost: {reason_of(error)}", outcome=outcome)
+        if isinstance(error, CommunicationError) and error.outcome is None:
+            error.outcome = outcome
+        return error
 
     def _send(self, message: Message) -> None:
         body = message.body
@@ -203,19 +200,12 @@ class BlockingLink:
             sent = len(head)
         self._sock.sendall(memoryview(body)[sent - len(head) :])
 
-    def _answer(self, deadline: float | None = None) -> Message:
-        session = self.session
-        while True:
-            message = self._receive(deadline)
-            if session.receive(message) is not None:
-                return message
-
     def _receive(self, deadline: float | None = None) -> Message:
         decoder, sock = self._decoder, self._sock
         event = decoder.next_event()
         while event is None:
             if deadline is not None:
-                sock.settimeout(max(deadline - time.monotonic(), 1e-6))
+                self._limit_waiting(deadline)
             place = decoder.wanted_buffer()
             if place is None:
                 data = sock.recv(RECEIVE_BYTES)

@@ -14,6 +14,9 @@ from .proxy import Proxy
 
 T = TypeVar("T")
 
+URI = Uri
+"""Pyro's name of the class."""
+
 
 def run_async(function: Callable[..., Awaitable[T]], *args: Any) -> T:
     """Run an async function to its end, also where a loop is running already in this thread."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 from ..client.calls import (
     DAEMON_OBJECT,
     CallOptions,
-    Request,
     StreamStart,
     correlation_bytes,
     encode_call,
@@ -22,7 +22,6 @@ from ..serializers.base import SerializerContext
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..uri import Uri
-from ..wire.features import Feature
 from ..wire.message import Flags, Message
 from .context import current_context
 from .link import BlockingLink, connect
@@ -72,11 +71,16 @@ class Proxy:
             link.close()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_pyro") or (name.startswith("__") and name.endswith("__")):
+        if name.startswith("_pyro"):
+            raise AttributeError(name)
+        meta = self._pyroMeta
+        if meta is not None and name in meta.methods:
+            return partial(self._pyroCall, name)
+        if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         meta = self._pyroMetadata()
         if meta is None or name in meta.methods:
-            return _Method(self, name)
+            return partial(self._pyroCall, name)
         if name in meta.attrs:
             return self._pyroInvoke("__getattr__", (name,), None)
         raise AttributeError(f"remote object '{self._pyroUri}' has no exposed attribute or method '{name}'")
@@ -158,6 +162,10 @@ class Proxy:
             return self._pyroConnected().metadata
         return self._pyroMeta
 
+    def _pyroCall(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """``proxy.method(*args, **kwargs)``."""
+        return self._pyroInvoke(method, args, kwargs)
+
     def _pyroInvoke(
         self,
         method: str,
@@ -195,33 +203,8 @@ class Proxy:
         meta = link.metadata
         if meta is not None and method in meta.oneway and object_id is None:
             flags |= Flags.ONEWAY
-        options = self._pyroOptions()
-        request = self._pyroRequest(link, method, args, kwargs, flags, object_id, options)
-        if request.flags & Flags.ONEWAY:
-            link.send_oneway(request, options.correlation_id)
-            return None
-        message = link.call(request, options.correlation_id, self._pyroTimeout)
-        return self._pyroRead(link, message)
-
-    def _pyroOptions(self) -> CallOptions:
-        annotations, correlation_id = current_context.outgoing()
-        if not annotations and correlation_id is None and self._pyroTimeout is None:
-            return _NO_OPTIONS
-        return CallOptions(self._pyroTimeout, annotations, correlation_bytes(correlation_id))
-
-    def _pyroRequest(
-        self,
-        link: BlockingLink,
-        method: str,
-        args: Any,
-        kwargs: dict[str, Any] | None,
-        flags: int,
-        object_id: str | None,
-        options: CallOptions,
-    ) -> Request:
-        name = self._pyroSerializer or ("msgpack" if link.grant.bits & Feature.TYPED else "serpent")
-        return encode_call(
-            link.serializer(name),
+        request = encode_call(
+            link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent")),
             link.grant,
             link.version,
             object_id or link.object_id,
@@ -229,9 +212,20 @@ class Proxy:
             args,
             kwargs,
             flags,
-            options,
+            self._pyroOptions(),
             self._pyroSettings,
+            self._pyroTimeout,
         )
+        if flags & Flags.ONEWAY:
+            link.send_oneway(request)
+            return None
+        return self._pyroRead(link, link.call(request, self._pyroTimeout))
+
+    def _pyroOptions(self) -> CallOptions:
+        annotations, correlation_id = current_context.outgoing()
+        if not annotations and correlation_id is None:
+            return _NO_OPTIONS
+        return CallOptions(None, annotations, correlation_bytes(correlation_id))
 
     def _pyroRead(self, link: BlockingLink, message: Message) -> Any:
         if message.annotations:
@@ -317,27 +311,6 @@ def proxy_from_state(state: ProxyState, settings: Settings) -> Proxy:
 def proxy_state_of(value: object) -> ProxyState | None:
     """The state of a proxy as it travels; None for anything else."""
     return value._pyroState() if isinstance(value, Proxy) else None
-
-
-class _Method:
-    """``proxy.name``, to be called."""
-
-    __slots__ = ("_name", "_proxy")
-
-    def __init__(self, proxy: Proxy, name: str) -> None:
-        self._proxy = proxy
-        self._name = name
-
-    def __repr__(self) -> str:
-        return f"<remote method {self._name!r} of {self._proxy._pyroUri!s}>"
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._proxy._pyroInvoke(self._name, args, kwargs)
-
-    def __getattr__(self, name: str) -> _Method:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Method(self._proxy, f"{self._name}.{name}")
 
 
 class StreamIterator:

@@ -65,16 +65,6 @@ def deflated(body: Body, version: int, settings: Settings) -> tuple[Body, int]:
     return (body, 0) if smaller is None else (smaller, Flags.COMPRESSED)
 
 
-@dataclass(slots=True)
-class Request:
-    """A call as it goes into the session."""
-
-    body: Body
-    serializer: str
-    flags: int
-    annotations: dict[str, Body]
-
-
 def encode_call(
     serializer: Serializer,
     grant: Grant,
@@ -86,15 +76,16 @@ def encode_call(
     flags: int,
     options: CallOptions,
     settings: Settings,
-) -> Request:
-    """Serialize a call.
+    deadline_s: float | None = None,
+) -> Message:
+    """The INVOKE message of a call; the session numbers it.
 
     Raises:
         SerializeError: an argument cannot travel (outcome NotSent).
     """
     annotations = dict(options.annotations) if options.annotations else {}
-    if options.deadline is not None and grant.bits & Feature.DEADLINE:
-        annotations[DEADLINE_KEY] = grant.deadline(int(options.deadline * 1000))
+    if deadline_s is not None and grant.bits & Feature.DEADLINE:
+        annotations[DEADLINE_KEY] = grant.deadline(int(deadline_s * 1000))
     try:
         if args and isinstance(args, tuple) and isinstance(args[0], SerializedBlob):
             blob = _only_blob(args, kwargs)
@@ -103,7 +94,8 @@ def encode_call(
             received = blob.message
             if received is not None:
                 flags |= received.flags & Flags.COMPRESSED
-                return Request(received.body, received.serializer, flags, annotations)
+                name = received.serializer
+                return Message(MessageType.INVOKE, 0, name, flags, received.body, annotations, options.correlation_id)
             args, kwargs = blob.deserialized(), {}
         body: Body = serializer.dumps_call(object_id, method, args, kwargs)
     except SerializeError as error:
@@ -112,7 +104,7 @@ def encode_call(
     if settings.compression:
         body, compressed = deflated(body, version, settings)
         flags |= compressed
-    return Request(body, serializer.name, flags, annotations)
+    return Message(MessageType.INVOKE, 0, serializer.name, flags, body, annotations, options.correlation_id)
 
 
 def _only_blob(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> SerializedBlob:

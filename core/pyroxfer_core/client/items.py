@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ..errors import ConnectionClosedError, Outcome, PyroError
-from ..wire.message import Flags
-from .calls import DAEMON_OBJECT, CallOptions, Request, encode_call, read_reply
+from ..wire.message import Flags, Message
+from .calls import DAEMON_OBJECT, CallOptions, encode_call, read_reply
 from .link import Link, Waiter
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ class ItemStream:
         return await self._take(self._waiting.popleft())
 
     def _post(self) -> Waiter:
-        return self._feed.post(self._request("get_next_stream_item"), None)
+        return self._feed.post(self._request("get_next_stream_item"))
 
-    def _request(self, method: str, flags: int = 0) -> Request:
+    def _request(self, method: str, flags: int = 0) -> Message:
         link, settings = self._feed, self._proxy._pyroSettings
         serializer = link.serializer(self._proxy._pyroSerializerName(link))
         args = [self._id]

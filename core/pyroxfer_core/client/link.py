@@ -22,7 +22,7 @@ from ..uri import Uri
 from ..wire.features import Feature, Grant
 from ..wire.message import Message
 from ..wire.session import ClientSession
-from .calls import CallOptions, Request
+from .calls import CallOptions
 from .handshake import connect_message, read_welcome
 
 CANCEL_GRACE_S: Final = 1.0
@@ -140,15 +140,15 @@ class Link:
             await self._flush_in_grace()
             raise
 
-    def post_oneway(self, request: Request, correlation_id: bytes | None = None) -> int:
+    def post_oneway(self, message: Message) -> int:
         """Queue a call that has no answer, for the next flush. Returns the count of `sent` bytes once it has left.
 
         Raises:
             CommunicationError: as `post`.
         """
-        return self._queue(None, request, correlation_id)[1]
+        return self._queue(None, message)
 
-    def post(self, request: Request, correlation_id: bytes | None) -> Waiter:
+    def post(self, message: Message) -> Waiter:
         """Queue a call for the next flush. Every call posted must be waited for, or abandoned.
 
         Raises:
@@ -156,19 +156,19 @@ class Link:
             MessageTooLargeError: the request is over a limit of the protocol (outcome NotSent).
         """
         waiter = Waiter()
-        waiter.seq, waiter.end = self._queue(waiter, request, correlation_id)
+        waiter.end = self._queue(waiter, message)
+        waiter.seq = message.seq
         return waiter
 
-    def _queue(self, waiter: Waiter | None, request: Request, correlation_id: bytes | None) -> tuple[int, int]:
-        session, message = self.session, None
+    def _queue(self, waiter: Waiter | None, message: Message) -> int:
+        numbered = False
         try:
-            message = session.invoke(
-                waiter, request.body, request.serializer, request.flags, request.annotations, correlation_id
-            )
-            return message.seq, self.connection.queue(message)
+            self.session.invoke(waiter, message)
+            numbered = True
+            return self.connection.queue(message)
         except BaseException as error:
-            if message is not None:
-                session.forget(message)
+            if numbered:
+                self.session.forget(message)
             if isinstance(error, CommunicationError):
                 error.outcome = Outcome.NOT_SENT
             raise

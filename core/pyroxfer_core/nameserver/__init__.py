@@ -1,0 +1,7 @@
+"""The name server: names to URIs, over the network and in a program."""
+
+from .lookup import locate_ns as locate_ns
+from .lookup import resolve as resolve
+from .server import RunningNameServer as RunningNameServer
+from .server import start_ns as start_ns
+from .service import NameServer as NameServer

@@ -116,6 +116,17 @@ class ObjectTable:
         is_ours = isinstance(thing, entry.target) if entry.is_class else thing is entry.target
         return object_id if is_ours else None
 
+    def known_instance(self, entry: Entry, session: Session) -> Any:
+        """The object that a call on ``entry`` goes to if it exists already; None when it must be made.
+
+        Making one runs the user's code, which may block, so it belongs into a thread; this does not.
+        """
+        if entry.mode == "instance":
+            return entry.target
+        if entry.mode == "session":
+            return session.get(entry.target)
+        return self._singles.get(entry.target) if entry.mode == "single" else None
+
     def instance(self, entry: Entry, session: Session) -> Any:
         """The object that a call on ``entry`` goes to; made now if there is none yet.
 

@@ -130,11 +130,13 @@ def check_call(parts: Any) -> Call:
     if not isinstance(parts, (list, tuple)) or len(parts) != 4:
         raise SerializeError("malformed call: four parts were expected")
     object_id, method, args, kwargs = parts
-    if not isinstance(object_id, str) or not isinstance(method, str):
+    if type(object_id) is not str or type(method) is not str:
         raise SerializeError("malformed call: object and method are texts")
     if not isinstance(args, (list, tuple)):
         raise SerializeError("malformed call: the arguments are not a list")
-    if kwargs is not None and not (isinstance(kwargs, dict) and all(isinstance(key, str) for key in kwargs)):
+    if kwargs is None:
+        return object_id, method, args, None
+    if type(kwargs) is not dict or (kwargs and not all(type(key) is str for key in kwargs)):
         raise SerializeError("malformed call: keyword arguments are a dict with text keys")
     return object_id, method, args, kwargs
 

@@ -121,7 +121,9 @@ class _OwnForm:
         self.unpack_extension = partial(self._unpack_extension, 0)
 
     def pack(self, value: Any) -> bytes:
-        return self._pack_marked(_mark_bytearrays(value) if _holds_bytearray((value,)) else value)
+        if type(value) in _MEANT and _holds_bytearray((value,)):
+            value = _mark_bytearrays(value)
+        return self._pack_marked(value)
 
     def pack_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
         values = list(args)

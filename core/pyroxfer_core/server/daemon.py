@@ -187,6 +187,17 @@ class Daemon:
         return _place(self._host or "0.0.0.0", self._port)  # noqa: S104  # what an empty host means
 
     @property
+    def bound_address(self) -> str | None:
+        """The numeric address it listens on; None for a unix socket.
+
+        Raises:
+            DaemonError: not bound yet.
+        """
+        if self._listener is None:
+            raise DaemonError("the daemon has no address before `async with` or bind()")
+        return None if self._unixsocket is not None else str(self._listener.getsockname()[0])
+
+    @property
     def nat_location(self) -> str | None:
         """The published address when it differs from the internal one."""
         return None if self._nathost is None else _place(self._nathost, self._natport or self._port)
@@ -330,6 +341,11 @@ class Daemon:
     def annotations(self) -> dict[str, Body]:
         """Annotations for every answer."""
         return {}
+
+    @property
+    def adds_annotations(self) -> bool:
+        """Whether `annotations` is overridden."""
+        return type(self).annotations is not Daemon.annotations
 
     def client_left(self, peer: Peer) -> None:
         """Tell the hook; its errors stay here."""

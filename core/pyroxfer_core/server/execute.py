@@ -30,6 +30,8 @@ log = logging.getLogger("pyroxfer.server")
 
 BLOB_KEY: Final = "BLBI"
 STREAM_KEY: Final = "STRM"
+_SPECIAL: Final = ("_", "<", "")
+"""First letters of methods that are more than a method of the object."""
 _OUTCOME_LETTERS: Final = {Outcome.NOT_SENT: b"N", Outcome.UNKNOWN: b"U"}
 
 
@@ -127,7 +129,18 @@ async def execute(peer: Peer, job: Job) -> Message | None:
     """
     current_context_var.set(job.context)
     try:
-        value = await _run(peer, job)
+        entry = job.entry
+        instance = entry.target if entry.mode == "instance" else peer.known_instance(entry)
+        if instance is None:
+            instance = await peer.pool.run(peer.table.instance, entry, peer.instances)
+        if job.method[:1] in _SPECIAL or job.message.flags & Flags.BATCH or job.kwargs is None:
+            value = await _run_special(peer, job, instance)
+        else:
+            function, kind = entry.exposed.find(instance, job.method)
+            if kind.is_async:
+                value = await function(*job.args, **job.kwargs)
+            else:
+                value = await _run_plain(peer, kind, function, job.args, job.kwargs)
         return None if job.message.flags & Flags.ONEWAY else _result(peer, job, value)
     except PoolBusyError as error:
         return failure(peer, job.message, job.serializer, RefusedError(*error.args), dispatched=False)
@@ -139,21 +152,14 @@ async def execute(peer: Peer, job: Job) -> Message | None:
         return None
 
 
-async def _run(peer: Peer, job: Job) -> Any:
-    entry = job.entry
-    if entry.mode == "instance":
-        instance = entry.target
-    else:
-        instance = peer.known_instance(entry)
-        if instance is None:
-            instance = await peer.pool.run(peer.table.instance, entry, peer.instances)
+async def _run_special(peer: Peer, job: Job, instance: Any) -> Any:
+    """Attribute access, batches, dunder methods."""
     if job.message.flags & Flags.BATCH or job.method == BATCH_METHOD:
         return await _run_batch(peer, job, instance)
-    call = prepare(entry.exposed, instance, job.method, job.args, job.kwargs)
-    kind = call.kind
-    if kind.is_async:
+    call = prepare(job.entry.exposed, instance, job.method, job.args, job.kwargs)
+    if call.kind.is_async:
         return await call.function(*call.args, **call.kwargs)
-    return await _run_plain(peer, kind, call.function, call.args, call.kwargs)
+    return await _run_plain(peer, call.kind, call.function, call.args, call.kwargs)
 
 
 async def _run_plain(peer: Peer, kind: MethodKind, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -203,9 +209,8 @@ def _result(peer: Peer, job: Job, value: Any) -> Message:
 
 
 def _response_annotations(peer: Peer, context: CallContext) -> dict[str, Body]:
-    extra = peer.daemon_annotations()
-    if extra:
-        return {**extra, **context.response_annotations}
+    if peer.annotates:
+        return {**peer.daemon.annotations(), **context.response_annotations}
     return context.response_annotations
 
 

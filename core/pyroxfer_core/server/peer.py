@@ -19,16 +19,17 @@ from ..errors import (
     SerializeError,
 )
 from ..objects.context import TrackedResources
-from ..objects.table import DAEMON_ID, Entry, ObjectTable
+from ..objects.table import Entry, ObjectTable
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..wire.features import Feature
-from ..wire.message import Body, Message, MessageType
+from ..wire.message import Flags, Message, MessageType
 from ..wire.session import ServerSession
 from .execute import Job, decode, execute, failure
 from .handshake import accept_handshake
+from .lanes import Lanes
 from .streams import StreamTable
 from .waits import noticing_waits
 from .workers import WorkerPool
@@ -49,12 +50,14 @@ FLUSH_AT: Final = 64 * 1024
 class _Worker:
     """A task that reads requests and runs calls, one after another."""
 
-    __slots__ = ("answer", "job", "scope", "task")
+    __slots__ = ("answer", "cut", "job", "scope", "task")
 
     def __init__(self, job: Job | None = None) -> None:
         self.job = job
         """What it is running, or shall run next."""
         self.answer: Message | None = None
+        self.cut = False
+        """Its scope is cancelled, or was when it finished its last job."""
         self.scope = trio.CancelScope()
         self.task: trio.lowlevel.Task | None = None
         """Set while it is parked."""
@@ -86,13 +89,14 @@ class Peer:
         """Close once the answer that is due has left."""
         tracebacks = self.settings.remote_tracebacks
         self.sends_tracebacks = connection.is_local if tracebacks is None else tracebacks
+        self.annotates = daemon.adds_annotations
+        """Whether the daemon adds annotations to every answer."""
         self._serializers: dict[str, Serializer] = {}
         self._running: dict[int, _Worker | None] = {}
         """Calls by sequence number; None while one waits in its lane."""
         self._in_flight = 0
         self._idle: list[_Worker] = []
-        self._lanes: dict[object, deque[Job]] = {}
-        """Calls waiting for the running one that they must follow; a lane exists while a call of it runs."""
+        self._lanes = Lanes()
         self._reading = False
         self._handovers = 0
         """How often a running call had to wait."""
@@ -140,12 +144,8 @@ class Peer:
         return self.daemon.serializer_context(self.version, own)
 
     def known_instance(self, entry: Entry) -> Any:
-        """The object of a registered class if it exists already; None when it must be made."""
-        return self.instances.get(entry.target) if entry.mode == "session" else None
-
-    def daemon_annotations(self) -> dict[str, Body]:
-        """What the daemon adds to every answer."""
-        return self.daemon.annotations()
+        """The object that a call goes to if it exists already; None when it must be made."""
+        return self.table.known_instance(entry, self.instances)
 
     async def serve(self) -> None:
         """Greet the client and answer its requests until it leaves.
@@ -193,7 +193,7 @@ class Peer:
             if worker.job is not None:
                 waited = await self._run(worker)
                 job = worker.job
-                if worker.scope.cancel_called:
+                if worker.cut:
                     return  # what is left to do must not be cancelled
                 del self._running[job.message.seq]
                 if waited or self._reading:
@@ -205,6 +205,8 @@ class Peer:
                     return
             else:
                 worker.job = await self._read()
+                if self._unbegun and worker.job is not None:
+                    await self._let_oneways_begin()
 
     async def _run(self, worker: _Worker) -> bool:
         """Run the worker's job; whether it had to wait, so that others may be reading now."""
@@ -217,13 +219,14 @@ class Peer:
                 worker.answer = self._refused(job, "the deadline passed before the call began")
                 return False
             worker.scope.deadline = job.deadline
-        if self.concurrent:
+        if self.concurrent and not job.oneway:  # a one-way call that runs here is one too many: reading waits for it
             switches = self._handovers
             worker.answer = await noticing_waits(execute(self, job), self._hand_over_reading)
             waited = switches != self._handovers
         else:
             worker.answer, waited = await execute(self, job), False
-        if job.deadline is not None and not worker.scope.cancel_called:
+        if job.deadline is not None:
+            worker.cut = worker.cut or worker.scope.cancel_called
             worker.scope.deadline = float("inf")
         return waited
 
@@ -247,7 +250,7 @@ class Peer:
         try:
             event = None if self.finishing else await self._next_event()
             if event is not None:
-                return await self._take(event)
+                return self._take(event)
             if self.finishing:
                 await self.connection.finish()
         except ConnectionClosedError as error:
@@ -265,9 +268,9 @@ class Peer:
         event = connection.receive_nowait()
         if event is None:
             self._taken = 0
-            if connection.unsent:
+            if connection.unsent and not connection.flush_nowait():
                 await connection.flush()
-            return await connection.receive()
+            return await connection.receive_more()
         self._taken += 1
         if self._taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
             self._taken = 0
@@ -275,14 +278,14 @@ class Peer:
             await trio.lowlevel.checkpoint()
         return event
 
-    async def _take(self, message: object) -> Job | None:
+    def _take(self, message: object) -> Job | None:
         if type(message) is not Message:
             raise ProtocolError("a message came in pieces that were not asked for")
         self.session.receive(message)
         if message.type == MessageType.INVOKE:
-            return await self._begin(message)
+            return self._begin(message)
         if message.type == MessageType.PING:
-            await self.connection.send(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
+            self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
         else:
             self._cancel(message.seq)
         return None
@@ -313,10 +316,6 @@ class Peer:
         if self.daemon.draining:
             self.daemon.call_ended()
 
-    async def _send(self, answer: Message) -> None:
-        self._queue(answer)
-        await self.connection.flush()
-
     def _unwritable(self, answer: Message, error: PyroError) -> Message:
         text = f"the call ran, but its result cannot be sent: {error}"
         serializer = self.serializer(answer.serializer)
@@ -324,8 +323,8 @@ class Peer:
         assert replacement is not None, "the answer to a two-way call"
         return replacement
 
-    async def _begin(self, message: Message) -> Job | None:
-        """The job of a request, if it is to run here and now."""
+    def _begin(self, message: Message) -> Job | None:
+        """The job of a request, if it is to run here and now. Other answers are queued."""
         if message.seq in self._running:
             raise ProtocolError(f"the sequence number {message.seq} belongs to a call in flight")
         if self._in_flight >= self.settings.max_calls_in_flight:
@@ -334,26 +333,20 @@ class Peer:
             job: Job | Message | None = failure(self, message, serializer, error, dispatched=False)
         else:
             job = self._decode(message)
-        if isinstance(job, Message):
-            await self._send(job)
-        elif job is not None and job.oneway:
-            await self._begin_oneway(job)
-        elif job is not None:
-            self._in_flight += 1
-            if self._unbegun:
-                await self._let_oneways_begin()
-            return job if not self.concurrent or self._is_next_in_lane(job) else None
+        if not isinstance(job, Job):
+            if job is not None:
+                self._queue(job)
+            return None
+        if message.flags & Flags.ONEWAY and self._oneways < self.settings.max_calls_in_flight:
+            self._oneways += 1
+            self._unbegun.append(job)
+            self.daemon.run_detached(self._run_next_oneway)
+            return None
+        self._in_flight += 1  # a flood of one-way calls runs here, which slows it down to what can be done
+        if not self.concurrent or self._lanes.enter(job):
+            return job
+        self._running[message.seq] = None
         return None
-
-    async def _begin_oneway(self, job: Job) -> None:
-        """Start a call that nobody waits for; a flood of them is slowed down, not refused."""
-        if self._oneways >= self.settings.max_calls_in_flight:
-            await self._let_oneways_begin()
-            await execute(self, job)
-            return
-        self._oneways += 1
-        self._unbegun.append(job)
-        self.daemon.run_detached(self._run_next_oneway)
 
     async def _run_next_oneway(self) -> None:
         """Whichever task the loop starts first takes the call that came first."""
@@ -367,40 +360,17 @@ class Peer:
         while self._unbegun:
             await trio.lowlevel.checkpoint()
 
-    def _is_next_in_lane(self, job: Job) -> bool:
-        """Whether a call may begin; one that must keep its order with others may have to wait for them."""
-        key = self._lane_key(job)
-        if key is None:
-            return True
-        job.lane = key
-        waiting = self._lanes.get(key)
-        if waiting is None:
-            self._lanes[key] = deque()
-            return True
-        waiting.append(job)
-        self._running[job.message.seq] = None
-        return False
-
-    @staticmethod
-    def _lane_key(job: Job) -> object:
-        """What a call must keep its order with; None for nothing."""
-        entry = job.entry
-        if not entry.concurrent and entry.mode == "session":
-            return entry.target
-        if entry.object_id == DAEMON_ID and job.method == "get_next_stream_item" and job.args:
-            return str(job.args[0])
-        return None
-
     def _cut_short(self, job: Job) -> Message | None:
-        error = PyroError("the call was cancelled, or its deadline passed, while it was running")
-        return failure(self, job.message, job.serializer, error, dispatched=True)
+        text = "the call was cancelled, or its deadline passed, while it was running"
+        error = CommunicationError(text, outcome=Outcome.UNKNOWN)
+        return failure(self, job.message, job.serializer, error, dispatched=False)
 
     def _answer_soon(self, job: Job, answer: Message | None) -> Job | None:
         """Queue the answer to a call that did not wait: it leaves before this task waits for the next request."""
         self._call_ended()
         if answer is not None:
             self._queue(answer)
-        return self._next_in_lane(job)
+        return None if job.lane is None else self._lanes.leave(job)
 
     def _queue(self, answer: Message) -> None:
         """Queue an answer; one that cannot be written is replaced by the reason."""
@@ -412,7 +382,7 @@ class Peer:
     async def _answer(self, job: Job, answer: Message | None) -> Job | None:
         """Send the answer to a call that had to wait; returns the next one of its lane, if there is one."""
         self._call_ended()
-        following = self._next_in_lane(job)
+        following = None if job.lane is None else self._lanes.leave(job)
         if answer is not None:
             try:
                 await self._send_with_others(answer)
@@ -432,15 +402,6 @@ class Peer:
             await trio.lowlevel.cancel_shielded_checkpoint()
             self._flush_planned = False
             await connection.flush()
-
-    def _next_in_lane(self, job: Job) -> Job | None:
-        if job.lane is None:
-            return None
-        waiting = self._lanes[job.lane]
-        if waiting:
-            return waiting.popleft()
-        del self._lanes[job.lane]
-        return None
 
     async def _park(self, worker: _Worker) -> bool:
         """Wait for another job; False when there are enough waiting already."""
@@ -463,16 +424,14 @@ class Peer:
             return
         worker = self._running[seq]
         if worker is not None:
+            worker.cut = True
             worker.scope.cancel()
             return
-        for waiting in self._lanes.values():
-            for job in waiting:
-                if job.message.seq == seq:
-                    waiting.remove(job)
-                    del self._running[seq]
-                    self._call_ended()
-                    self._refuse_cancelled(job)
-                    return
+        job = self._lanes.remove(seq)
+        if job is not None:
+            del self._running[seq]
+            self._call_ended()
+            self._refuse_cancelled(job)
 
     def _refused(self, job: Job, text: str) -> Message | None:
         """The answer to a call that was not begun."""
@@ -481,8 +440,7 @@ class Peer:
     def _refuse_cancelled(self, job: Job) -> None:
         answer = self._refused(job, "cancelled before it began")
         if answer is not None:
-            self.connection.queue(answer)
-            self.connection.flush_nowait()
+            self._queue(answer)
 
     def go_away(self) -> None:
         """Tell a client that can understand it to make no more calls here."""

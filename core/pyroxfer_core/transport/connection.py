@@ -105,9 +105,14 @@ class Connection:
 
         After any of these the connection is good for `finish` only. Cancelling is safe: no message is lost.
         """
+        event = self.receive_nowait()
+        return await self.receive_more() if event is None else event
+
+    async def receive_more(self) -> Event | None:
+        """Like `receive`, for callers who know that no event is complete yet."""
         decoder = self.decoder
+        event: Event | None = None
         try:
-            event = decoder.next_event()
             while event is None:
                 if not await self._fill(decoder):
                     self.ended = True
@@ -192,9 +197,12 @@ class Connection:
         Raises:
             ProtocolError, MessageTooLargeError: the message cannot be written in this protocol.
         """
-        codec = self.codec
+        codec = self.decoder.codec or self.codec
         if len(message.body) <= JOIN_BELOW or self.hmac_key is not None:
-            return self.queue_encoded(codec.encode(message, hmac_key=self.hmac_key))
+            data = codec.encode(message, hmac_key=self.hmac_key)
+            self._out.append(data)
+            self.queued += len(data)
+            return self.queued
         return self.queue_encoded(codec.encode_head(message, len(message.body)), message.body)
 
     def queue_encoded(self, *buffers: Body) -> int:

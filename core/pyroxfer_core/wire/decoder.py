@@ -23,6 +23,14 @@ _GROWTH: Final = 256 * KIB
 """First step of a collected body's buffer; from then on it doubles, never past the announced length."""
 
 
+_ZEROS: Final = memoryview(bytes(1 * MIB))
+"""To grow buffers with: a fresh object of that size for each step would cost as many page faults as the data."""
+
+
+def _zeros(count: int) -> Body:
+    return _ZEROS[:count] if count <= len(_ZEROS) else bytes(count)
+
+
 class Decoder:
     """Turns the bytes of one direction of one connection into events.
 
@@ -113,7 +121,7 @@ class Decoder:
             self._raise_broken()
         try:
             if self._open is None:
-                return self._begin()
+                return self._begin() if self._offset < len(self._data) else None
             if self._collected is None:
                 return self._next_part()
             return self._collect()
@@ -145,7 +153,7 @@ class Decoder:
         filled = self._filled
         if filled == len(buffer):
             wanted = min(filled + self._remaining, max(2 * filled, _GROWTH))
-            buffer += bytes(wanted - filled)
+            buffer += _zeros(wanted - filled)
         self._lent = memoryview(buffer)[filled:]
         return self._lent
 
@@ -203,9 +211,16 @@ class Decoder:
             self._inline_limit = _INLINE_BODY
 
     def _whole(self, header: Header, start: int, body_start: int, end: int) -> Message:
-        message = self._message(header, start, body_start, self._slice(body_start, end))
-        if self._signature is not None:
-            self._verify(message)
+        if start == body_start and self._hmac_key is None:  # the usual small message, taken apart at once
+            data = self._data
+            body = data[start:end] if type(data) is bytes else bytes(memoryview(data)[start:end])
+            message = Message(
+                header.type, header.seq, header.serializer, header.flags, body, {}, header.correlation_id
+            )
+        else:
+            message = self._message(header, start, body_start, self._slice(body_start, end))
+            if self._signature is not None:
+                self._verify(message)
         self._advance(end)
         return message
 

@@ -97,16 +97,8 @@ class ClientSession(Generic[Waiter]):
         """Skip the handshake, as on a user-supplied connected socket."""
         self.state = State.OPEN
 
-    def invoke(
-        self,
-        waiter: Waiter | None,
-        body: Body,
-        serializer: str,
-        flags: int,
-        annotations: dict[str, Body],
-        correlation_id: bytes | None,
-    ) -> Message:
-        """The INVOKE message of a new call; ``waiter`` None for a one-way call.
+    def invoke(self, waiter: Waiter | None, message: Message) -> Message:
+        """Number the INVOKE message of a new call, and return it; ``waiter`` None for a one-way call.
 
         Raises:
             ProtocolError: not open, or a second call at once where the peer takes one at a time.
@@ -114,19 +106,19 @@ class ClientSession(Generic[Waiter]):
         if self.state is not State.OPEN:
             raise ProtocolError("the connection is not open")
         pending = self.pending
-        if pending and waiter is not None and not (self.grant.bits & Feature.CONCURRENT or self.pipelined):
-            raise ProtocolError("a call is in flight already, and this peer takes one at a time")
         seq = (self.seq + 1) & 0xFFFF
         if pending:
+            if waiter is not None and not (self.grant.bits & Feature.CONCURRENT or self.pipelined):
+                raise ProtocolError("a call is in flight already, and this peer takes one at a time")
             seq = self._free_seq(seq)
-        self.seq = seq
+        self.seq = message.seq = seq
         if waiter is not None:
             pending[seq] = waiter
-            self._serializers[seq] = serializer
+            self._serializers[seq] = message.serializer
         if self._confirm is not None:
-            annotations = {**annotations, FEATURES_KEY: self._confirm}
+            message.annotations[FEATURES_KEY] = self._confirm
             self._confirm = None
-        return Message(MessageType.INVOKE, seq, serializer, flags, body, annotations, correlation_id)
+        return message
 
     def _free_seq(self, seq: int) -> int:
         if len(self.pending) > 0xFFFE:

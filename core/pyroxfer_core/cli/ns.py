@@ -1,0 +1,124 @@
+"""``pyroxfer ns``: run a name server, with the options and the output of Pyro's own command."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import trio
+
+from ..errors import CommunicationError
+from ..nameserver.addresses import is_loopback
+from ..nameserver.server import RunningNameServer, no_broadcast_reason, start_ns
+from ..settings import Settings
+from ..uri import NS_PORT
+from ._run import ExitCode, Failure, run
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line said; see the help texts below."""
+
+    host: str
+    port: int
+    unixsocket: str | None
+    storage: str | None
+    nobc: bool
+    bchost: str
+    bcport: int
+    nathost: str | None
+    natport: int | None
+    allow_loopback: bool
+    insecure: bool
+
+    @property
+    def is_public(self) -> bool:
+        """Whether other machines can connect."""
+        return self.unixsocket is None and not is_loopback(self.host)
+
+
+_PORT = click.IntRange(0, 65535)
+
+
+@click.command()
+@click.option("-n", "--host", default="localhost", show_default=True, help="Host name or address to listen on.")
+@click.option("-p", "--port", type=_PORT, default=NS_PORT, show_default=True, help="Port to listen on (0: any free).")
+@click.option("-u", "--unixsocket", metavar="PATH", help="Listen on this unix socket instead.")
+@click.option(
+    "-s",
+    "--storage",
+    metavar="memory|sql:FILE",
+    help="Where the names live. Default: an SQLite file in the state folder of the user.",
+)
+@click.option("-x", "--nobc", is_flag=True, help="Do not answer broadcasts.")
+@click.option("--bchost", default="", metavar="HOST", help="Address to listen on for broadcasts (default: all).")
+@click.option("--bcport", type=_PORT, help="UDP port for broadcasts (0: any free).  [default: 9091]")
+@click.option("--nathost", help="Host name or address that clients outside of a NAT use.")
+@click.option("--natport", type=_PORT, help="Port that they use (0: the same as inside).")
+@click.option("--allow-loopback", is_flag=True, help="Let other machines register loopback addresses.")
+@click.option("--insecure", is_flag=True, help="Allow listening beyond this machine without authentication and TLS.")
+def ns(bcport: int | None, **options: object) -> None:
+    """Run a name server until it is interrupted."""
+    settings = Settings()
+    chosen = settings.ns_broadcast_port if bcport is None else bcport
+    wanted = Options(bcport=chosen, **options)  # type: ignore[arg-type]  # click gives the declared types
+    if wanted.is_public and not wanted.insecure:
+        text = f"listening on {wanted.host or '*'} lets everybody on the network change the names"
+        raise Failure(f"{text}; say --insecure to do it all the same", ExitCode.REFUSED)
+    run(_serve, wanted, settings)
+
+
+async def _serve(options: Options, settings: Settings) -> None:
+    try:
+        async with start_ns(
+            options.host,
+            options.port,
+            unixsocket=options.unixsocket,
+            nathost=options.nathost,
+            natport=options.natport,
+            storage=options.storage or _default_storage(),
+            broadcast=not options.nobc,
+            bchost=options.bchost,
+            bcport=options.bcport,
+            allow_loopback=options.allow_loopback,
+            settings=settings.with_changes(insecure=options.insecure),
+        ) as running:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as stop_signals:
+                await _announce(running, options)
+                async for _ in stop_signals:
+                    break
+    except CommunicationError as error:
+        if options.unixsocket is None and str(error).startswith("cannot listen"):
+            raise CommunicationError(f"{error}. Is a name server running there already? -p chooses a port") from error
+        raise
+    click.echo("NS shut down.")
+
+
+def _default_storage() -> str:
+    """The user's own file, in a folder that nobody else can read."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    folder = Path(state) / "pyroxfer"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return f"sql:{folder / 'nameserver.sqlite'}"
+
+
+async def _announce(running: RunningNameServer, options: Options) -> None:
+    if running.responder is not None:
+        click.echo(f"Broadcast server running on {running.responder.location}")
+    elif not options.nobc and options.unixsocket is None:
+        click.echo(f"Not starting broadcast server for {no_broadcast_reason(running.daemon)}.")
+    existing = await running.name_server.count()
+    if existing > 1:
+        click.echo(f"Persistent store contains {existing} existing registrations.")
+    if options.is_public:
+        click.echo("Warning: no authentication and no TLS. Anyone who can connect can change the names!", err=True)
+    address = running.daemon.bound_address or "Unix domain socket"
+    click.echo(f"NS running on {running.internal_uri.location} ({address})")
+    if running.uri == running.internal_uri:
+        click.echo(f"URI = {running.uri}")
+    else:
+        click.echo(f"internal URI = {running.internal_uri}")
+        click.echo(f"external URI = {running.uri}")

@@ -1,0 +1,235 @@
+"""``pyroxfer nsc``: ask and change a name server from the command line, with the commands of Pyro's own tool."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from ..client.proxy import Proxy
+from ..nameserver.lookup import checked_listing, locate_ns, search_tags
+from ._run import Failure, exit_code_of, printable, run
+
+
+@dataclass
+class Wanted:
+    """Options given before or after the command's name."""
+
+    host: str | None = None
+    port: int | None = None
+    unixsocket: str | None = None
+    verbose: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found, for people and for programs."""
+
+    lines: list[str]
+    data: Any
+
+
+Action = Callable[[Proxy], Awaitable[Answer]]
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Note an option; what stands on the command line, on either side, goes before the environment."""
+    wanted, name = context.ensure_object(Wanted), parameter.name
+    if not value or name is None:
+        return
+    if context.get_parameter_source(name) is ParameterSource.COMMANDLINE or not getattr(wanted, name):
+        setattr(wanted, name, value)
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Pyro's options and ``--json``; they may stand on either side of the command's name."""
+    option = partial(click.option, callback=_keep, expose_value=False)
+    port, port_help = click.IntRange(0, 65535), "Port of the name server (or of the broadcast, without a host)."
+    for decorate in (
+        option("--json", is_flag=True, help="Answer as one line of JSON."),
+        option("-v", "--verbose", is_flag=True, help="Say what is done."),
+        option("-u", "--unixsocket", metavar="PATH", help="Unix socket of the name server, instead."),
+        option("-p", "--port", envvar="PYROXFER_NS_PORT", type=port, help=port_help),
+        option("-n", "--host", envvar="PYROXFER_NS_HOST", help="Host of the name server."),
+    ):
+        command = decorate(command)
+    return command
+
+
+@click.group()
+@_with_options
+@click.pass_context
+def nsc(context: click.Context) -> None:
+    """Ask and change a name server."""
+    context.ensure_object(Wanted)
+
+
+def _command(name: str) -> Callable[[Callable[..., None]], click.Command]:
+    def decorate(function: Callable[..., None]) -> click.Command:
+        return nsc.command(name)(_with_options(click.pass_obj(function)))
+
+    return decorate
+
+
+@_command("ping")
+def ping(wanted: Wanted) -> None:
+    """Is the name server there?"""
+
+    async def action(ns: Proxy) -> Answer:
+        await ns.ping()
+        return Answer(["Name server ping ok."], {"ok": True})
+
+    _carry_out(wanted, action)
+
+
+@_command("list")
+@click.argument("prefix", required=False)
+def list_(wanted: Wanted, prefix: str | None) -> None:
+    """Show all names, or those that begin with PREFIX."""
+
+    async def action(ns: Proxy) -> Answer:
+        listing = await ns.list(prefix=prefix, return_metadata=True)
+        return _listing(listing, f"- prefix '{prefix}'" if prefix else "")
+
+    _carry_out(wanted, action)
+
+
+@_command("listmatching")
+@click.argument("regex")
+def listmatching(wanted: Wanted, regex: str) -> None:
+    """Show the names that REGEX matches at their beginning."""
+
+    async def action(ns: Proxy) -> Answer:
+        return _listing(await ns.list(regex=regex, return_metadata=True), f"- regex '{regex}'")
+
+    _carry_out(wanted, action)
+
+
+@_command("lookup")
+@click.argument("name")
+def lookup(wanted: Wanted, name: str) -> None:
+    """Show the URI of NAME."""
+
+    async def action(ns: Proxy) -> Answer:
+        uri, tags = await ns.lookup(name, return_metadata=True)
+        lines = [str(uri), f"metadata: {sorted(tags)}"] if tags else [str(uri)]
+        return Answer(lines, {"name": name, "uri": str(uri), "metadata": sorted(tags)})
+
+    _carry_out(wanted, action)
+
+
+@_command("register")
+@click.argument("name")
+@click.argument("uri")
+def register(wanted: Wanted, name: str, uri: str) -> None:
+    """Register URI under NAME, which must be free."""
+
+    async def action(ns: Proxy) -> Answer:
+        await ns.register(name, uri, safe=True)
+        return Answer([f"Registered {name}"], {"name": name, "uri": uri})
+
+    _carry_out(wanted, action)
+
+
+@_command("remove")
+@click.argument("name")
+def remove(wanted: Wanted, name: str) -> None:
+    """Remove NAME."""
+
+    async def action(ns: Proxy) -> Answer:
+        removed = await ns.remove(name)
+        return Answer([f"Removed {name}" if removed else "Nothing removed"], {"removed": removed})
+
+    _carry_out(wanted, action)
+
+
+@_command("removematching")
+@click.argument("regex")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def removematching(wanted: Wanted, regex: str, yes: bool) -> None:
+    """Remove the names that REGEX matches at their beginning."""
+
+    async def action(ns: Proxy) -> Answer:
+        removed = await ns.remove(regex=regex)
+        return Answer([f"{removed} items removed."], {"removed": removed})
+
+    if yes or _is_sure(wanted):
+        _carry_out(wanted, action)
+
+
+@_command("setmeta")
+@click.argument("name")
+@click.argument("tags", nargs=-1)
+def setmeta(wanted: Wanted, name: str, tags: tuple[str, ...]) -> None:
+    """Replace the metadata of NAME by TAGS; without any, clear it."""
+
+    async def action(ns: Proxy) -> Answer:
+        await ns.set_metadata(name, list(tags))
+        return Answer(["Metadata updated" if tags else "Metadata cleared"], {"name": name, "metadata": sorted(tags)})
+
+    _carry_out(wanted, action)
+
+
+def _add_tag_search(name: str, *, every: bool) -> None:
+    @_command(name)
+    @click.argument("tags", nargs=-1, required=True)
+    def search(wanted: Wanted, tags: tuple[str, ...]) -> None:
+        async def action(ns: Proxy) -> Answer:
+            found = await search_tags(ns, tags if every else (), () if every else tags)
+            return _listing(found, " - searched by metadata")
+
+        _carry_out(wanted, action)
+
+    search.help = f"Show the names that have {'all' if every else 'any'} of TAGS."
+
+
+for _name in ("yplookup_all", "listmeta_all", "yplookup_any", "listmeta_any"):
+    _add_tag_search(_name, every=_name.endswith("_all"))
+
+
+def _listing(listing: Any, title: str) -> Answer:
+    entries = checked_listing(listing)
+    lines = [f"--------START LIST {title}"]
+    for name, (uri, tags) in sorted(entries.items()):
+        lines.append(f"{name} --> {uri}")
+        if tags:
+            lines.append(f"    metadata: {tags}")
+    lines.append(f"--------END LIST {title}")
+    return Answer(lines, {name: {"uri": uri, "metadata": tags} for name, (uri, tags) in sorted(entries.items())})
+
+
+def _is_sure(wanted: Wanted) -> bool:
+    question = "Potentially removing lots of items from the Name server. Are you sure (y/n)?"
+    answer = click.prompt(question, prompt_suffix="", default="n", show_default=False, err=wanted.json)
+    return str(answer).strip() in ("y", "Y")
+
+
+def _carry_out(wanted: Wanted, action: Action) -> None:
+    answer = run(_ask, wanted, action)
+    if wanted.json:
+        click.echo(json.dumps(answer.data))
+        return
+    for line in answer.lines:
+        click.echo(printable(line))
+    if wanted.verbose:
+        click.echo("Done.")
+
+
+async def _ask(wanted: Wanted, action: Action) -> Answer:
+    talkative = wanted.verbose and not wanted.json
+    if talkative:
+        click.echo("Locating name server...")
+    host = f"./u:{wanted.unixsocket}" if wanted.unixsocket else wanted.host
+    async with await locate_ns(host, wanted.port) as ns:
+        if talkative:
+            click.echo(f"Name server found: {ns._pyroUri}")
+        try:
+            return await action(ns)
+        except Exception as error:  # a remote object may raise anything
+            raise Failure(f"{type(error).__name__} - {error}", exit_code_of(error)) from error

@@ -1,0 +1,54 @@
+"""What host texts of URIs and peers mean on this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether a daemon bound to this host listens on all addresses, so that it names none of them."""
+    address = _address(host)
+    return host == "" or (address is not None and address.is_unspecified)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this host is reached only from its own machine. Host names other than localhost are not looked up."""
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    address = _address(host)
+    return address is not None and address.is_loopback
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a numeric address belongs to this machine: only such an address can be bound."""
+    if is_loopback(host):
+        return True
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return not is_wildcard(host)
+
+
+def local_address_towards(peer: str) -> str | None:
+    """The address of this machine from which packets to ``peer`` leave; None without a route. Sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((peer, 9))
+        except OSError:
+            return None
+        host: str = probe.getsockname()[0]
+    return None if is_wildcard(host) else host
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The numeric address that the text is, or None; IPv4 inside IPv6 is taken out."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

@@ -1,0 +1,81 @@
+"""Regular expressions from callers, in bounded time.
+
+Python's ``re`` can neither be interrupted nor told a time limit, and holds the interpreter while it matches. A
+pattern with at most one repetition, option or alternative takes time proportional to the name, so it runs right
+here; any other runs in a child process that is ended when its time is over.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Collection
+from typing import Final
+
+import trio
+
+from ..errors import NamingError
+
+MATCHING_TIMEOUT_S: Final = 2.0
+"""How long a pattern may run over all names: a thousand times what a harmless one takes for 10 000 names."""
+
+_BRANCHING: Final = frozenset("*+?{|")
+"""Characters that make the matcher try more than one way. Escaped ones count too: that only costs a process."""
+_CHILD: Final = """
+import json, re, sys
+pattern, names = json.load(sys.stdin)
+matches = re.compile(pattern).match
+json.dump([index for index, name in enumerate(names) if matches(name)], sys.stdout)
+"""
+
+
+async def matching_names(pattern: str, names: Collection[str], children: trio.CapacityLimiter) -> list[str]:
+    """The names that the pattern matches at their beginning (``re.match``).
+
+    Args:
+        children: bounds how many child processes there are at once.
+
+    Raises:
+        NamingError: the pattern is not valid, or ran longer than MATCHING_TIMEOUT_S.
+
+    Cancelling ends the child process.
+    """
+    if sum(pattern.count(character) for character in _BRANCHING) <= 1:
+        matches = _compiled(pattern).match
+        return [name for name in names if matches(name)]
+    _compiled(pattern)
+    return await _matching_in_child(pattern, list(names), children)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of style; its author is elsewhere
+            return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise NamingError(f"invalid regex: {error}") from None
+
+
+async def _matching_in_child(pattern: str, names: list[str], children: trio.CapacityLimiter) -> list[str]:
+    question = json.dumps([pattern, names]).encode()
+    async with children:
+        with trio.move_on_after(MATCHING_TIMEOUT_S):
+            child = await trio.run_process(
+                [sys.executable, "-I", "-S", "-c", _CHILD],
+                stdin=question,
+                capture_stdout=True,
+                stderr=subprocess.DEVNULL,
+                check=False,
+                deliver_cancel=_kill,
+            )
+            if child.returncode:
+                raise NamingError(f"matching the regex failed: {pattern!a}")
+            return [names[index] for index in json.loads(child.stdout)]
+    raise NamingError(f"regex took longer than {MATCHING_TIMEOUT_S:g} s, simplify it: {pattern!a}")
+
+
+async def _kill(process: trio.Process) -> None:
+    """At once: a process inside ``re`` does not hear SIGTERM's handler, and trio would wait five seconds for it."""
+    process.kill()

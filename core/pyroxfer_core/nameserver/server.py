@@ -1,0 +1,113 @@
+"""A name server that is running: its daemon, its own entry, and the broadcast responder."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from ..server.daemon import Daemon
+from ..settings import Settings
+from ..uri import NS_PORT, Uri
+from .addresses import is_loopback
+from .broadcast import BroadcastResponder, open_responder
+from .rules import NAME_SERVER
+from .service import NameServer
+from .storage import Entry, open_storage
+
+OWN_TAGS: Final = frozenset({"class:Pyro4.naming.NameServer", "class:Pyro5.nameserver.NameServer"})
+"""Metadata of the own entry: programs of either library find it by the tag of theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningNameServer:
+    """A name server that listens."""
+
+    daemon: Daemon
+    name_server: NameServer
+    """The object itself, for use in this process."""
+    responder: BroadcastResponder | None
+
+    @property
+    def uri(self) -> Uri:
+        """What its own entry says: the address outside of a NAT, if there is one."""
+        return self.daemon.uri_for(NAME_SERVER)
+
+    @property
+    def internal_uri(self) -> Uri:
+        """The address on this side of a NAT."""
+        return self.daemon.uri_for(NAME_SERVER, nat=False)
+
+
+@asynccontextmanager
+async def start_ns(
+    host: str = "localhost",
+    port: int = NS_PORT,
+    *,
+    unixsocket: str | None = None,
+    nathost: str | None = None,
+    natport: int | None = None,
+    storage: str = "memory",
+    broadcast: bool = True,
+    bchost: str = "",
+    bcport: int | None = None,
+    allow_loopback: bool = False,
+    settings: Settings | None = None,
+) -> AsyncIterator[RunningNameServer]:
+    """Run a name server while the body of ``async with`` runs.
+
+    Args:
+        port: 0 picks a free one.
+        storage: ``memory`` or ``sql:FILE``.
+        broadcast: answer broadcasts; never done on a unix socket, a loopback address or IPv6.
+        bchost: address to listen on for broadcasts, empty for all; ``bcport`` defaults to
+            ``settings.ns_broadcast_port``.
+        allow_loopback: let other machines register loopback addresses.
+
+    Raises:
+        ValueError: no such storage, or the NAT options do not fit together.
+        NamingError: the storage, or the UDP port, cannot be had.
+        CommunicationError, SecurityError: the address cannot be had (see Daemon.bind).
+    """
+    settings = settings or Settings()
+    daemon = Daemon(host, port, unixsocket, nathost, natport, settings)
+    async with AsyncExitStack() as stack:
+        opened = await trio.to_thread.run_sync(open_storage, storage)
+        stack.push_async_callback(opened.aclose)
+        stack.callback(daemon.close)
+        daemon.bind()
+        name_server = NameServer(opened, allow_loopback=allow_loopback)
+        await opened.put(NAME_SERVER, Entry(str(daemon.register(name_server, NAME_SERVER)), OWN_TAGS))
+        responder = None
+        if broadcast and no_broadcast_reason(daemon) is None:
+            bcport = settings.ns_broadcast_port if bcport is None else bcport
+            responder = await open_responder(daemon.uri_for(NAME_SERVER, nat=False), bchost, bcport)
+            await stack.enter_async_context(_in_background(responder.run))
+        await stack.enter_async_context(daemon)
+        yield RunningNameServer(daemon, name_server, responder)
+
+
+def no_broadcast_reason(daemon: Daemon) -> str | None:
+    """Why broadcasts are of no use for what this bound daemon listens on; None when they are of use."""
+    address = daemon.bound_address
+    if address is None:
+        return "a unix socket"
+    if ":" in address:
+        return "IPv6"
+    return "localhost" if is_loopback(address) else None
+
+
+@asynccontextmanager
+async def _in_background(run: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run a task during the body. An error of the body comes out as it is, not in a group."""
+    manager = trio.open_nursery()
+    nursery = await manager.__aenter__()
+    nursery.start_soon(run)
+    try:
+        yield
+    finally:
+        nursery.cancel_scope.cancel()
+        await manager.__aexit__(None, None, None)

@@ -1,0 +1,105 @@
+"""Servers and clients of a measurement: a fresh process each, ended by its own handle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+PROGRAMS = Path(__file__).parent / "programs"
+OURS = sys.executable
+ALL_CORES = frozenset(os.sched_getaffinity(0))
+ONE_CORE = frozenset({min(ALL_CORES)})
+Cores = frozenset[int]
+
+
+def stock() -> str:
+    """The interpreter that has the stock libraries."""
+    return os.environ.get("PYROXFER_PEERS", str(ROOT / ".peers" / "bin" / "python"))
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    """A command of ours, from the environment that runs the benchmark."""
+    return [str(Path(OURS).parent / name), *map(str, arguments)]
+
+
+def program(python: str, name: str, *arguments: object) -> list[str]:
+    return [python, str(PROGRAMS / name), *map(str, arguments)]
+
+
+@contextmanager
+def cores(wanted: Cores) -> Iterator[None]:
+    """Children started inside run on these cores only."""
+    os.sched_setaffinity(0, wanted)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, ALL_CORES)
+
+
+class Server:
+    """A running server whose first line of output has the URI of its object."""
+
+    def __init__(self, command: Sequence[str], on: Cores = ALL_CORES) -> None:
+        with cores(on):
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+            )
+        assert self._process.stdout is not None
+        match = re.search(r"PYRO:[^\s)]+", self._process.stdout.readline())
+        if match is None:
+            self.close()
+            raise RuntimeError(f"{' '.join(command)} did not start")
+        self.uri = match[0]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def cpu_s(self) -> float:
+        """Processor seconds used so far, kernel included."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def peak_rss_mib(self) -> float:
+        """Largest resident size so far."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+        return 0.0
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def run_client(command: Sequence[str], on: Cores = ALL_CORES) -> dict[str, Any]:
+    """Run to the end; its last line of output is JSON."""
+    with cores(on):
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=600
+        )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result

@@ -1,0 +1,152 @@
+"""docs/measurements.json holds what was measured, docs/measurements.md says it in tables."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from measure import Comparison, Samples, median, median_extra, ratio
+from processes import ROOT, stock
+
+DATA = ROOT / "docs" / "measurements.json"
+PAGE = ROOT / "docs" / "measurements.md"
+OUR_PACKAGES = ("trio", "serpent", "msgpack", "blake3")
+THEIR_PACKAGES = ("Pyro5", "serpent", "msgpack")
+
+INTRODUCTION = """# Measurements
+
+Made by `./scripts/bench`; it writes this page and `measurements.json`, nobody edits them. Product and peer run
+by turns in the same run, a fresh server and client process each time, on loopback. A ratio is the median of the
+ratios turn by turn, so a slow phase of the machine meets both sides. Do not compare numbers of two tables or of
+two runs.
+"""
+
+
+def facts(command: Sequence[str]) -> dict[str, Any]:
+    """What someone needs to judge or repeat the run: no names of hosts or folders."""
+    return {
+        "command": " ".join(command),
+        "when": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": git("rev-parse", "--short", "HEAD")
+        + ("" if not git("status", "--porcelain", "-uno") else " with changes"),
+        "machine": {
+            "cores": len(os.sched_getaffinity(0)),
+            "processor": processor(),
+            "memory GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+            "kernel": platform.release(),
+            "file system": file_system(ROOT),
+        },
+        "versions": {
+            "Python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in OUR_PACKAGES},
+        },
+        "peer versions": peer_versions(),
+    }
+
+
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def file_system(path: Path) -> str:
+    """Type of the file system the files were written to."""
+    best = ("", "unknown")
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, place, kind, *_ = line.split()
+        if path.is_relative_to(place) and len(place) > len(best[0]):
+            best = (place, kind)
+    return best[1]
+
+
+def peer_versions() -> dict[str, str]:
+    code = f"import json, importlib.metadata as m; print(json.dumps({{n: m.version(n) for n in {THEIR_PACKAGES!r}}}))"
+    done = subprocess.run([stock(), "-c", code], capture_output=True, text=True, check=True)
+    versions: dict[str, str] = json.loads(done.stdout)
+    return versions
+
+
+def section(unit: str, samples: Samples, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """The JSON form of one table."""
+    return {
+        "unit": unit,
+        "rows": {
+            name: {
+                "median": median(taken),
+                "values": [sample.value for sample in taken],
+                **{key: median_extra(taken, key) for key in taken[0].extra},
+            }
+            for name, taken in samples.items()
+        },
+        "ratios": [
+            {"text": comparison.text, "ratio": found[0], "against": found[1], "wanted": comparison.wanted}
+            for comparison in comparisons
+            if (found := ratio(comparison, samples)) is not None
+        ],
+    }
+
+
+def write(suites: dict[str, dict[str, Any]]) -> None:
+    """Put new suites in place of their older measurements; the others stay, with their own date and facts."""
+    known = json.loads(DATA.read_text()) if DATA.exists() else {}
+    known |= suites
+    DATA.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    PAGE.write_text("\n".join(page(known)) + "\n")
+
+
+def page(known: dict[str, dict[str, Any]]) -> Iterator[str]:
+    yield INTRODUCTION
+    for suite in known.values():
+        yield f"## {suite['title']}\n"
+        yield from about(suite["facts"])
+        if suite.get("note"):
+            yield f"\n{suite['note']}"
+        for title, table in suite["tables"].items():
+            yield f"\n### {title}\n"
+            yield from ratios(table["ratios"])
+            yield ""
+            yield from rows(table)
+        yield ""
+
+
+def about(known: dict[str, Any]) -> Iterator[str]:
+    yield f"`{known['command']}` on {known['when']}, commit {known['commit']}.  "
+    yield ", ".join(f"{key} {value}" for key, value in known["machine"].items()) + ".  "
+    yield "Ours: " + ", ".join(f"{key} {value}" for key, value in known["versions"].items()) + ".  "
+    yield "Peer: " + ", ".join(f"{key} {value}" for key, value in known["peer versions"].items()) + "."
+
+
+def ratios(found: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield "| ours | times the peer | wanted | best peer |"
+    yield "|---|---:|---:|---|"
+    for row in found:
+        wanted = f"{row['wanted']:.1f}" if row["wanted"] is not None else ""
+        yield f"| {row['text']} | {row['ratio']:.2f} | {wanted} | {row['against']} |"
+
+
+def rows(table: dict[str, Any]) -> Iterator[str]:
+    extra = [key for key in next(iter(table["rows"].values())) if key not in ("median", "values")]
+    yield "| | " + " | ".join([f"{table['unit']}, median", "lowest", "highest", *extra]) + " |"
+    yield "|---|" + "---:|" * (3 + len(extra))
+    for name, row in table["rows"].items():
+        figures = [row["median"], min(row["values"]), max(row["values"]), *(row[key] for key in extra)]
+        yield f"| {name} | " + " | ".join(map(figure, figures)) + " |"
+
+
+def figure(value: float) -> str:
+    """Three digits at least, no more than needed."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,92 @@
+"""Small calls: ours against stock Pyro5, one caller and sixty-four."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import report
+from measure import Comparison, Contestant, Sample, in_turns
+from processes import ALL_CORES, ONE_CORE, OURS, Cores, Server, program, run_client, stock
+
+SERIALIZERS = ("serpent", "msgpack")
+SERVERS = ("thread", "multiplex")
+UNIT = "calls/s"
+TITLE = "Small calls"
+NOTE = """\
+`add(1, 2)`; our handler is an `async def`, Pyro5's a plain method; one instance for all callers. Pyro5's 64
+clients are threads of one process with a connection each, ours are 64 tasks on one connection; Pyro5's thread
+pool has 200 threads."""
+PLACES = {"Server and client on one core": True, "Where the scheduler places them": False}
+
+
+def measure(repetitions: int, quick: bool) -> dict[str, Any]:
+    """A table for each placement."""
+    tables = {}
+    for title, pinned in PLACES.items():
+        print(f"small calls: {title.lower()}", file=sys.stderr)
+        samples = in_turns(contestants(1.0 if quick else 3.0, pinned), repetitions)
+        tables[title] = report.section(UNIT, samples, comparisons())
+    return tables
+
+
+def call_rate(server: list[str], client: list[str], on: Cores) -> Sample:
+    """``{uri}`` in the client's command becomes that of the server."""
+    with Server(server, on) as running:
+        before = running.cpu_s()
+        result = run_client([word.replace("{uri}", running.uri) for word in client], on)
+        used = result["cpu_s"] + running.cpu_s() - before
+    return Sample(result["calls"] / result["seconds"], {"CPU µs a call": used / result["calls"] * 1e6})
+
+
+def contestants(seconds: float, pinned: bool) -> list[Contestant]:
+    on = ONE_CORE if pinned else ALL_CORES
+    both = (*peers(seconds), *products(seconds))
+    return [Contestant(name, partial(call_rate, server, client, on)) for name, server, client in both]
+
+
+def peers(seconds: float) -> Iterator[tuple[str, list[str], list[str]]]:
+    for serializer in SERIALIZERS:
+        for kind in SERVERS:
+            server = program(stock(), "pyro5_rpc_server.py", kind)
+            for clients in (1, 64):
+                client = program(stock(), "pyro5_rpc_client.py", "{uri}", serializer, seconds, clients)
+                yield f"Pyro5 {kind} server, {serializer}, {clients} client{'s' * (clients > 1)}", server, client
+
+
+def products(seconds: float) -> Iterator[tuple[str, list[str], list[str]]]:
+    server = program(OURS, "rpc_server.py")
+    for serializer in (*SERIALIZERS, "default"):
+        yield (f"blocking proxy, {serializer}", server,
+               program(OURS, "rpc_client_blocking.py", "{uri}", serializer, seconds))  # fmt: skip
+        yield (f"trio proxy, {serializer}", server,
+               program(OURS, "rpc_client_trio.py", "{uri}", serializer, seconds, 1))  # fmt: skip
+    for serializer in ("msgpack", "default"):
+        yield (f"trio proxy, {serializer}, 64 in flight", server,
+               program(OURS, "rpc_client_trio.py", "{uri}", serializer, seconds, 64))  # fmt: skip
+    for serializer in SERIALIZERS:
+        yield (f"stock Pyro5 client on our daemon, {serializer}", server,
+               program(stock(), "pyro5_rpc_client.py", "{uri}", serializer, seconds, 1))  # fmt: skip
+
+
+def comparisons() -> list[Comparison]:
+    def alone(serializer: str) -> list[str]:
+        return [f"Pyro5 {kind} server, {serializer}, 1 client" for kind in SERVERS]
+
+    together = [f"Pyro5 {kind} server, msgpack, 64 clients" for kind in SERVERS]
+    rows = [
+        Comparison(
+            "64 calls in flight on one connection, msgpack", "trio proxy, msgpack, 64 in flight", together, 3.0
+        )
+    ]
+    for serializer in SERIALIZERS:
+        rows += [
+            Comparison(f"blocking proxy, {serializer}", f"blocking proxy, {serializer}", alone(serializer), 1.2),
+            Comparison(f"trio proxy, {serializer}", f"trio proxy, {serializer}", alone(serializer)),
+            Comparison(f"stock client on our daemon, {serializer}", f"stock Pyro5 client on our daemon, {serializer}",
+                       alone(serializer)),
+        ]  # fmt: skip
+    rows.append(Comparison("both with their defaults", "blocking proxy, default", alone("serpent"), 1.2))
+    return rows

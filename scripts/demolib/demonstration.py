@@ -1,0 +1,106 @@
+"""The demo: starts the appliance, moves real files over every channel, passes calls on, verifies it all itself."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import calls
+import sources
+from services import Appliance
+from table import Row, lines
+from transfers import Transfers
+
+ROOT = Path(__file__).parent.parent.parent
+COPIES = 3
+"""Of the large file at the same time: the source, the server's, the one brought back."""
+SPARE = 500_000_000
+TREE_CHANNELS = ("iter", "annot", "auto")
+FILE_CHANNELS = ("iter", "annot", "raw", "auto")
+
+
+def main() -> None:
+    options = read_options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that clean-up runs, as after Ctrl-C
+    with work_folder(options.size) as work, ExitStack() as stack:
+        appliance = stack.enter_context(Appliance(work))
+        rows = list(run(appliance, work, options.size))
+        print("\n".join(lines(rows)), flush=True)
+        failed = [row.what for row in rows if not row.verified]
+        if options.keep:
+            keep(appliance)
+    print(f"NOT verified: {', '.join(failed)}" if failed else "Everything verified, nothing left running.")
+    sys.exit(1 if failed else 0)
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="./scripts/demo", description="The whole appliance on real files.")
+    parser.add_argument("--keep", action="store_true", help="leave the services up until Ctrl-C and say what to try")
+    parser.add_argument(
+        "--size", type=sources.size_in_bytes, default="1GiB", help="size of the large file (default 1GiB)"
+    )
+    return parser.parse_args()
+
+
+@contextmanager
+def work_folder(size: int) -> Iterator[Path]:
+    """A folder of our own beside the repository, removed at the end; refused when the disk is too small."""
+    base = ROOT / ".demo"
+    base.mkdir(exist_ok=True)
+    needed, free = COPIES * size + SPARE, shutil.disk_usage(base).free
+    if free < needed:
+        sys.exit(f"demo: needs {needed / 1e9:.1f} GB free and there are {free / 1e9:.1f}; try --size 100MiB")
+    with tempfile.TemporaryDirectory(prefix="run-", dir=base) as folder:
+        yield Path(folder)
+
+
+def run(appliance: Appliance, work: Path, size: int) -> Iterator[Row]:
+    """Every part of the demo, a row each."""
+    transfers = Transfers(appliance, work)
+    tree = sources.standard_library(work)
+    say(f"(a) the standard library of this Python: {sources.describe(tree)}")
+    for channel in TREE_CHANNELS:
+        yield from transfers.there_and_back(tree, channel)
+    large = sources.large_file(work, size)
+    say(f"(b) one file: {sources.describe(large)}")
+    for channel in FILE_CHANNELS:
+        yield from transfers.there_and_back(large, channel)
+    say("(c) blobs through the dispatcher to two back ends")
+    yield from calls.blob_calls(appliance)
+
+
+def keep(appliance: Appliance) -> None:
+    print(
+        "\n".join(
+            [
+                "",
+                "Still running. Try, in another terminal in this folder:",
+                "",
+                *appliance.hints(),
+                "",
+                "Ctrl-C ends it.",
+            ]
+        )
+    )
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        print()
+
+
+def say(text: str) -> None:
+    print(f"\n{text}", flush=True)
+
+
+try:
+    main()
+except KeyboardInterrupt:
+    sys.exit(130)

@@ -1,0 +1,67 @@
+# shellcheck shell=bash
+# Shared by every script of this folder: finds a Python, makes environments, and works from the repository's root.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec </dev/null # nothing here asks a question; a script started without a terminal must never wait for an answer
+
+PEERS=(Pyro5==5.17 Pyro4==4.82 serpent==1.43 msgpack==1.2.4) # what tests and benchmarks are held against
+
+say() { printf '== %s\n' "$*" >&2; }
+die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# runs_here PYTHON: it starts and is 3.11 or newer (a version manager's shim may be on PATH and not start).
+runs_here() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+
+# find_python [VERSION]: prints the command of a Python 3.11 or newer, or of exactly that version.
+find_python() {
+    local wanted=${1:-} candidate
+    local candidates=(python3 python3.13 python3.12 python3.11)
+    if [ -n "$wanted" ]; then
+        candidates=("python$wanted" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$wanted".*/bin/python "$wanted")
+    fi
+    for candidate in "${candidates[@]}"; do
+        if runs_here "$candidate"; then echo "$candidate"; return; fi
+    done
+    die "needs ${wanted:+the interpreter }Python ${wanted:-3.11 or newer}, and found none; install it and run this again"
+}
+
+# environment FOLDER PYTHON PACKAGE...: a virtual environment with these packages. One that stands is used again
+# until the packages, the interpreter or pyproject.toml change.
+environment() {
+    local folder=$1 python=$2 stamp
+    shift 2
+    stamp=$({ "$python" -c 'import sys; print(sys.version, sys.base_prefix)'; echo "$PWD" "$@"; cat pyproject.toml; } | sha256sum)
+    if [ "$(cat "$folder/made-from" 2>/dev/null)" = "$stamp" ]; then return; fi
+    say "making $folder with $("$python" --version)"
+    rm -rf "$folder"
+    "$python" -m venv "$folder" || die "cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"
+    install_into "$folder" "$@"
+    echo "$stamp" >"$folder/made-from"
+}
+
+# install_into FOLDER PACKAGE...: with uv, which takes seconds, or with pip where uv is not to be had.
+install_into() {
+    local folder=$1
+    shift
+    if "$folder/bin/python" -m pip install -qq --disable-pip-version-check uv &&
+        "$folder/bin/uv" pip install --quiet --python "$folder/bin/python" "$@"; then
+        return
+    fi
+    say "uv cannot be used here; installing with pip"
+    "$folder/bin/python" -m pip install -qq --disable-pip-version-check "$@" || die "cannot install $*"
+}
+
+# development_environment [FOLDER PYTHON]
+development_environment() {
+    local python
+    python=${2:-$(find_python)}
+    environment "${1:-.venv}" "$python" -e '.[dev]'
+}
+
+# The real Pyro4 and Pyro5, in an environment of their own so that nothing of ours leaks into them.
+peers_environment() {
+    local python
+    python=$(find_python)
+    environment .peers "$python" "${PEERS[@]}"
+    export PYROXFER_PEERS=$PWD/.peers/bin/python
+}

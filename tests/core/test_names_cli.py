@@ -1,0 +1,373 @@
+"""The commands `ns` and `nsc` as processes: output, exit codes, signals, and what survives a kill."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+import pytest
+import trio
+from click.testing import CliRunner
+
+from pyroxfer_core.cli._run import ExitCode, Failure, printable
+from pyroxfer_core.cli._run import run as run_command
+from pyroxfer_core.cli.nsc import nsc as nsc_command
+from pyroxfer_core.errors import (
+    CommunicationError,
+    ConnectionClosedError,
+    MessageTooLargeError,
+    NamingError,
+    PyroError,
+    RefusedError,
+    SecurityError,
+    SerializeError,
+    TimeoutError,
+)
+from pyroxfer_core.nameserver.lookup import locate_ns
+
+NS = (sys.executable, "-c", "from pyroxfer_core.cli.ns import ns; ns()")
+NSC = (sys.executable, "-c", "from pyroxfer_core.cli.nsc import nsc; nsc()")
+ONE = "PYRO:one@localhost:5555"
+WITHIN_S = 30
+
+
+class RunningNs:
+    """An `ns` process that has announced itself."""
+
+    def __init__(self, *options: str, port: int = 0) -> None:
+        command = [*NS, "-p", str(port), *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+        for line in self._out:
+            self.lines.append(line.rstrip("\n"))
+            if line.startswith(("URI = ", "external URI = ")):
+                break
+        else:
+            assert self.process.stderr is not None
+            raise AssertionError(self.process.stderr.read())
+        found = re.search(r"NS running on \S+:(\d+) ", "\n".join(self.lines))
+        self.port = int(found[1]) if found else 0
+
+    @property
+    def _out(self) -> IO[str]:
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """Exit code and the rest of the output."""
+        self.process.send_signal(number)
+        rest, _ = self.process.communicate(timeout=WITHIN_S)
+        return self.process.returncode, rest
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[RunningNs]:
+    """One name server for the tests that leave it as they found it."""
+    server = RunningNs("-s", "memory")
+    yield server
+    server.close()
+
+
+def start(stack: ExitStack, *options: str, port: int = 0) -> RunningNs:
+    server = RunningNs(*options, port=port)
+    stack.callback(server.close)
+    return server
+
+
+def run(*command: str, answer: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, input=answer, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+
+
+def nsc(server: RunningNs, *args: str, code: int = 0, answer: str | None = None) -> str:
+    """Run the command in this process; its standard output, or its errors where an exit code is expected."""
+    done = CliRunner().invoke(nsc_command, ["-n", "localhost", "-p", str(server.port), *args], input=answer)
+    assert done.exit_code == code, done.output
+    assert (done.stderr != "") == (code != 0), done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ns_announces_itself_and_stops_on_a_signal(stack: ExitStack, number: signal.Signals) -> None:
+    server = start(stack, "-s", "memory")
+    assert server.lines == [
+        "Not starting broadcast server for localhost.",
+        f"NS running on localhost:{server.port} (127.0.0.1)",
+        f"URI = PYRO:Pyro.NameServer@localhost:{server.port}",
+    ]
+    assert server.end(number) == (0, "NS shut down.\n")
+
+
+def test_ns_behind_nat_shows_both_addresses(stack: ExitStack) -> None:
+    server = start(stack, "-s", "memory", "--nathost", "outside.example", "--natport", "7777")
+    assert server.lines[-2:] == [
+        f"internal URI = PYRO:Pyro.NameServer@localhost:{server.port}",
+        "external URI = PYRO:Pyro.NameServer@outside.example:7777",
+    ]
+
+
+def test_ns_on_a_unix_socket(stack: ExitStack, tmp_path: Path) -> None:
+    path = tmp_path / "ns"
+    server = start(stack, "-s", "memory", "-u", str(path))
+    assert server.lines == [
+        f"NS running on ./u:{path} (Unix domain socket)",
+        f"URI = PYRO:Pyro.NameServer@./u:{path}",
+    ]
+    done = run(*NSC, "-u", str(path), "ping")
+    assert (done.stdout, done.returncode) == ("Name server ping ok.\n", 0)
+    server.end()
+    assert not path.exists()
+
+
+def test_ns_keeps_names_in_the_state_folder_of_the_user(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    server = start(stack)
+    nsc(server, "register", "test.one", ONE)
+    assert server.end()[0] == 0
+    folder = tmp_path / "state" / "pyroxfer"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert (folder / "nameserver.sqlite").exists()
+    server = start(stack, "-p", str(server.port))
+    assert "Persistent store contains 2 existing registrations." in server.lines
+    assert nsc(server, "lookup", "test.one") == f"{ONE}\n"
+
+
+def refusal(*options: str) -> tuple[int, str]:
+    """Exit code and the one line of an `ns` that does not start."""
+    done = run(*NS_ON_FREE_PORT, *options)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.returncode, done.stderr
+
+
+NS_ON_FREE_PORT = (*NS, "-p", "0", "-x")
+
+
+def test_a_port_in_use_is_one_line(stack: ExitStack) -> None:
+    taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    code, line = refusal("-s", "memory", "-n", "127.0.0.1", "-p", str(taken.getsockname()[1]))
+    assert code == 5
+    assert "cannot listen on 127.0.0.1:" in line
+    assert "-p chooses a port" in line
+
+
+def test_a_broadcast_port_in_use_is_one_line(stack: ExitStack) -> None:
+    taken = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    taken.bind(("127.0.0.1", 0))
+    place = ("--bchost", "127.0.0.1", "--bcport", str(taken.getsockname()[1]))
+    done = run(*NS, "-s", "memory", "-p", "0", "-n", "0.0.0.0", "--insecure", *place)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (5, "", 1)
+    assert "cannot listen for broadcasts on 127.0.0.1:" in done.stderr
+
+
+def test_listening_beyond_this_machine_needs_insecure() -> None:
+    code, line = refusal("-s", "memory", "-n", "0.0.0.0")
+    assert code == 4
+    assert "say --insecure" in line
+
+
+@pytest.mark.parametrize("storage", ["dbm:x", "sql:", "sql::memory:", "etcd"])
+def test_an_unknown_storage_is_a_usage_error(storage: str) -> None:
+    assert refusal("-s", storage)[0] == 2
+
+
+def test_a_broken_database_is_one_line_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "names.sqlite"
+    path.write_bytes(b"rubbish" * 1000)
+    code, line = refusal("-s", f"sql:{path}")
+    assert code == 1
+    assert f"cannot open the name database {path}" in line
+    assert path.read_bytes() == b"rubbish" * 1000
+
+
+def test_nsc_commands(running: RunningNs) -> None:
+    own = f"PYRO:Pyro.NameServer@localhost:{running.port}"
+    own_tags = "    metadata: ['class:Pyro4.naming.NameServer', 'class:Pyro5.nameserver.NameServer']"
+    assert nsc(running, "ping") == "Name server ping ok.\n"
+    assert nsc(running, "register", "test.one", ONE) == "Registered test.one\n"
+    assert nsc(running, "lookup", "test.one") == f"{ONE}\n"
+    assert nsc(running, "setmeta", "test.one", "y", "x") == "Metadata updated\n"
+    assert nsc(running, "lookup", "test.one") == f"{ONE}\nmetadata: ['x', 'y']\n"
+    entry = f"test.one --> {ONE}\n    metadata: ['x', 'y']\n"
+    everything = f"Pyro.NameServer --> {own}\n{own_tags}\n{entry}"
+    assert nsc(running, "list") == f"--------START LIST \n{everything}--------END LIST \n"
+    by_prefix, by_regex, by_tags = "- prefix 'test.'", "- regex 'test'", " - searched by metadata"
+    assert nsc(running, "list", "test.") == f"--------START LIST {by_prefix}\n{entry}--------END LIST {by_prefix}\n"
+    assert (
+        nsc(running, "listmatching", "test") == f"--------START LIST {by_regex}\n{entry}--------END LIST {by_regex}\n"
+    )
+    found, nothing = (f"--------START LIST {by_tags}\n{rows}--------END LIST {by_tags}\n" for rows in (entry, ""))
+    for dialect in ("yplookup", "listmeta"):
+        assert nsc(running, f"{dialect}_all", "x", "y") == found
+        assert nsc(running, f"{dialect}_any", "x", "z") == found
+        assert nsc(running, f"{dialect}_all", "x", "z") == nothing
+    assert nsc(running, "setmeta", "test.one") == "Metadata cleared\n"
+    assert nsc(running, "remove", "test.one") == "Removed test.one\n"
+    assert nsc(running, "remove", "test.one") == "Nothing removed\n"
+
+
+def test_nsc_asks_before_it_removes_many(running: RunningNs) -> None:
+    nsc(running, "register", "many.1", ONE)
+    nsc(running, "register", "many.2", ONE)
+    assert "items removed" not in nsc(running, "removematching", "many", answer="n\n")
+    assert nsc(running, "removematching", "many", answer="y\n").endswith("2 items removed.\n")
+    assert nsc(running, "removematching", "--yes", "many") == "0 items removed.\n"
+
+
+def test_nsc_verbose(running: RunningNs) -> None:
+    own = f"PYRO:Pyro.NameServer@localhost:{running.port}"
+    expected = f"Locating name server...\nName server found: {own}\nName server ping ok.\nDone.\n"
+    assert nsc(running, "-v", "ping") == expected
+    assert nsc(running, "ping", "-v") == expected
+
+
+def test_nsc_takes_the_place_from_the_environment_unless_it_is_told(
+    running: RunningNs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYROXFER_NS_HOST", "127.0.0.1")
+    monkeypatch.setenv("PYROXFER_NS_PORT", str(running.port))
+    assert CliRunner().invoke(nsc_command, ["ping"]).output == "Name server ping ok.\n"
+    monkeypatch.setenv("PYROXFER_NS_PORT", "1")
+    assert nsc(running, "ping") == "Name server ping ok.\n"
+
+
+def test_nsc_json(running: RunningNs) -> None:
+    assert json.loads(nsc(running, "register", "test.json", ONE, "--json")) == {"name": "test.json", "uri": ONE}
+    nsc(running, "setmeta", "test.json", "b", "a")
+    entry = {"uri": ONE, "metadata": ["a", "b"]}
+    assert json.loads(nsc(running, "--json", "-v", "list", "test.")) == {"test.json": entry}
+    assert json.loads(nsc(running, "lookup", "test.json", "--json")) == {"name": "test.json", **entry}
+    assert json.loads(nsc(running, "remove", "test.json", "--json")) == {"removed": 1}
+
+
+def test_nsc_errors_have_documented_exit_codes(running: RunningNs) -> None:
+    nsc(running, "register", "test.one", ONE)
+    assert nsc(running, "lookup", "nothing", code=3) == "Error: NamingError - unknown name: nothing\n"
+    assert nsc(running, "setmeta", "nothing", "x", code=3) == "Error: NamingError - unknown name: nothing\n"
+    taken = nsc(running, "register", "test.one", ONE, code=9)
+    assert taken == "Error: NamingError - name already registered: test.one\n"
+    assert "wildcard" in nsc(running, "register", "test.two", "PYRO:a@0.0.0.0:1", code=4)
+    assert "invalid uri" in nsc(running, "register", "test.two", "nonsense", code=1)
+    assert "invalid regex" in nsc(running, "listmatching", "(", code=1)
+    assert "Usage:" in nsc(running, "lookup", code=2)
+    assert "No such command" in nsc(running, "unknown", code=2)
+    nsc(running, "remove", "test.one")
+
+
+def test_nsc_without_a_name_server(stack: ExitStack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    done = run(*NSC, "-n", "127.0.0.1", "-p", str(port), "ping")
+    assert done.returncode == 5
+    assert done.stderr.startswith("Error: Failed to locate the nameserver")
+    assert done.stderr.count("\n") == 1
+
+
+def test_every_acknowledged_registration_survives_a_kill(stack: ExitStack, tmp_path: Path) -> None:
+    """Several clients register while the name server is killed; a new one on the same file knows every answer."""
+    storage = f"sql:{tmp_path / 'names.sqlite'}"
+    server = start(stack, "-s", storage)
+    acknowledged: list[str] = []
+
+    async def register(client: int) -> None:
+        async with await locate_ns("localhost", server.port) as ns:
+            for number in range(1000):
+                name = f"client{client}.{number}"
+                await ns.register(name, f"PYRO:{name}@localhost:1", metadata=["x", name])
+                acknowledged.append(name)
+                if len(acknowledged) == 200:
+                    os.kill(server.process.pid, signal.SIGKILL)
+
+    async def until_killed(client: int) -> None:
+        with pytest.raises(CommunicationError):
+            await register(client)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for client in range(4):
+                nursery.start_soon(until_killed, client)
+
+    trio.run(main)
+    assert len(acknowledged) >= 200
+    restarted = start(stack, "-s", storage)
+    found = json.loads(nsc(restarted, "list", "client", "--json"))
+    for name in acknowledged:
+        assert found[name] == {"uri": f"PYRO:{name}@localhost:1", "metadata": sorted(["x", name])}
+
+
+def test_terminal_codes_in_names_are_shown_as_escapes() -> None:
+    assert printable("plain ä 😀") == "plain ä 😀"
+    assert printable("\x1b[31mred\n\ud800") == "\\x1b[31mred\\n\\ud800"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NamingError("unknown name: a"), ExitCode.NOT_FOUND),
+        (NamingError("no registrations available with desired metadata properties ['a']"), ExitCode.NOT_FOUND),
+        (NamingError("name already registered: a"), ExitCode.EXISTS),
+        (NamingError("Failed to locate the nameserver: …"), ExitCode.NETWORK),
+        (NamingError("refusing to register 'a' at 0.0.0.0:1: …"), ExitCode.REFUSED),
+        (NamingError("invalid regex: …"), ExitCode.OTHER),
+        (ConnectionClosedError("reset"), ExitCode.NETWORK),
+        (TimeoutError("slow"), ExitCode.TIMEOUT),
+        (RefusedError("busy"), ExitCode.REFUSED),
+        (SecurityError("private"), ExitCode.REFUSED),
+        (MessageTooLargeError("large"), ExitCode.PROTOCOL),
+        (SerializeError("unreadable"), ExitCode.PROTOCOL),
+        (CommunicationError("other"), ExitCode.NETWORK),
+        (PyroError("other"), ExitCode.OTHER),
+        (ValueError("bad value"), ExitCode.USAGE),
+        (FileNotFoundError(2, "No such file or directory", "there"), ExitCode.OTHER),
+    ],
+)
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_errors_of_a_command_become_exit_codes(error: Exception, code: ExitCode, depth: int) -> None:
+    """Also from inside of nurseries, which wrap them."""
+
+    async def command() -> None:
+        raise functools.reduce(lambda inner, _: ExceptionGroup("nursery", [inner]), range(depth), error)
+
+    with pytest.raises(Failure) as caught:
+        run_command(command)
+    assert caught.value.exit_code == code
+    assert "\n" not in caught.value.format_message()
+
+
+def test_several_errors_at_once_are_shown_as_they_are() -> None:
+    async def command() -> None:
+        raise ExceptionGroup("nursery", [PyroError("a"), PyroError("b")])
+
+    with pytest.raises(ExceptionGroup):
+        run_command(command)
+
+
+def test_ctrl_c_is_exit_code_130() -> None:
+    async def command() -> None:
+        raise BaseExceptionGroup("nursery", [KeyboardInterrupt()])
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(command)
+    assert caught.value.code == 130

@@ -1,0 +1,267 @@
+"""The storage engines: one suite for all, and what is particular to SQLite."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyroxfer_core.errors import NamingError
+from pyroxfer_core.nameserver.storage import Entry, MemoryStorage, Query, Storage, open_storage
+from pyroxfer_core.nameserver.storage.sqlite import SqliteStorage
+
+EVERYTHING = Query()
+
+
+def tagged(uri: str, *tags: str) -> Entry:
+    return Entry(uri, frozenset(tags))
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
+    opened = open_storage("memory" if request.param == "memory" else f"sql:{tmp_path / 'names.sqlite'}")
+    yield opened
+    await opened.aclose()
+
+
+async def test_put_then_get_gives_the_entry_whole(storage: Storage) -> None:
+    entry = tagged("PYRO:a@host:1", "x", "y")
+    assert await storage.put("name", entry)
+    assert await storage.get("name") == entry
+    assert await storage.get("Name") is None
+    assert await storage.count() == 1
+
+
+async def test_put_replaces_uri_and_tags(storage: Storage) -> None:
+    await storage.put("name", tagged("PYRO:a@host:1", "x"))
+    assert await storage.put("name", tagged("PYRO:b@host:2"))
+    assert await storage.get("name") == tagged("PYRO:b@host:2")
+    assert await storage.count() == 1
+
+
+async def test_put_without_replace_leaves_a_taken_name_alone(storage: Storage) -> None:
+    first = tagged("PYRO:a@host:1", "x")
+    assert await storage.put("name", first, replace=False)
+    assert not await storage.put("name", tagged("PYRO:b@host:2", "y"), replace=False)
+    assert await storage.get("name") == first
+
+
+async def test_only_one_of_many_concurrent_safe_puts_wins(storage: Storage) -> None:
+    won: list[int] = []
+
+    async def contend(number: int) -> None:
+        if await storage.put("name", tagged(f"PYRO:a@host:{number}"), replace=False):
+            won.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(contend, number)
+    assert len(won) == 1
+    assert await storage.get("name") == tagged(f"PYRO:a@host:{won[0]}")
+
+
+async def test_set_metadata_replaces_tags_only(storage: Storage) -> None:
+    await storage.put("name", tagged("PYRO:a@host:1", "x"))
+    assert await storage.set_metadata("name", frozenset({"y", "z"}))
+    assert await storage.get("name") == tagged("PYRO:a@host:1", "y", "z")
+    assert not await storage.set_metadata("other", frozenset({"y"}))
+    assert await storage.get("other") is None
+
+
+async def test_remove_counts_what_was_there(storage: Storage) -> None:
+    for name in ("a", "b", "c"):
+        await storage.put(name, tagged("PYRO:a@host:1", "x"))
+    assert await storage.remove(["a", "c", "nothing"]) == 2
+    assert await storage.remove([]) == 0
+    assert set(await storage.select(EVERYTHING)) == {"b"}
+    assert set(await storage.select(Query(any_of=frozenset({"x"})))) == {"b"}
+
+
+async def test_prefix_is_exact(storage: Storage) -> None:
+    """No wildcards and no other case, unlike a search with LIKE."""
+    for name in ("a%b", "a_b", "aXb", "A%b", "ä", "a"):
+        await storage.put(name, tagged("PYRO:a@host:1"))
+    assert set(await storage.select(Query(prefix="a%"))) == {"a%b"}
+    assert set(await storage.select(Query(prefix="a_"))) == {"a_b"}
+    assert set(await storage.select(Query(prefix="a"))) == {"a%b", "a_b", "aXb", "a"}
+    assert set(await storage.select(Query(prefix="ä"))) == {"ä"}
+
+
+async def test_tags_all_and_any(storage: Storage) -> None:
+    await storage.put("one", tagged("PYRO:a@host:1", "x", "y"))
+    await storage.put("two", tagged("PYRO:a@host:1", "y", "z"))
+    await storage.put("none", tagged("PYRO:a@host:1"))
+    assert set(await storage.select(Query(all_of=frozenset({"y"})))) == {"one", "two"}
+    assert set(await storage.select(Query(all_of=frozenset({"x", "y"})))) == {"one"}
+    assert set(await storage.select(Query(any_of=frozenset({"x", "z"})))) == {"one", "two"}
+    assert await storage.select(Query(all_of=frozenset({"X"}))) == {}
+
+
+texts = st.text(st.sampled_from("aAbB%_\\'\"ä😀 "), max_size=4)
+tag_sets = st.frozensets(st.sampled_from(["x", "y", "X", "'", "%"]), max_size=3)
+entries = st.builds(Entry, st.sampled_from(["PYRO:a@h:1", "PYRONAME:b"]), tag_sets)
+queries = st.builds(Query, prefix=texts, all_of=tag_sets, any_of=tag_sets)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), texts, entries, st.booleans()),
+        st.tuples(st.just("set_metadata"), texts, tag_sets),
+        st.tuples(st.just("remove"), st.lists(texts, max_size=3)),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=steps, wanted=queries)
+def test_engines_agree(tmp_path: Path, steps: list[tuple[object, ...]], wanted: Query) -> None:
+    """Whatever is done to both, both answer the same."""
+
+    async def run() -> None:
+        engines: list[Storage] = [MemoryStorage(), SqliteStorage(tmp_path / "names.sqlite")]
+        await engines[1].remove(list(await engines[1].select(EVERYTHING)))
+        for step in steps:
+            results = [await _apply(engine, step) for engine in engines]
+            assert results[0] == results[1]
+        for query in (EVERYTHING, wanted):
+            expected, found = [await engine.select(query) for engine in engines]
+            assert found == expected
+        assert await engines[0].count() == await engines[1].count()
+        await engines[1].aclose()
+
+    trio.run(run)
+
+
+async def _apply(engine: Storage, step: tuple[object, ...]) -> object:
+    match step:
+        case ("put", str(name), Entry() as entry, bool(replace)):
+            return await engine.put(name, entry, replace=replace)
+        case ("set_metadata", str(name), frozenset() as tags):
+            return await engine.set_metadata(name, tags)
+        case ("remove", list(names)):
+            return await engine.remove(names)
+    raise AssertionError(step)
+
+
+async def test_a_change_is_in_the_file_for_others_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "names.sqlite"
+    mine, other = SqliteStorage(path), SqliteStorage(path)
+    await mine.put("name", tagged("PYRO:a@host:1", "x"))
+    assert await other.get("name") == tagged("PYRO:a@host:1", "x")
+    await mine.aclose()
+    await mine.aclose()
+    await other.aclose()
+
+
+async def test_a_cancelled_change_is_whole(tmp_path: Path) -> None:
+    """Cancelling during a change leaves the storage usable and the change done or not done."""
+    storage = SqliteStorage(tmp_path / "names.sqlite")
+    entry = tagged("PYRO:a@host:1", "x", "y")
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(storage.put, "name", entry)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    assert await storage.get("name") in (None, entry)
+    assert await storage.put("name", entry)
+    await storage.aclose()
+
+
+async def test_a_closed_storage_is_a_naming_error(tmp_path: Path) -> None:
+    storage = SqliteStorage(tmp_path / "names.sqlite")
+    await storage.aclose()
+    with pytest.raises(NamingError, match="cannot look up"):
+        await storage.get("name")
+    with pytest.raises(NamingError, match="cannot change"):
+        await storage.put("name", tagged("PYRO:a@host:1"))
+
+
+async def test_a_file_from_before_metadata_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    with sqlite3.connect(path) as old:
+        old.execute("CREATE TABLE pyro_names (name nvarchar PRIMARY KEY NOT NULL, uri nvarchar NOT NULL)")
+        old.execute("INSERT INTO pyro_names VALUES ('name', 'PYRO:a@host:1')")
+    old.close()
+    storage = SqliteStorage(path)
+    assert await storage.get("name") == tagged("PYRO:a@host:1")
+    assert await storage.set_metadata("name", frozenset({"x"}))
+    await storage.aclose()
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"this is not a database, however long it may be" * 100, "not a database"),
+        (None, "tables are not those"),
+    ],
+)
+async def test_a_file_of_something_else_is_refused_and_left_alone(
+    tmp_path: Path, content: bytes | None, text: str
+) -> None:
+    path = tmp_path / "file"
+    if content is None:
+        with sqlite3.connect(path) as other:
+            other.execute("CREATE TABLE pyro_names (id integer, something_else text)")
+        other.close()
+    else:
+        path.write_bytes(content)
+    before = path.read_bytes()
+    with pytest.raises(NamingError, match=text):
+        SqliteStorage(path)
+    assert path.read_bytes() == before
+
+
+def test_a_missing_folder_is_a_naming_error(tmp_path: Path) -> None:
+    with pytest.raises(NamingError, match="cannot open the name database"):
+        SqliteStorage(tmp_path / "missing" / "names.sqlite")
+
+
+@pytest.mark.parametrize("choice", ["", "sql", "sql:", "sql::memory:", "dbm:file", "etcd", "memory:x"])
+def test_unknown_storages_are_refused(choice: str) -> None:
+    with pytest.raises(ValueError, match=r"invalid storage type|not supported"):
+        open_storage(choice)
+
+
+KILLED = """
+import sys, trio
+from pyroxfer_core.nameserver.storage import Entry
+from pyroxfer_core.nameserver.storage.sqlite import SqliteStorage
+
+async def main():
+    storage = SqliteStorage(sys.argv[1])
+    for number in range(1_000_000):
+        await storage.put(f"name-{number}", Entry(f"PYRO:a@host:{number % 60000}", frozenset({"x", "y"})))
+        print(number, flush=True)
+
+trio.run(main)
+"""
+
+
+def test_every_acknowledged_entry_survives_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "names.sqlite"
+    writer = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    acknowledged = [int(writer.stdout.readline()) for _ in range(200)]
+    os.kill(writer.pid, signal.SIGKILL)
+    acknowledged += [int(line) for line in writer.stdout if line.endswith(b"\n")]
+    assert writer.wait() == -signal.SIGKILL
+    writer.stdout.close()
+    assert len(acknowledged) >= 200
+    found = trio.run(_everything_in, path)
+    for number in acknowledged:
+        assert found[f"name-{number}"] == tagged(f"PYRO:a@host:{number % 60000}", "x", "y")
+
+
+async def _everything_in(path: Path) -> dict[str, Entry]:
+    storage = SqliteStorage(path)
+    found = await storage.select(EVERYTHING)
+    await storage.aclose()
+    return found

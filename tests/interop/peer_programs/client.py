@@ -1,0 +1,215 @@
+"""A plain Pyro program: calls a service as the test asks. Usage: client.py pyro4|pyro5|pyroxfer
+
+`pyroxfer` runs the very same program on our blocking facade: one import changed.
+
+Reads one JSON line for each scenario: {"scenario", "uris", "serializer", "compression", "key"}; answers with one JSON
+line: {"result": ...} or {"failed": "Class: text"}. Values are answered as their repr, so tuples stay tuples.
+"""
+
+import importlib
+import json
+import sys
+import uuid
+
+library = sys.argv[1]
+modules = {
+    "pyro4": ("Pyro4", "Pyro4.errors"),
+    "pyro5": ("Pyro5.api", "Pyro5.errors"),
+    "pyroxfer": ("pyroxfer_core.blocking", "pyroxfer_core.errors"),
+}
+pyro, errors = map(importlib.import_module, modules[library])
+SerializedBlob = pyro.core.SerializedBlob if library == "pyro4" else pyro.SerializedBlob
+BatchProxy = pyro.batch if library == "pyro4" else pyro.BatchProxy
+
+VALUES = {
+    "serpent": [None, True, 7, -(2**70), 2.5, "täxt", (1, "two"), {"k": [1, 2]}, {1, 2}, 1 + 2j],
+    "json": [None, True, 7, -(2**70), 2.5, "täxt", [1, "two"], {"k": [1, 2]}],
+    "marshal": [None, True, 7, -(2**70), 2.5, "täxt", (1, "two"), {"k": [1, 2]}, {1, 2}, 1 + 2j, b"\0\xff"],
+    "msgpack": [None, True, 7, -(2**70), 2.5, "täxt", [1, "two"], {"k": [1, 2]}, b"\0\xff", 1 + 2j],
+}
+
+
+def echo(proxy, asked):
+    """The values that came back as something else: none should."""
+    pairs = [(value, proxy.echo(value)) for value in VALUES[asked["serializer"]]]
+    return [f"{sent!r} -> {got!r}" for sent, got in pairs if type(sent) is not type(got) or sent != got]
+
+
+def calls(proxy, asked):
+    return [proxy.add(1, 2), proxy.add(1, b=5), proxy.add(a=3), proxy.nothing(), len(proxy.text(300_000))]
+
+
+def attributes(proxy, asked):
+    before = proxy.level
+    proxy.level = before + 41
+    after, proxy.level = proxy.level, before
+    return [before, after, proxy.fixed]
+
+
+def attribute_errors(proxy, asked):
+    found = []
+    for attempt in (lambda: setattr(proxy, "fixed", 1), lambda: proxy.unknown, lambda: proxy._hidden()):
+        try:
+            attempt()
+            found.append("no error")
+        except AttributeError:
+            found.append("AttributeError")
+    return found
+
+
+def metadata(proxy, asked):
+    proxy._pyroBind()
+    methods = {"add", "count", "note", "echo"} & set(proxy._pyroMethods)
+    return [sorted(methods), sorted(proxy._pyroOneway), sorted(proxy._pyroAttrs)]
+
+
+def oneway(proxy, asked):
+    return [proxy.note("heard"), proxy.wait_for_note(5)]
+
+
+def exceptions(proxy, asked):
+    found = []
+    for attempt in (lambda: proxy.divide(1, 0), lambda: proxy.refuse("no")):
+        try:
+            attempt()
+        except Exception as error:
+            trace = "".join(getattr(error, "_pyroTraceback", []))
+            found.append([type(error).__name__, str(error), type(error).__name__ in trace])
+    return found
+
+
+def unheard_exception(proxy, asked):
+    try:
+        proxy.raise_unheard()
+    except Exception as error:
+        return ["Unheard" in str(error), proxy.add(1, 1)]
+
+
+def stream(proxy, asked):
+    return list(proxy.count(5))
+
+
+def stream_error(proxy, asked):
+    items = []
+    try:
+        for item in proxy.break_after(2):
+            items.append(item)
+    except ValueError as error:
+        return [items, str(error)]
+
+
+def stream_early_close(proxy, asked):
+    before = proxy.streams_closed()
+    items = proxy.endless()
+    first = [next(items), next(items)]
+    items.close()
+    while proxy.streams_closed() == before:
+        pass
+    return first
+
+
+def batch(proxy, asked):
+    batched = BatchProxy(proxy)
+    batched.add(1, 2)
+    batched.echo("x")
+    batched.divide(1, 0)
+    batched.add(5, 5)
+    results, found = batched(), []
+    try:
+        for result in results:
+            found.append(result)
+    except ZeroDivisionError:
+        found.append("ZeroDivisionError")
+    return found
+
+
+def batch_oneway(proxy, asked):
+    batched = BatchProxy(proxy)
+    batched.note("from a batch")
+    return [batched(oneway=True), proxy.wait_for_note(5)]
+
+
+def annotations(proxy, asked):
+    pyro.current_context.annotations = {"USER": b"hello", "UTWO": b"again"}
+    try:
+        received = proxy.exchange()
+        answer = pyro.current_context.response_annotations
+        return [received, bytes(answer["RESP"]).decode()]
+    finally:
+        pyro.current_context.annotations = {}
+        pyro.current_context.response_annotations = {}
+
+
+def correlation(proxy, asked):
+    pyro.current_context.correlation_id = mine = uuid.uuid4()
+    try:
+        return proxy.correlation() == str(mine)
+    finally:
+        pyro.current_context.correlation_id = None
+
+
+def blob(proxy, asked):
+    try:
+        return proxy.receive(SerializedBlob("label", [1, "two"]))
+    finally:
+        pyro.current_context.annotations = {}
+
+
+def session(proxy, asked):
+    counter = asked["uris"]["counter"]
+    with open_proxy(counter, asked) as first, open_proxy(counter, asked) as second:
+        return [first.increment(), first.increment(), second.increment()]
+
+
+def autoproxy(proxy, asked):
+    child = proxy.child()
+    try:
+        child.hidden()
+    except AttributeError:
+        return [type(child).__name__, child.name()]
+
+
+def unknown_object(proxy, asked):
+    with open_proxy(asked["uris"]["shared"].replace("shared@", "nobody@"), asked) as nobody:
+        try:
+            nobody.add(1, 2)
+        except errors.CommunicationError as error:
+            return "unknown object" in str(error)
+
+
+def reconnect(proxy, asked):
+    first = proxy.add(1, 1)
+    proxy._pyroRelease()
+    return [first, proxy.add(2, 2)]
+
+
+def daemon_object(proxy, asked):
+    place = asked["uris"]["shared"].split("@")[1]
+    with open_proxy("PYRO:Pyro.Daemon@" + place, asked) as daemon:
+        daemon.ping()
+        return [
+            sorted(set(daemon.registered()) & {"shared", "counter", "Pyro.Daemon"}),
+            "Pyro.Daemon bound on" in daemon.info(),
+        ]
+
+
+def open_proxy(uri, asked):
+    proxy = pyro.Proxy(uri)
+    proxy._pyroSerializer = asked["serializer"]
+    if asked.get("key"):
+        proxy._pyroHmacKey = asked["key"].encode()
+    return proxy
+
+
+def answer(asked):
+    if library != "pyroxfer":
+        pyro.config.COMPRESSION = asked.get("compression", False)
+    with open_proxy(asked["uris"]["shared"], asked) as proxy:
+        return globals()[asked["scenario"]](proxy, asked)
+
+
+for line in sys.stdin:
+    try:
+        print(json.dumps({"result": answer(json.loads(line))}), flush=True)
+    except Exception as error:
+        print(json.dumps({"failed": f"{type(error).__name__}: {error}"}), flush=True)

@@ -1,0 +1,162 @@
+"""A plain Pyro program: a daemon with one object of everything. Usage: service.py pyro4|pyro5|pyroxfer [options]
+
+`pyroxfer` runs the very same program on our blocking facade: one import changed.
+Prints one JSON line with the URIs, then serves until standard input ends (so it never outlives the test run).
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import threading
+
+options = argparse.ArgumentParser()
+options.add_argument("library", choices=["pyro4", "pyro5", "pyroxfer"])
+options.add_argument("--server", choices=["thread", "multiplex"], default="thread")
+options.add_argument("--host", default="localhost")
+options.add_argument("--unix")
+options.add_argument("--compression", action="store_true")
+options.add_argument("--key")
+arguments = options.parse_args()
+
+modules = {"pyro4": "Pyro4", "pyro5": "Pyro5.api", "pyroxfer": "pyroxfer_core.blocking"}
+pyro = importlib.import_module(modules[arguments.library])
+if arguments.library != "pyroxfer":
+    pyro.config.SERVERTYPE = arguments.server
+    pyro.config.COMPRESSION = arguments.compression
+if arguments.library == "pyro4":
+    pyro.config.SERIALIZERS_ACCEPTED = {"serpent", "json", "marshal", "msgpack"}
+
+
+class Unheard(Exception):
+    """An exception class the other side does not have."""
+
+
+@pyro.expose
+class Shared:
+    """One instance for all callers."""
+
+    def __init__(self):
+        self._level = 1
+        self._notes = []
+        self._noted = threading.Event()
+        self.closed_streams = 0
+
+    def echo(self, value):
+        return value
+
+    def add(self, a, b=0):
+        return a + b
+
+    def nothing(self):
+        pass
+
+    def text(self, length):
+        return "x" * length
+
+    def divide(self, a, b):
+        return a / b
+
+    def refuse(self, text):
+        raise ValueError(text)
+
+    def raise_unheard(self):
+        raise Unheard("never heard of")
+
+    @property
+    def level(self):
+        return self._level
+
+    @level.setter
+    def level(self, value):
+        self._level = value
+
+    @property
+    def fixed(self):
+        return "cannot be set"
+
+    @pyro.oneway
+    def note(self, text):
+        self._notes.append(text)
+        self._noted.set()
+
+    def wait_for_note(self, seconds):
+        heard = self._noted.wait(seconds)
+        self._noted.clear()
+        return self._notes[-1] if heard else None
+
+    def count(self, end):
+        yield from range(end)
+
+    def break_after(self, end):
+        yield from range(end)
+        raise ValueError("stream broke")
+
+    def endless(self):
+        number = 0
+        try:
+            while True:
+                yield number
+                number += 1
+        finally:
+            self.closed_streams += 1
+
+    def streams_closed(self):
+        return self.closed_streams
+
+    def exchange(self):
+        """Answer the user's annotations and send one back."""
+        received = pyro.current_context.annotations
+        pyro.current_context.response_annotations = {"RESP": b"from the service"}
+        return {key: bytes(value).decode() for key, value in received.items() if key.startswith("U")}
+
+    def correlation(self):
+        return str(pyro.current_context.correlation_id)
+
+    def receive(self, blob):
+        return [blob.info, blob.deserialized()]
+
+    def child(self):
+        """An object of its own, which arrives as a proxy. A new one each time: marshal spoils what it fails on."""
+        child = Child()
+        daemon.register(child)
+        return child
+
+
+class Child:
+    @pyro.expose
+    def name(self):
+        return "child"
+
+    def hidden(self):
+        return "must not be reachable"
+
+
+@pyro.expose
+class Counter:
+    """Session mode, the default of a registered class: one instance per connection."""
+
+    def __init__(self):
+        self.value = 0
+
+    def increment(self):
+        self.value += 1
+        return self.value
+
+
+def end_with_parent():
+    sys.stdin.read()
+    os._exit(0)
+
+
+daemon = pyro.Daemon(unixsocket=arguments.unix) if arguments.unix else pyro.Daemon(host=arguments.host)
+if arguments.key:
+    daemon._pyroHmacKey = arguments.key.encode()
+uris = {
+    "shared": str(daemon.register(Shared(), "shared")),
+    "counter": str(daemon.register(Counter, "counter")),
+}
+print(json.dumps(uris), flush=True)
+threading.Thread(target=end_with_parent, daemon=True).start()
+daemon.requestLoop()

@@ -50,15 +50,15 @@ def make(folder: Path) -> Path:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None)
 @given(tree=st.dictionaries(NAMES, TREES, max_size=4))
 @pytest.mark.deadline(120)
-async def test_any_tree_goes_there_and_back_unchanged(
-    server: FileServer, root: Path, here: Path, tree: Any, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+async def test_any_tree_goes_there_and_back_unchanged(tree: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Contents, modes, times and empty folders survive the round trip."""
     work = tmp_path_factory.mktemp("tree")
+    root = make(work / "root")
     plant(make(work / "tree"), tree)
-    sent = await pyroxfer.send(work / "tree", f"{server.location}/{work.name}", durability="none")
-    assert picture(root / work.name) == picture(work / "tree")
-    got = await pyroxfer.get(f"{server.location}/{work.name}", work / "back", durability="none")
+    async with pyroxfer.serve(root) as server:  # an async fixture would live for the first example only
+        sent = await pyroxfer.send(work / "tree", f"{server.location}/there", durability="none")
+        assert picture(root / "there") == picture(work / "tree")
+        got = await pyroxfer.get(f"{server.location}/there", work / "back", durability="none")
     assert picture(work / "back") == picture(work / "tree")
     assert isinstance(sent, list)
     assert isinstance(got, list)

@@ -35,6 +35,8 @@ from .link import Link, greet
 from .versions import remember_version, versions_to_try
 
 _NO_OPTIONS: Final = CallOptions()
+CLOCK_SLACK_S: Final = 0.25
+"""How much earlier than here a deadline may be noticed at the daemon."""
 
 
 class Proxy:
@@ -207,8 +209,8 @@ class Proxy:
         try:
             result = read_reply(message, link.serializer(message.serializer), link.grant, settings)
         except CommunicationError as error:
-            if error.outcome is Outcome.UNKNOWN and deadline is not None:  # the daemon's clock was a little faster
-                await trio.sleep_until(remaining)
+            if error.outcome is Outcome.UNKNOWN and remaining - trio.current_time() < CLOCK_SLACK_S:
+                await trio.sleep_until(remaining)  # the daemon was a little faster: let the deadline speak here too
             raise
         except StopIteration as error:  # it cannot leave a coroutine as it is
             raise RemoteError("builtins.StopIteration", error.args) from error

@@ -9,6 +9,8 @@ from ..errors import PyroError as PyroError
 from ..errors import SecurityError as SecurityError
 from ..errors import SerializeError as SerializeError
 from ..errors import TimeoutError as TimeoutError
+from ..futures import Future as Future
+from ..futures import FutureResult as FutureResult
 from ..objects.expose import behavior as behavior
 from ..objects.expose import callback as callback
 from ..objects.expose import expose as expose
@@ -19,11 +21,16 @@ from ..serializers.registry import register_dict_to_class as register_dict_to_cl
 from ..serializers.registry import unregister_class_to_dict as unregister_class_to_dict
 from ..serializers.registry import unregister_dict_to_class as unregister_dict_to_class
 from ..settings import Settings as Settings
+from .asynchronous import asyncproxy as asyncproxy
 from .batch import BatchProxy as BatchProxy
+from .batch import batch as batch
+from .config import config as config
 from .context import current_context as current_context
 from .daemon import Daemon as Daemon
 from .daemon import serve as serve
 from .names import URI as URI
 from .names import locate_ns as locate_ns
+from .names import locateNS as locateNS
 from .names import resolve as resolve
+from .names import type_meta as type_meta
 from .proxy import Proxy as Proxy

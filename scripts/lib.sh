@@ -43,12 +43,12 @@ environment() {
 install_into() {
     local folder=$1
     shift
-    if "$folder/bin/python" -m pip install --quiet --disable-pip-version-check uv &&
+    if "$folder/bin/python" -m pip install -qq --disable-pip-version-check uv &&
         "$folder/bin/uv" pip install --quiet --python "$folder/bin/python" "$@"; then
         return
     fi
     say "uv cannot be used here; installing with pip"
-    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@" || die "cannot install $*"
+    "$folder/bin/python" -m pip install -qq --disable-pip-version-check "$@" || die "cannot install $*"
 }
 
 # development_environment [FOLDER PYTHON]

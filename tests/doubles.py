@@ -145,8 +145,21 @@ class FaultProxy:
         self._target = target
         self.cut: Cut | None = None
         self.counted = [0, 0]
+        self._watched: Cut | None = None
+        self._changed = trio.Event()
         self.location = ""
         self.connections = 0
+
+    def cut_next(self, to_server: float = math.inf, to_client: float = math.inf) -> None:
+        """Break the next connection after so many bytes of a direction."""
+        self.cut = Cut(to_server, to_client)
+
+    def cut_in(self, to_server: float = math.inf, to_client: float = math.inf) -> None:
+        """Break the connection that `cut_next` was meant for after so many bytes more."""
+        assert self._watched is not None
+        self._watched.to_server = self.counted[0] + to_server
+        self._watched.to_client = self.counted[1] + to_client
+        self._changed.set()
 
     async def _serve(self, client: trio.SocketStream) -> None:
         self.connections += 1
@@ -154,30 +167,45 @@ class FaultProxy:
         uri = Uri(f"PYRO:x@{self._target}")
         assert uri.host is not None
         assert uri.port is not None
-        server = await trio.open_tcp_stream(uri.host, uri.port)
+        try:
+            server = await trio.open_tcp_stream(uri.host, uri.port)
+        except OSError:
+            await client.aclose()
+            return
         counted = [0, 0]
-        if cut is not None:
-            self.counted = counted
-        cut = cut or Cut()
+        if cut is None:
+            cut = Cut()
+        else:
+            self.counted, self._watched, self._changed = counted, cut, trio.Event()
         async with client, server, trio.open_nursery() as nursery:
-            nursery.start_soon(self._relay, client, server, cut.to_server, counted, 0, nursery)
-            nursery.start_soon(self._relay, server, client, cut.to_client, counted, 1, nursery)
+            nursery.start_soon(self._relay, client, server, cut, counted, 0, nursery)
+            nursery.start_soon(self._relay, server, client, cut, counted, 1, nursery)
+            nursery.start_soon(self._cut_at_once, cut, counted, nursery)
+
+    async def _cut_at_once(self, cut: Cut, counted: list[int], nursery: trio.Nursery) -> None:
+        """A limit that is set when it is reached already needs no byte to come."""
+        if cut is self._watched:
+            await self._changed.wait()
+            if counted[0] >= cut.to_server or counted[1] >= cut.to_client:
+                nursery.cancel_scope.cancel()
 
     async def _relay(
         self,
         source: trio.SocketStream,
         target: trio.SocketStream,
-        limit: float,
+        cut: Cut,
         counted: list[int],
         direction: int,
         nursery: trio.Nursery,
     ) -> None:
         """Pass bytes on until the limit; then both sides are closed at once."""
         try:
-            while counted[direction] < limit:
-                data = await source.receive_some(int(min(65536, limit - counted[direction])))
+            while (limit := cut.to_client if direction else cut.to_server) > counted[direction]:
+                data = await source.receive_some(65536)
                 if not data:
                     break
+                limit = cut.to_client if direction else cut.to_server
+                data = data[: int(min(len(data), limit - counted[direction]))]
                 await target.send_all(data)
                 counted[direction] += len(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -197,3 +225,14 @@ async def fault_proxy(target: str) -> AsyncIterator[FaultProxy]:
             yield relay
         finally:
             nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something that other tasks bring about is true; the test's own time limit ends it otherwise."""
+    while not condition():
+        await trio.sleep(0.001)  # what is waited for has no event
+
+
+async def run(member: Any, *args: Any) -> Any:
+    """A call as a function that a nursery can start."""
+    return await member(*args)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import report
 from measure import Comparison, Contestant, Sample, in_turns
-from processes import OURS, Server, program, run_client, stock
+from processes import Server, command, program, run_client, stock
 
 UNIT = "µs a hop"
 SIZES = {"1 KB": 1024, "64 KB": 65536}
@@ -39,18 +40,18 @@ uri = "{backend}"
 
 
 def hop_of_pyro5(size: int, calls: int) -> Sample:
-    with Server(program(stock(), "pyro5_blob_backend.py")) as backend:
-        command = program(stock(), "pyro5_blob_dispatcher.py", backend.first_line)
-        with Server(command) as dispatcher:
-            return hop(backend.first_line, dispatcher.first_line, size, calls)
+    with ExitStack() as running:
+        backend = running.enter_context(Server(program(stock(), "pyro5_blob_backend.py")))
+        dispatcher = running.enter_context(Server(program(stock(), "pyro5_blob_dispatcher.py", backend.uri)))
+        return hop(backend.uri, dispatcher.uri, size, calls)
 
 
 def hop_of_ours(size: int, calls: int) -> Sample:
     with Server(program(stock(), "pyro5_blob_backend.py")) as backend, tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "dispatcher.toml"
-        config.write_text(CONFIG.format(backend=backend.first_line))
-        with Server(program(OURS, "dispatcher.py", config)) as dispatcher:
-            return hop(backend.first_line, dispatcher.first_line, size, calls)
+        config.write_text(CONFIG.format(backend=backend.uri))
+        with Server(command("pyroxfer-dispatcher", "run", "-c", config)) as dispatcher:
+            return hop(backend.uri, dispatcher.uri, size, calls)
 
 
 def hop(direct: str, through: str, size: int, calls: int) -> Sample:

@@ -13,7 +13,7 @@ from typing import Any
 
 import report
 from measure import Comparison, Contestant, Sample, in_turns
-from processes import OURS, ROOT, Server, program, run_client, stock
+from processes import OURS, ROOT, Server, command, program, run_client, stock
 
 UNIT = "MB/s"
 MIB = 1024 * 1024
@@ -21,7 +21,6 @@ WHOLE = 1024 * MIB
 PART = 64 * MIB
 """What the slow ways of Pyro5 move; MB/s all the same."""
 WAYS = {"regular": PART, "iterator": PART, "annotation": WHOLE, "raw": WHOLE}
-CHANNELS = ("iter", "annot", "raw")
 FOLDER = ROOT / ".bench"
 TITLE = "Files"
 NOTE = """\
@@ -63,23 +62,24 @@ def source_folder() -> Iterator[Path]:
 
 def download_from_pyro5(source: Path, way: str) -> Sample:
     with fresh_target() as target, Server(program(stock(), "pyro5_files_server.py", source)) as server:
-        command = program(stock(), "pyro5_files_client.py", server.first_line, way, "big", WAYS[way], target / "big")
-        return rate(run_client(command), server)
+        client = program(stock(), "pyro5_files_client.py", server.uri, way, "big", WAYS[way], target / "big")
+        return sample(server, client)
 
 
 def move_with_ours(source: Path, direction: str, channel: str) -> Sample:
     """Upload: the server writes; download: the client does."""
     with fresh_target() as target:
         served, client_side = (target, source) if direction == "upload" else (source, target)
-        with Server(program(OURS, "files_server.py", served)) as server:
-            command = program(OURS, "files_client.py", server.first_line, direction, channel, client_side / "big")
-            return rate(run_client(command), server)
+        with Server(command("pyroxfer", "serve", served)) as server:
+            client = program(OURS, "files_client.py", f"{server.uri}/big", direction, channel, client_side / "big")
+            return sample(server, client)
 
 
 @contextmanager
 def fresh_target() -> Iterator[Path]:
-    """Nothing is overwritten: everyone pays for new pages and blocks."""
+    """Nothing is overwritten, so everyone pays for new pages; nothing of an earlier run waits for the disk."""
     target = FOLDER / "target"
+    os.sync()
     try:
         yield target
     finally:
@@ -87,24 +87,35 @@ def fresh_target() -> Iterator[Path]:
             path.unlink()
 
 
-def rate(result: dict[str, float], server: Server) -> Sample:
-    return Sample(result["bytes"] / result["seconds"] / 1e6, {"server MiB": server.peak_rss_mib()})
+def sample(server: Server, client: list[str]) -> Sample:
+    before = server.cpu_s()
+    result = run_client(client)
+    used = result["cpu_s"] + server.cpu_s() - before
+    per_gib = used / result["bytes"] * WHOLE
+    return Sample(
+        result["bytes"] / result["seconds"] / 1e6, {"CPU s/GiB": per_gib, "server MiB": server.peak_rss_mib()}
+    )
+
+
+PAIRS = {"raw": "raw", "annot": "annotation", "iter": "iterator"}
+"""Our channel to Pyro5's way that moves bytes alike."""
 
 
 def contestants(source: Path) -> list[Contestant]:
-    peers = [Contestant(f"Pyro5 {way}", partial(download_from_pyro5, source, way)) for way in WAYS]
-    products = [
-        Contestant(f"{channel}, {direction}", partial(move_with_ours, source, direction, channel))
-        for direction in ("download", "upload")
-        for channel in CHANNELS
-    ]
-    return [*peers, *products]
+    """Those that are compared stand next to each other."""
+    found = [Contestant("Pyro5 regular", partial(download_from_pyro5, source, "regular"))]
+    for channel, way in PAIRS.items():
+        found.append(Contestant(f"Pyro5 {way}", partial(download_from_pyro5, source, way)))
+        for direction in ("download", "upload"):
+            found.append(Contestant(f"{channel}, {direction}", partial(move_with_ours, source, direction, channel)))
+    return found
 
 
 def comparisons() -> list[Comparison]:
-    pairs = {"raw": ("raw", 1.0), "annot": ("annotation", None), "iter": ("iterator", None)}
     return [
-        Comparison(f"{channel}, {direction}", f"{channel}, {direction}", [f"Pyro5 {way}"], wanted)
-        for channel, (way, wanted) in pairs.items()
+        Comparison(
+            f"{channel}, {direction}", f"{channel}, {direction}", [f"Pyro5 {way}"], 1.0 if channel == "raw" else None
+        )
+        for channel, way in PAIRS.items()
         for direction in ("download", "upload")
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,11 @@ def stock() -> str:
     return os.environ.get("PYROXFER_PEERS", str(ROOT / ".peers" / "bin" / "python"))
 
 
+def command(name: str, *arguments: object) -> list[str]:
+    """A command of ours, from the environment that runs the benchmark."""
+    return [str(Path(OURS).parent / name), *map(str, arguments)]
+
+
 def program(python: str, name: str, *arguments: object) -> list[str]:
     return [python, str(PROGRAMS / name), *map(str, arguments)]
 
@@ -39,7 +45,7 @@ def cores(wanted: Cores) -> Iterator[None]:
 
 
 class Server:
-    """A running server whose first line of output says where it listens."""
+    """A running server whose first line of output has the URI of its object."""
 
     def __init__(self, command: Sequence[str], on: Cores = ALL_CORES) -> None:
         with cores(on):
@@ -47,14 +53,20 @@ class Server:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
             )
         assert self._process.stdout is not None
-        self.first_line = self._process.stdout.readline().strip()
-        if not self.first_line:
+        match = re.search(r"PYRO:[^\s)]+", self._process.stdout.readline())
+        if match is None:
             self.close()
             raise RuntimeError(f"{' '.join(command)} did not start")
+        self.uri = match[0]
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def cpu_s(self) -> float:
+        """Processor seconds used so far, kernel included."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def peak_rss_mib(self) -> float:
         """Largest resident size so far."""

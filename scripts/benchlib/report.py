@@ -144,4 +144,9 @@ def rows(table: dict[str, Any]) -> Iterator[str]:
     yield "|---|" + "---:|" * (3 + len(extra))
     for name, row in table["rows"].items():
         figures = [row["median"], min(row["values"]), max(row["values"]), *(row[key] for key in extra)]
-        yield f"| {name} | " + " | ".join(f"{figure:,.0f}" for figure in figures) + " |"
+        yield f"| {name} | " + " | ".join(map(figure, figures)) + " |"
+
+
+def figure(value: float) -> str:
+    """Three digits at least, no more than needed."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -33,10 +33,12 @@ def measure(repetitions: int, quick: bool) -> dict[str, Any]:
 
 
 def call_rate(server: list[str], client: list[str], on: Cores) -> Sample:
-    """``{uri}`` in the client's command becomes the server's first line."""
+    """``{uri}`` in the client's command becomes that of the server."""
     with Server(server, on) as running:
-        result = run_client([word.replace("{uri}", running.first_line) for word in client], on)
-    return Sample(result["calls"] / result["seconds"])
+        before = running.cpu_s()
+        result = run_client([word.replace("{uri}", running.uri) for word in client], on)
+        used = result["cpu_s"] + running.cpu_s() - before
+    return Sample(result["calls"] / result["seconds"], {"CPU µs a call": used / result["calls"] * 1e6})
 
 
 def contestants(seconds: float, pinned: bool) -> list[Contestant]:

@@ -26,7 +26,7 @@ async def main() -> None:
         uri = daemon.register(Backend, "backend")
         async with Proxy(f"PYRO:Pyro.NameServer@{name_server}") as names:
             await names.register(f"demo.{name}", str(uri))
-        print("ready", flush=True)
+        print("at", uri.location, flush=True)
         await trio.sleep_forever()
 
 

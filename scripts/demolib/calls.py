@@ -12,7 +12,7 @@ import trio
 from services import BACKENDS, TOPIC, Appliance
 from table import Row
 
-from pyroxfer_core import Proxy, SerializedBlob
+from pyroxfer_core import Proxy, SerializedBlob, Settings
 
 SIZES = {"1 KiB": 1024, "1 MiB": 1024 * 1024}
 CALLS = 200
@@ -29,7 +29,8 @@ async def call(appliance: Appliance, label: str, size: int) -> Row:
     wanted = hashlib.sha256(data).hexdigest()
     served: Counter[str] = Counter()
     right = 0
-    async with Proxy(f"PYRO:pyroxfer.dispatcher@{appliance.dispatcher}") as dispatcher:
+    settings = Settings(serializer="msgpack")  # knows bytes; what a dispatcher passes on is never written anew
+    async with Proxy(f"PYRO:pyroxfer.dispatcher@{appliance.dispatcher}", settings=settings) as dispatcher:
         begin = time.perf_counter()
         for _ in range(CALLS):
             backend, digest = await dispatcher.process(SerializedBlob(TOPIC, [data]))

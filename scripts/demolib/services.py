@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 START_WITHIN_S = 20.0
 STOP_WITHIN_S = 10.0
 BACKENDS = ("first", "second")
@@ -75,23 +76,25 @@ class Appliance:
         self._stack.close()
 
     def _start(self) -> None:
+        names = f"sql:{self._work / 'names.sqlite'}"
         self.name_server = self._service(
-            ["pyroxfer", "ns", "-p", "0", "-x", "-s", f"sql:{self._work / 'names.sqlite'}"], r"URI = \S+@(\S+:\d+)"
+            "name server", ["pyroxfer", "ns", "-p", "0", "-x", "-s", names], r"URI = \S+@(\S+:\d+)"
         )
         self.files = self._service(
-            ["pyroxfer", "serve", str(self.served), "--listen", "localhost:0"], r"(localhost:\d+)"
+            "file service", ["pyroxfer", "serve", str(self.served), "--listen", "localhost:0"], r"(localhost:\d+)"
         )
         for name in BACKENDS:
-            self._service([sys.executable, str(HERE / "backend.py"), name, self.name_server], r"(ready)")
-        config = self._work / "dispatcher.toml"
-        config.write_text("\n".join(self._dispatcher_config()))
-        self.config = config
-        self.dispatcher = self._service(["pyroxfer-dispatcher", "run", "-c", str(config)], r"(localhost:\d+)")
+            command = [sys.executable, str(HERE / "backend.py"), name, self.name_server]
+            self._service(f"back end {name}", command, r"at (\S+)\n")
+        self.config = self._work / "dispatcher.toml"
+        self.config.write_text("\n".join(self._dispatcher_config()))
+        command = ["pyroxfer-dispatcher", "run", "-c", str(self.config)]
+        self.dispatcher = self._service("dispatcher", command, r"(localhost:\d+)")
 
-    def _service(self, command: Sequence[str], listening: str) -> str:
+    def _service(self, label: str, command: Sequence[str], listening: str) -> str:
         service = Service(command, listening)
         self._stack.callback(service.close)
-        print(f"started {' '.join(command[:2])}: {service.place}", flush=True)
+        print(f"started {label}: {service.place}", flush=True)
         return service.place
 
     def _dispatcher_config(self) -> Iterator[str]:
@@ -110,5 +113,5 @@ class Appliance:
             f"  pyroxfer ls {self.files}/",
             f"  pyroxfer get {self.files}/README.md /tmp/",
             f"  pyroxfer nsc -n {host} -p {port} list",
-            f"  pyroxfer-dispatcher check -c {self.config}",
+            f"  pyroxfer-dispatcher check -c {self.config.relative_to(ROOT)}",
         ]

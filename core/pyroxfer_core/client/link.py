@@ -237,7 +237,8 @@ class Link:
                     event = connection.receive_nowait()
         except PyroError as error:
             self._fail(error)
-            raise
+            if waiter.reply is None:  # what came behind the answer does not make it worse
+                raise
         finally:
             self._reading = False
             self._hand_over()

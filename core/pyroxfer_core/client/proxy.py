@@ -35,6 +35,8 @@ from .link import Link, greet
 from .versions import remember_version, versions_to_try
 
 _NO_OPTIONS: Final = CallOptions()
+CLOCK_SLACK_S: Final = 0.25
+"""How much earlier than here a deadline may be noticed at the daemon."""
 
 
 class Proxy:
@@ -187,6 +189,8 @@ class Proxy:
         serializer = link.serializer(self._pyroSerializerName(link))
         object_id = link.object_id
         remaining = trio.current_effective_deadline()
+        if remaining == -math.inf:
+            await trio.lowlevel.checkpoint()  # cancelled already: nothing is sent
         deadline = None if remaining == math.inf else remaining - trio.current_time()
         request = encode_call(
             serializer, link.grant, link.version, object_id, method, args, kwargs, flags, options, settings, deadline
@@ -205,8 +209,8 @@ class Proxy:
         try:
             result = read_reply(message, link.serializer(message.serializer), link.grant, settings)
         except CommunicationError as error:
-            if error.outcome is Outcome.UNKNOWN and deadline is not None:  # the daemon's clock was a little faster
-                await trio.sleep_until(remaining)
+            if error.outcome is Outcome.UNKNOWN and remaining - trio.current_time() < CLOCK_SLACK_S:
+                await trio.sleep_until(remaining)  # the daemon was a little faster: let the deadline speak here too
             raise
         except StopIteration as error:  # it cannot leave a coroutine as it is
             raise RemoteError("builtins.StopIteration", error.args) from error
@@ -277,7 +281,9 @@ class Proxy:
         """Try the protocols this place may speak; a stock Pyro4 closes or answers in its own on a 502 hello."""
         location = uri.location or ""
         failure: CommunicationError | None = None
-        for version in versions_to_try(location, self._pyroSettings):
+        cut = False
+        versions = versions_to_try(location, self._pyroSettings)
+        for version in versions:
             connection = await open_connection(uri, version=version, settings=self._pyroSettings)
             try:
                 link = await greet(
@@ -293,8 +299,10 @@ class Proxy:
                 )
             except (ProtocolError, ConnectionClosedError) as error:
                 failure = failure or error
+                cut = connection.ended
                 continue
-            remember_version(location, version)
+            if len(versions) > 1 and not cut:  # a connection that broke says nothing about what is spoken there
+                remember_version(location, version)
             link.uri, link.object_id = uri, str(uri.object)
             return link
         assert failure is not None, "at least one protocol is tried"

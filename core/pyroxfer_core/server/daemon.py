@@ -7,13 +7,14 @@ import logging
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
 import trio
 
-from ..errors import ConnectionClosedError, DaemonError, PyroError, SecurityError
+from ..errors import ConnectionClosedError, DaemonError, PyroError, RefusedError, SecurityError
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import Metadata, expose, oneway, reset_exposed
 from ..objects.table import DAEMON_ID, ObjectTable
@@ -97,7 +98,7 @@ class Daemon:
         self._natport = natport
         self._listener: socket.socket | None = None
         self._nursery: trio.Nursery | None = None
-        self._nursery_manager: Any = None
+        self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._drained: trio.Event | None = None
         self._detached = 0
         """Calls running that belong to no connection."""
@@ -205,11 +206,10 @@ class Daemon:
 
     async def __aenter__(self) -> Daemon:
         self.bind()
-        assert self._listener is not None, "bind() makes it"
-        self._nursery_manager = trio.open_nursery()
-        self._nursery = await self._nursery_manager.__aenter__()
-        self._nursery.start_soon(self._accept, self._listener)
-        self._nursery.start_soon(self._sweep_streams)
+        assert self._listener is not None, "bound"
+        self._manager = trio.open_nursery()
+        nursery = await self._manager.__aenter__()
+        await nursery.start(self._serve_all, self._listener)
         return self
 
     async def __aexit__(
@@ -219,7 +219,8 @@ class Daemon:
         try:
             await self.aclose()
         finally:
-            manager, self._nursery_manager = self._nursery_manager, None
+            manager, self._manager = self._manager, None
+            assert manager is not None, "entered"
             try:
                 await manager.__aexit__(None, None, None)
             except BaseException:
@@ -277,9 +278,17 @@ class Daemon:
         if self._unixsocket is not None:
             remove_socket_file(self._unixsocket)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        """Begins only at the next checkpoint, when the daemon may be closed again already."""
-        await serve_connections([listener], self._serve, settings=self.settings, side_handler=self._serve_side_stream)
+    async def _serve_all(
+        self, listener: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Everything that `aclose` cuts; what runs in the body of ``async with`` is not among it."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._sweep_streams)
+            task_status.started()
+            await serve_connections(
+                [listener], self._serve, settings=self.settings, side_handler=self._serve_side_stream
+            )
 
     async def _serve(self, connection: Connection) -> None:
         await Peer(self, connection).serve()
@@ -361,6 +370,8 @@ class Daemon:
                 tracked_resources=peer.resources,
             )
             current_context_var.set(context)
+            if self.draining:
+                raise RefusedError("the daemon is closing")
             response = await self.ask_validate(peer, hello.handshake)
             metadata = self._metadata(hello.object_id)
             return Verdict(response, metadata, {**self.annotations(), **context.response_annotations})

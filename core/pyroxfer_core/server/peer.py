@@ -219,7 +219,7 @@ class Peer:
                 worker.answer = self._refused(job, "the deadline passed before the call began")
                 return False
             worker.scope.deadline = job.deadline
-        if self.session.grant.bits & Feature.CONCURRENT:
+        if self.concurrent and not job.oneway:  # a one-way call that runs here is one too many: reading waits for it
             switches = self._handovers
             worker.answer = await noticing_waits(execute(self, job), self._hand_over_reading)
             waited = switches != self._handovers

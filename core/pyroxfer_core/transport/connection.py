@@ -55,6 +55,8 @@ class Connection:
         self.is_local = is_local(sock)
         self.broken = False
         """True once nothing more can be sent or received."""
+        self.ended = False
+        """True once the peer had closed or reset the connection."""
         self.settled: Callable[[], None] = _nothing
         """To be called when the handshake is done: the connection no longer counts as half-open."""
         self.greet_by = math.inf
@@ -113,6 +115,7 @@ class Connection:
         try:
             while event is None:
                 if not await self._fill(decoder):
+                    self.ended = True
                     decoder.eof()
                     return None
                 event = decoder.next_event()
@@ -167,7 +170,7 @@ class Connection:
     def _lost(self, error: BaseException) -> ConnectionClosedError:
         if isinstance(error, trio.ClosedResourceError) or self._sock.fileno() < 0:
             return ConnectionClosedError("the connection was closed here")
-        self.broken = True
+        self.broken = self.ended = True
         return ConnectionClosedError(f"connection to {self.peer} lost: {reason_of(error)}")
 
     async def send(self, message: Message) -> None:

@@ -116,11 +116,13 @@ def bind_tcp(host: str, port: int) -> socket.socket:
     Raises:
         CommunicationError: the address is in use, not ours, not allowed, or the name does not resolve.
     """
+    if not 0 <= port <= 65535:  # the resolver would take it modulo 65536
+        raise CommunicationError(f"cannot listen on {host}:{port}: ports are 0 to 65535")
     try:
         found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)  # noqa: S104  # asked for by an empty host, as in Pyro
         family, kind, proto, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         sock = socket.socket(family, kind, proto)
-    except (OSError, UnicodeError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         raise CommunicationError(f"cannot listen on {host}:{port}: {reason_of(error)}") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -129,7 +131,7 @@ def bind_tcp(host: str, port: int) -> socket.socket:
         sock.bind(address)
         sock.listen(BACKLOG)
         sock.setblocking(False)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         sock.close()
         raise CommunicationError(f"cannot listen on {host}:{port}: {reason_of(error)}") from error
     return sock

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from .blobinfo import BLOB_INFO as BLOB_INFO
+from .blobinfo import BlobInfo as BlobInfo
+from .blobinfo import read_blob_info as read_blob_info
+from .blobinfo import write_blob_info as write_blob_info
 from .codec import Codec as Codec
 from .codec import codec_for as codec_for
 from .decoder import Decoder as Decoder
+from .features import HOP_KEYS as HOP_KEYS
+from .message import Body as Body
 from .message import BodyPart as BodyPart
 from .message import End as End
 from .message import Flags as Flags

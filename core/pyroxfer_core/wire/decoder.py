@@ -23,6 +23,14 @@ _GROWTH: Final = 256 * KIB
 """First step of a collected body's buffer; from then on it doubles, never past the announced length."""
 
 
+_ZEROS: Final = memoryview(bytes(1 * MIB))
+"""To grow buffers with: a fresh object of that size for each step would cost as many page faults as the data."""
+
+
+def _zeros(count: int) -> Body:
+    return _ZEROS[:count] if count <= len(_ZEROS) else bytes(count)
+
+
 class Decoder:
     """Turns the bytes of one direction of one connection into events.
 
@@ -145,7 +153,7 @@ class Decoder:
         filled = self._filled
         if filled == len(buffer):
             wanted = min(filled + self._remaining, max(2 * filled, _GROWTH))
-            buffer += bytes(wanted - filled)
+            buffer += _zeros(wanted - filled)
         self._lent = memoryview(buffer)[filled:]
         return self._lent
 

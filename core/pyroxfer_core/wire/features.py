@@ -55,8 +55,8 @@ class Grant:
         return _DEADLINE.pack(self.nonce[:4], max(0, min(milliseconds, MAX_DEADLINE_MS)))
 
     def read_deadline(self, annotation: Body | None) -> int | None:
-        """Milliseconds of a ``PXDL`` annotation; None when it is absent, malformed or of another connection."""
-        if annotation is None or len(annotation) != _DEADLINE.size:
+        """Milliseconds of a ``PXDL`` annotation; None when absent, malformed, not agreed on, or of another peer."""
+        if annotation is None or not self.bits & Feature.DEADLINE or len(annotation) != _DEADLINE.size:
             return None
         prefix, milliseconds = _DEADLINE.unpack(annotation)
         return int(milliseconds) if prefix == self.nonce[:4] else None
@@ -67,7 +67,7 @@ class Grant:
 
     def read_outcome(self, annotation: Body | None) -> str | None:
         """``N``, ``U``, or None when absent, malformed or of another connection."""
-        value = bytes(annotation or b"")
+        value = bytes(annotation or b"") if self.bits else b""
         return chr(value[4]) if len(value) == 5 and value[:4] == self.nonce[:4] and value[4:] in b"NU" else None
 
 

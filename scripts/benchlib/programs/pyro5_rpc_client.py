@@ -34,12 +34,12 @@ def call_alone():
     with Pyro5.api.Proxy(uri) as proxy:
         for _ in range(200):
             assert proxy.add(1, 2) == 3
-        count, begin = 0, time.perf_counter()
+        count, begin, cpu = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - begin < seconds:
             for _ in range(20):
                 proxy.add(1, 2)
             count += 20
-        return count, time.perf_counter() - begin
+        return count, time.perf_counter() - begin, time.process_time() - cpu
 
 
 def call_together():
@@ -47,13 +47,13 @@ def call_together():
     for worker in workers:
         worker.start()
     ready.wait()
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     time.sleep(seconds)
     stop.set()
     for worker in workers:
         worker.join()
-    return sum(counts), time.perf_counter() - begin
+    return sum(counts), time.perf_counter() - begin, time.process_time() - cpu
 
 
-calls, took = call_alone() if threads == 1 else call_together()
-print(json.dumps({"calls": calls, "seconds": took}))
+calls, took, cpu_s = call_alone() if threads == 1 else call_together()
+print(json.dumps({"calls": calls, "seconds": took, "cpu_s": cpu_s}))

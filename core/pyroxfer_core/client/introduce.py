@@ -1,0 +1,41 @@
+"""Shaking hands as a stock client does, for forwarders: nothing of this library's own is offered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import CommunicationError, ConnectionClosedError, RefusedError
+from ..serializers.base import SerializerContext
+from ..serializers.factory import make_serializer
+from ..settings import Settings
+from ..transport.connection import Connection
+from ..wire.message import Message, MessageType
+from ..wire.session import ClientSession
+from .handshake import Welcome, connect_message, read_welcome
+
+
+async def introduce(connection: Connection, object_id: str, settings: Settings) -> Welcome:
+    """Ask a daemon for an object on a fresh connection.
+
+    Raises:
+        RefusedError: the daemon refused, with its text.
+        ConnectionClosedError: it hung up; some daemons do so on a protocol they do not speak.
+        ProtocolError: it speaks another protocol, or none.
+
+    Whatever is raised, cancellation included: the connection cannot be used and is to be closed by its owner.
+    """
+    version = connection.codec.version
+    context = SerializerContext(version)
+    session: ClientSession[Any] = ClientSession(0, offer=0)
+    hello = make_serializer(settings.serializer or "serpent", context)
+    await connection.send(connect_message(session, hello, version, object_id, "hello", settings))
+    answer = await connection.receive()
+    if not isinstance(answer, Message):
+        raise ConnectionClosedError(f"{connection.peer} closed the connection during the handshake")
+    session.receive(answer)
+    try:
+        return read_welcome(answer, version, connection.peer, settings, context)
+    except CommunicationError as error:
+        if answer.type == MessageType.CONNECTFAIL:
+            raise RefusedError(str(error)) from error
+        raise

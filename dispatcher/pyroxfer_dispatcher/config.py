@@ -1,0 +1,304 @@
+"""One TOML file becomes frozen, checked values. Every problem of a file is found at once, each named by its path."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
+
+import msgspec
+
+from pyroxfer_core import Uri
+from pyroxfer_core.errors import PyroError
+
+from .routes import check_pattern
+
+POLICIES: Final = ("round-robin",)
+DEFAULT_METHODS: Final = ("process", "process_blob", "publish", "submit", "handle")
+MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
+"""A larger file is not a configuration."""
+
+_METHOD: Final = re.compile(r"(?!_)[^\W\d]\w*")
+_OBJECT: Final = re.compile(r"[^\s@]+")
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
+class ConfigError(PyroError):
+    """The configuration cannot be used. ``problems`` holds one line each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class BackendConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """``[[services.backends]]``"""
+
+    name: Text
+    uri: Uri
+    """``PYRO:object@host:port``, or ``PYRONAME:name[@host:port]``, looked up at every connect."""
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Calls it gets at once; beyond it the next backend is taken. Without: no limit."""
+
+
+class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """``[[services]]``"""
+
+    name: Text
+    backends: tuple[BackendConfig, ...]
+    match: Text | None = None
+    """Exact topic, or a prefix followed by ``*``. Default: the name."""
+    policy: str = "round-robin"
+    method: Text | None = None
+    """What is called on the backends. Default: the method the client called."""
+    methods: tuple[Text, ...] = ()
+    """Names shown to clients in addition to the dispatcher's."""
+
+    @property
+    def pattern(self) -> str:
+        """The pattern that leads to this service."""
+        return self.name if self.match is None else self.match
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole file."""
+
+    services: tuple[ServiceConfig, ...]
+    listen: Text = "localhost:9095"
+    """``HOST:PORT``; port 0 takes a free one."""
+    insecure: bool = False
+    """Allow listening beyond loopback: there is no authentication and no TLS."""
+    object: Text = "pyroxfer.dispatcher"
+    """The object id under which clients find the dispatcher."""
+    methods: tuple[Text, ...] = DEFAULT_METHODS
+    """Names clients may call. Stock proxies refuse every other name by themselves."""
+    oneway: tuple[Text, ...] = ()
+    """Those of the names which clients call without waiting for an answer."""
+    register: Text | None = None
+    """A name to register in the name server while running."""
+    nameserver: Text | None = None
+    """``HOST:PORT`` of the name server. Default: where Pyro looks for it."""
+    connect_timeout: Seconds = 10.0
+    """Seconds for reaching a backend, handshake included."""
+    stall_timeout: Seconds = 30.0
+    """Seconds without progress after which a large message in passage is given up."""
+
+    @property
+    def all_methods(self) -> tuple[str, ...]:
+        """The dispatcher's names and those of its services, sorted."""
+        return tuple(sorted({*self.methods, *(name for service in self.services for name in service.methods)}))
+
+    @property
+    def location(self) -> Uri:
+        """``listen`` as a place."""
+        return Uri(f"PYRO:{self.object}@{self.listen}")
+
+    @property
+    def nameserver_place(self) -> Uri | None:
+        """``nameserver`` as a place."""
+        return None if self.nameserver is None else Uri(f"PYRO:Pyro.NameServer@{self.nameserver}")
+
+
+def load_config(path: str | Path, *, insecure: bool = False) -> Config:
+    """Read and check a configuration file.
+
+    Args:
+        insecure: as ``insecure = true`` in the file.
+
+    Raises:
+        FileNotFoundError, PermissionError, OSError: the file cannot be read.
+        ConfigError: it is not TOML, or says something unusable; every problem is listed.
+    """
+    with open(path, "rb") as file:
+        data = file.read(MAX_CONFIG_BYTES + 1)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError([f"{path}: larger than {MAX_CONFIG_BYTES} bytes"])
+    try:
+        return parse_config(data.decode(), insecure=insecure)
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: not UTF-8 at byte {error.start}"]) from None
+
+
+def parse_config(text: str, *, insecure: bool = False) -> Config:
+    """Check the text of a configuration file; see `load_config`."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"not TOML: {error}"]) from None
+    if insecure:
+        table["insecure"] = True
+    problems: list[str] = []
+    config = _build(Config, table, "", problems)
+    if config is None:
+        raise ConfigError(problems)
+    check_config(config)
+    return config
+
+
+def check_config(config: Config) -> None:
+    """Refuse values that do not go together, wherever they come from.
+
+    Raises:
+        ConfigError: every problem is listed.
+    """
+    problems = list(_problems_of(config))
+    if problems:
+        raise ConfigError(problems)
+
+
+Table = TypeVar("Table", bound=msgspec.Struct)
+Value = TypeVar("Value")
+
+
+def _build(kind: type[Table], table: object, path: str, problems: list[str]) -> Table | None:
+    """A struct from a table; None, and at least one problem, when it cannot be made."""
+    if not isinstance(table, dict):
+        problems.append(f"{path}: expected a table")
+        return None
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    before = len(problems)
+    problems.extend(_unknown(key, fields, path) for key in table if key not in fields)
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in table:
+            values[name] = _convert(field.type, table[name], _join(path, name), problems)
+        elif field.required:
+            problems.append(f"{_join(path, name)}: missing")
+    return kind(**values) if len(problems) == before else None
+
+
+def _convert(kind: Any, value: object, path: str, problems: list[str]) -> object:
+    inner = get_args(kind)[0] if get_origin(kind) is tuple else None
+    if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+        if not isinstance(value, list):
+            problems.append(f"{path}: expected an array of tables")
+            return None
+        return tuple(_build(inner, item, f"{path}[{index}]", problems) for index, item in enumerate(value))
+    try:
+        return msgspec.convert(value, kind, dec_hook=_from_text)
+    except msgspec.ValidationError as error:
+        problems.append(f"{path}: {_plain(str(error))}")
+        return None
+
+
+def _from_text(kind: type, value: object) -> object:
+    """Uri is the one type here that msgspec does not know."""
+    if not isinstance(value, str):
+        raise ValueError("Expected `str`")
+    try:
+        return kind(value)
+    except PyroError as error:
+        raise ValueError(str(error)) from None
+
+
+def _plain(text: str) -> str:
+    """msgspec's sentence with its own path (``- at `$[1]```) made plain."""
+    sentence, _, place = text.partition(" - at `$")
+    return sentence + (f" at {place.rstrip('`')}" if place else "")
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _unknown(key: str, known: Iterable[str], path: str) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"{_join(path, key)}: unknown key; the nearest known one is {near[0]!r}"
+
+
+def _problems_of(config: Config) -> Iterator[str]:
+    """What cannot be said by types."""
+    yield from _check_place(config)
+    yield from _check_names(config)
+    if not config.services:
+        yield "services: at least one is needed"
+    yield from _duplicates("services", "name", [service.name for service in config.services])
+    yield from _duplicates("services", "match", [service.pattern for service in config.services])
+    for index, service in enumerate(config.services):
+        yield from _check_service(service, f"services[{index}]", f"PYRO:{config.object}@{config.listen}")
+
+
+def _check_place(config: Config) -> Iterator[str]:
+    host = yield from _attempt("listen", lambda: _host_of(config.listen))
+    if host is not None and not config.insecure and not is_loopback(host):
+        yield (
+            f"listen: {host or 'every address'} is beyond this machine and nothing here authenticates or encrypts;"
+            " listen on localhost, or say insecure = true"
+        )
+    if config.nameserver is not None:
+        yield from _attempt("nameserver", lambda: _host_of(str(config.nameserver)))
+
+
+def _attempt(path: str, check: Callable[[], Value]) -> Generator[str, None, Value | None]:
+    """Yield the problem that ``check`` raises; return what it returns."""
+    try:
+        return check()
+    except (PyroError, ValueError) as error:
+        yield f"{path}: {error}"
+        return None
+
+
+def _host_of(location: str) -> str:
+    place = Uri(f"PYRO:x@{location}")
+    if place.sockname is not None:
+        raise ValueError(f"expected HOST:PORT, not {location!r}")
+    return place.host or ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine only; names other than localhost are not trusted to be."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_names(config: Config) -> Iterator[str]:
+    if not _OBJECT.fullmatch(config.object):
+        yield f"object: {config.object!r} has blanks or an @"
+    for index, name in enumerate(config.methods):
+        yield from _check_method(name, f"methods[{index}]")
+    if not config.all_methods:
+        yield "methods: at least one is needed, or proxies refuse the object"
+    for index, name in enumerate(config.oneway):
+        if name not in config.all_methods:
+            yield f"oneway[{index}]: {name!r} is not one of the methods"
+
+
+def _check_method(name: str, path: str) -> Iterator[str]:
+    if not _METHOD.fullmatch(name):
+        yield f"{path}: {name!r} is not the name of a public method"
+
+
+def _check_service(service: ServiceConfig, path: str, own_uri: str) -> Iterator[str]:
+    yield from _attempt(f"{path}.match", lambda: check_pattern(service.pattern))
+    if service.policy not in POLICIES:
+        yield f"{path}.policy: {service.policy!r} is not known; choose one of: {', '.join(POLICIES)}"
+    if service.method is not None:
+        yield from _check_method(service.method, f"{path}.method")
+    for index, name in enumerate(service.methods):
+        yield from _check_method(name, f"{path}.methods[{index}]")
+    if not service.backends:
+        yield f"{path}.backends: at least one is needed"
+    yield from _duplicates(f"{path}.backends", "name", [backend.name for backend in service.backends])
+    yield from _duplicates(f"{path}.backends", "uri", [str(backend.uri) for backend in service.backends])
+    for index, backend in enumerate(service.backends):
+        if backend.uri.protocol == "PYROMETA":
+            yield f"{path}.backends[{index}].uri: PYROMETA names a set; give PYRO or PYRONAME"
+        elif str(backend.uri) == own_uri:
+            yield f"{path}.backends[{index}].uri: this is the dispatcher itself"
+
+
+def _duplicates(path: str, key: str, values: list[str]) -> Iterator[str]:
+    for index, value in enumerate(values):
+        first = values.index(value)
+        if first != index:
+            yield f"{path}[{index}].{key}: {value!r} is taken by {path}[{first}]"

@@ -1,0 +1,94 @@
+"""What can happen in a conversation. Pieces of a request are the wire's own BodyPart and End."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyroxfer_core.wire import Body, BodyPart, End, Message
+
+
+@dataclass(slots=True)
+class BlobArrived:
+    """A message came from the client: whole, or (``body_length`` given) its head only, with the body to follow."""
+
+    message: Message
+    body_length: int | None = None
+
+
+@dataclass(slots=True)
+class BackendOpened:
+    """A connection to the chosen backend is there, in protocol ``version``.
+
+    The request is to carry ``seq`` and to name ``object_id``.
+    """
+
+    seq: int
+    object_id: str
+    version: int
+
+
+@dataclass(slots=True)
+class BackendLost:
+    """The connection to the backend cannot be made, or broke."""
+
+    reason: str
+
+
+@dataclass(slots=True)
+class BackendRefused:
+    """The backend is there, but takes no further connection, or not for this object."""
+
+    reason: str
+
+
+@dataclass(slots=True)
+class RequestSent:
+    """The request, which had come whole, left whole. (For one that came in pieces ``End`` says the same.)"""
+
+
+@dataclass(slots=True)
+class CannotCarry:
+    """The last Forward or Reply cannot be written in the receiver's protocol; nothing of it was sent."""
+
+    reason: str
+
+
+@dataclass(slots=True)
+class ReplyArrived:
+    """A message came from the backend: whole, or its head only."""
+
+    message: Message
+    body_length: int | None = None
+
+
+@dataclass(slots=True)
+class ReplyPartArrived:
+    """A piece of the reply's body came."""
+
+    data: Body
+
+
+@dataclass(slots=True)
+class ReplyEnded:
+    """The reply's body is complete."""
+
+
+@dataclass(slots=True)
+class ClientLost:
+    """The client left, or stalled in the middle of a message."""
+
+
+Event = (
+    BlobArrived
+    | BodyPart
+    | End
+    | BackendOpened
+    | BackendLost
+    | BackendRefused
+    | RequestSent
+    | CannotCarry
+    | ReplyArrived
+    | ReplyPartArrived
+    | ReplyEnded
+    | ClientLost
+)

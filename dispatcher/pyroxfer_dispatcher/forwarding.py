@@ -1,0 +1,418 @@
+"""One client's conversation through the dispatcher: events in, commands out. No I/O, no clock, no serializer.
+
+    IDLE -- BlobArrived --> OPENING -- BackendOpened --> SENDING -- RequestSent or End --> WAITING
+    WAITING -- ReplyArrived, whole --> IDLE
+    WAITING -- ReplyArrived, in pieces --> REPLYING -- ReplyEnded --> IDLE
+    a refused call whose body is still coming is DRAINING until its End; everything ends in CLOSED
+
+The promise is at most once: a backend lost before the request left whole is NotSent, and the call may go to another
+one; lost afterwards it is Unknown, and the caller hears so at once. Bodies pass through as the objects they came in.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pyroxfer_core.errors import CommunicationError, Outcome
+from pyroxfer_core.wire import BLOB_INFO, HOP_KEYS, Body, BodyPart, End, Flags, Message, MessageType
+
+from .backends import Backend
+from .commands import (
+    Announce,
+    CloseBackend,
+    CloseClient,
+    Command,
+    Fail,
+    Forward,
+    ForwardPart,
+    KeepBackend,
+    OpenBackend,
+    ReleaseBackend,
+    Reply,
+    ReplyPart,
+    ReplyStream,
+    UseKeptBackend,
+)
+from .events import (
+    BackendLost,
+    BackendOpened,
+    BackendRefused,
+    BlobArrived,
+    CannotCarry,
+    ClientLost,
+    Event,
+    ReplyArrived,
+    ReplyEnded,
+    ReplyPartArrived,
+    RequestSent,
+)
+from .routes import Aim, Directory, Service
+
+MAX_SENDS: Final = 3
+"""Connections on which one request is begun; connects that are refused do not count."""
+ANSWERABLE: Final = frozenset({"serpent", "json", "marshal", "msgpack"})
+"""Serializers in which the dispatcher can write an error."""
+
+STREAM_KEY: Final = "STRM"
+
+
+class Phase(enum.IntEnum):
+    """Where a conversation stands."""
+
+    IDLE = 0
+    OPENING = 1
+    SENDING = 2
+    WAITING = 3
+    REPLYING = 4
+    DRAINING = 5
+    CLOSED = 6
+
+
+@dataclass(slots=True)
+class _Call:
+    """The call under way, or the last one."""
+
+    request: Message
+    body_pending: bool
+    """The end of the body has not come yet."""
+    body_length: int | None
+    service: Service | None = None
+    aim: Aim | None = None
+    """None for a message that is no blob."""
+    backend: Backend | None = None
+    uses_kept: bool = False
+    seq: int = 0
+    version: int = 0
+    """Of the connection to the backend."""
+    sends: int = 0
+    passed_over: dict[Backend, str] = field(default_factory=dict)
+    """Backends that could not be had for this call, and why."""
+    error: tuple[Outcome, str] | None = None
+    """What to say once the body has been drained."""
+
+
+class Forwarding:
+    """The conversation with one client, whose calls come one after the other.
+
+    Args:
+        directory: what can be reached; its backend groups are shared by all conversations.
+        version: the protocol of the client, 48 or 502; backends are preferably spoken to in the same one, so that
+            class names inside bodies are those the client knows.
+    """
+
+    def __init__(self, directory: Directory, version: int) -> None:
+        self.phase = Phase.IDLE
+        self._directory = directory
+        self._version = version
+        self._kept: tuple[Service, Backend] | None = None
+        self._kept_is_lost = False
+        self._call: _Call | None = None
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Judge one event.
+
+        Args:
+            now: seconds of any clock that does not go backwards.
+
+        Raises:
+            RuntimeError: the shell reported something that cannot happen in this phase.
+        """
+        try:
+            handler = _ROWS[self.phase][type(event)]
+        except KeyError:
+            raise RuntimeError(f"{type(event).__name__} cannot happen while {self.phase.name}") from None
+        return handler(self, event, now)
+
+    @property
+    def waits_for_backend(self) -> bool:
+        """Whether nothing is expected of the client but patience."""
+        return self.phase in (Phase.OPENING, Phase.WAITING, Phase.REPLYING)
+
+    @property
+    def call(self) -> _Call:
+        """The call under way."""
+        assert self._call is not None, "no call is under way"
+        return self._call
+
+    # -- the request
+
+    def _arrived(self, event: BlobArrived, now: float) -> list[Command]:
+        request = event.message
+        if request.type != MessageType.INVOKE:
+            return self._not_a_call(event)
+        call = self._call = _Call(request, event.body_length is not None, event.body_length)
+        try:
+            self._aim(call)
+        except (LookupError, CommunicationError) as error:
+            return self._refuse(Outcome.NOT_SENT, str(error))
+        return self._choose(now)
+
+    def _not_a_call(self, event: BlobArrived) -> list[Command]:
+        message = event.message
+        if message.type != MessageType.PING or event.body_length is not None:
+            return self._close(f"unexpected message of type {message.type}")
+        answer = Message(MessageType.PING, message.seq, message.serializer, 0, b"pong")
+        answer.correlation_id = message.correlation_id
+        return [Reply(answer)]
+
+    def _aim(self, call: _Call) -> None:
+        """Find the service; raises LookupError or ProtocolError (both have a text for the caller)."""
+        request = call.request
+        if request.flags & Flags.KEEPSERIALIZED and BLOB_INFO in request.annotations:
+            call.aim = self._directory.find(request.annotations[BLOB_INFO])
+            call.service = call.aim.service
+            call.uses_kept = self._kept is not None and self._kept[0] is call.service
+        elif self._kept is not None:
+            call.service = self._kept[0]
+            call.uses_kept = True
+        else:
+            raise LookupError("only calls with one SerializedBlob argument can be dispatched")
+
+    def _choose(self, now: float) -> list[Command]:
+        """Pick a backend for the call, or refuse it."""
+        call = self.call
+        service = call.service
+        assert service is not None
+        self.phase = Phase.OPENING
+        if call.uses_kept:
+            assert self._kept is not None
+            call.backend = self._kept[1]
+            service.group.take(call.backend)
+            return [UseKeptBackend()]
+        call.backend = service.group.pick(now, call.passed_over)
+        if call.backend is not None:
+            return [OpenBackend(call.backend, self._version)]
+        state = service.group.describe(now, call.passed_over)
+        return self._refuse(Outcome.NOT_SENT, f"no live backend of service {service.name!r}: {state}")
+
+    def _opened(self, event: BackendOpened, now: float) -> list[Command]:
+        call = self.call
+        assert call.service is not None
+        assert call.backend is not None
+        came_back = call.service.group.opened(call.backend)
+        call.seq = event.seq
+        call.version = event.version
+        call.sends += 1
+        self.phase = Phase.SENDING
+        forward = Forward(self._request_for(call, event), call.body_length)
+        return [Announce(call.backend, True), forward] if came_back else [forward]
+
+    @staticmethod
+    def _request_for(call: _Call, opened: BackendOpened) -> Message:
+        """The same request under another head: sequence number, and the object and method of the backend."""
+        request = call.request
+        annotations = _end_to_end(request.annotations)
+        aim = call.aim
+        if aim is not None:
+            annotations = {**annotations, BLOB_INFO: aim.annotation_for(opened.object_id)}
+        return Message(
+            MessageType.INVOKE,
+            opened.seq,
+            request.serializer,
+            request.flags,
+            request.body,
+            annotations,
+            request.correlation_id,
+        )
+
+    def _part(self, event: BodyPart, now: float) -> list[Command]:
+        return [ForwardPart(event.data)]
+
+    def _skip_part(self, event: BodyPart, now: float) -> list[Command]:
+        return []
+
+    def _sent(self, event: RequestSent | End, now: float) -> list[Command]:
+        call = self.call
+        call.body_pending = False
+        if call.request.flags & Flags.ONEWAY:
+            return [self._give_back()]
+        self.phase = Phase.WAITING
+        return []
+
+    def _drained(self, event: End, now: float) -> list[Command]:
+        call = self.call
+        call.body_pending = False
+        assert call.error is not None
+        return self._refuse(*call.error)
+
+    # -- the reply
+
+    def _replied(self, event: ReplyArrived, now: float) -> list[Command]:
+        call = self.call
+        reply = event.message
+        if reply.type != MessageType.RESULT or reply.seq != call.seq:
+            return self._abandon(Outcome.UNKNOWN, "the backend answered something else than the call")
+        answer = self._reply_for(call.request, reply)
+        if reply.flags & Flags.ITEMSTREAM:
+            return self._stream_began(answer, event)
+        if event.body_length is None:
+            return [self._give_back(), Reply(answer)]
+        self.phase = Phase.REPLYING
+        return [Reply(answer, event.body_length)]
+
+    def _stream_began(self, answer: Message, event: ReplyArrived) -> list[Command]:
+        """From now on the client and the backend belong together."""
+        call = self.call
+        if event.body_length is not None:
+            return self._abandon(Outcome.EXECUTED, "the backend announced an item stream with a result")
+        if STREAM_KEY in answer.annotations and not call.uses_kept:
+            if self._kept is not None:
+                text = "this connection holds a stream of another backend; use a second proxy"
+                return self._abandon(Outcome.EXECUTED, text)
+            assert call.service is not None
+            assert call.backend is not None
+            self._kept = (call.service, call.backend)
+            call.uses_kept = True
+        foreign = call.version != self._version and answer.serializer in ANSWERABLE
+        return [self._give_back(), ReplyStream(answer) if foreign else Reply(answer)]
+
+    @staticmethod
+    def _reply_for(request: Message, reply: Message) -> Message:
+        """The same reply under the number the client waits for."""
+        return Message(
+            MessageType.RESULT,
+            request.seq,
+            reply.serializer,
+            reply.flags,
+            reply.body,
+            _end_to_end(reply.annotations),
+            reply.correlation_id,
+        )
+
+    def _reply_part(self, event: ReplyPartArrived, now: float) -> list[Command]:
+        return [ReplyPart(event.data)]
+
+    def _reply_ended(self, event: ReplyEnded, now: float) -> list[Command]:
+        return [self._give_back()]
+
+    # -- what goes wrong
+
+    def _not_opened(self, event: BackendLost, now: float) -> list[Command]:
+        """No connection: leave the backend alone for a while and try the next."""
+        service, backend = self._pass_over(event.reason)
+        went_down = service.group.failed(backend, now, event.reason)
+        commands: list[Command] = [Announce(backend, False)] if went_down else []
+        return commands + self._choose(now)
+
+    def _not_taken(self, event: BackendRefused, now: float) -> list[Command]:
+        """Connections it has may go on: only this call looks elsewhere."""
+        self._pass_over(event.reason)
+        return self._choose(now)
+
+    def _pass_over(self, reason: str) -> tuple[Service, Backend]:
+        self._release()
+        call = self.call
+        assert call.service is not None
+        assert call.backend is not None
+        call.passed_over[call.backend] = reason
+        return call.service, call.backend
+
+    def _lost_unsent(self, event: BackendLost, now: float) -> list[Command]:
+        """Lost before the request was whole: another backend may have it, if none of the body is gone."""
+        call = self.call
+        if call.uses_kept or call.body_length is not None or call.sends >= MAX_SENDS:
+            return self._abandon(Outcome.NOT_SENT, f"backend lost while sending: {event.reason}")
+        self._release()
+        return [CloseBackend(), *self._choose(now)]
+
+    def _lost_waiting(self, event: BackendLost, now: float) -> list[Command]:
+        return self._abandon(Outcome.UNKNOWN, f"backend lost before it answered: {event.reason}")
+
+    def _lost_replying(self, event: BackendLost, now: float) -> list[Command]:
+        """The client has half a reply, which nothing can make whole."""
+        self._release()
+        return [CloseBackend(), *self._close(f"backend lost within its answer: {event.reason}")]
+
+    def _request_cannot_go(self, event: CannotCarry, now: float) -> list[Command]:
+        return [self._give_back(), *self._refuse(Outcome.NOT_SENT, event.reason)]
+
+    def _reply_cannot_go(self, event: CannotCarry, now: float) -> list[Command]:
+        if self.phase is Phase.REPLYING:
+            return self._abandon(Outcome.EXECUTED, event.reason)
+        return self._refuse(Outcome.EXECUTED, event.reason)
+
+    def _client_lost(self, event: ClientLost, now: float) -> list[Command]:
+        held = self.phase in (Phase.SENDING, Phase.WAITING, Phase.REPLYING)
+        if held or self.phase is Phase.OPENING:
+            self._release()
+        self.phase = Phase.CLOSED
+        return [CloseBackend()] if held else []
+
+    # -- the ends of a call
+
+    def _release(self) -> None:
+        call = self.call
+        assert call.service is not None
+        assert call.backend is not None
+        call.service.group.release(call.backend)
+
+    def _give_back(self) -> ReleaseBackend | KeepBackend:
+        """The backend has done its part."""
+        self._release()
+        self.phase = Phase.IDLE
+        return _KEEP if self.call.uses_kept else _RELEASE
+
+    def _abandon(self, outcome: Outcome, text: str) -> list[Command]:
+        """End the call with an error, and its connection to the backend with it."""
+        self._release()
+        self._kept_is_lost = self.call.uses_kept
+        return [CloseBackend(), *self._refuse(outcome, text)]
+
+    def _refuse(self, outcome: Outcome, text: str) -> list[Command]:
+        """Answer with an error, once the rest of the body has come."""
+        call = self.call
+        if call.body_pending:
+            call.error = (outcome, text)
+            self.phase = Phase.DRAINING
+            return []
+        fail = Fail(call.request, outcome, text)
+        self.phase = Phase.IDLE
+        if call.request.serializer not in ANSWERABLE and fail.wants_answer:
+            return self._close(text)
+        return [fail, *self._close("the backend of its item streams is lost")] if self._kept_is_lost else [fail]
+
+    def _close(self, reason: str) -> list[Command]:
+        self.phase = Phase.CLOSED
+        return [CloseClient(reason)]
+
+
+_RELEASE: Final = ReleaseBackend()
+_KEEP: Final = KeepBackend()
+
+
+def _end_to_end(annotations: dict[str, Body]) -> dict[str, Body]:
+    """Annotations without those that belong to one connection; the same dict when there are none."""
+    if HOP_KEYS.isdisjoint(annotations):
+        return annotations
+    return {key: value for key, value in annotations.items() if key not in HOP_KEYS}
+
+
+_Handler = Callable[[Forwarding, Any, float], list[Command]]
+
+_TABLE: Final[dict[tuple[Phase, type], _Handler]] = {
+    (Phase.IDLE, BlobArrived): Forwarding._arrived,
+    (Phase.IDLE, CannotCarry): Forwarding._reply_cannot_go,
+    (Phase.OPENING, BackendOpened): Forwarding._opened,
+    (Phase.OPENING, BackendLost): Forwarding._not_opened,
+    (Phase.OPENING, BackendRefused): Forwarding._not_taken,
+    (Phase.SENDING, BodyPart): Forwarding._part,
+    (Phase.SENDING, End): Forwarding._sent,
+    (Phase.SENDING, RequestSent): Forwarding._sent,
+    (Phase.SENDING, BackendLost): Forwarding._lost_unsent,
+    (Phase.SENDING, CannotCarry): Forwarding._request_cannot_go,
+    (Phase.WAITING, ReplyArrived): Forwarding._replied,
+    (Phase.WAITING, BackendLost): Forwarding._lost_waiting,
+    (Phase.REPLYING, ReplyPartArrived): Forwarding._reply_part,
+    (Phase.REPLYING, ReplyEnded): Forwarding._reply_ended,
+    (Phase.REPLYING, BackendLost): Forwarding._lost_replying,
+    (Phase.REPLYING, CannotCarry): Forwarding._reply_cannot_go,
+    (Phase.DRAINING, BodyPart): Forwarding._skip_part,
+    (Phase.DRAINING, End): Forwarding._drained,
+    **{(phase, ClientLost): Forwarding._client_lost for phase in Phase},
+}
+
+_ROWS: Final = tuple({event: handler for (at, event), handler in _TABLE.items() if at is phase} for phase in Phase)
+"""The same table, quicker to look up."""

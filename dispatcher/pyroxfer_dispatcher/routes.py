@@ -1,0 +1,160 @@
+"""From a blob's routing annotation to a service. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pyroxfer_core.wire import BlobInfo, Body, read_blob_info, write_blob_info
+
+from .backends import BackendGroup
+
+WILDCARD: Final = "*"
+MAX_REMEMBERED: Final = 1024
+"""Routing annotations whose meaning is remembered; then remembering begins anew."""
+MAX_REMEMBERED_BYTES: Final = 256
+"""Longer annotations are read each time."""
+MAX_SHOWN: Final = 80
+"""Characters of a peer's text that are repeated in an error."""
+
+
+class RouteTable:
+    """Exact topics and prefixes (``orders.*``), each leading to one service.
+
+    An exact topic wins over every prefix, a longer prefix over a shorter one; a bare ``*`` takes the rest.
+
+    Args:
+        routes: pattern to service name.
+
+    Raises:
+        ValueError: a pattern is empty or has a ``*`` before its end.
+    """
+
+    def __init__(self, routes: Mapping[str, str] | Iterable[tuple[str, str]]) -> None:
+        self._exact: dict[str, str] = {}
+        self._prefixes: dict[str, str] = {}
+        for pattern, service in dict(routes).items():
+            check_pattern(pattern)
+            if pattern.endswith(WILDCARD):
+                self._prefixes[pattern[:-1]] = service
+            else:
+                self._exact[pattern] = service
+        self._lengths = sorted({len(prefix) for prefix in self._prefixes}, reverse=True)
+
+    def find(self, topic: str) -> str | None:
+        """The service for a topic, or None when no pattern matches."""
+        service = self._exact.get(topic)
+        if service is not None:
+            return service
+        prefixes = self._prefixes
+        for length in self._lengths:
+            service = prefixes.get(topic[:length])
+            if service is not None:
+                return service
+        return None
+
+    def __repr__(self) -> str:
+        patterns = [*self._exact, *(prefix + WILDCARD for prefix in self._prefixes)]
+        return f"<RouteTable {', '.join(patterns)}>"
+
+
+def check_pattern(pattern: str) -> None:
+    """Refuse what is neither an exact topic nor a prefix with one ``*`` at its end.
+
+    Raises:
+        ValueError: with a sentence that says what is wrong.
+    """
+    if not pattern:
+        raise ValueError("a pattern is an exact topic or a prefix followed by *, not an empty text")
+    if WILDCARD in pattern[:-1]:
+        raise ValueError(f"{pattern!r} has a * before its end; a pattern is an exact topic or a prefix followed by *")
+
+
+def topic_of(info: object) -> str | None:
+    """The topic in a blob's info: the text itself, or the first item of a tuple or list. None when there is none."""
+    if isinstance(info, (tuple, list)) and info:
+        info = info[0]
+    return info if isinstance(info, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Where a topic leads."""
+
+    name: str
+    group: BackendGroup
+    method: str | None = None
+    """Called on the backends instead of the method the client called."""
+
+
+class Aim:
+    """Where one routing annotation leads.
+
+    Args:
+        info: the sender's label, which stays untouched.
+        method: what is called on the backend.
+    """
+
+    __slots__ = ("_info", "_method", "_written", "service")
+
+    def __init__(self, service: Service, info: object, method: str) -> None:
+        self.service = service
+        self._info = info
+        self._method = method
+        self._written: dict[str, bytes] = {}
+
+    def annotation_for(self, object_id: str) -> bytes:
+        """The annotation that leads on to an object of a backend."""
+        written = self._written.get(object_id)
+        if written is None:
+            written = self._written[object_id] = write_blob_info(self._info, object_id, self._method)
+        return written
+
+
+class Directory:
+    """Everything a conversation can reach.
+
+    Args:
+        object_id: the dispatcher's own.
+        services: by the names to which the routes lead.
+    """
+
+    def __init__(self, object_id: str, routes: RouteTable, services: Mapping[str, Service]) -> None:
+        self.object_id = object_id
+        self.routes = routes
+        self.services = services
+        self._known: dict[bytes, Aim] = {}
+
+    def find(self, annotation: Body) -> Aim:
+        """Where a blob is meant to go. Reading an annotation costs more than the rest of a call, so it is remembered.
+
+        Raises:
+            LookupError, ProtocolError: with a sentence for the caller.
+        """
+        annotation = bytes(annotation)
+        aim = self._known.get(annotation)
+        if aim is None:
+            aim = self._aim_of(read_blob_info(annotation))
+            if len(annotation) <= MAX_REMEMBERED_BYTES:
+                if len(self._known) >= MAX_REMEMBERED:
+                    self._known.clear()
+                self._known[annotation] = aim
+        return aim
+
+    def _aim_of(self, target: BlobInfo) -> Aim:
+        if target.object_id != self.object_id:
+            raise LookupError(f"unknown object {_shown(target.object_id)}; this is {self.object_id!r}")
+        topic = topic_of(target.info)
+        if topic is None:
+            raise LookupError("no route: the blob's info is neither a text nor a tuple that begins with one")
+        name = self.routes.find(topic)
+        if name is None:
+            raise LookupError(f"no route for topic {_shown(topic)}")
+        service = self.services[name]
+        return Aim(service, target.info, service.method or target.method)
+
+
+def _shown(text: str) -> str:
+    """A peer's text, escaped and bounded."""
+    return repr(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…")

@@ -1,0 +1,241 @@
+"""The dispatcher as a program part: listens, greets clients, and holds what their conversations share."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+from types import TracebackType
+from typing import Any, Final
+
+import trio
+
+from pyroxfer_core import (
+    Connection,
+    Hello,
+    Metadata,
+    Proxy,
+    ServerSession,
+    Settings,
+    Uri,
+    Verdict,
+    accept_handshake,
+    bind_tcp,
+    locate_ns,
+    resolve,
+    serve_connections,
+)
+from pyroxfer_core.errors import DaemonError, PyroError
+
+from .admin import note
+from .backends import Backend, BackendGroup
+from .config import Config, ServiceConfig, check_config
+from .conversation import Conversation
+from .links import COLLECT_BYTES, LinkPool
+from .routes import Directory, RouteTable, Service
+
+LOOK_S: Final = 0.25
+"""How often calls under way are checked for clients that left. One look costs a system call per waiting call."""
+DISPATCHER_TAG: Final = "pyroxfer.dispatcher"
+"""Marks our entry in the name server, so that no dispatcher takes another one for a backend."""
+
+
+class Dispatcher:
+    """Passes calls with a SerializedBlob on to the backends of the services they are meant for.
+
+    ``async with`` starts listening and serving::
+
+        async with Dispatcher(load_config("dispatcher.toml")) as dispatcher:
+            print(dispatcher.location)
+            await trio.sleep_forever()
+
+    At its end clients are cut between calls; calls under way get ``shutdown_grace_s`` of the core's Settings.
+
+    Raises:
+        ConfigError: the values do not go together, or open a door without saying so.
+        CommunicationError: on entering: the address cannot be had.
+        NamingError: on entering: the name server to register in is not there.
+    """
+
+    def __init__(self, config: Config) -> None:
+        check_config(config)
+        self.config = config
+        self.directory = make_directory(config)
+        self._settings = _settings_for(config)
+        self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
+        self._epoch = secrets.token_bytes(16)
+        self._pool = LinkPool(self._settings, self._resolve)
+        self._conversations: set[Conversation] = set()
+        self._stopping = False
+        self._all_gone = trio.Event()
+        self._listener: socket.socket | None = None
+        self._port: int | None = None
+        self._nursery_manager: Any = None
+        self._background = trio.CancelScope()
+
+    def __repr__(self) -> str:
+        place = self.location if self._port is not None else "not listening"
+        return f"<Dispatcher on {place}, {len(self.directory.services)} services>"
+
+    @property
+    def location(self) -> str:
+        """``host:port`` as clients must use it.
+
+        Raises:
+            DaemonError: it never listened.
+        """
+        if self._port is None:
+            raise DaemonError("the dispatcher has no address before `async with`")
+        host = self.config.location.host or "0.0.0.0"  # noqa: S104  # what an empty host means
+        return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+
+    @property
+    def uri(self) -> Uri:
+        """The URI for clients."""
+        return Uri(f"PYRO:{self.config.object}@{self.location}")
+
+    async def __aenter__(self) -> Dispatcher:
+        place = self.config.location
+        self._listener = bind_tcp(place.host or "", place.port or 0)
+        self._port = self._listener.getsockname()[1]
+        try:
+            await self._register()
+        except BaseException:
+            self._close_listener()
+            raise
+        self._nursery_manager = trio.open_nursery()
+        nursery = await self._nursery_manager.__aenter__()
+        nursery.start_soon(self._run_background, self._listener)
+        note(logging.INFO, "listening", location=self.location, object=self.config.object)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop; an error of the body goes on as it is, not in a group."""
+        self._stopping = True
+        self._background.cancel()
+        self._close_listener()
+        try:
+            with trio.CancelScope(shield=True):
+                await self._unregister()
+                await self._end_conversations()
+        finally:
+            manager, self._nursery_manager = self._nursery_manager, None
+            try:
+                await manager.__aexit__(None, None, None)
+            except BaseException:
+                if error is None:
+                    raise
+            finally:
+                self._pool.close()
+                note(logging.INFO, "stopped")
+
+    def abort(self) -> None:
+        """Cut calls under way, for those who cannot wait for the end of their grace."""
+        for conversation in tuple(self._conversations):
+            conversation.abort()
+
+    # -- serving
+
+    async def _run_background(self, listener: socket.socket) -> None:
+        """Accept and look until stopped. Conversations are shielded: `_end_conversations` ends them."""
+        with self._background:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._look_after_clients)
+                await serve_connections([listener], self._greet, settings=self._settings, collect=COLLECT_BYTES)
+
+    async def _greet(self, client: Connection) -> None:
+        """One client, from its first byte to its last. Nothing of this library's own is granted: calls are serial."""
+        session = ServerSession(self._epoch, offer=0)
+        hello = await accept_handshake(client, session, self._settings, None, self._judge)
+        if hello is None or self._stopping:
+            return
+        client.decoder.max_message = self._settings.max_message_bytes
+        conversation = Conversation(client, self.directory, self._pool, self.config.stall_timeout)
+        self._conversations.add(conversation)
+        try:
+            await conversation.run()
+        finally:
+            self._conversations.discard(conversation)
+            if self._stopping and not self._conversations:
+                self._all_gone.set()
+
+    async def _judge(self, hello: Hello) -> Verdict:
+        """A client may ask for our object, or (Pyro4 without metadata) not say what it wants."""
+        if hello.object_id not in (None, self.config.object):
+            raise DaemonError("unknown object")
+        return Verdict("hello", self._metadata)
+
+    async def _look_after_clients(self) -> None:
+        while True:
+            await trio.sleep(LOOK_S)
+            for conversation in tuple(self._conversations):
+                conversation.look_after_client()
+
+    async def _end_conversations(self) -> None:
+        """Cut between calls; a call under way has its grace."""
+        for conversation in tuple(self._conversations):
+            conversation.stop()
+        with trio.move_on_after(self._settings.shutdown_grace_s):
+            if self._conversations:
+                await self._all_gone.wait()
+        self.abort()
+
+    def _close_listener(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            trio.lowlevel.notify_closing(listener)
+            listener.close()
+
+    # -- names
+
+    async def _resolve(self, uri: Uri) -> Uri:
+        return uri if uri.protocol == "PYRO" else await resolve(uri, self._settings)
+
+    async def _register(self) -> None:
+        name = self.config.register
+        if name is None:
+            return
+        async with await self._name_server() as names:
+            await names.register(name, str(self.uri), False, [DISPATCHER_TAG])
+        note(logging.INFO, "registered", name=name, uri=self.uri)
+
+    async def _unregister(self) -> None:
+        """Take our name back, unless another dispatcher has it by now; a lost name server is no reason to fail."""
+        name = self.config.register
+        if name is None:
+            return
+        try:
+            with trio.fail_after(self._settings.connect_timeout_s):
+                async with await self._name_server() as names:
+                    if await names.lookup(name) == self.uri:
+                        await names.remove(name)
+        except (PyroError, trio.TooSlowError) as error:
+            note(logging.WARNING, "name_not_removed", name=name, reason=error)
+
+    async def _name_server(self) -> Proxy:
+        place = self.config.nameserver_place
+        if place is None:
+            return await locate_ns(settings=self._settings)
+        return await locate_ns(place.host, place.port, settings=self._settings)
+
+
+def make_directory(config: Config) -> Directory:
+    """The services of a configuration, all backends taken for live."""
+    services = {service.name: _service(service) for service in config.services}
+    routes = RouteTable((service.pattern, service.name) for service in config.services)
+    return Directory(config.object, routes, services)
+
+
+def _service(config: ServiceConfig) -> Service:
+    group = BackendGroup(Backend(entry.name, entry.uri, entry.max_in_flight) for entry in config.backends)
+    return Service(config.name, group, config.method)
+
+
+def _settings_for(config: Config) -> Settings:
+    settings = Settings(connect_timeout_s=config.connect_timeout, insecure=config.insecure)
+    place = config.nameserver_place
+    if place is None:
+        return settings
+    return settings.with_changes(ns_host=place.host, ns_port=place.port)

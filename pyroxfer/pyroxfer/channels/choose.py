@@ -1,0 +1,111 @@
+"""Which channel moves a file, and why; falling back when one cannot be opened. The only room that knows them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ..conversation import Conversation
+from ..errors import AddressError
+from ..offer import End, Ticket
+from ..sink import Sink
+from ..source import Source
+from .annot import AnnotChannel, AnnotEnd
+from .base import Acknowledged, Channel, ChannelUnavailableError
+from .iter import IterChannel, IterEnd
+from .raw import RawChannel
+from .raw import serve_side_stream as serve_side_stream
+
+AUTO: Final = "auto"
+CHANNELS: Final[dict[str, Channel]] = {
+    channel.name: channel for channel in (IterChannel(), AnnotChannel(), RawChannel())
+}
+CHOICES: Final = (AUTO, *CHANNELS)
+"""What ``--channel`` takes."""
+
+INLINE: Final = IterChannel.name
+"""The channel in the receipt of a small file: its bytes travelled as a value in a call."""
+INLINE_REASON: Final = "small files travel whole, many in one call"
+
+RAW_FROM: Final = 8 * 1024 * 1024
+"""From this size on ``auto`` takes the side stream."""
+
+
+class ChannelEnds(IterEnd, AnnotEnd):
+    """The server's halves of all channels whose bytes come in calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A channel and why it was chosen."""
+
+    channel: Channel
+    reason: str
+
+
+def human(size: int) -> str:
+    """A number of bytes for people, such as ``1.5 MiB``."""
+    if size < 1024:
+        return f"{size} bytes"
+    value, units = size / 1024, ["TiB", "GiB", "MiB", "KiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop()
+    return f"{value:.1f} {units[-1]}"
+
+
+def check_channel(name: str) -> str:
+    """``name`` itself, when it is a choice.
+
+    Raises:
+        AddressError: it is not.
+    """
+    if name not in CHOICES:
+        raise AddressError(f"there is no channel '{name[:40]}'; choose one of {', '.join(CHOICES)}")
+    return name
+
+
+def choose(name: str, size: int | None, *, seekable: bool = True) -> Choice:
+    """The channel for a file of ``size`` bytes, or of unknown size."""
+    if name != AUTO:
+        return Choice(CHANNELS[name], "as asked")
+    blocks = CHANNELS[AnnotChannel.name]
+    if size is None or not seekable:
+        return Choice(blocks, "a pipe takes and gives bytes only in order")
+    if size < RAW_FROM:
+        return Choice(blocks, f"{human(size)} is below {human(RAW_FROM)}")
+    return Choice(CHANNELS[RawChannel.name], f"{human(size)} is at least {human(RAW_FROM)}")
+
+
+def _instead(reason: ChannelUnavailableError) -> Choice:
+    return Choice(CHANNELS[AnnotChannel.name], str(reason))
+
+
+async def push(
+    choice: Choice, talk: Conversation, ticket: Ticket, source: Source, acknowledged: Acknowledged
+) -> tuple[End, Choice]:
+    """Move a source by the chosen channel, or by another when that cannot be opened. Errors as ``Channel.push``.
+
+    Returns:
+        The source's own count and digest, and what moved it in the end.
+    """
+    try:
+        return await choice.channel.push(talk, ticket, source, acknowledged), choice
+    except ChannelUnavailableError as reason:
+        other = _instead(reason)
+    return await other.channel.push(talk, ticket, source, acknowledged), other
+
+
+async def pull(
+    choice: Choice, talk: Conversation, ticket: Ticket, sink: Sink, acknowledged: Acknowledged
+) -> tuple[End, Choice]:
+    """Fill a sink by the chosen channel, or by another when that cannot be opened. Errors as ``Channel.pull``.
+
+    Returns:
+        The sender's count and digest, and what moved the bytes in the end.
+    """
+    try:
+        return await choice.channel.pull(talk, ticket, sink, acknowledged), choice
+    except ChannelUnavailableError as reason:
+        other = _instead(reason)
+    return await other.channel.pull(talk, ticket, sink, acknowledged), other

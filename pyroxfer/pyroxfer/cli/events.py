@@ -1,0 +1,61 @@
+"""Where the events of a transfer go: a bar, JSON lines, a few plain lines, or nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_module
+import sys
+from collections.abc import Iterator
+
+import click
+
+from ..channels.choose import human
+from ..names import printable
+from ..offer import Receipt
+from ..progress import Progress, ProgressCallback, TqdmProgress
+
+
+def print_event(event: Progress, **more: object) -> None:
+    """One event as one line of JSON on standard output."""
+    click.echo(json_module.dumps({**event.to_dict(), **more}, ensure_ascii=True))
+
+
+def print_trouble(event: Progress) -> None:
+    """Warnings and errors of single files as lines on standard error; the rest is silent."""
+    if event.event == "warn":
+        click.echo(f"pyroxfer: {printable(event.path)}: {printable(event.text)}", err=True)
+
+
+@contextlib.contextmanager
+def events(label: str, *, json: bool, quiet: bool, progress: bool) -> Iterator[ProgressCallback | None]:
+    """What takes the events of a run, by the options of the command. A bar is full when the block ends well.
+
+    A bar and JSON go together unless both would go to the same terminal.
+    """
+    if progress and not quiet and sys.stderr.isatty() and not (json and sys.stdout.isatty()):
+        with TqdmProgress(label) as bar:
+            yield _both(bar) if json else bar
+            bar.complete()
+    elif json:
+        yield print_event
+    else:
+        yield None if quiet else print_trouble
+
+
+def _both(bar: TqdmProgress) -> ProgressCallback:
+    def tell(event: Progress) -> None:
+        print_event(event)
+        bar(event)
+
+    return tell
+
+
+def summary(receipts: Receipt | list[Receipt], where: str) -> str:
+    """One line about what was committed."""
+    if isinstance(receipts, Receipt):
+        receipt = receipts
+        path = printable(receipt.path)
+        return f"{path}: {human(receipt.size)} committed to {where} ({receipt.channel}: {receipt.reason})"
+    total = sum(receipt.size for receipt in receipts)
+    moved = sorted({receipt.channel for receipt in receipts})
+    return f"{len(receipts)} files, {human(total)} committed to {where} ({', '.join(moved) or 'nothing to move'})"

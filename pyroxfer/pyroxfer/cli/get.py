@@ -1,0 +1,59 @@
+"""``pyroxfer get``."""
+
+from __future__ import annotations
+
+import click
+
+from ..client import PIPE
+from ..client import get as get_files
+from ..names import printable
+from .events import events, summary
+from .run import run
+from .shared import transfer_options
+
+
+def sources_and_destination(addresses: tuple[str, ...], target: str | None) -> tuple[tuple[str, ...], str]:
+    """What is to be fetched and where to: one address alone goes into the current folder."""
+    if target is not None:
+        return addresses, target
+    return (addresses[:-1], addresses[-1]) if len(addresses) > 1 else (addresses, ".")
+
+
+@click.command()
+@click.argument("addresses", nargs=-1, required=True, metavar="FROM… [DEST]")
+@click.option("-t", "--target", metavar="DEST", help="Where to; then every argument is fetched.")
+@transfer_options
+def get(
+    addresses: tuple[str, ...],
+    target: str | None,
+    channel: str,
+    if_exists: str,
+    durability: str,
+    quiet: bool,
+    json: bool,
+    no_progress: bool,
+) -> None:
+    """Fetch files and folders from a file server.
+
+    FROM is HOST:PORT/path, NAME/path or PYRO:object@HOST:PORT/path. DEST is a local path, the current folder unless
+    named, or - for standard output.
+    """
+    sources, destination = sources_and_destination(addresses, target)
+    if json and destination == PIPE:
+        raise click.UsageError("--json and the file cannot both go to standard output.")
+
+    async def main() -> None:
+        with events(sources[0], json=json, quiet=quiet, progress=not no_progress) as progress:
+            receipts = await get_files(
+                sources,
+                destination,
+                channel=channel,
+                if_exists=if_exists,
+                durability=durability,
+                progress=progress,
+            )
+        if not (quiet or json):
+            where = "standard output" if destination == PIPE else printable(destination)
+            click.echo(summary(receipts, where), err=True)
+
+    run(main, json=json)

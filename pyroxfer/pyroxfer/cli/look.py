@@ -1,0 +1,63 @@
+"""``pyroxfer ls``, ``stat`` and ``rm``."""
+
+from __future__ import annotations
+
+import datetime
+import json as json_module
+
+import click
+
+from ..client import ls as ls_files
+from ..client import remove as remove_file
+from ..client import stat as stat_file
+from ..names import printable
+from ..offer import FileEntry
+from .run import run
+
+
+def _line(entry: FileEntry) -> str:
+    """One entry for people: kind, size in bytes, local time, name."""
+    when = datetime.datetime.fromtimestamp(entry.mtime_ns / 1e9).astimezone()
+    slash = "/" if entry.kind == "folder" else ""
+    return f"{entry.kind:10} {entry.size:>14} {when:%Y-%m-%d %H:%M} {printable(entry.path) or '.'}{slash}"
+
+
+def _show(entry: FileEntry, json: bool) -> None:
+    click.echo(json_module.dumps(entry.to_dict()) if json else _line(entry))
+
+
+@click.command()
+@click.argument("address", metavar="FROM")
+@click.option("--json", is_flag=True, help="One JSON object a line.")
+def ls(address: str, json: bool) -> None:
+    """List what is in a folder of a file server."""
+
+    async def main() -> None:
+        for entry in await ls_files(address):
+            _show(entry, json)
+
+    run(main)
+
+
+@click.command()
+@click.argument("address", metavar="FROM")
+@click.option("--json", is_flag=True, help="As a JSON object.")
+def stat(address: str, json: bool) -> None:
+    """Show what a file server says about one path."""
+
+    async def main() -> None:
+        _show(await stat_file(address), json)
+
+    run(main)
+
+
+@click.command()
+@click.argument("addresses", nargs=-1, required=True, metavar="FROM…")
+def rm(addresses: tuple[str, ...]) -> None:
+    """Remove files or empty folders on a file server."""
+
+    async def main() -> None:
+        for address in addresses:
+            await remove_file(address)
+
+    run(main)

@@ -1,0 +1,92 @@
+"""Running a command: one trio loop, signals, and every error as one line and its exit code."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Final, NoReturn
+
+import click
+import trio
+
+from pyroxfer_core import errors as core_errors
+
+from ..errors import SomeFilesFailedError, TransferError
+from ..names import printable
+from ..progress import Progress
+from ..tasks import open_flat_nursery
+from .events import print_event
+
+SIGNALLED: Final = 128
+"""A process ended by a signal exits with this plus its number, as shells have it."""
+
+_CORE_CODES: Final[tuple[tuple[type[Exception], int, str], ...]] = (
+    (core_errors.NamingError, 3, ""),
+    (core_errors.SecurityError, 4, ""),
+    (core_errors.RefusedError, 4, "; try again later"),
+    (core_errors.TimeoutError, 11, "; check the address, or that nothing blocks it"),
+    (core_errors.SerializeError, 12, "; is that a file server?"),
+    (core_errors.ProtocolError, 12, "; is that a file server?"),
+    (core_errors.CommunicationError, 5, "; check the address, and that `pyroxfer serve` is running there"),
+)
+"""In the order of the search: class, exit code, what to do."""
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """The exit code of an error, and the one line for people."""
+    if isinstance(error, TransferError):
+        return error.exit_code, str(error)
+    for cls, code, advice in _CORE_CODES:
+        if isinstance(error, cls):
+            return code, f"{error}{advice}"
+    if isinstance(error, OSError) and error.strerror:
+        return 1, f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return 1, str(error) or type(error).__name__
+
+
+def run(main: Callable[[], Awaitable[None]], *, json: bool = False, term_is_success: bool = False) -> NoReturn:
+    """Run a command's coroutine function to its end and exit the process with its code.
+
+    SIGINT and SIGTERM cancel it, so that it tidies up, and then count as its end: 130 and 143, or for
+    ``term_is_success`` a SIGTERM is 0. A second signal ends the process at once.
+    """
+    try:
+        code = trio.run(_supervised, main, term_is_success)
+    except KeyboardInterrupt:
+        code = SIGNALLED + signal.SIGINT
+    except (core_errors.PyroError, OSError) as error:
+        code = report(error, json=json)
+    raise SystemExit(code)
+
+
+def report(error: Exception, *, json: bool) -> int:
+    """Show an error; its exit code."""
+    code, text = explain(error)
+    if json:
+        print_event(Progress("error", text=text, code=getattr(error, "code", "")), exit_code=code)
+    click.echo(f"pyroxfer: {printable(text)}", err=True)
+    if isinstance(error, SomeFilesFailedError):
+        for path, failure in error.failures.items():
+            click.echo(f"  {printable(path)}: {printable(explain(failure)[1])}", err=True)
+    return code
+
+
+async def _supervised(main: Callable[[], Awaitable[None]], term_is_success: bool) -> int:
+    caught: list[int] = []
+    async with open_flat_nursery() as nursery:
+        nursery.start_soon(_watch_signals, nursery.cancel_scope, caught)
+        await main()
+        nursery.cancel_scope.cancel()
+    if not caught:
+        return 0
+    if term_is_success and caught[0] == signal.SIGTERM:
+        return 0
+    return SIGNALLED + caught[0]
+
+
+async def _watch_signals(scope: trio.CancelScope, caught: list[int]) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            caught.append(number)
+            scope.cancel()
+            return

@@ -1,0 +1,68 @@
+"""``pyroxfer send``."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from ..address import parse_address
+from ..client import send as send_files
+from .events import events, summary
+from .run import run
+from .shared import transfer_options
+
+
+def sources_and_target(paths: tuple[str, ...], target: str | None) -> tuple[tuple[str, ...], str]:
+    """What is to be sent and where to, by the rules of cp.
+
+    Raises:
+        click.UsageError: there is no target.
+    """
+    if target is not None:
+        return paths, target
+    if len(paths) > 1:
+        return paths[:-1], paths[-1]
+    target = os.environ.get("PYROXFER_SERVER")
+    if not target:
+        raise click.UsageError("where to? Name an address last, such as HOST:PORT/, or set PYROXFER_SERVER.")
+    return paths, target
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH… [TO]")
+@click.option("-t", "--target", metavar="TO", help="Where to; then every argument is sent.")
+@transfer_options
+def send(
+    paths: tuple[str, ...],
+    target: str | None,
+    channel: str,
+    if_exists: str,
+    durability: str,
+    quiet: bool,
+    json: bool,
+    no_progress: bool,
+) -> None:
+    """Send files and folders to a file server.
+
+    PATH may be a folder, or - for standard input. TO is HOST:PORT/path, NAME/path or PYRO:object@HOST:PORT/path;
+    with a slash at its end, or when it names a folder, things are put into it. Without TO the server in
+    PYROXFER_SERVER is used.
+    """
+    sources, place = sources_and_target(paths, target)
+
+    async def main() -> None:
+        address = parse_address(place)
+        with events(sources[0], json=json, quiet=quiet, progress=not no_progress) as progress:
+            receipts = await send_files(
+                sources if len(sources) > 1 else sources[0],
+                address,
+                channel=channel,
+                if_exists=if_exists,
+                durability=durability,
+                progress=progress,
+            )
+        if not (quiet or json):
+            click.echo(summary(receipts, str(address.uri.location or address.uri)), err=True)
+
+    run(main, json=json)

@@ -1,0 +1,108 @@
+"""``pyroxfer serve``."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import click
+import trio
+
+from pyroxfer_core import Settings
+from pyroxfer_core import errors as core_errors
+
+from ..address import parse_listen
+from ..errors import DeniedError, TransferError
+from ..names import printable
+from ..serving import FileServer
+from .run import run
+
+
+@click.command()
+@click.argument("folder", default=".", metavar="[DIR]")
+@click.option(
+    "--listen", default="localhost:0", metavar="HOST:PORT", show_default=True, help="Port 0 is any free one."
+)
+@click.option("--name", metavar="NAME", help="Register in the name server under this name.")
+@click.option("--read-only", is_flag=True, help="Refuse uploads.")
+@click.option("--upload-only", is_flag=True, help="Refuse listing and fetching.")
+@click.option(
+    "--insecure", is_flag=True, help="Allow others than this machine, without authentication and encryption."
+)
+def serve(folder: str, listen: str, name: str | None, read_only: bool, upload_only: bool, insecure: bool) -> None:
+    """Serve a folder until interrupted; the current one unless named."""
+    if read_only and upload_only:
+        raise click.UsageError("--read-only and --upload-only exclude each other.")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+
+    async def main() -> None:
+        _refuse_open_door(listen, insecure)
+        server = FileServer(
+            folder,
+            listen=listen,
+            read_only=read_only,
+            upload_only=upload_only,
+            settings=Settings(insecure=insecure),
+        )
+        _bind(server)
+        async with server, _registered(server, name):
+            _announce(server, folder, name, insecure)
+            await trio.sleep_forever()
+
+    run(main, term_is_success=True)
+
+
+def _refuse_open_door(listen: str, insecure: bool) -> None:
+    host, _ = parse_listen(listen)
+    if not insecure and not is_loopback(host):
+        raise DeniedError(
+            f"{printable(listen)} can be reached from other machines, and nothing protects it yet: "
+            "listen on localhost, or say --insecure if everybody on that network may read and write here"
+        )
+
+
+def _bind(server: FileServer) -> None:
+    try:
+        server.bind()
+    except core_errors.CommunicationError as error:
+        raise TransferError(f"{error}; choose another place with --listen") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener on ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextlib.asynccontextmanager
+async def _registered(server: FileServer, name: str | None) -> AsyncIterator[None]:
+    """Keep the server in the name server while the block runs."""
+    if name is None:
+        yield
+        return
+    from pyroxfer_core import locate_ns  # the name server's client is needed by nobody else here
+
+    async with await locate_ns() as names:
+        await names.register(name, str(server.uri))
+    try:
+        yield
+    finally:
+        with trio.move_on_after(2, shield=True), contextlib.suppress(core_errors.PyroError):
+            async with await locate_ns() as names:
+                await names.remove(name)
+
+
+def _announce(server: FileServer, folder: str, name: str | None, insecure: bool) -> None:
+    place = name or server.location
+    click.echo(f"Serving {printable(str(Path(folder).resolve()))} at {place} ({server.uri})")
+    click.echo(f"  send:  pyroxfer send FILE {place}/")
+    click.echo(f"  get:   pyroxfer get {place}/FILE")
+    if insecure:
+        click.echo("Insecure: whoever reaches this port may use it, and nothing is encrypted.", err=True)

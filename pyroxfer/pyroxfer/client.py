@@ -1,0 +1,225 @@
+"""send, get, ls, stat and remove: what users of the library call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from pyroxfer_core import Settings
+
+from .address import Address, parse_address
+from .conversation import Conversation, open_conversation
+from .errors import AddressError, ExistsError, from_os_error
+from .getting import Receiver
+from .names import printable
+from .offer import FileEntry, Receipt
+from .options import TransferOptions
+from .progress import ProgressCallback, Reporter
+from .sending import Sender, joined
+from .source import FileSource, PipeSource
+from .store.local import LocalStore
+from .store.rooted import open_source
+from .tasks import in_thread
+
+PIPE: Final = "-"
+"""As a source: standard input. As a target of ``get``: standard output."""
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def _listed(paths: Paths) -> list[str]:
+    if isinstance(paths, (str, os.PathLike)):
+        return [os.fspath(paths)]
+    return [os.fspath(path) for path in paths]
+
+
+def _gathered(many: bool, receipts: list[Receipt]) -> Receipt | list[Receipt]:
+    return receipts if many or len(receipts) != 1 else receipts[0]
+
+
+async def send(
+    paths: Paths,
+    to: str | Address,
+    *,
+    channel: str = "auto",
+    if_exists: str = "fail",
+    durability: str = "data",
+    progress: ProgressCallback | None = None,
+    settings: Settings | None = None,
+) -> Receipt | list[Receipt]:
+    """Send files and folders to a file server. Returns only when they are committed there.
+
+    Args:
+        paths: one path or several; ``-`` is standard input.
+        to: an address such as ``HOST:PORT/path`` or ``NAME/path``; with a slash at its end, or naming a folder that
+            exists, things are put into it.
+        channel: ``auto``, or the one to use.
+        if_exists: ``fail``, ``skip``, ``replace`` or ``rename``. Equal bytes under the final name are success always.
+        durability: what is flushed before the receipt: ``none``, ``data``, or ``full`` (names too).
+        progress: called with each event, in the task that waits here.
+
+    Returns:
+        The receipt of the one file, or the list of receipts for several paths or a folder.
+
+    Raises:
+        AddressError: an argument cannot be used.
+        SomeFilesFailedError: of many files some are not committed.
+        TransferError: not committed; each class has its ``exit_code``.
+        NamingError, CommunicationError: the server cannot be found or reached, or was lost on the way.
+
+    Cancelling leaves nothing under the final names of what was not committed.
+    """
+    sources = _listed(paths)
+    several = len(sources) > 1 or (sources != [PIPE] and await in_thread(_any_folder, sources))
+    target = to if isinstance(to, Address) else parse_address(to)
+    options = TransferOptions(channel, if_exists, durability, settings or Settings())
+    if not sources:
+        raise AddressError("nothing to send: name at least one file or folder")
+    async with open_conversation(target.uri, options.settings) as talk:
+        into = target.into or await _is_folder(talk, target.path)
+        if len(sources) > 1 and not into:
+            raise AddressError(f"{target}: is not a folder, so it cannot take several things; end it in '/'")
+        sender = Sender(talk, options, Reporter(progress))
+        receipts: list[Receipt] = []
+        for source in sources:
+            receipts += await _send_one(sender, talk, source, target.path, into)
+    return _gathered(several, receipts)
+
+
+def _any_folder(sources: Sequence[str]) -> bool:
+    return any(Path(source).is_dir() for source in sources)
+
+
+async def _is_folder(talk: Conversation, path: str) -> bool:
+    return (await talk.ask("is_folder", path)).get("folder") is True
+
+
+async def _send_one(sender: Sender, talk: Conversation, source: str, target: str, into: bool) -> list[Receipt]:
+    if source == PIPE:
+        if into:
+            raise AddressError("what comes from standard input needs a file name at the end of the target")
+        async with PipeSource(0, "standard input", talk.algorithm) as pipe:
+            return [await sender.send(pipe, target)]
+    if await in_thread(os.path.isdir, source):
+        return await _send_folder(sender, source, target, into)
+    try:
+        fd = await in_thread(open_source, source)
+    except OSError as error:
+        raise from_os_error(error, printable(source)) from error
+    async with FileSource(fd, source, talk.algorithm) as file:
+        return [await sender.send(file, joined(target, Path(source).name) if into else target)]
+
+
+async def _send_folder(sender: Sender, source: str, target: str, into: bool) -> list[Receipt]:
+    name = await in_thread(_folder_name, source)
+    store = await in_thread(LocalStore, source)
+    try:
+        return await sender.send_tree(store, joined(target, name) if into and name else target)
+    finally:
+        store.close()
+
+
+def _folder_name(source: str) -> str:
+    """What a folder is called at the other end; nothing for ``.``, whose contents are meant, as with cp."""
+    name = Path(source).name
+    return Path(source).resolve().name if name == ".." else name
+
+
+async def get(
+    sources: str | Address | Sequence[str | Address],
+    to: str | os.PathLike[str] = ".",
+    *,
+    channel: str = "auto",
+    if_exists: str = "fail",
+    durability: str = "data",
+    progress: ProgressCallback | None = None,
+    settings: Settings | None = None,
+) -> Receipt | list[Receipt]:
+    """Fetch files and folders from file servers. Returns only when they are in place here.
+
+    Args:
+        sources: one address or several.
+        to: a local path; with a slash at its end, or naming a folder that exists, things are put into it.
+            ``-`` is standard output.
+
+    The other arguments, the result and the errors are those of `send`. Cancelling leaves nothing behind.
+    """
+    wanted = [sources] if isinstance(sources, (str, Address)) else list(sources)
+    addresses = [source if isinstance(source, Address) else parse_address(source) for source in wanted]
+    options = TransferOptions(channel, if_exists, durability, settings or Settings())
+    if not addresses:
+        raise AddressError("nothing to fetch: name at least one address")
+    reporter, many, receipts = Reporter(progress), len(addresses) > 1, []
+    for address in addresses:
+        async with open_conversation(address.uri, options.settings) as talk:
+            receiver = Receiver(talk, options, reporter)
+            entry = await receiver.about(address.path)
+            many = many or entry.kind == "folder"
+            receipts += await _get_one(receiver, entry, os.fspath(to), several=len(addresses) > 1)
+    return _gathered(many, receipts)
+
+
+async def _get_one(receiver: Receiver, entry: FileEntry, to: str, *, several: bool) -> list[Receipt]:
+    if to == PIPE:
+        if entry.kind == "folder":
+            raise AddressError(f"{printable(entry.path)}: is a folder and cannot go to standard output")
+        return [await receiver.get_to_pipe(entry, 1)]
+    name = PurePosixPath(entry.path).name
+    folder, target = await in_thread(_local_target, to, name, entry.kind == "folder", several)
+    store = await in_thread(LocalStore, folder)
+    try:
+        if entry.kind == "folder":
+            return await receiver.get_tree(entry.path, store, target)
+        return [await receiver.get(entry, store, target)]
+    finally:
+        store.close()
+
+
+def _local_target(to: str, name: str, is_folder: bool, several: bool) -> tuple[str, str]:
+    """The local folder to hold, and the path in it for what is fetched. Blocking.
+
+    Raises:
+        AddressError: several things cannot go to one file.
+        ExistsError: a folder cannot go where a file stands.
+    """
+    there = Path(to)
+    if there.is_dir() or to.endswith("/"):
+        there.mkdir(parents=True, exist_ok=True)
+        return to, name
+    if several:
+        raise AddressError(f"{printable(to)}: is not a folder, so it cannot take several things")
+    if is_folder:
+        if there.exists():
+            raise ExistsError(f"{printable(to)}: is a file, and a folder is fetched")
+        there.mkdir(parents=True)
+        return to, ""
+    return os.fspath(there.parent), there.name
+
+
+async def ls(address: str | Address, *, settings: Settings | None = None) -> list[FileEntry]:
+    """What is in a folder of a server, by name; for a file, its own entry."""
+    place, options = _place(address), settings or Settings()
+    async with open_conversation(place.uri, options) as talk:
+        receiver = Receiver(talk, TransferOptions(settings=options), Reporter(None))
+        entry = await receiver.about(place.path)
+        return await receiver.listing(place.path, deep=False) if entry.kind == "folder" else [entry]
+
+
+async def stat(address: str | Address, *, settings: Settings | None = None) -> FileEntry:
+    """What a server says about one path."""
+    place, options = _place(address), settings or Settings()
+    async with open_conversation(place.uri, options) as talk:
+        return await Receiver(talk, TransferOptions(settings=options), Reporter(None)).about(place.path)
+
+
+async def remove(address: str | Address, *, settings: Settings | None = None) -> None:
+    """Remove a file or an empty folder on a server."""
+    place = _place(address)
+    async with open_conversation(place.uri, settings or Settings()) as talk:
+        await talk.ask("remove", place.path)
+
+
+def _place(address: str | Address) -> Address:
+    return address if isinstance(address, Address) else parse_address(address)

@@ -1,0 +1,112 @@
+"""One client's conversation with one file service: calls whose replies are opened, and the errors in them raised."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any, Final, cast
+
+import trio
+
+from pyroxfer_core import Proxy, Settings, Uri
+from pyroxfer_core import errors as core_errors
+
+from .digest import choose_algorithm
+from .errors import PeerError, from_record
+
+PROTOCOL: Final = 1
+"""Version of the calls between the two ends of this package."""
+GIVE_UP_S: Final = 2.0
+"""How long a client that failed goes on telling the server; the server would find out by itself."""
+
+
+def opened(reply: object) -> Mapping[str, Any]:
+    """The dictionary of a reply.
+
+    Raises:
+        TransferError: the one that the reply carries.
+        PeerError: it is no such reply.
+    """
+    if not isinstance(reply, Mapping):
+        raise PeerError("the server answered with something else than a file service does")
+    if "error" in reply:
+        raise from_record(reply["error"])
+    return reply
+
+
+class Conversation:
+    """Calls on a file service. Many tasks may share one.
+
+    Raises (every call):
+        TransferError: what the service answered.
+        CommunicationError: the network, with its outcome.
+    """
+
+    def __init__(self, proxy: Proxy, settings: Settings, algorithm: str) -> None:
+        self._proxy = proxy
+        self.settings = settings
+        self.algorithm = algorithm
+        """The digest that both ends have."""
+
+    @property
+    def where(self) -> Uri:
+        """The place of the server, for side streams."""
+        return self._proxy._pyroUri
+
+    async def ask(self, method: str, *args: object) -> Mapping[str, Any]:
+        """Call a method of the service; its reply."""
+        return opened(await getattr(self._proxy, method)(*args))
+
+    async def ask_with(
+        self, method: str, *args: object, annotations: Mapping[str, bytes] | None = None
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """As ``ask``, with annotations both ways; the reply and its annotations."""
+        call = getattr(self._proxy, method).options(annotations=dict(annotations or {}))(*args)
+        reply = opened(await call)
+        return reply, call.response_annotations
+
+    async def items(self, method: str, *args: object, read_ahead: int = 1) -> AsyncGenerator[Any, None]:
+        """Call a method that answers with a stream of items; close what comes back."""
+        stream = await getattr(self._proxy, method).options(read_ahead=read_ahead)(*args)
+        if not hasattr(stream, "__aiter__"):
+            opened(stream)
+            raise PeerError("the server answered with something else than a stream")
+        return cast("AsyncGenerator[Any, None]", stream)
+
+    async def give_up(self, transfer_id: str) -> None:
+        """Tell the server that a transfer is over. Never fails; takes two seconds at most, even when cancelled."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + GIVE_UP_S):
+            try:
+                await self.ask("abort", transfer_id)
+            except core_errors.PyroError:
+                pass  # the server drops the transfer when it sees the connection gone or the lease over
+
+
+@contextlib.asynccontextmanager
+async def open_conversation(uri: Uri, settings: Settings) -> AsyncIterator[Conversation]:
+    """Connect, and make sure that a file service of the right version is there.
+
+    Raises:
+        PeerError: something else answers, or another version.
+        NamingError, CommunicationError: nobody can be reached there.
+    """
+    async with Proxy(uri, settings=settings) as proxy:
+        hello = await _hello(proxy, uri)
+        yield Conversation(proxy, settings, choose_algorithm(hello.get("algorithms")))
+
+
+async def _hello(proxy: Proxy, uri: Uri) -> Mapping[str, Any]:
+    try:
+        await proxy._pyroBind()
+        hello = opened(await proxy.hello())
+    except AttributeError:
+        raise PeerError(f"{uri} is not a file service; start one with `pyroxfer serve`") from None
+    except core_errors.CommunicationError as error:
+        if type(error) is core_errors.CommunicationError:
+            raise PeerError(f"{uri} refused the conversation: {error}") from error
+        raise
+    except core_errors.DaemonError as error:
+        raise PeerError(f"{uri} is not a file service: {error}") from error
+    if hello.get("protocol") != PROTOCOL:
+        raise PeerError(f"{uri} speaks another version of the file service; use the same version at both ends")
+    return hello

@@ -1,0 +1,255 @@
+"""The fetching client's part of the conversation: ticket, bytes, its own verdict, publish, its own receipt."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from .channels.base import as_bytes
+from .channels.choose import AUTO, INLINE, INLINE_REASON, Choice, choose, pull
+from .conversation import Conversation, opened
+from .errors import DeniedError, PeerError, SourceChangedError, TransferError, from_record
+from .many import Job, Outcome, one_of_many, work_off
+from .names import printable
+from .offer import NO_CHANNEL, End, FileEntry, Offer, Receipt, Ticket
+from .options import TransferOptions
+from .placing import NEEDS_DIGEST, place_small, receipt_for, settle
+from .progress import Reporter
+from .sending import joined
+from .sink import FileSink, PipeSink
+from .small import SMALL, batches
+from .store.local import LocalStore
+from .tasks import in_thread
+
+
+class Receiver:
+    """Fetches files in one conversation."""
+
+    def __init__(self, talk: Conversation, options: TransferOptions, reporter: Reporter) -> None:
+        self._talk = talk
+        self._options = options
+        self._reporter = reporter
+
+    def _offer(self, entry: FileEntry, target: str) -> Offer:
+        return Offer(
+            target,
+            entry.size,
+            self._talk.algorithm,
+            mode=entry.mode,
+            mtime_ns=entry.mtime_ns,
+            if_exists=self._options.if_exists,
+            durability=self._options.durability,
+        )
+
+    async def about(self, path: str) -> FileEntry:
+        """What the server says about a path."""
+        return FileEntry.from_dict((await self._talk.ask("about", path)).get("entry"))
+
+    async def listing(self, path: str, *, deep: bool) -> list[FileEntry]:
+        """What is in a folder of the server, with all below it when ``deep``."""
+        found: list[FileEntry] = []
+        async with contextlib.aclosing(await self._talk.items("walk", path, deep)) as items:
+            async for item in items:
+                entries = opened(item).get("entries")
+                if not isinstance(entries, (list, tuple)):
+                    raise PeerError("the server answered with something else than a listing")
+                found += [FileEntry.from_dict(entry) for entry in entries]
+        return found
+
+    async def get(self, entry: FileEntry, store: LocalStore, target: str) -> Receipt:
+        """Fetch one file; the receipt is this end's own: counted, digested, flushed and in place.
+
+        Raises:
+            TransferError: it is not in place.
+            CommunicationError: the connection broke; it is not in place.
+
+        Cancelling leaves nothing behind.
+        """
+        self._reporter.offer(entry.path, entry.size)
+        return await self._get(entry, store, target)
+
+    def _goes_inline(self, size: int) -> bool:
+        return self._options.channel == AUTO and size <= SMALL
+
+    async def _get_inline(self, entry: FileEntry, store: LocalStore, target: str) -> Receipt:
+        self._reporter.accept(entry.path, INLINE, INLINE_REASON)
+        placed = (await self._fetch_batch([entry.path], [entry], store, [target]))[0]
+        if isinstance(placed, TransferError):
+            raise placed
+        return self._finished(placed)
+
+    async def _get(self, entry: FileEntry, store: LocalStore, target: str) -> Receipt:
+        if self._goes_inline(entry.size):
+            return await self._get_inline(entry, store, target)
+        offer = self._offer(entry, target)
+        settled = await in_thread(settle, store, offer)
+        if settled == NEEDS_DIGEST:
+            end = End.from_dict((await self._talk.ask("digest", entry.path, offer.algorithm)).get("end"))
+            settled = await in_thread(settle, store, replace(offer, digest=end.digest, size=end.size))
+        if isinstance(settled, Receipt):
+            return self._finished(settled)
+        ticket = await self._open(entry.path)
+        try:
+            return self._finished(await self._fetch(ticket, offer, entry.path, store))
+        except BaseException:
+            await self._talk.give_up(ticket.transfer_id)
+            raise
+
+    async def _fetch(self, ticket: Ticket, offer: Offer, path: str, store: LocalStore) -> Receipt:
+        """Fill a staged file, compare, publish."""
+        offer = replace(offer, size=ticket.size, mode=ticket.mode, mtime_ns=ticket.mtime_ns)
+        choice = choose(self._options.channel, ticket.size)
+        self._reporter.accept(path, choice.channel.name, choice.reason)
+        staged = await in_thread(store.stage, offer.path, offer.size, offer.mode)
+        sink = FileSink(staged, offer.size, offer.algorithm)
+        try:
+            theirs, used = await self._pull(choice, ticket, sink, path)
+            own = await sink.verify(theirs)
+            final = await sink.publish(offer.if_exists, offer.durability, offer.mtime_ns)
+        finally:
+            await sink.discard()
+        return receipt_for(offer, final, own, used.channel.name, used.reason)
+
+    async def _open(self, path: str) -> Ticket:
+        ticket = Ticket.from_dict((await self._talk.ask("open_download", path, self._talk.algorithm)).get("ticket"))
+        if ticket.size is None or ticket.algorithm != self._talk.algorithm:
+            raise PeerError("the server answered with a ticket that does not fit")
+        return ticket
+
+    async def _pull(self, choice: Choice, ticket: Ticket, sink: FileSink | PipeSink, path: str) -> tuple[End, Choice]:
+        end, used = await pull(choice, self._talk, ticket, sink, self._reporter.moved)
+        if used is not choice:
+            self._reporter.accept(path, used.channel.name, used.reason)
+        return end, used
+
+    async def get_to_pipe(self, entry: FileEntry, fd: int) -> Receipt:
+        """Fetch one file into a pipe, such as standard output. Its bytes are out before they are verified.
+
+        Raises:
+            IntegrityError: what went out is not what the server has.
+            TransferError: nobody reads the pipe, or what the server said.
+        """
+        self._reporter.offer(entry.path, entry.size)
+        ticket = await self._open(entry.path)
+        choice = choose(self._options.channel, ticket.size, seekable=False)
+        self._reporter.accept(entry.path, choice.channel.name, choice.reason)
+        sink = PipeSink(fd, entry.path, self._talk.algorithm)
+        try:
+            theirs, used = await self._pull(choice, ticket, sink, entry.path)
+            own = await sink.verify(theirs)
+        except BaseException:
+            await self._talk.give_up(ticket.transfer_id)
+            raise
+        offer = replace(self._offer(entry, "-"), durability="none")
+        return self._finished(receipt_for(offer, "-", own, used.channel.name, used.reason))
+
+    def _finished(self, receipt: Receipt) -> Receipt:
+        moved = receipt.channel != NO_CHANNEL and receipt.reason != INLINE_REASON
+        self._reporter.commit(receipt, moved=moved)
+        return receipt
+
+    async def get_tree(self, folder: str, store: LocalStore, target: str) -> list[Receipt]:
+        """Fetch everything in a folder of the server into a folder of the store; the receipts, by path.
+
+        Links and devices are left out, with a warning each.
+
+        Raises:
+            SomeFilesFailedError: some files are not in place; the others are.
+            TransferError, CommunicationError: the run broke off.
+        """
+        outcome = Outcome(self._reporter)
+        entries = self._fetchable(await self.listing(folder, deep=True), outcome)
+        self._reporter.offer(folder or ".", sum(entry.size for entry in entries))
+        folders = [joined(target, entry.path) for entry in entries if entry.kind == "folder"]
+        files = [entry for entry in entries if entry.kind == "file"]
+        inline = [entry for entry in files if self._goes_inline(entry.size)]
+        blocks = [entry for entry in files if not self._goes_inline(entry.size)]
+        for path, error in await in_thread(_make_folders, store, folders):
+            outcome.failed(path, error)
+        jobs: list[Job] = [
+            functools.partial(self._get_batch, folder, store, target, some, outcome) for some in batches(inline)
+        ]
+        jobs += [functools.partial(self._get_entry, folder, store, target, entry, outcome) for entry in blocks]
+        await work_off(jobs)
+        return outcome.result()
+
+    def _fetchable(self, entries: Sequence[FileEntry], outcome: Outcome) -> list[FileEntry]:
+        fetchable = []
+        for entry in entries:
+            if entry.kind in ("file", "folder"):
+                fetchable.append(entry)
+            elif entry.kind == "unreadable":
+                outcome.failed(entry.path, DeniedError(f"{printable(entry.path)}: cannot be read at the server"))
+            else:
+                self._reporter.warn(entry.path, f"left out: it is {'a link' if entry.kind == 'link' else 'no file'}")
+        return fetchable
+
+    async def _get_entry(
+        self, folder: str, store: LocalStore, target: str, entry: FileEntry, outcome: Outcome
+    ) -> None:
+        async def transfer() -> Receipt:
+            self._reporter.file(entry.path, entry.size)
+            there = replace(entry, path=joined(folder, entry.path))
+            return await self._get(there, store, joined(target, entry.path))
+
+        await one_of_many(outcome, entry.path, transfer)
+
+    async def _get_batch(
+        self, folder: str, store: LocalStore, target: str, batch: list[FileEntry], outcome: Outcome
+    ) -> None:
+        paths = [joined(folder, entry.path) for entry in batch]
+        targets = [joined(target, entry.path) for entry in batch]
+        placed = await self._fetch_batch(paths, batch, store, targets)
+        for entry, item in zip(batch, placed, strict=True):
+            self._reporter.file(entry.path, entry.size)
+            if isinstance(item, TransferError):
+                outcome.failed(entry.path, item)
+            else:
+                outcome.receipts.append(self._finished(item))
+
+    async def _fetch_batch(
+        self, paths: list[str], batch: list[FileEntry], store: LocalStore, targets: list[str]
+    ) -> list[Receipt | TransferError]:
+        """Fetch small files whole and put them in place: a receipt or an error for each."""
+        reply = await self._talk.ask("get_files", paths, self._talk.algorithm)
+        results = reply.get("results")
+        if not isinstance(results, (list, tuple)) or len(results) != len(batch):
+            raise PeerError("the server answered for another number of files than was asked for")
+        return await in_thread(self._place_batch, store, batch, targets, results)
+
+    def _place_batch(
+        self, store: LocalStore, batch: list[FileEntry], targets: list[str], results: Sequence[Any]
+    ) -> list[Receipt | TransferError]:
+        return [
+            self._place(store, entry, target, result)
+            for entry, target, result in zip(batch, targets, results, strict=True)
+        ]
+
+    def _place(self, store: LocalStore, entry: FileEntry, target: str, result: Any) -> Receipt | TransferError:
+        try:
+            if not isinstance(result, dict):
+                raise PeerError("the server answered with something else than a file")
+            if "error" in result:
+                raise from_record(result["error"])
+            data, end = bytes(as_bytes(result.get("data"))), End.from_dict(result)
+            if len(data) > SMALL:
+                raise SourceChangedError(f"{printable(entry.path)}: changed since it was listed; fetch it again")
+            # what the server says about a file is checked as an offer is, its path being our own
+            fields = {**self._offer(entry, target).to_dict(), **end.to_dict()}
+            fields |= {"mode": result.get("mode"), "mtime_ns": result.get("mtime_ns")}
+            return place_small(store, Offer.from_dict(fields), data, INLINE, INLINE_REASON)
+        except TransferError as error:
+            return error
+
+
+def _make_folders(store: LocalStore, folders: list[str]) -> list[tuple[str, TransferError]]:
+    failed = []
+    for path in folders:
+        try:
+            store.make_folder(path)
+        except TransferError as error:
+            failed.append((path, error))
+    return failed

@@ -1,0 +1,267 @@
+"""Offer, Ticket, End, Receipt, FileEntry: the frozen values of a transfer.
+
+Each travels as a dictionary of plain values (text, integers, None), so that every serializer carries it unchanged;
+ids and digests are hexadecimal text. ``from_dict`` checks every field of what a peer sent and raises ``PeerError``.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Self
+
+from .errors import PeerError
+from .names import MAX_PATH_BYTES, split_file_path
+
+ALGORITHMS: Final = ("blake3", "sha256")
+"""Digests on offer, best first; both are 32 bytes long."""
+IF_EXISTS: Final = ("fail", "skip", "replace", "rename")
+DURABILITIES: Final = ("none", "data", "full")
+KINDS: Final = ("file", "folder", "link", "other", "unreadable")
+
+DIGEST_HEX: Final = 64
+ID_HEX: Final = 32
+MAX_SIZE: Final = 2**63 - 1
+MAX_GRANT_HEX: Final = 240
+"""A side stream carries at most 120 opaque bytes."""
+MAX_REASON: Final = 300
+
+ALREADY: Final = "already"
+"""Reason of a receipt: equal bytes stood under the final name, nothing was moved."""
+SKIPPED: Final = "skipped"
+"""Reason of a receipt: other bytes stood under the final name, and were left as asked."""
+NO_CHANNEL: Final = "none"
+"""Channel of a receipt for which nothing was moved."""
+
+
+def new_transfer_id() -> str:
+    """128 random bits, as hexadecimal text."""
+    return secrets.token_hex(ID_HEX // 2)
+
+
+class _Fields:
+    """Reads checked fields from a dictionary that a peer sent."""
+
+    def __init__(self, kind: str, value: object) -> None:
+        if not isinstance(value, Mapping):
+            raise PeerError(f"{kind}: expected a dictionary, got {type(value).__name__}")
+        self._kind = kind
+        self._value: Mapping[Any, Any] = value
+
+    def _wrong(self, key: str, wanted: str) -> PeerError:
+        return PeerError(f"{self._kind}: field '{key}' must be {wanted}")
+
+    def text(self, key: str, longest: int) -> str:
+        value = self._value.get(key)
+        if not isinstance(value, str) or len(value) > longest:
+            raise self._wrong(key, f"text of at most {longest} characters")
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self._value.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self._wrong(key, f"a whole number from {low} to {high}")
+        return value
+
+    def choice(self, key: str, options: Collection[str]) -> str:
+        value = self._value.get(key)
+        if not isinstance(value, str) or value not in options:
+            raise self._wrong(key, f"one of {', '.join(options)}")
+        return value
+
+    def hexadecimal(self, key: str, lengths: Collection[int]) -> str:
+        value = self._value.get(key)
+        if not isinstance(value, str) or len(value) not in lengths or not set(value) <= set("0123456789abcdef"):
+            raise self._wrong(key, "lower-case hexadecimal text of the right length")
+        return value
+
+    def has(self, key: str) -> bool:
+        return self._value.get(key) is not None
+
+    def size(self, key: str = "size") -> int:
+        return self.integer(key, 0, MAX_SIZE)
+
+    def mtime(self) -> int:
+        return self.integer("mtime_ns", -(2**63), MAX_SIZE)
+
+    def mode(self) -> int:
+        return self.integer("mode", 0, 0o777)
+
+
+def check_transfer_id(value: object) -> str:
+    """``value`` itself, when it is a transfer id.
+
+    Raises:
+        PeerError: it is not.
+    """
+    return _Fields("call", {"transfer_id": value}).hexadecimal("transfer_id", (ID_HEX,))
+
+
+def check_range(offset: object, length: object, longest: int) -> tuple[int, int]:
+    """Offset and length of a block that a peer asks for.
+
+    Raises:
+        PeerError: not whole numbers in range, or the length is over ``longest``.
+    """
+    fields = _Fields("block", {"offset": offset, "length": length})
+    return fields.size("offset"), fields.integer("length", 1, longest)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a sender would like to put in place.
+
+    Raises (``from_dict``):
+        NameRefusedError: the path leaves the root or is not portable.
+        PeerError: another field is wrong.
+    """
+
+    path: str
+    """Relative to the root of the receiver, with ``/``."""
+    size: int | None
+    """Bytes; None when the source is a pipe."""
+    algorithm: str = ALGORITHMS[0]
+    digest: str | None = None
+    """Digest of the whole file, where it is known already."""
+    mode: int = 0o666
+    """Permission bits; the receiver's umask applies."""
+    mtime_ns: int | None = None
+    if_exists: str = "fail"
+    durability: str = "data"
+    transfer_id: str = field(default_factory=new_transfer_id)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: object) -> Self:
+        fields = _Fields("offer", value)
+        path = fields.text("path", MAX_PATH_BYTES)
+        split_file_path(path)
+        return cls(
+            path=path,
+            size=fields.size() if fields.has("size") else None,
+            algorithm=fields.choice("algorithm", ALGORITHMS),
+            digest=fields.hexadecimal("digest", (DIGEST_HEX,)) if fields.has("digest") else None,
+            mode=fields.mode(),
+            mtime_ns=fields.mtime() if fields.has("mtime_ns") else None,
+            if_exists=fields.choice("if_exists", IF_EXISTS),
+            durability=fields.choice("durability", DURABILITIES),
+            transfer_id=fields.hexadecimal("transfer_id", (ID_HEX,)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Permission to move the bytes of one transfer."""
+
+    transfer_id: str
+    size: int | None
+    """Bytes to be moved; None when the sender does not know."""
+    algorithm: str
+    block_size: int
+    """Largest block of one call, in bytes."""
+    grant: str
+    """Opens one side stream, once, within half a minute; hexadecimal."""
+    mode: int = 0o666
+    mtime_ns: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: object) -> Self:
+        fields = _Fields("ticket", value)
+        return cls(
+            transfer_id=fields.hexadecimal("transfer_id", (ID_HEX,)),
+            size=fields.size() if fields.has("size") else None,
+            algorithm=fields.choice("algorithm", ALGORITHMS),
+            block_size=fields.integer("block_size", 1, 2**30),
+            grant=fields.hexadecimal("grant", range(0, MAX_GRANT_HEX + 1, 2)),
+            mode=fields.mode(),
+            mtime_ns=fields.mtime() if fields.has("mtime_ns") else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """What one end counted and digested itself."""
+
+    size: int
+    digest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: object) -> Self:
+        fields = _Fields("end", value)
+        return cls(size=fields.size(), digest=fields.hexadecimal("digest", (DIGEST_HEX,)))
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The receiver's word that a file is committed: its own count and digest, flushed and in place."""
+
+    path: str
+    """Where it stands, relative to the receiver's root."""
+    size: int
+    digest: str
+    """Empty only when ``reason`` is ``skipped`` and the file in place was not read."""
+    algorithm: str
+    durability: str
+    channel: str
+    reason: str
+    """Why this channel; or ``already`` or ``skipped`` when nothing was moved."""
+    resumed: int = 0
+    """Bytes kept from an earlier attempt."""
+    transfer_id: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: object) -> Self:
+        fields = _Fields("receipt", value)
+        reason = fields.text("reason", MAX_REASON)
+        path = fields.text("path", MAX_PATH_BYTES)
+        split_file_path(path)
+        return cls(
+            path=path,
+            size=fields.size(),
+            digest=fields.hexadecimal("digest", (0, DIGEST_HEX) if reason == SKIPPED else (DIGEST_HEX,)),
+            algorithm=fields.choice("algorithm", ALGORITHMS),
+            durability=fields.choice("durability", DURABILITIES),
+            channel=fields.text("channel", 32),
+            reason=reason,
+            resumed=fields.size("resumed"),
+            transfer_id=fields.hexadecimal("transfer_id", (0, ID_HEX)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One name in a listing. Nothing but its length is checked here: a store checks a name when it is used."""
+
+    path: str
+    """Relative, with ``/``; what it is relative to, the call says. Empty for the place asked about itself."""
+    kind: str
+    """``file``, ``folder``, ``link``, ``other`` or ``unreadable`` (no permission, or a name not in UTF-8)."""
+    size: int = 0
+    mode: int = 0o666
+    mtime_ns: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: object) -> Self:
+        fields = _Fields("entry", value)
+        return cls(
+            path=fields.text("path", MAX_PATH_BYTES),
+            kind=fields.choice("kind", KINDS),
+            size=fields.size(),
+            mode=fields.mode(),
+            mtime_ns=fields.mtime(),
+        )

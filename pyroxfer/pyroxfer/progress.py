@@ -1,0 +1,177 @@
+"""What a transfer tells while it runs: events, their one schema, and the bar in a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TextIO
+
+import trio
+
+from .names import printable
+from .offer import Receipt
+
+SCHEMA: Final = 1
+"""Version of the events; a field may be added without a new one."""
+INTERVAL_S: Final = 0.05
+"""Shortest time between two ``progress`` events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One event of a transfer.
+
+    ``event`` is one of ``offer`` (path, size), ``accept`` (path, channel, reason), ``progress`` (done, total),
+    ``file`` (path, size: its turn within many has come), ``warn`` (path, text), ``commit`` (path, receipt) and
+    ``error`` (path, text, code). Counts are bytes.
+    """
+
+    event: str
+    path: str = ""
+    size: int | None = None
+    done: int = 0
+    """Bytes that the receiver has acknowledged, of everything in this run."""
+    total: int | None = None
+    """Bytes of everything in this run; None when it is not known."""
+    channel: str = ""
+    reason: str = ""
+    text: str = ""
+    code: str = ""
+    receipt: Receipt | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The event as one JSON object."""
+        record: dict[str, Any] = {"event": self.event, "v": SCHEMA}
+        if self.event == "progress":
+            return {**record, "done": self.done, "total": self.total}
+        record["path"] = self.path
+        if self.event in ("offer", "file"):
+            record["size"] = self.size
+        elif self.event == "accept":
+            record |= {"channel": self.channel, "reason": self.reason}
+        elif self.event in ("warn", "error"):
+            record["text"] = self.text
+            if self.code:
+                record["code"] = self.code
+        elif self.receipt is not None:
+            record |= self.receipt.to_dict()
+        return record
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class Reporter:
+    """Keeps the counts of one run and tells the callback, if there is one."""
+
+    def __init__(self, callback: ProgressCallback | None) -> None:
+        self._callback = callback
+        self._done = 0
+        self._total: int | None = 0
+        self._told = 0.0
+
+    def _tell(self, event: Progress) -> None:
+        if self._callback is not None:
+            self._callback(event)
+
+    def offer(self, path: str, size: int | None) -> None:
+        """Something is about to be sent or fetched."""
+        self._total = None if size is None or self._total is None else self._total + size
+        self._tell(Progress("offer", path, size, self._done, self._total))
+
+    def accept(self, path: str, channel: str, reason: str) -> None:
+        """The other end agreed; bytes go by this channel."""
+        self._tell(Progress("accept", path, channel=channel, reason=reason, done=self._done, total=self._total))
+
+    def file(self, path: str, size: int) -> None:
+        """The turn of one file among many."""
+        self._tell(Progress("file", path, size, self._done, self._total))
+
+    def moved(self, count: int) -> None:
+        """The receiver has so many bytes more."""
+        self._done += count
+        if self._callback is not None and trio.current_time() - self._told >= INTERVAL_S:
+            self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        self._told = trio.current_time()
+        self._tell(Progress("progress", done=self._done, total=self._total))
+
+    def warn(self, path: str, text: str) -> None:
+        """Something to know that is no failure."""
+        self._tell(Progress("warn", path, text=text))
+
+    def commit(self, receipt: Receipt, *, moved: bool) -> None:
+        """A file is in place. ``moved`` is false when its bytes are to be counted now, since none were moved."""
+        self._done += 0 if moved else receipt.size
+        self._tell_progress()
+        self._tell(Progress("commit", receipt.path, receipt.size, self._done, self._total, receipt=receipt))
+
+    def error(self, path: str, error: Exception) -> None:
+        """One file among many failed."""
+        self._tell(Progress("error", path, text=str(error), code=getattr(error, "code", "")))
+
+
+class TqdmProgress:
+    """A bar on standard error: silent unless that is a terminal.
+
+    The bar counts bytes acknowledged by the receiver and stays below 100 % until `complete` is called.
+    """
+
+    HELD_BACK: Final = 0.994
+    """Largest fraction shown before everything is committed: the next would be rounded to 100 %."""
+
+    def __init__(self, label: str, file: TextIO | None = None) -> None:
+        from tqdm import tqdm  # half of this module's import time, and useless without a terminal
+
+        tqdm.monitor_interval = 0
+        self._file = file or sys.stderr
+        self._bar = tqdm(
+            total=0,
+            desc=printable(label)[:40],
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            disable=None,
+            miniters=1,  # by time alone: what tqdm would learn from fast files would freeze the bar on slow ones
+            leave=True,
+            file=self._file,
+        )
+
+    def __call__(self, event: Progress) -> None:
+        bar = self._bar
+        if event.event == "offer":
+            bar.total = event.total
+        elif event.event == "accept":
+            bar.set_postfix_str(event.channel, refresh=False)
+        elif event.event in ("warn", "error"):
+            bar.write(f"{printable(event.path)}: {printable(event.text)}", file=self._file)
+        elif event.event in ("progress", "commit"):
+            self._show(event)
+
+    def _show(self, event: Progress) -> None:
+        bar = self._bar
+        shown = event.done
+        if event.total:
+            shown = min(shown, int(event.total * self.HELD_BACK))
+            if event.done >= event.total:
+                bar.set_postfix_str("verifying", refresh=False)
+        bar.update(shown - bar.n)
+
+    def complete(self) -> None:
+        """Everything is committed: show 100 %."""
+        bar = self._bar
+        bar.set_postfix_str("committed", refresh=False)
+        bar.update((bar.total or bar.n) - bar.n)
+        bar.refresh()
+
+    def close(self) -> None:
+        """Leave the bar as it is and go to the next line."""
+        self._bar.close()
+
+    def __enter__(self) -> TqdmProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,261 @@
+"""The sending client's part of the conversation: offer, bytes, commit, receipt."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from pyroxfer_core import errors as core_errors
+
+from .channels.choose import AUTO, INLINE, INLINE_REASON, Choice, choose, push
+from .conversation import Conversation
+from .errors import (
+    DeniedError,
+    IntegrityError,
+    OutcomeUnknownError,
+    PeerError,
+    TransferError,
+    UnknownTransferError,
+    from_record,
+)
+from .many import Job, Outcome, one_of_many, work_off
+from .names import printable
+from .offer import End, FileEntry, Offer, Receipt, Ticket
+from .options import TransferOptions
+from .progress import Reporter
+from .small import SMALL, batches, read_small
+from .source import FileSource, Source
+from .store.local import LocalStore
+from .tasks import in_thread
+
+
+class NamedSource(Source, Protocol):
+    """A source with what an offer says about it."""
+
+    @property
+    def path(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def mode(self) -> int:
+        """Permission bits."""
+
+    @property
+    def mtime_ns(self) -> int | None:
+        """Modification time, where there is one."""
+
+
+class Sender:
+    """Sends files in one conversation."""
+
+    def __init__(self, talk: Conversation, options: TransferOptions, reporter: Reporter) -> None:
+        self._talk = talk
+        self._options = options
+        self._reporter = reporter
+
+    def _offer(self, target: str, size: int | None, mode: int, mtime_ns: int | None) -> Offer:
+        return Offer(
+            target,
+            size,
+            self._talk.algorithm,
+            mode=mode,
+            mtime_ns=mtime_ns,
+            if_exists=self._options.if_exists,
+            durability=self._options.durability,
+        )
+
+    def _goes_inline(self, size: int | None) -> bool:
+        return self._options.channel == AUTO and size is not None and size <= SMALL
+
+    async def send(self, source: NamedSource, target: str) -> Receipt:
+        """Send one file to a path on the server; the receipt is the server's word that it is committed.
+
+        Raises:
+            TransferError: it is not committed; ``OutcomeUnknownError``: it may be.
+            CommunicationError: the connection broke before the commit.
+
+        Cancelling tells the server to give up, for two seconds at most; nothing stays under the final name.
+        """
+        offer = self._offer(target, source.size, source.mode, source.mtime_ns)
+        self._reporter.offer(source.path, source.size)
+        return await self._send(source, offer)
+
+    async def _send(self, source: NamedSource, offer: Offer) -> Receipt:
+        if self._goes_inline(source.size):
+            return await self._send_inline(source, offer)
+        return await self._send_blocks(source, offer)
+
+    async def _send_inline(self, source: NamedSource, offer: Offer) -> Receipt:
+        assert source.size is not None, "only files of known size go inline"
+        self._reporter.accept(offer.path, INLINE, INLINE_REASON)
+        data = await source.read_block(0, source.size) if source.size else b""
+        end = await source.end()
+        item = {"offer": replace(offer, digest=end.digest).to_dict(), "data": data}
+        reply = await self._talk.ask("put_files", [item], [], INLINE_REASON)
+        return self._finished(_read_result(_results(reply, 1)[0], end, self._talk.algorithm), moved=False)
+
+    async def _send_blocks(self, source: NamedSource, offer: Offer) -> Receipt:
+        choice = choose(self._options.channel, source.size)
+        reply = await self._open(source, offer)
+        if "receipt" in reply:
+            return self._finished(Receipt.from_dict(reply["receipt"]), moved=False)
+        ticket = Ticket.from_dict(reply.get("ticket"))
+        if ticket.transfer_id != offer.transfer_id or ticket.size != offer.size:
+            raise PeerError("the server answered with the ticket of another transfer")
+        self._reporter.accept(offer.path, choice.channel.name, choice.reason)
+        try:
+            end, used = await push(choice, self._talk, ticket, source, self._reporter.moved)
+            if used is not choice:
+                self._reporter.accept(offer.path, used.channel.name, used.reason)
+            receipt = await self._commit(offer, end, used)
+        except BaseException:
+            await self._talk.give_up(offer.transfer_id)
+            raise
+        return self._finished(_check_receipt(receipt, end), moved=True)
+
+    async def _open(self, source: NamedSource, offer: Offer) -> Any:
+        reply = await self._talk.ask("open_upload", offer.to_dict())
+        if "needs" not in reply:
+            return reply
+        end = await source.end()
+        return await self._talk.ask("open_upload", replace(offer, digest=end.digest).to_dict())
+
+    async def _commit(self, offer: Offer, end: End, used: Choice) -> Receipt:
+        """Ask for the receipt, once more on a new connection when the first answer is lost."""
+        arguments = (offer.transfer_id, end.size, end.digest, used.channel.name, used.reason)
+        try:
+            reply = await self._talk.ask("commit", *arguments)
+        except core_errors.CommunicationError as error:
+            if error.outcome is core_errors.Outcome.EXECUTED:
+                raise
+            reply = await self._commit_again(offer, arguments, error)
+        return Receipt.from_dict(reply.get("receipt"))
+
+    async def _commit_again(self, offer: Offer, arguments: tuple[Any, ...], first: Exception) -> Any:
+        try:
+            return await self._talk.ask("commit", *arguments)
+        except (core_errors.CommunicationError, UnknownTransferError):
+            raise OutcomeUnknownError(
+                f"{printable(offer.path)}: Unknown whether it was committed, the connection broke ({first}); "
+                "sending it again finds out"
+            ) from first
+
+    def _finished(self, receipt: Receipt, *, moved: bool) -> Receipt:
+        self._reporter.commit(receipt, moved=moved)
+        return receipt
+
+    async def send_tree(self, store: LocalStore, target: str) -> list[Receipt]:
+        """Send everything in a folder to a folder on the server; the receipts, by path.
+
+        Links and devices are left out, with a warning each.
+
+        Raises:
+            SomeFilesFailedError: some files were not committed; the others are.
+            TransferError, CommunicationError: the run broke off.
+        """
+        outcome = Outcome(self._reporter)
+        found = [FileEntry("", "folder"), *await in_thread(lambda: list(store.walk("")))]
+        entries = self._sendable(found, outcome)
+        self._reporter.offer(target or ".", sum(entry.size for entry in entries))
+        inline = [entry for entry in entries if entry.kind == "folder" or self._goes_inline(entry.size)]
+        blocks = [entry for entry in entries if entry.kind == "file" and not self._goes_inline(entry.size)]
+        jobs: list[Job] = [
+            functools.partial(self._send_batch, store, target, some, outcome) for some in batches(inline)
+        ]
+        jobs += [functools.partial(self._send_entry, store, target, entry, outcome) for entry in blocks]
+        await work_off(jobs)
+        return outcome.result()
+
+    def _sendable(self, entries: Sequence[FileEntry], outcome: Outcome) -> list[FileEntry]:
+        sendable = []
+        for entry in entries:
+            if entry.kind in ("file", "folder"):
+                sendable.append(entry)
+            elif entry.kind == "unreadable":
+                outcome.failed(entry.path, DeniedError(f"{printable(entry.path)}: cannot be read"))
+            else:
+                self._reporter.warn(entry.path, f"left out: it is {'a link' if entry.kind == 'link' else 'no file'}")
+        return sendable
+
+    async def _send_entry(self, store: LocalStore, target: str, entry: FileEntry, outcome: Outcome) -> None:
+        async def transfer() -> Receipt:
+            fd = await in_thread(store.open_file, entry.path)
+            async with FileSource(fd, entry.path, self._talk.algorithm) as source:
+                self._reporter.file(entry.path, source.size)
+                offer = self._offer(joined(target, entry.path), source.size, source.mode, source.mtime_ns)
+                return await self._send_blocks(source, offer)
+
+        await one_of_many(outcome, entry.path, transfer)
+
+    async def _send_batch(self, store: LocalStore, target: str, batch: list[FileEntry], outcome: Outcome) -> None:
+        files, folders = [], []
+        for entry in batch:
+            if entry.kind == "folder":
+                folders.append(joined(target, entry.path))
+        read = await in_thread(self._read_batch, store, target, [entry for entry in batch if entry.kind == "file"])
+        for entry, item in read:
+            if isinstance(item, TransferError):
+                outcome.failed(entry.path, item)
+            else:
+                files.append((entry, item))
+        reply = await self._talk.ask("put_files", [item for _, item in files], folders, INLINE_REASON)
+        results = _results(reply, len(files) + len(folders))
+        for (entry, item), result in zip(files, results, strict=False):
+            self._take_result(entry, item, result, outcome)
+        for path, result in zip(folders, results[len(files) :], strict=True):
+            if "error" in result:
+                outcome.failed(path, from_record(result["error"]))
+
+    def _read_batch(
+        self, store: LocalStore, target: str, entries: list[FileEntry]
+    ) -> list[tuple[FileEntry, dict[str, Any] | TransferError]]:
+        return [(entry, self._read_item(store, target, entry)) for entry in entries]
+
+    def _read_item(self, store: LocalStore, target: str, entry: FileEntry) -> dict[str, Any] | TransferError:
+        try:
+            small = read_small(store, entry.path, self._talk.algorithm)
+        except TransferError as error:
+            return error
+        offer = self._offer(joined(target, entry.path), len(small.data), small.mode, small.mtime_ns)
+        return {"offer": replace(offer, digest=small.digest).to_dict(), "data": small.data}
+
+    def _take_result(self, entry: FileEntry, item: dict[str, Any], result: Any, outcome: Outcome) -> None:
+        end = End(len(item["data"]), item["offer"]["digest"])
+        self._reporter.file(entry.path, end.size)
+        try:
+            outcome.receipts.append(self._finished(_read_result(result, end, self._talk.algorithm), moved=False))
+        except TransferError as error:
+            outcome.failed(entry.path, error)
+
+
+def joined(folder: str, path: str) -> str:
+    """A path in a folder, which may be the root."""
+    return f"{folder}/{path}" if folder else path
+
+
+def _results(reply: Any, count: int) -> list[Any]:
+    results = reply.get("results")
+    if not isinstance(results, (list, tuple)) or len(results) != count:
+        raise PeerError("the server answered for another number of files than it was sent")
+    if not all(isinstance(result, dict) for result in results):
+        raise PeerError("the server answered with something else than results")
+    return list(itertools.islice(results, count))
+
+
+def _read_result(result: Any, end: End, algorithm: str) -> Receipt:
+    if "error" in result:
+        raise from_record(result["error"])
+    receipt = Receipt.from_dict(result.get("receipt"))
+    if receipt.algorithm != algorithm:
+        raise PeerError("the server used another digest than agreed")
+    return _check_receipt(receipt, end)
+
+
+def _check_receipt(receipt: Receipt, end: End) -> Receipt:
+    """A receipt for other bytes than were sent is no receipt; one for a skipped file speaks of what was there."""
+    if receipt.digest and End(receipt.size, receipt.digest) != end:
+        raise IntegrityError(f"{printable(receipt.path)}: the receipt speaks of other bytes than were sent")
+    return receipt

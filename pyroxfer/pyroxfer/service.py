@@ -1,0 +1,289 @@
+"""The exposed object of a file server: offers, commits, listings. How bytes move is the channels' affair."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final
+
+import trio
+
+from pyroxfer_core import behavior, current_call, expose
+
+from .channels.base import MAX_BLOCK, as_bytes
+from .channels.choose import INLINE, ChannelEnds
+from .conversation import PROTOCOL
+from .digest import choose_algorithm
+from .errors import DeniedError, PeerError, TransferError, from_os_error, to_record
+from .grants import DOWNLOAD, UPLOAD
+from .names import MAX_PATH_BYTES
+from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_transfer_id
+from .placing import begin, digest_of_file, place_small, receipt_for
+from .replies import replies
+from .sink import FileSink
+from .small import BATCH_FILES, read_small
+from .source import FileSource
+from .stock import StockEnd
+from .store.local import LocalStore
+from .tasks import in_thread
+from .transfers import Transfers, Upload
+
+SERVICE: Final = "pyroxfer.files"
+"""What ``hello`` says it is."""
+LISTED: Final = 512
+"""Entries of one item of a listing."""
+
+
+def text_argument(value: object, what: str, longest: int) -> str:
+    """``value`` itself, when it is text of a sensible length.
+
+    Raises:
+        PeerError: it is not.
+    """
+    if not isinstance(value, str) or len(value) > longest:
+        raise PeerError(f"{what} must be text of at most {longest} characters")
+    return value
+
+
+@expose
+@behavior(instance_mode="single")
+class FileService(StockEnd, ChannelEnds):
+    """One served folder.
+
+    Every method but the generators and those of ``StockEnd`` answers with a dictionary; one with ``error`` in it
+    (``code`` and ``text``) is an error. Arguments and replies are plain values.
+    """
+
+    def __init__(
+        self, store: LocalStore, transfers: Transfers, *, read_only: bool = False, upload_only: bool = False
+    ) -> None:
+        self._store = store
+        self.transfers = transfers
+        self._read_only = read_only
+        self._upload_only = upload_only
+
+    def _readable(self) -> LocalStore:
+        if self._upload_only:
+            raise DeniedError("this server only takes files in")
+        return self._store
+
+    def _writable(self) -> LocalStore:
+        if self._read_only:
+            raise DeniedError("this server is read-only")
+        return self._store
+
+    async def hello(self) -> Mapping[str, Any]:
+        """Who this is, the version of its calls, and the digests on offer."""
+        return {
+            "service": SERVICE,
+            "protocol": PROTOCOL,
+            "algorithms": list(ALGORITHMS),
+            "readable": not self._upload_only,
+            "writable": not self._read_only,
+        }
+
+    @replies
+    async def about(self, path: object) -> Mapping[str, Any]:
+        """``{"entry": …}`` of one path."""
+        entry = await in_thread(self._readable().stat, text_argument(path, "a path", MAX_PATH_BYTES))
+        return {"entry": entry.to_dict()}
+
+    @replies
+    async def is_folder(self, path: object) -> Mapping[str, Any]:
+        """``{"folder": bool}``: whether the path is a folder, so that a sender knows what its target means."""
+        store = self._store
+        try:
+            entry = await in_thread(store.stat, text_argument(path, "a path", MAX_PATH_BYTES))
+        except TransferError as error:
+            if isinstance(error, DeniedError):
+                raise
+            return {"folder": False}
+        return {"folder": entry.kind == "folder"}
+
+    async def walk(self, path: object, deep: object) -> AsyncIterator[Mapping[str, Any]]:
+        """Items ``{"entries": […]}`` of what is in a folder, with all below it when ``deep``; or ``{"error": …}``."""
+        try:
+            store, folder = self._readable(), text_argument(path, "a path", MAX_PATH_BYTES)
+            entries = store.walk(folder) if deep else iter(await in_thread(store.list, folder))
+            while some := await in_thread(list, itertools.islice(entries, LISTED)):
+                yield {"entries": [entry.to_dict() for entry in some]}
+        except TransferError as error:
+            yield {"error": to_record(error)}
+
+    @replies
+    async def digest(self, path: object, algorithm: object) -> Mapping[str, Any]:
+        """``{"end": {"size", "digest"}}`` of a file, read now."""
+        store, kind = self._readable(), choose_algorithm([algorithm])
+        end = await in_thread(digest_of_file, store, text_argument(path, "a path", MAX_PATH_BYTES), kind)
+        return {"end": end.to_dict()}
+
+    @replies
+    async def remove(self, path: object) -> Mapping[str, Any]:
+        """Remove a file or an empty folder."""
+        await in_thread(self._writable().remove, text_argument(path, "a path", MAX_PATH_BYTES))
+        return {}
+
+    @replies
+    async def open_upload(self, offer: object) -> Mapping[str, Any]:
+        """``{"ticket": …}`` when the bytes are wanted, ``{"receipt": …}`` when there is nothing to do, or
+        ``{"needs": "digest"}`` when the same offer should come again with the digest of the file."""
+        store, wanted = self._writable(), Offer.from_dict(offer)
+        receipt = self.transfers.receipt(wanted.transfer_id)
+        if receipt is not None:
+            return {"receipt": receipt.to_dict()}
+        self.transfers.check_room(wanted.transfer_id)
+        begun = await in_thread(begin, store, wanted)
+        if isinstance(begun, Receipt):
+            return {"receipt": begun.to_dict()}
+        if isinstance(begun, str):
+            return {"needs": begun}
+        current_call.track_resource(self.transfers.new_upload(wanted, FileSink(begun, wanted.size, wanted.algorithm)))
+        grant = self.transfers.grant(UPLOAD, wanted.transfer_id, wanted.size or 0)
+        ticket = Ticket(wanted.transfer_id, wanted.size, wanted.algorithm, MAX_BLOCK, grant)
+        return {"ticket": ticket.to_dict()}
+
+    @replies
+    async def status(self, transfer_id: object) -> Mapping[str, Any]:
+        """``{"received": bytes}`` of an upload under way, ``{}`` of a download; the error that ended it otherwise."""
+        name = check_transfer_id(transfer_id)
+        if self.transfers.is_download(name):
+            return {}
+        return {"received": self.transfers.upload(name).sink.received}
+
+    @replies
+    async def commit(
+        self, transfer_id: object, size: object, digest: object, channel: object, reason: object
+    ) -> Mapping[str, Any]:
+        """Compare, flush, publish: ``{"receipt": …}``. Repeating it gives the same receipt.
+
+        ``size`` and ``digest`` are the sender's own; ``channel`` and ``reason`` say how it moved the bytes and why,
+        and the channel that really brought bytes goes before.
+        """
+        name = check_transfer_id(transfer_id)
+        theirs = End.from_dict({"size": size, "digest": digest})
+        how = text_argument(channel, "a channel", 32)
+        why = text_argument(reason, "a reason", MAX_REASON)
+        receipt = self.transfers.receipt(name)
+        if receipt is None:
+            upload = self.transfers.upload(name)
+            async with upload.committing:
+                receipt = self.transfers.receipt(name) or await self._commit(upload, theirs, how, why)
+        return {"receipt": receipt.to_dict()}
+
+    async def _commit(self, upload: Upload, theirs: End, channel: str, reason: str) -> Receipt:
+        offer = upload.offer
+        upload.finishing = True
+        try:
+            own = await upload.sink.verify(theirs)
+            with trio.CancelScope(shield=True):  # between the publishing and the receipt nothing may come
+                path = await upload.sink.publish(offer.if_exists, offer.durability, offer.mtime_ns)
+                receipt = receipt_for(offer, path, own, upload.channel or channel, reason)
+                await self.transfers.finish(upload.transfer_id, receipt)
+        except TransferError as error:
+            upload.finishing = False
+            await self.transfers.fail(upload.transfer_id, error)
+            raise
+        finally:
+            upload.finishing = False
+        return receipt
+
+    @replies
+    async def abort(self, transfer_id: object) -> Mapping[str, Any]:
+        """Give up a transfer; nothing of it stays. A finished one is not touched."""
+        await self.transfers.fail(check_transfer_id(transfer_id), PeerError("the transfer was given up"))
+        return {}
+
+    @replies
+    async def put_files(self, files: object, folders: object, reason: object) -> Mapping[str, Any]:
+        """Put small files in place whole: ``files`` is a list of ``{"offer": …, "data": bytes}`` with digests in the
+        offers, ``folders`` a list of paths to make. ``{"results": […]}``, one ``receipt`` or ``error`` for each file
+        and then for each folder, in order."""
+        store = self._writable()
+        why = text_argument(reason, "a reason", MAX_REASON)
+        if not isinstance(files, (list, tuple)) or not isinstance(folders, (list, tuple)):
+            raise PeerError("expected a list of files and a list of folders")
+        if len(files) + len(folders) > BATCH_FILES:
+            raise PeerError(f"a call takes at most {BATCH_FILES} files and folders")
+        return {"results": await in_thread(_put_files, store, files, folders, why)}
+
+    @replies
+    async def open_download(self, path: object, algorithm: object) -> Mapping[str, Any]:
+        """``{"ticket": …}`` for a file, with its size, mode and modification time."""
+        store = self._readable()
+        name = text_argument(path, "a path", MAX_PATH_BYTES)
+        kind = choose_algorithm([algorithm])
+        self.transfers.check_room("")
+        source = FileSource(await in_thread(store.open_file, name), name, kind)
+        download = self.transfers.new_download(source)
+        ticket = Ticket(
+            download.transfer_id,
+            source.size,
+            kind,
+            MAX_BLOCK,
+            self.transfers.grant(DOWNLOAD, download.transfer_id, source.size),
+            source.mode,
+            source.mtime_ns,
+        )
+        current_call.track_resource(download)
+        return {"ticket": ticket.to_dict()}
+
+    @replies
+    async def end_download(self, transfer_id: object) -> Mapping[str, Any]:
+        """``{"end": {"size", "digest"}}``: the sender's own; the transfer is over."""
+        download = self.transfers.download(check_transfer_id(transfer_id))
+        end = await download.source.end()
+        await self.transfers.finish(download.transfer_id)
+        return {"end": end.to_dict()}
+
+    @replies
+    async def get_files(self, paths: object, algorithm: object) -> Mapping[str, Any]:
+        """Small files whole: ``{"results": […]}``, for each path ``data``, ``size``, ``digest``, ``mode`` and
+        ``mtime_ns``, or ``error``."""
+        store = self._readable()
+        kind = choose_algorithm([algorithm])
+        if not isinstance(paths, (list, tuple)) or len(paths) > BATCH_FILES:
+            raise PeerError(f"expected a list of at most {BATCH_FILES} paths")
+        names = [text_argument(path, "a path", MAX_PATH_BYTES) for path in paths]
+        return {"results": await in_thread(_get_files, store, names, kind)}
+
+
+def _put_files(store: LocalStore, files: Sequence[Any], folders: Sequence[Any], reason: str) -> list[dict[str, Any]]:
+    return [_put_file(store, item, reason) for item in files] + [_make_folder(store, path) for path in folders]
+
+
+def _put_file(store: LocalStore, item: Any, reason: str) -> dict[str, Any]:
+    try:
+        if not isinstance(item, Mapping):
+            raise PeerError("expected a file with its offer")
+        data = bytes(as_bytes(item.get("data")))
+        return {"receipt": place_small(store, Offer.from_dict(item.get("offer")), data, INLINE, reason).to_dict()}
+    except TransferError as error:
+        return {"error": to_record(error)}
+
+
+def _make_folder(store: LocalStore, path: Any) -> dict[str, Any]:
+    try:
+        store.make_folder(text_argument(path, "a path", MAX_PATH_BYTES))
+        return {}
+    except TransferError as error:
+        return {"error": to_record(error)}
+
+
+def _get_files(store: LocalStore, paths: Sequence[str], algorithm: str) -> list[dict[str, Any]]:
+    return [_get_file(store, path, algorithm) for path in paths]
+
+
+def _get_file(store: LocalStore, path: str, algorithm: str) -> dict[str, Any]:
+    try:
+        small = read_small(store, path, algorithm)
+    except TransferError as error:
+        return {"error": to_record(error)}
+    except OSError as error:
+        return {"error": to_record(from_os_error(error, path))}
+    return {
+        "data": small.data,
+        "size": len(small.data),
+        "digest": small.digest,
+        "mode": small.mode,
+        "mtime_ns": small.mtime_ns,
+    }

@@ -1,0 +1,133 @@
+"""A file server: one folder, one daemon, one port."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import socket
+from types import TracebackType
+from typing import Any, Self
+
+import trio
+
+from pyroxfer_core import Daemon, Settings, Uri
+
+from .address import OBJECT_ID, parse_listen
+from .channels.choose import serve_side_stream
+from .errors import AddressError, TransferError
+from .service import FileService
+from .store.local import LocalStore
+from .tasks import in_thread
+from .transfers import LEASE_S, Transfers
+
+logger = logging.getLogger("pyroxfer.service")
+
+
+class FileServer:
+    """Serves one folder while its ``async with`` block runs.
+
+    Args:
+        root: the folder.
+        listen: ``HOST:PORT``; port 0 picks a free one.
+        object_id: id of the object in the daemon.
+        read_only, upload_only: refuse uploads, or refuse looking and fetching.
+        lease_s: a transfer that nobody touches for this long is dropped.
+
+    Raises:
+        AddressError: the folder cannot be opened, or ``listen`` cannot be read.
+        SecurityError: ``listen`` is not loopback and ``settings.insecure`` does not allow that.
+        CommunicationError: the port is taken.
+
+    Leaving the block ends running transfers; what was not committed leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        listen: str = "localhost:0",
+        object_id: str = OBJECT_ID,
+        read_only: bool = False,
+        upload_only: bool = False,
+        lease_s: float = LEASE_S,
+        settings: Settings | None = None,
+    ) -> None:
+        if read_only and upload_only:
+            raise AddressError("a server cannot be read-only and upload-only at once")
+        host, port = parse_listen(listen)
+        self._store = LocalStore(root)
+        self._transfers = Transfers(lease_s=lease_s)
+        self._service = FileService(self._store, self._transfers, read_only=read_only, upload_only=upload_only)
+        everywhere = host in ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
+        self._daemon = Daemon(host, port, nathost=socket.gethostname() if everywhere else None, settings=settings)
+        self._daemon.side_stream_handler = functools.partial(serve_side_stream, self._transfers)
+        self._object_id = object_id
+        self._background: Any = None
+        self.uri: Uri
+        """Where the service is, as soon as the block has begun."""
+
+    @property
+    def location(self) -> str:
+        """``HOST:PORT`` for clients; a server that listens everywhere gives the name of its machine."""
+        return self._daemon.nat_location or self._daemon.location
+
+    @property
+    def transfers(self) -> int:
+        """Transfers under way."""
+        return len(self._transfers)
+
+    def bind(self) -> None:
+        """Take the port, without serving yet. Entering the block does it; twice is fine. Errors as the class."""
+        try:
+            self._daemon.bind()
+        except BaseException:
+            self._store.close()
+            raise
+        if self._object_id not in self._daemon.table.ids():
+            self.uri = self._daemon.register(self._service, self._object_id)
+
+    async def __aenter__(self) -> Self:
+        self.bind()
+        self._background = trio.open_nursery()
+        nursery = await self._background.__aenter__()
+        nursery.start_soon(self._transfers.keep_clean)
+        nursery.start_soon(self._clean_leftovers)
+        await self._daemon.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Stop; an error of the block goes on as it is, not in a group."""
+        try:
+            await self._daemon.__aexit__(kind, error, trace)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._transfers.aclose()
+            await self._end_background(kind, error, trace)
+            self._store.close()
+        return False
+
+    async def _end_background(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._background._nursery.cancel_scope.cancel()
+        try:
+            await self._background.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            if list(group.exceptions) != [error]:
+                raise
+
+    async def _clean_leftovers(self) -> None:
+        """Remove what servers that died have left in the folder."""
+        try:
+            removed = await in_thread(self._store.clean_leftovers)
+        except TransferError as error:
+            logger.warning("leftovers were not looked for: %s", error)
+            return
+        if removed:
+            logger.info("removed %d partial files that nobody owns any more", removed)
+
+
+def serve(root: str | os.PathLike[str], **options: Any) -> FileServer:
+    """A file server for ``async with``; arguments and errors are those of `FileServer`."""
+    return FileServer(root, **options)

@@ -1,0 +1,107 @@
+"""Opening things below a held directory, one component at a time, without ever following a link. Blocking."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from ..errors import AddressError, DeniedError, from_os_error
+from ..names import printable
+
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""Non-blocking, so that opening a FIFO somebody put there cannot hang; regular files do not care."""
+
+
+@contextlib.contextmanager
+def translated(path: str) -> Iterator[None]:
+    """Turn an ``OSError`` inside the block into the error of this package that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, printable(path) or "the folder served") from error
+
+
+def open_root(root: str | os.PathLike[str]) -> int:
+    """A descriptor of the root folder, which may itself be a link.
+
+    Raises:
+        AddressError: it is not a folder that can be opened.
+    """
+    try:
+        return os.open(root, _FOLDER)
+    except OSError as error:
+        name = printable(os.fspath(root))
+        raise AddressError(f"{name}: {error.strerror}; name a folder that exists and can be read") from error
+
+
+def open_folder(root_fd: int, parts: Sequence[str], *, create: bool = False) -> int:
+    """A descriptor of the folder below the root, owned by the caller. ``create`` makes what is missing.
+
+    Raises:
+        OSError: a component is missing, a link, not a folder, or may not be entered.
+    """
+    current = os.open(".", _FOLDER, dir_fd=root_fd)  # not dup(): two listings would share one position
+    try:
+        for part in parts:
+            following = _step(current, part, create)
+            os.close(current)
+            current = following
+    except BaseException:
+        os.close(current)
+        raise
+    return current
+
+
+def _step(parent: int, name: str, create: bool) -> int:
+    try:
+        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+    except FileNotFoundError:
+        if not create:
+            raise
+    try:
+        os.mkdir(name, dir_fd=parent)
+    except FileExistsError:
+        pass  # somebody else made it in the meantime: opening it decides what it is
+    return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+
+
+def open_regular(folder_fd: int, name: str) -> int:
+    """A read-only descriptor of a regular file, owned by the caller.
+
+    Raises:
+        OSError: missing, a link, or no permission.
+        DeniedError: a device, a pipe, a socket or a folder.
+    """
+    fd = os.open(name, _READ, dir_fd=folder_fd)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise DeniedError(f"{printable(name)}: is not a regular file")
+    return fd
+
+
+def open_source(path: str | os.PathLike[str]) -> int:
+    """A read-only descriptor of a file that the user of this machine named himself; links are followed.
+
+    Raises:
+        OSError: missing or no permission.
+        DeniedError: not a regular file.
+    """
+    fd = os.open(path, (_READ & ~os.O_NOFOLLOW))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise DeniedError(f"{printable(Path(path).name)}: is not a regular file")
+    return fd
+
+
+def kind_of(mode: int) -> str:
+    """The word for a file type, as in ``FileEntry.kind``."""
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "link" if stat.S_ISLNK(mode) else "other"

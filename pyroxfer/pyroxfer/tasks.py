@@ -1,0 +1,92 @@
+"""Small helpers around trio: nurseries whose errors arrive plain, and bounded worker threads for disk work."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, TypeVar, TypeVarTuple
+
+import trio
+
+from .errors import TransferError, UnknownTransferError
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+DISK_THREADS: Final = 16
+"""Disk calls running at once in one event loop: they fill a disk's queue and do not crowd out other threads."""
+
+_disk_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("pyroxfer-disk-limiter")
+
+
+def _limiter() -> trio.CapacityLimiter:
+    try:
+        return _disk_limiter.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(DISK_THREADS)
+        _disk_limiter.set(limiter)
+        return limiter
+
+
+class Usage:
+    """Counts who is at work on a descriptor, so that it is closed only when nobody is."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._over = False
+        self._idle = trio.lowlevel.ParkingLot()
+
+    @property
+    def busy(self) -> bool:
+        """Somebody is inside."""
+        return self._users > 0
+
+    def __enter__(self) -> None:
+        if self._over:
+            raise UnknownTransferError("the transfer is over")
+        self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if not self._users:
+            self._idle.unpark_all()
+
+    async def finish(self) -> None:
+        """Let nobody in any more, and wait for those inside."""
+        self._over = True
+        while self._users:
+            await self._idle.park()
+
+
+async def in_thread(function: Callable[[*Ts], T], *args: *Ts) -> T:
+    """Run blocking disk work in a worker thread.
+
+    Once begun it is not cancelled: its value comes back, so that what it opened or made finds its owner.
+    """
+    return await trio.to_thread.run_sync(function, *args, limiter=_limiter())
+
+
+def most_telling(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The one error of a group to show: never a cancellation beside a cause, ours before a broken connection."""
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves.append(most_telling(error) if isinstance(error, BaseExceptionGroup) else error)
+    for wanted in (KeyboardInterrupt, TransferError, Exception):
+        for leaf in leaves:
+            if isinstance(leaf, wanted):
+                return leaf
+    return leaves[0]
+
+
+@contextlib.asynccontextmanager
+async def open_flat_nursery() -> AsyncIterator[trio.Nursery]:
+    """A nursery for tasks of which one failure is the failure of all: it arrives as itself, not in a group."""
+    error: BaseException
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        error = most_telling(group)
+    else:
+        return
+    raise error

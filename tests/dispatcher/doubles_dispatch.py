@@ -1,0 +1,174 @@
+"""Peers that do exactly what a test says: a client and a backend that exchange messages, not values."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from pyroxfer_core import Connection, Settings, bind_tcp, introduce, open_connection, serve_connections
+from pyroxfer_core.errors import PyroError
+from pyroxfer_core.wire import Body, Flags, Message, MessageType, codec_for, write_blob_info
+from pyroxfer_dispatcher.config import Config, parse_config
+
+POISON = bytes(range(256)) * 4
+"""No serializer reads this: whoever tries to decode it fails."""
+OBJECT = "pyroxfer.dispatcher"
+WELCOME = b"{'handshake':'hello','meta':{'methods':['process'],'oneway':[],'attrs':[]}}"
+
+Script = Callable[[Connection, Message], Awaitable[None]]
+
+
+class RawBackend:
+    """Greets, keeps every message, and lets ``script`` answer."""
+
+    def __init__(self, script: Script, speaks: tuple[int, ...] = (48, 502)) -> None:
+        self._script = script
+        self._speaks = speaks
+        self._listener = bind_tcp("localhost", 0)
+        self.port = self._listener.getsockname()[1]
+        self.seen: list[Message] = []
+        self.versions: list[int] = []
+        self.connections: set[Connection] = set()
+        self.is_full = False
+        """Refuses connections like a stock server whose threads are all busy."""
+        self._running = trio.CancelScope()
+
+    @property
+    def uri(self) -> str:
+        return f"PYRO:worker@localhost:{self.port}"
+
+    def drop_all(self) -> None:
+        """Close every connection, as a restart or an idle time-out does."""
+        for connection in tuple(self.connections):
+            connection.close()
+
+    def die(self) -> None:
+        """What the kernel does when the process is killed."""
+        self._running.cancel()
+        self.drop_all()
+        self._listener.close()
+
+    async def serve(self) -> None:
+        with self._running:
+            await serve_connections([self._listener], self._serve, settings=Settings())
+
+    async def _serve(self, connection: Connection) -> None:
+        first = await connection.receive()
+        assert isinstance(first, Message)
+        version = connection.codec.version
+        if version not in self._speaks:
+            other = codec_for(self._speaks[0])
+            await connection.finish(other.encode(Message(MessageType.CONNECTFAIL, 0, "serpent", 0, b"'other'")))
+            return
+        self.connections.add(connection)
+        try:
+            await self._greet(connection, first)
+            await self._talk(connection)
+        except PyroError:
+            pass  # the dispatcher left, or the test closed this end
+        finally:
+            connection.close()
+            self.connections.discard(connection)
+
+    async def _greet(self, connection: Connection, hello: Message) -> None:
+        assert b"'worker'" in hello.body or b"nobody" in hello.body, "CONNECT is in serpent and names the object"
+        if self.is_full or b"nobody" in hello.body:
+            text = b"'no free workers'" if self.is_full else b"'unknown object'"
+            kind, body, flags = MessageType.CONNECTFAIL, text, 0
+        else:
+            kind, body, flags = MessageType.CONNECTOK, WELCOME, hello.flags & Flags.META_ON_CONNECT
+        await connection.send(Message(kind, hello.seq, "serpent", flags, body))
+
+    async def _talk(self, connection: Connection) -> None:
+        connection.decoder.max_message = Settings().max_message_bytes
+        while (event := await connection.receive()) is not None:
+            assert isinstance(event, Message)
+            self.seen.append(event)
+            self.versions.append(connection.codec.version)
+            await self._script(connection, event)
+
+
+@asynccontextmanager
+async def raw_backend(script: Script, speaks: tuple[int, ...] = (48, 502)) -> AsyncIterator[RawBackend]:
+    """A raw backend that serves inside the block."""
+    backend = RawBackend(script, speaks)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backend.serve)
+        yield backend
+        backend.die()
+
+
+def answer_to(request: Message, body: Body = POISON, flags: int = 0, **annotations: bytes) -> Message:
+    return Message(
+        MessageType.RESULT,
+        request.seq,
+        request.serializer,
+        flags,
+        body,
+        dict(annotations),
+        request.correlation_id,
+    )
+
+
+async def echo(connection: Connection, request: Message) -> None:
+    """The body back as it came, and the request's flag for compression with it."""
+    await connection.send(answer_to(request, request.body, request.flags & Flags.COMPRESSED))
+
+
+@asynccontextmanager
+async def raw_client(location: str, version: int = 502) -> AsyncIterator[Connection]:
+    """A client after its handshake."""
+    connection = await open_connection(location, version=version)
+    try:
+        await introduce(connection, OBJECT, Settings())
+        yield connection
+    finally:
+        connection.close()
+
+
+def blob(
+    seq: int = 1,
+    body: Body = POISON,
+    *,
+    topic: object = "orders",
+    serializer: str = "serpent",
+    flags: int = 0,
+    **annotations: bytes,
+) -> Message:
+    return Message(
+        MessageType.INVOKE,
+        seq,
+        serializer,
+        flags | Flags.KEEPSERIALIZED,
+        body,
+        {"BLBI": write_blob_info(topic, OBJECT, "process"), **annotations},
+        bytes(range(16)),
+    )
+
+
+async def ask(connection: Connection, request: Message) -> Message:
+    """One call of a raw client."""
+    await connection.send(request)
+    answer = await connection.receive()
+    assert isinstance(answer, Message), f"instead of an answer came {answer}"
+    return answer
+
+
+def config_for(*uris: Any, head: str = "", service: str = "", backend: str = "") -> Config:
+    """A configuration on a free port with one service ``orders`` on backends b0, b1, …"""
+    backends = "".join(
+        f'[[services.backends]]\nname = "b{n}"\nuri = "{uri}"\n{backend}\n' for n, uri in enumerate(uris)
+    )
+    return parse_config(f'listen = "localhost:0"\n{head}\n[[services]]\nname = "orders"\n{service}\n{backends}')
+
+
+async def wait_for(condition: Callable[[], object]) -> None:
+    """Wait until something is true that happens on the other side of a socket; at most 20 s."""
+    for _ in range(2000):
+        if condition():
+            return
+        await trio.sleep(0.01)
+    raise AssertionError("it did not happen")

@@ -1,0 +1,223 @@
+"""One file in, checked values or every problem out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyroxfer_core.uri import Uri
+from pyroxfer_dispatcher.config import DEFAULT_METHODS, ConfigError, load_config, parse_config
+
+GOOD = """
+listen = "localhost:0"
+object = "example.blobdispatcher"
+methods = ["process_blob"]
+oneway = ["notify"]
+register = "example.blobdispatcher"
+nameserver = "localhost:9090"
+connect_timeout = 2
+
+[[services]]
+name = "orders"
+match = "orders.*"
+method = "work"
+methods = ["notify"]
+
+[[services.backends]]
+name = "a"
+uri = "PYRO:worker@localhost:4001"
+max_in_flight = 4
+
+[[services.backends]]
+name = "b"
+uri = "PYRONAME:worker@localhost:9090"
+
+[[services]]
+name = "mail"
+backends = [{name = "a", uri = "PYRO:mailer@[::1]:4001"}]
+"""
+
+MINIMAL = '[[services]]\nname = "s"\n[[services.backends]]\nname = "a"\nuri = "PYRO:x@localhost:1"\n'
+
+
+def test_a_file_becomes_values(tmp_path: Path) -> None:
+    path = tmp_path / "dispatcher.toml"
+    path.write_text(GOOD)
+    config = load_config(path)
+    orders, mail = config.services
+    assert config.all_methods == ("notify", "process_blob")
+    assert config.connect_timeout == 2.0
+    assert (orders.pattern, orders.method, orders.policy) == ("orders.*", "work", "round-robin")
+    assert [backend.max_in_flight for backend in orders.backends] == [4, None]
+    assert orders.backends[1].uri == Uri("PYRONAME:worker@localhost:9090")
+    assert mail.pattern == "mail"
+
+
+def test_defaults_are_safe() -> None:
+    config = parse_config(MINIMAL)
+    assert config.listen == "localhost:9095"
+    assert not config.insecure
+    assert config.all_methods == tuple(sorted(DEFAULT_METHODS))
+
+
+HEAD = MINIMAL.partition("[[services.backends]]")[0]
+
+BAD: list[tuple[str, list[str]]] = [
+    ("lisen = 'x:1'\n" + MINIMAL, ["lisen: unknown key; the nearest known one is 'listen'"]),
+    (MINIMAL + "url = 'x'\n", ["services[0].backends[0].url: unknown key; the nearest known one is 'uri'"]),
+    (
+        HEAD + "mach = 'x'\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
+        ["services[0].mach: unknown key; the nearest known one is 'match'"],
+    ),
+    ("listen = 5\n" + MINIMAL, ["listen: Expected `str`, got `int`"]),
+    ("listen = ''\n" + MINIMAL, ["listen: Expected `str` of length >= 1"]),
+    ("listen = 'localhost'\n" + MINIMAL, ["listen: invalid port in uri, port=None"]),
+    ("listen = 'localhost:70000'\n" + MINIMAL, ["listen: invalid port in uri, port=70000: ports are 0 to 65535"]),
+    ("nameserver = 'localhost:x'\n" + MINIMAL, ["nameserver: invalid port in uri, port='x'"]),
+    ("listen = './u:/tmp/s'\n" + MINIMAL, ["listen: expected HOST:PORT, not './u:/tmp/s'"]),
+    (
+        "listen = '0.0.0.0:1'\n" + MINIMAL,
+        [
+            "listen: 0.0.0.0 is beyond this machine and nothing here authenticates or encrypts;"
+            " listen on localhost, or say insecure = true"
+        ],
+    ),
+    (
+        "listen = ':1'\n" + MINIMAL,
+        [
+            "listen: every address is beyond this machine and nothing here authenticates or encrypts;"
+            " listen on localhost, or say insecure = true"
+        ],
+    ),
+    ("object = 'a b'\n" + MINIMAL, ["object: 'a b' has blanks or an @"]),
+    ("methods = ['ok', '_no']\n" + MINIMAL, ["methods[1]: '_no' is not the name of a public method"]),
+    ("methods = ['ok', 5]\n" + MINIMAL, ["methods: Expected `str`, got `int` at [1]"]),
+    ("methods = []\n" + MINIMAL, ["methods: at least one is needed, or proxies refuse the object"]),
+    ("oneway = ['nix']\n" + MINIMAL, ["oneway[0]: 'nix' is not one of the methods"]),
+    ("connect_timeout = 0\n" + MINIMAL, ["connect_timeout: Expected `float` > 0.0"]),
+    ("insecure = 'yes'\n" + MINIMAL, ["insecure: Expected `bool`, got `str`"]),
+    ("", ["services: missing"]),
+    ("services = []", ["services: at least one is needed"]),
+    ("services = 5", ["services: expected an array of tables"]),
+    ("services = [5]", ["services[0]: expected a table"]),
+    (HEAD, ["services[0].backends: missing"]),
+    (HEAD + "backends = []\n", ["services[0].backends: at least one is needed"]),
+    (
+        HEAD + "[[services.backends]]\nname='a'\nuri='nonsense'\n",
+        [
+            "services[0].backends[0].uri: invalid uri: 'nonsense';"
+            " expected something like PYRO:object@host:port or PYRONAME:name"
+        ],
+    ),
+    (HEAD + "[[services.backends]]\nname='a'\nuri=5\n", ["services[0].backends[0].uri: Expected `str`"]),
+    (
+        HEAD + "[[services.backends]]\nname='a'\nuri='PYROMETA:x,y'\n",
+        ["services[0].backends[0].uri: PYROMETA names a set; give PYRO or PYRONAME"],
+    ),
+    (
+        "listen = 'localhost:1'\nobject = 'x'\n" + MINIMAL,
+        ["services[0].backends[0].uri: this is the dispatcher itself"],
+    ),
+    (MINIMAL + "max_in_flight = 0\n", ["services[0].backends[0].max_in_flight: Expected `int` >= 1"]),
+    (
+        HEAD + "policy = 'random'\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
+        ["services[0].policy: 'random' is not known; choose one of: round-robin"],
+    ),
+    (
+        HEAD + "match = 'a*b'\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
+        ["services[0].match: 'a*b' has a * before its end; a pattern is an exact topic or a prefix followed by *"],
+    ),
+    (
+        HEAD + "method = '__init__'\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
+        ["services[0].method: '__init__' is not the name of a public method"],
+    ),
+    (
+        MINIMAL + "[[services.backends]]\nname='a'\nuri='PYRO:x@localhost:1'\n",
+        [
+            "services[0].backends[1].name: 'a' is taken by services[0].backends[0]",
+            "services[0].backends[1].uri: 'PYRO:x@localhost:1' is taken by services[0].backends[0]",
+        ],
+    ),
+    (
+        MINIMAL + MINIMAL,
+        ["services[1].name: 's' is taken by services[0]", "services[1].match: 's' is taken by services[0]"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "problems"), BAD)
+def test_every_problem_is_named_by_its_path(text: str, problems: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    assert list(caught.value.problems) == problems
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config("listen = 1\nbogus = 2\n[[services]]\nname = ''\n")
+    places = [line.partition(":")[0] for line in caught.value.problems]
+    assert places == ["bogus", "services[0].name", "services[0].backends", "listen"]
+
+
+@pytest.mark.parametrize(
+    "text", ["insecure = true\nlisten = '0.0.0.0:1'\n", "listen = '127.0.0.5:1'\n", "listen = '[::1]:1'\n"]
+)
+def test_listening_is_allowed_on_loopback_or_when_said_aloud(text: str) -> None:
+    assert parse_config(text + MINIMAL).location.port == 1
+
+
+def test_a_caller_can_say_insecure_too() -> None:
+    assert parse_config("listen = '0.0.0.0:1'\n" + MINIMAL, insecure=True).insecure
+
+
+def test_what_is_not_toml_is_told_with_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"not TOML: .*line 2"):
+        parse_config("a = 1\nb = \n")
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8 at byte 0"):
+        load_config(path)
+
+
+def test_a_missing_file_stays_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load_config(tmp_path / "none.toml")
+
+
+TREES = st.recursive(
+    st.one_of(st.none(), st.integers(), st.booleans(), st.text("ab*:@", max_size=6)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["services", "backends", "name", "uri", "listen", "match", "x"]), inner),
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["services", "listen", "object", "methods", "x"]), TREES))
+def test_any_tree_gives_values_or_problems(tree: dict[str, object]) -> None:
+    """No other error comes out, whatever the shape."""
+    try:
+        parse_config(_toml(tree))
+    except ConfigError as error:
+        assert error.problems
+
+
+def _toml(tree: dict[str, object]) -> str:
+    return "\n".join(f"{key} = {_literal(value)}" for key, value in tree.items())
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) else f"'{value}'"

@@ -1,0 +1,428 @@
+"""The command line as its users meet it: real processes, exit codes, one-line messages, no tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import trio
+
+from pyroxfer import FileServer, errors
+from pyroxfer.cli.events import summary
+from pyroxfer.cli.get import sources_and_destination
+from pyroxfer.cli.main import COMMANDS, main
+from pyroxfer.cli.run import explain
+from pyroxfer.cli.send import sources_and_target
+from pyroxfer.cli.serve import is_loopback
+from pyroxfer.digest import digest_of
+from pyroxfer.offer import End
+from pyroxfer.progress import Progress, TqdmProgress
+from pyroxfer.source import FileSource
+from pyroxfer_core import Daemon, expose
+from pyroxfer_core import errors as core_errors
+
+COMMAND = [sys.executable, "-m", "pyroxfer"]
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: bytes
+    err: str
+
+    def one_line(self, *words: str) -> bool:
+        """It said one line, without a traceback, with these words in it."""
+        lines = self.err.strip().splitlines()
+        return len(lines) == 1 and lines[0].startswith("pyroxfer: ") and all(word in lines[0] for word in words)
+
+
+def content(folder: Path) -> list[str]:
+    """Every name in a folder, hidden ones too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def command(*arguments: object, stdin: bytes = b"", prefix: tuple[str, ...] = (), **env: str) -> Ended:
+    words = [*prefix, *COMMAND, *map(str, arguments)]
+    environ = {**os.environ, "PYROXFER_SERVER": "", **env}
+    ended = await trio.run_process(
+        words, stdin=stdin, capture_stdout=True, capture_stderr=True, check=False, env=environ
+    )
+    err = ended.stderr.decode()
+    assert "Traceback" not in err, err
+    return Ended(ended.returncode, ended.stdout, err)
+
+
+async def test_send_ls_stat_get_rm(server: FileServer, root: Path, here: Path) -> None:
+    """The everyday round: everything works, with exit code 0."""
+    (here / "a b.txt").write_bytes(b"hello")
+    place = server.location
+    sent = await command("send", here / "a b.txt", f"{place}/")
+    assert (sent.code, sent.out) == (0, b"")
+    assert "a b.txt: 5 bytes committed to" in sent.err
+    listed = await command("ls", f"{place}/", "--json")
+    assert [json.loads(line)["path"] for line in listed.out.splitlines()] == ["a b.txt"]
+    plain = await command("ls", place)
+    assert plain.out.split()[0] == b"file"
+    stat = await command("stat", f"{place}/a b.txt", "--json")
+    assert json.loads(stat.out)["size"] == 5
+    got = await command("get", f"{place}/a b.txt", here / "back.txt", "-q")
+    assert (got.code, got.out, got.err) == (0, b"", "")
+    assert (here / "back.txt").read_bytes() == b"hello"
+    assert (await command("rm", f"{place}/a b.txt")).code == 0
+    assert not (root / "a b.txt").exists()
+
+
+async def test_pipes_both_ways(server: FileServer, root: Path) -> None:
+    """Standard input of unknown length becomes a verified file, and comes back on standard output."""
+    data = os.urandom(3_000_000)
+    sent = await command("send", "-", f"{server.location}/piped", "--json", stdin=data)
+    assert sent.code == 0
+    assert (root / "piped").read_bytes() == data
+    receipt = json.loads(sent.out.splitlines()[-1])
+    assert (receipt["event"], receipt["size"], receipt["digest"]) == ("commit", len(data), digest_of(data, "blake3"))
+    got = await command("get", f"{server.location}/piped", "-")
+    assert (got.code, got.out == data) == (0, True)
+    again = await command("send", "-", f"{server.location}/piped", stdin=b"other")
+    assert again.code == 9
+    assert (await command("send", "-", f"{server.location}/", stdin=b"x")).code == 2
+    assert (await command("get", f"{server.location}/piped", "-", "--json")).code == 2
+
+
+SCHEMA = {
+    "offer": {"path", "size"},
+    "accept": {"path", "channel", "reason"},
+    "progress": {"done", "total"},
+    "file": {"path", "size"},
+    "warn": {"path", "text"},
+    "commit": {
+        "path", "size", "digest", "algorithm", "durability", "channel", "reason", "resumed", "transfer_id",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("direction", ["send", "get"])
+async def test_events_have_one_schema_in_both_directions(
+    server: FileServer, root: Path, here: Path, direction: str
+) -> None:
+    for folder in (root, here):
+        (folder / "tree" / "sub").mkdir(parents=True)
+        (folder / "tree" / "link").symlink_to("x")
+        (folder / "tree" / "sub" / "big").write_bytes(b"b" * 300_000)
+        (folder / "tree" / "small").write_bytes(b"s")
+    if direction == "send":
+        ended = await command("send", here / "tree", f"{server.location}/new", "--json")
+    else:
+        ended = await command("get", f"{server.location}/tree", here / "new", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    events = [json.loads(line) for line in ended.out.splitlines()]
+    for event in events:
+        assert event["v"] == 1
+        assert set(event) == {"event", "v"} | SCHEMA[event["event"]]
+    assert {event["event"] for event in events} == set(SCHEMA)
+
+
+async def test_the_server_of_the_environment(server: FileServer, root: Path, here: Path) -> None:
+    (here / "f").write_bytes(b"1")
+    assert (await command("send", here / "f", PYROXFER_SERVER=f"{server.location}/")).code == 0
+    assert (root / "f").exists()
+
+
+# --- exit codes ------------------------------------------------------------------------------------------------
+
+
+async def test_usage_is_2(here: Path) -> None:
+    (here / "f").write_bytes(b"1")
+    unknown = await command("snd", "x")
+    assert unknown.code == 2
+    assert "Did you mean 'send'?" in unknown.err
+    for arguments in (
+        ["send"],
+        ["send", here / "f"],
+        ["send", here / "f", "host:port/x"],
+        ["send", here / "f", "localhost:1/", "--channel", "pigeon"],
+        ["send", here / "f", "localhost:1/", "--if-exists", "maybe"],
+        ["send", here / "f", "localhost:1/", "--nonsense"],
+        ["serve", here / "nowhere"],
+        ["serve", here, "--listen", "a:b:c"],
+        ["serve", here, "--read-only", "--upload-only"],
+    ):
+        ended = await command(*arguments)
+        assert ended.code == 2, (arguments, ended)
+
+
+async def test_not_found_is_3(server: FileServer, here: Path) -> None:
+    (here / "f").write_bytes(b"1")
+    missing = await command("send", here / "missing", f"{server.location}/")
+    assert (missing.code, missing.one_line("missing", "no such file")) == (3, True)
+    remote = await command("get", f"{server.location}/missing", here)
+    assert (remote.code, remote.one_line("missing", "no such file")) == (3, True)
+
+
+async def test_refused_is_4(root: Path, here: Path) -> None:
+    (here / "f").write_bytes(b"1")
+    async with FileServer(root, read_only=True) as server:
+        denied = await command("send", here / "f", f"{server.location}/")
+        assert (denied.code, denied.one_line("read-only")) == (4, True)
+        name = await command("get", f"{server.location}/../x", here)
+        assert (name.code, name.one_line("refused")) == (4, True)
+    door = await command("serve", root, "--listen", "0.0.0.0:0")
+    assert (door.code, door.one_line("--insecure")) == (4, True)
+
+
+async def test_an_unreachable_server_is_5(here: Path) -> None:
+    (here / "f").write_bytes(b"1")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        ended = await command("send", here / "f", f"127.0.0.1:{unused.getsockname()[1]}/")
+    assert (ended.code, ended.one_line("refused", "pyroxfer serve")) == (5, True)
+
+
+async def test_integrity_is_6(server: FileServer, root: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's end record speaks of other bytes than came."""
+    (root / "f").write_bytes(b"x" * 200_000)
+
+    async def lying(source: FileSource) -> End:
+        return End(source.size, "00" * 32)
+
+    monkeypatch.setattr(FileSource, "end", lying)
+    ended = await command("get", f"{server.location}/f", here)
+    assert (ended.code, ended.one_line("digests differ")) == (6, True)
+    assert content(here) == []
+
+
+async def test_a_changed_source_is_7(server: FileServer, root: Path, here: Path, monkeypatch: Any) -> None:
+    (root / "f").write_bytes(b"x" * 200_000)
+    honest = FileSource.read_block
+
+    async def meddling(source: FileSource, offset: int, length: int) -> bytes:
+        (root / "f").write_bytes(b"changed")
+        return await honest(source, offset, length)
+
+    monkeypatch.setattr(FileSource, "read_block", meddling)
+    ended = await command("get", f"{server.location}/f", here)
+    assert (ended.code, ended.one_line("changed")) == (7, True)
+    assert content(here) == []
+
+
+@pytest.mark.parametrize("channel", ["iter", "annot", "raw"])
+async def test_no_space_is_8(server: FileServer, root: Path, here: Path, channel: str) -> None:
+    """A real limit of the system: the process may not write files over 100 KiB."""
+    (root / "f").write_bytes(b"x" * 2_000_000)
+    limit = ("bash", "-c", 'ulimit -f 100; exec "$@"', "limited")
+    ended = await command("get", f"{server.location}/f", here, "--channel", channel, prefix=limit)
+    assert (ended.code, ended.one_line("larger than")) == (8, True)
+    assert content(here) == []
+
+
+async def test_exists_is_9(server: FileServer, root: Path, here: Path) -> None:
+    (here / "f").write_bytes(b"1")
+    (root / "f").write_bytes(b"22")
+    ended = await command("send", here / "f", f"{server.location}/")
+    assert (ended.code, ended.one_line("--if-exists")) == (9, True)
+    assert (root / "f").read_bytes() == b"22"
+
+
+async def test_some_files_failed_is_10_and_names_them_escaped(server: FileServer, root: Path, here: Path) -> None:
+    (here / "tree").mkdir()
+    (here / "tree" / "good").write_bytes(b"1")
+    (here / "tree" / "b\x1b[31md").write_bytes(b"2")
+    ended = await command("send", here / "tree", f"{server.location}/")
+    assert ended.code == 10
+    assert "b\\x1b[31md" in ended.err
+    assert "\x1b" not in ended.err
+    assert (root / "tree" / "good").exists()
+    as_json = await command("send", here / "tree", f"{server.location}/", "--json")
+    last = json.loads(as_json.out.splitlines()[-1])
+    assert (last["event"], last["code"], last["exit_code"]) == ("error", "some_failed", 10)
+
+
+async def rubbish(stream: trio.SocketStream) -> None:
+    await stream.send_all(b"220 smtp.example ESMTP ready, and much more than a header\r\n" * 3)
+    await trio.sleep(0.2)
+
+
+async def test_another_kind_of_server_is_12(here: Path, nursery: trio.Nursery) -> None:
+    """Rubbish from the peer, and a Pyro daemon that is no file server."""
+    (here / "f").write_bytes(b"1")
+    listeners = await nursery.start(partial(trio.serve_tcp, rubbish, 0, host="127.0.0.1"))
+    ended = await command("send", here / "f", f"127.0.0.1:{listeners[0].socket.getsockname()[1]}/")
+    assert ended.code == 12, ended
+    assert len(ended.err.splitlines()) == 1
+
+    @expose
+    class Unrelated:
+        def ping(self) -> str:
+            return "pong"
+
+    async with Daemon() as daemon:
+        daemon.register(Unrelated(), "pyroxfer.files")
+        ended = await command("send", here / "f", f"{daemon.location}/")
+    assert (ended.code, ended.one_line("not a file service")) == (12, True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_signals_end_a_transfer_tidily(
+    server: FileServer, root: Path, nursery: trio.Nursery, number: int, code: int
+) -> None:
+    """In the middle of a pipe that never ends: the code of the signal, nothing left at the server."""
+    process: trio.Process = await nursery.start(
+        partial(
+            trio.run_process,
+            [*COMMAND, "send", "-", f"{server.location}/f", "-q"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    )
+    assert process.stdin is not None
+    assert process.stderr is not None
+    await process.stdin.send_all(b"x" * 700_000)
+    with trio.fail_after(10):
+        while not content(root):  # noqa: ASYNC110  # another process does it
+            await trio.sleep(0.02)
+    process.send_signal(number)
+    with trio.fail_after(10):
+        assert await process.wait() == code
+        assert b"Traceback" not in await process.stderr.receive_some(100_000)
+        while content(root):  # noqa: ASYNC110  # the server tells nobody
+            await trio.sleep(0.02)
+
+
+async def started(nursery: trio.Nursery, *arguments: object) -> tuple[trio.Process, str]:
+    """A running ``serve`` and the address it announced."""
+    process: trio.Process = await nursery.start(
+        partial(
+            trio.run_process,
+            [*COMMAND, "serve", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    )
+    assert process.stdout is not None
+    text = b""
+    with trio.fail_after(10):
+        while text.count(b"\n") < 3:
+            text += await process.stdout.receive_some(10_000)
+    return process, text.decode()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+async def test_serve_announces_itself_and_stops_cleanly(
+    root: Path, here: Path, nursery: trio.Nursery, number: int, code: int
+) -> None:
+    """The lines it prints can be copied and work; SIGTERM is a clean end."""
+    process, text = await started(nursery, root)
+    (here / "f").write_bytes(b"1")
+    send, get = text.splitlines()[1:3]
+    words = [str(here / "f") if word == "FILE" else word for word in send.split()[2:]]
+    assert (await command(*words)).code == 0
+    words = [word.replace("FILE", "f") for word in get.split()[2:]]
+    assert (await command(*words, here / "back")).code == 0
+    assert (here / "back").read_bytes() == b"1"
+    process.send_signal(number)
+    with trio.fail_after(10):
+        assert await process.wait() == code
+
+
+async def test_a_taken_port_says_what_to_do(root: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ended = await command("serve", root, "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
+    assert (ended.code, ended.one_line("--listen")) == (1, True)
+
+
+# --- parts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (core_errors.NamingError("x"), 3),
+        (core_errors.SecurityError("x"), 4),
+        (core_errors.RefusedError("x"), 4),
+        (core_errors.ConnectionClosedError("x"), 5),
+        (core_errors.CommunicationError("x"), 5),
+        (core_errors.TimeoutError("x"), 11),
+        (core_errors.ProtocolError("x"), 12),
+        (core_errors.MessageTooLargeError("x"), 12),
+        (core_errors.SerializeError("x"), 12),
+        (core_errors.PyroError("x"), 1),
+        (OSError(5, "Input/output error", "name"), 1),
+        (errors.NoSpaceError("x"), 8),
+    ],
+)
+def test_every_error_has_its_code_and_a_text(error: Exception, code: int) -> None:
+    found, text = explain(error)
+    assert found == code
+    assert text
+
+
+def test_arguments_follow_cp() -> None:
+    assert sources_and_target(("a", "b", "c"), None) == (("a", "b"), "c")
+    assert sources_and_target(("a", "b"), "t") == (("a", "b"), "t")
+    assert sources_and_destination(("a",), None) == (("a",), ".")
+    assert sources_and_destination(("a", "b"), None) == (("a",), "b")
+    assert sources_and_destination(("a", "b"), "t") == (("a", "b"), "t")
+
+
+def test_only_loopback_is_open_by_default() -> None:
+    assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.9.9.9", "::1")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "")))
+
+
+def test_every_command_of_the_table_can_be_used() -> None:
+    context = click.Context(main)
+    assert isinstance(main, click.Group)
+    for name in COMMANDS:
+        found = main.get_command(context, name)
+        assert found is not None
+        assert found.name == name
+
+
+def test_the_bar_is_full_only_when_everything_is_committed() -> None:
+    """All bytes acknowledged is not the end; the end is the receipt."""
+    import io
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    with TqdmProgress("file", terminal) as bar:
+        bar(Progress("offer", "f", 1000, 0, 1000))
+        bar(Progress("progress", done=1000, total=1000))
+        bar(Progress("warn", "l\x1b", text="left out"))
+        assert bar._bar.n < 1000
+        bar.complete()
+        assert bar._bar.n == 1000
+    assert "\x1b" not in terminal.getvalue().replace("\x1b[A", "")
+    assert "100%" in terminal.getvalue()
+
+
+def test_the_bar_is_silent_without_a_terminal() -> None:
+    import io
+
+    text = io.StringIO()
+    with TqdmProgress("file", text) as bar:
+        bar(Progress("offer", "f", 10, 0, 10))
+        bar(Progress("progress", done=10, total=10))
+        bar.complete()
+    assert text.getvalue() == ""
+
+
+def test_a_summary_of_nothing() -> None:
+    assert summary([], "x") == "0 files, 0 bytes committed to x (nothing to move)"

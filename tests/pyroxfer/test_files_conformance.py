@@ -1,0 +1,306 @@
+"""One suite for every channel and both directions: the same promises whatever moves the bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+import pyroxfer
+from pyroxfer import FileServer, Progress, Receipt, errors
+from pyroxfer.channels import annot, iter, raw
+from pyroxfer.digest import digest_of
+from pyroxfer.offer import End
+from pyroxfer.source import FileSource
+from pyroxfer_core import errors as core_errors
+
+CHANNELS = ["iter", "annot", "raw"]
+BORDERS = {"iter": iter.BLOCK, "annot": annot.BLOCK, "raw": raw.STEP}
+MIB = 1024 * 1024
+Settled = Callable[[], Awaitable[None]]
+
+every_way = pytest.mark.parametrize(
+    ("channel", "direction"), [(channel, direction) for channel in CHANNELS for direction in ("send", "get")]
+)
+
+
+class Ends:
+    """The two ends of one transfer, whichever way it goes."""
+
+    def __init__(self, direction: str, root: Path, here: Path) -> None:
+        self.direction = direction
+        self.folders = (root, here)
+        self.source = (here if direction == "send" else root) / "source.bin"
+        self.final = (root if direction == "send" else here) / "final.bin"
+
+    async def move(self, location: str, channel: str, **options: Any) -> Receipt:
+        if self.direction == "send":
+            receipt = await pyroxfer.send(self.source, f"{location}/final.bin", channel=channel, **options)
+        else:
+            receipt = await pyroxfer.get(f"{location}/source.bin", self.final, channel=channel, **options)
+        assert isinstance(receipt, Receipt)
+        return receipt
+
+    def leftovers(self) -> list[str]:
+        """Partial files at either end."""
+        return [str(path) for folder in self.folders for path in folder.rglob(".pyroxfer-*")]
+
+    def nothing_left(self) -> bool:
+        return not self.final.exists() and not self.leftovers()
+
+
+@pytest.fixture
+def ends(direction: str, root: Path, here: Path) -> Ends:
+    return Ends(direction, root, here)
+
+
+@every_way
+@pytest.mark.parametrize("size", [0, 1, "border-1", "border", "border+1", 3 * MIB + 7])
+async def test_every_size_arrives_whole(
+    ends: Ends,
+    channel: str,
+    size: int | str,
+    server: FileServer,
+    settled: Settled,
+    random_bytes: Callable[[int], bytes],
+) -> None:
+    """The receipt says what stands under the final name: path, count, digest, channel."""
+    count = size if isinstance(size, int) else eval(size.replace("border", str(BORDERS[channel])))
+    data = random_bytes(count)
+    ends.source.write_bytes(data)
+    receipt = await ends.move(server.location, channel)
+    assert ends.final.read_bytes() == data
+    assert (receipt.path, receipt.size, receipt.channel) == ("final.bin", count, channel)
+    assert (receipt.digest, receipt.algorithm) == (digest_of(data, "blake3"), "blake3")
+    assert (receipt.reason, receipt.durability, receipt.resumed) == ("as asked", "data", 0)
+    await settled()
+    assert not ends.leftovers()
+
+
+@every_way
+async def test_mode_and_time_come_along(ends: Ends, channel: str, server: FileServer) -> None:
+    ends.source.write_bytes(b"#!/bin/sh\n")
+    ends.source.chmod(0o750)
+    os.utime(ends.source, ns=(1, 1_234_567_890_123_456_789))
+    await ends.move(server.location, channel)
+    assert ends.final.stat().st_mode & 0o777 == 0o750
+    assert ends.final.stat().st_mtime_ns == 1_234_567_890_123_456_789
+
+
+@every_way
+@pytest.mark.parametrize("lie", ["digest", "size"])
+async def test_a_lie_about_digest_or_size_is_found_out(
+    ends: Ends, channel: str, lie: str, server: FileServer, settled: Settled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receiver believes its own numbers; nothing is put in place when the sender's differ."""
+    honest = FileSource.end
+
+    async def lying(source: FileSource) -> End:
+        end = await honest(source)
+        return replace(end, digest="00" * 32) if lie == "digest" else replace(end, size=end.size + 1)
+
+    monkeypatch.setattr(FileSource, "end", lying)
+    ends.source.write_bytes(b"x" * 100_000)
+    with pytest.raises(errors.IntegrityError):
+        await ends.move(server.location, channel)
+    await settled()
+    assert ends.nothing_left()
+
+
+@every_way
+@pytest.mark.parametrize("cut", [0, 1, 600, 5000, "border-1", "border", "border+1", "2*border"])
+async def test_a_cut_connection_leaves_nothing(
+    ends: Ends,
+    channel: str,
+    cut: int | str,
+    server: FileServer,
+    random_bytes: Callable[[int], bytes],
+    cut_line: Callable[..., Any],
+    settled: Settled,
+) -> None:
+    """Wherever the line is cut: an error, nothing under the final name, no partial file at either end."""
+    border = min(BORDERS[channel], 2 * MIB)
+    limit = cut if isinstance(cut, int) else eval(cut.replace("border", str(border)))
+    ends.source.write_bytes(random_bytes(6 * MIB))
+    relay = await cut_line(server.location, max(limit, 1), towards_server=ends.direction == "send")
+    with pytest.raises((errors.TransferError, core_errors.CommunicationError)) as caught:
+        await ends.move(relay.location, channel)
+    assert relay.was_cut
+    await settled()
+    assert ends.nothing_left(), caught.value
+
+
+@every_way
+async def test_a_source_that_changes_is_not_committed(
+    ends: Ends, channel: str, server: FileServer, settled: Settled
+) -> None:
+    """A file that is written to while it is sent would arrive as a mixture."""
+    ends.source.write_bytes(b"a" * MIB)
+
+    def meddle(event: Progress) -> None:
+        if event.event == "accept":
+            with ends.source.open("r+b") as file:
+                file.seek(MIB - 1)
+                file.write(b"changed, and longer")
+
+    with pytest.raises(errors.SourceChangedError):
+        await ends.move(server.location, channel, progress=meddle)
+    await settled()
+    assert ends.nothing_left()
+
+
+@every_way
+async def test_a_source_that_shrinks_is_not_committed(
+    ends: Ends, channel: str, server: FileServer, settled: Settled
+) -> None:
+    ends.source.write_bytes(b"a" * (3 * MIB))
+
+    def shrink(event: Progress) -> None:
+        if event.event == "accept":
+            os.truncate(ends.source, MIB + 5)
+
+    with pytest.raises(errors.SourceChangedError):
+        await ends.move(server.location, channel, progress=shrink)
+    await settled()
+    assert ends.nothing_left()
+
+
+@every_way
+async def test_cancelling_anywhere_leaves_nothing(
+    ends: Ends, channel: str, server: FileServer, settled: Settled, random_bytes: Callable[[int], bytes]
+) -> None:
+    """Cancelled at each of its events in turn, a transfer leaves nothing, and the next one is right."""
+    data = random_bytes(4 * MIB + 5)
+    ends.source.write_bytes(data)
+    for stop_at in range(1, 4):
+        seen = 0
+        with trio.CancelScope() as scope:
+
+            def count(_: Progress, stop_at: int = stop_at, scope: trio.CancelScope = scope) -> None:
+                nonlocal seen
+                seen += 1
+                if seen == stop_at:
+                    scope.cancel()
+
+            await ends.move(server.location, channel, progress=count)
+        await settled()
+        if scope.cancelled_caught:
+            assert ends.nothing_left()
+        else:
+            ends.final.unlink()
+    await ends.move(server.location, channel)
+    assert ends.final.read_bytes() == data
+
+
+@every_way
+async def test_equal_bytes_in_place_are_success_without_moving(ends: Ends, channel: str, server: FileServer) -> None:
+    """Before ``if_exists`` is looked at: the final name is read and compared, and the answer is ``already``."""
+    ends.source.write_bytes(b"same" * 100_000)
+    first = await ends.move(server.location, channel)
+    inode = ends.final.stat().st_ino
+    for policy in ("fail", "skip", "replace", "rename"):
+        again = await ends.move(server.location, channel, if_exists=policy)
+        assert (again.reason, again.channel, again.digest) == ("already", "none", first.digest)
+    assert ends.final.stat().st_ino == inode
+    assert len(list(ends.final.parent.iterdir())) == (1 if ends.final.parent != ends.source.parent else 2)
+
+
+@every_way
+@pytest.mark.parametrize("size", [100, 300_000])
+async def test_other_bytes_in_place_are_treated_as_asked(
+    ends: Ends, channel: str, size: int, server: FileServer
+) -> None:
+    """The table of ``if_exists``, for other bytes of equal and of other size."""
+    ends.source.write_bytes(b"new" * 100_000)
+    ends.final.write_bytes(b"o" * size)
+    with pytest.raises(errors.ExistsError):
+        await ends.move(server.location, channel, if_exists="fail")
+    skipped = await ends.move(server.location, channel, if_exists="skip")
+    assert (skipped.reason, skipped.channel, skipped.size) == ("skipped", "none", size)
+    assert ends.final.read_bytes() == b"o" * size
+    renamed = await ends.move(server.location, channel, if_exists="rename")
+    assert renamed.path == "final (1).bin"
+    assert ends.final.with_name("final (1).bin").read_bytes() == ends.source.read_bytes()
+    assert ends.final.read_bytes() == b"o" * size
+    await ends.move(server.location, channel, if_exists="replace")
+    assert ends.final.read_bytes() == ends.source.read_bytes()
+    assert not ends.leftovers()
+
+
+@every_way
+async def test_of_many_at_once_to_one_name_one_wins(
+    ends: Ends, channel: str, server: FileServer, settled: Settled
+) -> None:
+    """Eight transfers of different bytes race for one name: one is committed whole, the others say it exists."""
+    results: list[object] = []
+
+    async def contend(number: int) -> None:
+        one = Ends(ends.direction, *ends.folders)
+        one.source = one.source.with_name(f"source{number}.bin")
+        one.source.write_bytes(bytes([number]) * 200_000)
+        try:
+            if one.direction == "send":
+                await pyroxfer.send(one.source, f"{server.location}/final.bin", channel=channel)
+            else:
+                await pyroxfer.get(f"{server.location}/{one.source.name}", one.final, channel=channel)
+            results.append(number)
+        except errors.ExistsError as error:
+            results.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(contend, number)
+    (winner,) = [result for result in results if isinstance(result, int)]
+    assert ends.final.read_bytes() == bytes([winner]) * 200_000
+    await settled()
+    assert not ends.leftovers()
+
+
+@every_way
+async def test_progress_counts_what_the_receiver_has(
+    ends: Ends, channel: str, server: FileServer, random_bytes: Callable[[int], bytes]
+) -> None:
+    """Counts grow, never pass the total, reach it, and the commit comes last."""
+    ends.source.write_bytes(random_bytes(5 * MIB))
+    seen: list[Progress] = []
+    await ends.move(server.location, channel, progress=seen.append)
+    assert [event.event for event in seen if event.event != "progress"] == ["offer", "accept", "commit"]
+    counts = [event.done for event in seen if event.event == "progress"]
+    assert counts == sorted(counts)
+    assert counts[-1] == 5 * MIB
+    assert all(event.total == 5 * MIB for event in seen if event.event == "progress")
+    assert seen[-1].event == "commit"
+    assert seen[1].channel == channel
+
+
+@every_way
+async def test_a_full_disk_is_one_clear_error(
+    ends: Ends, channel: str, server: FileServer, settled: Settled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills in the middle: NoSpaceError at the client, nothing left at the receiver."""
+    import errno
+
+    real_pwrite, real_splice = os.pwrite, os.splice
+
+    def full_pwrite(fd: int, data: Any, offset: int) -> int:
+        if offset >= MIB:
+            raise OSError(errno.ENOSPC, "full")
+        return real_pwrite(fd, data, offset)
+
+    def full_splice(src: int, dst: int, count: int, **more: Any) -> int:
+        if more.get("offset_dst", 0) >= MIB:
+            raise OSError(errno.ENOSPC, "full")
+        return real_splice(src, dst, count, **more)
+
+    ends.source.write_bytes(b"x" * (4 * MIB))
+    monkeypatch.setattr(os, "pwrite", full_pwrite)
+    monkeypatch.setattr(os, "splice", full_splice)
+    with pytest.raises(errors.NoSpaceError):
+        await ends.move(server.location, channel)
+    await settled()
+    assert ends.nothing_left()

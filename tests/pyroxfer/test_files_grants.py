@@ -1,0 +1,73 @@
+"""Grants open one side stream, once, within half a minute; nothing else does."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyroxfer.errors import DeniedError
+from pyroxfer.grants import DOWNLOAD, LIFETIME_S, TOKEN_BYTES, UPLOAD, Grant, GrantBook
+
+GRANT = Grant(UPLOAD, "ab" * 16, 5, 2**40)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_grant_comes_back_whole_and_only_once() -> None:
+    book = GrantBook(Clock())
+    token = book.issue(GRANT)
+    assert len(token) == TOKEN_BYTES <= 120
+    assert book.redeem(token.ljust(120, b"\0")) == GRANT
+    with pytest.raises(DeniedError, match="used before"):
+        book.redeem(token)
+
+
+def test_two_grants_of_one_range_are_different() -> None:
+    book = GrantBook(Clock())
+    assert book.issue(GRANT) != book.issue(GRANT)
+
+
+def test_an_expired_grant_is_void() -> None:
+    clock = Clock()
+    book = GrantBook(clock)
+    fresh, stale = book.issue(GRANT), book.issue(Grant(DOWNLOAD, "00" * 16, 0, 0))
+    clock.now += LIFETIME_S - 0.5
+    assert book.redeem(fresh) == GRANT
+    clock.now += 1
+    with pytest.raises(DeniedError):
+        book.redeem(stale)
+
+
+def test_memory_of_used_grants_is_bounded_by_their_lifetime() -> None:
+    clock = Clock()
+    book = GrantBook(clock)
+    for _ in range(100):
+        book.redeem(book.issue(GRANT))
+        clock.now += 1
+    assert len(book._used) <= LIFETIME_S + 2
+
+
+def test_another_servers_key_does_not_open() -> None:
+    with pytest.raises(DeniedError):
+        GrantBook(Clock()).redeem(GrantBook(Clock()).issue(GRANT))
+
+
+@given(st.integers(0, TOKEN_BYTES - 1), st.integers(1, 255))
+def test_any_flipped_byte_voids_a_grant(position: int, change: int) -> None:
+    book = GrantBook(Clock())
+    token = bytearray(book.issue(GRANT))
+    token[position] ^= change
+    with pytest.raises(DeniedError):
+        book.redeem(bytes(token))
+
+
+@given(st.binary(max_size=130))
+def test_any_other_bytes_are_denied(token: bytes) -> None:
+    with pytest.raises(DeniedError):
+        GrantBook(Clock()).redeem(token)

@@ -1,0 +1,431 @@
+"""The service itself, spoken to call by call: a client that is wrong, hostile, dead, or a stock one."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+import pyroxfer
+from pyroxfer import FileServer, Receipt, errors
+from pyroxfer.channels import choose, raw
+from pyroxfer.conversation import Conversation, open_conversation
+from pyroxfer.digest import digest_of
+from pyroxfer.offer import Offer, Ticket, new_transfer_id
+from pyroxfer_core import Daemon, Proxy, Settings, expose, open_side_stream
+from pyroxfer_core import errors as core_errors
+
+Settled = Callable[[], Awaitable[None]]
+Leftovers = Callable[..., list[str]]
+DATA = b"0123456789" * 1000
+
+
+@pytest.fixture
+async def talk(server: FileServer) -> AsyncIterator[Conversation]:
+    async with open_conversation(server.uri, Settings()) as conversation:
+        yield conversation
+
+
+def content(folder: Path) -> list[str]:
+    """Every name in a folder, hidden ones too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def opened(talk: Conversation, path: str = "f", size: int | None = len(DATA), **more: Any) -> Ticket:
+    reply = await talk.ask("open_upload", Offer(path, size, **more).to_dict())
+    return Ticket.from_dict(reply["ticket"])
+
+
+async def commit(talk: Conversation, ticket: Ticket, data: bytes = DATA) -> Receipt:
+    digest = digest_of(data, ticket.algorithm)
+    reply = await talk.ask("commit", ticket.transfer_id, len(data), digest, "iter", "test")
+    return Receipt.from_dict(reply["receipt"])
+
+
+async def test_commit_is_idempotent_even_on_another_connection(talk: Conversation, server: FileServer) -> None:
+    ticket = await opened(talk)
+    await talk.ask("put_block", ticket.transfer_id, 0, DATA)
+    first = await commit(talk, ticket)
+    assert await commit(talk, ticket) == first
+    async with open_conversation(server.uri, Settings()) as other:
+        assert await commit(other, ticket) == first
+
+
+async def test_the_same_offer_again_is_answered_with_its_receipt(talk: Conversation) -> None:
+    transfer_id = new_transfer_id()
+    ticket = await opened(talk, transfer_id=transfer_id)
+    await talk.ask("put_block", ticket.transfer_id, 0, DATA)
+    receipt = await commit(talk, ticket)
+    again = await talk.ask("open_upload", Offer("f", len(DATA), transfer_id=transfer_id).to_dict())
+    assert Receipt.from_dict(again["receipt"]) == receipt
+
+
+async def test_two_commits_at_once_give_one_receipt(talk: Conversation, root: Path) -> None:
+    ticket = await opened(talk)
+    await talk.ask("put_block", ticket.transfer_id, 0, DATA)
+    receipts: list[Receipt] = []
+
+    async def one() -> None:
+        receipts.append(await commit(talk, ticket))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(one)
+    assert len(set(receipts)) == 1
+    assert (root / "f").read_bytes() == DATA
+
+
+async def test_a_lost_receipt_is_asked_for_again(
+    server: FileServer, root: Path, here: Path, monkeypatch: Any
+) -> None:
+    """The connection breaks after the commit has run: the client asks again and gets the one receipt."""
+    (here / "f").write_bytes(b"x" * 200_000)
+    real = Conversation.ask
+    lost: list[str] = []
+
+    async def losing(talk: Conversation, method: str, *args: object) -> Any:
+        reply = await real(talk, method, *args)
+        if method == "commit" and not lost:
+            lost.append(method)
+            raise core_errors.ConnectionClosedError("lost", outcome=core_errors.Outcome.UNKNOWN)
+        return reply
+
+    monkeypatch.setattr(Conversation, "ask", losing)
+    receipt = await pyroxfer.send(here / "f", f"{server.location}/", channel="annot")
+    assert lost
+    assert isinstance(receipt, Receipt)
+    assert receipt.path == "f"
+
+
+async def test_an_outcome_that_cannot_be_found_out_is_said_to_be_unknown(
+    server: FileServer, here: Path, monkeypatch: Any
+) -> None:
+    (here / "f").write_bytes(b"x" * 200_000)
+    real = Conversation.ask
+
+    async def losing(talk: Conversation, method: str, *args: object) -> Any:
+        if method == "commit":
+            raise core_errors.ConnectionClosedError("lost", outcome=core_errors.Outcome.UNKNOWN)
+        return await real(talk, method, *args)
+
+    monkeypatch.setattr(Conversation, "ask", losing)
+    with pytest.raises(errors.OutcomeUnknownError, match="Unknown"):
+        await pyroxfer.send(here / "f", f"{server.location}/", channel="annot")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        ([(0, DATA), (0, DATA)], errors.PeerError),
+        ([(0, DATA[:100]), (50, DATA[:100])], errors.PeerError),
+        ([(1, DATA)], errors.PeerError),
+        ([(-1, DATA)], errors.PeerError),
+        ([(0, b"")], errors.PeerError),
+        ([(0, "text")], errors.PeerError),
+        ([("0", DATA)], errors.PeerError),
+        ([(0, b"x" * (2**20 + 1))], errors.PeerError),
+    ],
+)
+async def test_hostile_blocks_are_refused(
+    talk: Conversation, root: Path, leftovers: Leftovers, blocks: Any, expected: type[Exception]
+) -> None:
+    """Twice, overlapping, past the end, before the beginning, no bytes, too many: our error, and nothing is kept."""
+    ticket = await opened(talk)
+    with pytest.raises(expected):
+        for offset, data in blocks:
+            await talk.ask("put_block", ticket.transfer_id, offset, data)
+        await commit(talk, ticket)
+    await talk.ask("abort", ticket.transfer_id)
+    assert content(root) == []
+
+
+@pytest.mark.parametrize("pieces", [[], [(0, 100)], [(100, 200)], [(0, 100), (200, 300)]])
+async def test_a_commit_with_missing_bytes_is_refused(talk: Conversation, root: Path, pieces: Any) -> None:
+    ticket = await opened(talk)
+    for start, stop in pieces:
+        await talk.ask("put_block", ticket.transfer_id, start, DATA[start:stop])
+    with pytest.raises(errors.IntegrityError):
+        await commit(talk, ticket)
+    assert content(root) == []
+    with pytest.raises(errors.IntegrityError):
+        await talk.ask("status", ticket.transfer_id)
+
+
+async def test_blocks_in_any_order_and_of_unknown_size(talk: Conversation, root: Path) -> None:
+    ticket = await opened(talk, size=None)
+    for start in (5000, 0, 9000, 3000):
+        end = {5000: 9000, 0: 3000, 9000: 10000, 3000: 5000}[start]
+        await talk.ask("put_block", ticket.transfer_id, start, DATA[start:end])
+    receipt = await commit(talk, ticket)
+    assert receipt.size == len(DATA)
+    assert (root / "f").read_bytes() == DATA
+
+
+async def test_bytes_in_serpents_form_are_taken(talk: Conversation, root: Path) -> None:
+    import base64
+
+    ticket = await opened(talk, size=3)
+    block = {"data": base64.b64encode(b"abc").decode(), "encoding": "base64"}
+    await talk.ask("put_block", ticket.transfer_id, 0, block)
+    await commit(talk, ticket, b"abc")
+    assert (root / "f").read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x", ".pyroxfer-x", "a\nb", "a/", ""])
+async def test_names_that_leave_the_root_are_refused_at_every_door(talk: Conversation, root: Path, path: str) -> None:
+    offer = {**Offer("f", 1).to_dict(), "path": path, "digest": digest_of(b"x", "blake3")}
+    with pytest.raises(errors.NameRefusedError):
+        await talk.ask("open_upload", offer)
+    results = (await talk.ask("put_files", [{"offer": offer, "data": b"x"}], [], ""))["results"]
+    assert results[0]["error"]["code"] == "name_refused"
+    with pytest.raises(errors.NameRefusedError):
+        await talk.ask("open_download", path, "blake3")
+    assert (await talk.ask("get_files", [path], "blake3"))["results"][0]["error"]["code"] == "name_refused"
+    assert content(root) == []
+
+
+NONSENSE: list[Any] = [None, 5, -1, "x", b"x", [], {}, {"a": 1}, "0" * 32, [None], 2**70, 1.5, True]
+METHODS = {
+    "about": 1, "is_folder": 1, "digest": 2, "remove": 1, "open_upload": 1, "status": 1, "commit": 5, "abort": 1,
+    "put_files": 3, "open_download": 2, "end_download": 1, "get_files": 2, "put_block": 3, "put_annotated": 2,
+    "get_annotated": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_nonsense_is_answered_with_our_errors(talk: Conversation, root: Path, method: str) -> None:
+    """Any plain values as arguments: an answer or a TransferError, never an exception of the server's inside."""
+    for value in NONSENSE:
+        try:
+            await talk.ask(method, *[value] * METHODS[method])
+        except errors.TransferError as error:
+            assert error.exit_code != 1, error
+    assert content(root) == []
+
+
+async def test_nonsense_in_streams_is_answered_with_our_errors(talk: Conversation) -> None:
+    for value in NONSENSE:
+        for method, arguments in (("walk", (value, True)), ("blocks", (value,))):
+            stream = await talk.items(method, *arguments)
+            items = [item async for item in stream]
+            assert all("error" in item or "entries" in item for item in items)
+
+
+async def test_a_dead_client_leaves_nothing(
+    server: FileServer, root: Path, settled: Settled, leftovers: Leftovers
+) -> None:
+    """When its connection ends, its uploads and downloads are dropped."""
+    (root / "there").write_bytes(DATA)
+    async with open_conversation(server.uri, Settings()) as talk:
+        ticket = await opened(talk)
+        await talk.ask("put_block", ticket.transfer_id, 0, DATA[:50])
+        await talk.ask("open_download", "there", "blake3")
+        assert server.transfers == 2
+        assert leftovers(root)
+    await settled()
+    assert not leftovers(root)
+
+
+async def test_an_idle_transfer_is_dropped(root: Path, leftovers: Leftovers) -> None:
+    """The lease ends though the connection lives; asked about it, the server says why."""
+    async with (
+        FileServer(root, lease_s=0.1) as server,
+        open_conversation(server.uri, Settings()) as talk,
+    ):
+        ticket = await opened(talk)
+        with trio.fail_after(5):
+            while server.transfers:  # noqa: ASYNC110  # the server tells nobody
+                await trio.sleep(0.02)
+        assert not leftovers(root)
+        with pytest.raises(errors.UnknownTransferError, match="idle"):
+            await talk.ask("put_block", ticket.transfer_id, 0, DATA)
+
+
+async def test_a_closing_server_leaves_nothing(root: Path, leftovers: Leftovers) -> None:
+    async with FileServer(root) as server, open_conversation(server.uri, Settings()) as talk:
+        await opened(talk)
+        assert leftovers(root)
+    assert not leftovers(root)
+
+
+async def test_leftovers_of_a_server_that_died_are_removed_at_the_next_start(
+    root: Path, leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyroxfer.store.local.LOCKED_GRACE_S", -1.0)
+    (root / "sub").mkdir()
+    (root / "sub" / ".pyroxfer-0123456789abcdef").write_bytes(b"half")
+    async with FileServer(root):
+        with trio.fail_after(5):
+            while leftovers(root):  # noqa: ASYNC110  # the server tells nobody
+                await trio.sleep(0.01)
+
+
+async def test_read_only_and_upload_only(root: Path, here: Path) -> None:
+    (root / "there").write_bytes(DATA)
+    (here / "mine").write_bytes(DATA)
+    async with FileServer(root, read_only=True) as server:
+        for channel in choose.CHOICES:
+            with pytest.raises(errors.DeniedError):
+                await pyroxfer.send(here / "mine", f"{server.location}/", channel=channel)
+        with pytest.raises(errors.DeniedError):
+            await pyroxfer.remove(f"{server.location}/there")
+        await pyroxfer.get(f"{server.location}/there", here)
+    async with FileServer(root, upload_only=True) as server:
+        for call in (pyroxfer.get, pyroxfer.ls, pyroxfer.stat):
+            with pytest.raises(errors.DeniedError):
+                await call(f"{server.location}/there")
+        await pyroxfer.send(here / "mine", f"{server.location}/")
+    assert (root / "mine").read_bytes() == DATA
+    with pytest.raises(errors.AddressError):
+        FileServer(root, read_only=True, upload_only=True)
+
+
+# --- side streams ----------------------------------------------------------------------------------------------
+
+
+async def stream_answer(server: FileServer, token: bytes) -> bytes:
+    """What the server sends on a side stream opened with a token."""
+    async with await open_side_stream(server.uri, token) as stream:
+        with trio.fail_after(5):
+            answer = b""
+            while part := await stream.receive_some():
+                answer += part
+            return answer
+
+
+async def test_only_a_fresh_grant_opens_a_side_stream(
+    talk: Conversation, server: FileServer, root: Path, leftovers: Leftovers, settled: Settled
+) -> None:
+    """Rubbish, a flipped bit, and the second use of a grant get nothing but the end of the stream."""
+    (root / "there").write_bytes(DATA)
+    ticket = Ticket.from_dict((await talk.ask("open_download", "there", "blake3"))["ticket"])
+    grant = bytes.fromhex(ticket.grant)
+    flipped = bytes([*grant[:20], grant[20] ^ 1, *grant[21:]])
+    for token in (b"", b"x" * 120, flipped):
+        assert await stream_answer(server, token) == b""
+    answer = await stream_answer(server, grant)
+    assert answer[raw._RECORD.size : -raw._RECORD.size] == DATA
+    assert await stream_answer(server, grant) == b""
+
+
+async def test_a_side_stream_that_ends_early_or_lies_is_not_committed(
+    talk: Conversation, server: FileServer, root: Path, leftovers: Leftovers, settled: Settled
+) -> None:
+    """Cut before the end record; an end record with another digest; rubbish instead of one."""
+    lie = struct.pack(">4sQ32s", raw.END, len(DATA), bytes(32))
+    for tail, expected in (
+        (DATA[:-1], errors.LostError),
+        (DATA, errors.LostError),
+        (DATA + lie, errors.IntegrityError),
+        (DATA + b"x" * 44, errors.PeerError),
+    ):
+        ticket = await opened(talk)
+        async with await open_side_stream(server.uri, bytes.fromhex(ticket.grant)) as stream:
+            await stream.receive_exactly(raw._RECORD.size)
+            await stream.send_all(tail)
+        await settled()
+        with pytest.raises(expected):
+            await commit(talk, ticket)
+        assert content(root) == []
+
+
+@pytest.mark.parametrize("direction", ["send", "get"])
+async def test_raw_falls_back_and_says_why(
+    root: Path, here: Path, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A side stream that does not open in time: the bytes go another way, and the receipt has the reason."""
+    monkeypatch.setattr(raw, "OPEN_S", 0.2)
+    (here / "f").write_bytes(DATA)
+    (root / "g").write_bytes(DATA)
+
+    async def never(stream: Any) -> None:
+        await trio.sleep_forever()
+
+    async with FileServer(root) as server:
+        server._daemon.side_stream_handler = never
+        if direction == "send":
+            receipt = await pyroxfer.send(here / "f", f"{server.location}/", channel="raw")
+        else:
+            receipt = await pyroxfer.get(f"{server.location}/g", here, channel="raw")
+        server._daemon.side_stream_handler = None
+        other = await pyroxfer.send(here / "f", f"{server.location}/other", channel="raw")
+    assert isinstance(receipt, Receipt)
+    assert (receipt.channel, receipt.reason) == ("annot", "the side stream did not open within 0.2 s")
+    assert isinstance(other, Receipt)
+    assert (other.channel, other.reason) == ("annot", "the side stream was not accepted")
+
+
+# --- other servers ---------------------------------------------------------------------------------------------
+
+
+@expose
+class Other:
+    """Some other object, or a file service that answers with rubbish."""
+
+    def __init__(self, hello: Any) -> None:
+        self._hello = hello
+
+    async def hello(self) -> Any:
+        return self._hello
+
+
+@pytest.mark.parametrize(
+    "hello", [None, 5, {}, {"protocol": 99}, {"protocol": 1}, {"protocol": 1, "algorithms": ["md5"]}, {"error": 5}]
+)
+async def test_a_server_that_is_no_file_service_of_ours_is_told_apart(here: Path, hello: Any) -> None:
+    (here / "f").write_bytes(DATA)
+    async with Daemon() as daemon:
+        daemon.register(Other(hello), "pyroxfer.files")
+        with pytest.raises(errors.PeerError):
+            await pyroxfer.send(here / "f", f"{daemon.location}/")
+
+
+async def test_a_daemon_without_the_object_is_told_apart(here: Path) -> None:
+    (here / "f").write_bytes(DATA)
+
+    @expose
+    class Unrelated:
+        def ping(self) -> str:
+            return "pong"
+
+    async with Daemon() as daemon:
+        with pytest.raises(errors.PeerError):
+            await pyroxfer.send(here / "f", f"{daemon.location}/")
+        daemon.register(Unrelated(), "pyroxfer.files")
+        with pytest.raises(errors.PeerError, match="not a file service"):
+            await pyroxfer.send(here / "f", f"{daemon.location}/")
+
+
+# --- stock clients ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("serializer", ["serpent", "json", "msgpack"])
+async def test_plain_values_for_stock_clients(server: FileServer, root: Path, serializer: str) -> None:
+    """list, stat, fetch and fetch_block need nothing of this package at the client."""
+    (root / "f.bin").write_bytes(DATA * 100)
+    (root / "d").mkdir()
+    async with Proxy(server.uri, settings=Settings(serializer=serializer)) as proxy:
+        assert [(entry["path"], entry["kind"]) for entry in await proxy.list()] == [
+            ("d", "folder"),
+            ("f.bin", "file"),
+        ]
+        assert (await proxy.stat("f.bin"))["size"] == len(DATA) * 100
+        call = proxy.fetch_block("f.bin", 5, 7)
+        assert await call == 7
+        assert bytes(call.response_annotations["XFER"]) == (DATA * 100)[5:12]
+        if serializer != "json":
+            blocks = [item async for item in proxy.fetch("f.bin")]
+            assert b"".join(_plain(block) for block in blocks) == DATA * 100
+        for call in (proxy.list("../"), proxy.stat("nowhere"), proxy.fetch_block("d", 0, 5)):
+            with pytest.raises(core_errors.PyroError, match=r"^\w+Error: "):
+                await call
+
+
+def _plain(block: Any) -> bytes:
+    import serpent
+
+    return bytes(serpent.tobytes(block))

@@ -27,10 +27,16 @@ from .batch import batch as batch
 from .config import config as config
 from .context import current_context as current_context
 from .daemon import Daemon as Daemon
+from .daemon import DaemonObject as DaemonObject
 from .daemon import serve as serve
 from .names import URI as URI
 from .names import locate_ns as locate_ns
 from .names import locateNS as locateNS
 from .names import resolve as resolve
 from .names import type_meta as type_meta
+from .nameserver import start_ns as start_ns
+from .nameserver import start_ns_loop as start_ns_loop
+from .nameserver import startNS as startNS
+from .nameserver import startNSloop as startNSloop
 from .proxy import Proxy as Proxy
+from .serializer import SerializerBase as SerializerBase

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import trio
@@ -78,6 +80,15 @@ class RawClient:
                 found.append(event)
         return found
 
+    async def say_all(self, data: bytes) -> bytes:
+        """Send, end the stream, and return whatever came back."""
+        try:
+            await self.send(data)
+            await self.stream.send_eof()
+        except trio.BrokenResourceError:
+            return b""
+        return await self.until_closed()
+
     async def until_closed(self) -> bytes:
         """Everything that still comes."""
         data = b""
@@ -91,6 +102,25 @@ class RawClient:
             return bytes(await self.stream.receive_some(65536))
         except trio.BrokenResourceError:  # a reset is a close, too
             return b""
+
+
+def damaged_session(random: Random) -> bytes:
+    """A whole session of a stock client with some bytes changed, lost or added."""
+    version = random.choice([48, 502])
+    session = bytearray(
+        connect_bytes(version)
+        + invoke_bytes("echo", "({'a':[1,2.5,'x']},)", version)
+        + invoke_bytes("add", "(1,2)", version, seq=2, flags=random.choice([0, Flags.ONEWAY, Flags.BATCH]))
+    )
+    for _ in range(random.randint(1, 6)):
+        place = random.randrange(len(session))
+        if random.random() < 0.7:
+            session[place] = random.randrange(256)
+        elif random.random() < 0.5:
+            del session[place : place + random.randrange(40)]
+        else:
+            session[place:place] = random.randbytes(random.randrange(40))
+    return bytes(session)
 
 
 @asynccontextmanager
@@ -229,8 +259,10 @@ async def fault_proxy(target: str) -> AsyncIterator[FaultProxy]:
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait until something that other tasks bring about is true; the test's own time limit ends it otherwise."""
-    while not condition():
-        await trio.sleep(0.001)  # what is waited for has no event
+    for _ in itertools.count():
+        if condition():
+            return
+        await trio.sleep(0.001)
 
 
 async def run(member: Any, *args: Any) -> Any:

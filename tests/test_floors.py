@@ -314,5 +314,6 @@ sys.addaudithook(audit)
 import {module}
 assert threading.active_count() == 1
 """
-    done = subprocess.run([sys.executable, "-c", watch], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-B", "-c", watch]  # -B: writing byte code is Python's doing
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == ""

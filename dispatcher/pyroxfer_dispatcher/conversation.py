@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
+from time import monotonic
+from types import CoroutineType
 from typing import Any, Final
 
 import trio
@@ -113,7 +115,7 @@ class Conversation:
         self._last_look = call
 
     def _leave(self) -> None:
-        for command in self._forwarding.handle(ClientLost(), trio.current_time()):
+        for command in self._forwarding.handle(ClientLost(), monotonic()):
             assert isinstance(command, CloseBackend), "a lost client leaves nothing else to do"
             self._close_backend(command)
         for link in (self._link, self._kept):
@@ -132,7 +134,7 @@ class Conversation:
 
     async def _from_client(self) -> Event:
         try:
-            event = await self._client.receive()
+            event = await _next_event(self._client)
         except PyroError as error:
             note(logging.INFO, "client_lost", client=self._client.peer, reason=error)
             return ClientLost()
@@ -146,7 +148,7 @@ class Conversation:
 
     async def _from_backend(self) -> Event:
         try:
-            event = await self._held.connection.receive()
+            event = await _next_event(self._held.connection)
         except PyroError as error:
             return BackendLost(str(error))
         if type(event) is Message:
@@ -165,7 +167,7 @@ class Conversation:
         What need not wait is done without a coroutine.
         """
         handle = self._forwarding.handle
-        now = trio.current_time()
+        now = monotonic()
         self._performing = True
         follow: Event | None = event
         while follow is not None:
@@ -173,7 +175,7 @@ class Conversation:
             follow = None
             for command in commands:
                 done = _CARRY_OUT[type(command)](self, command)
-                follow = done if done is None or not isinstance(done, Coroutine) else await done
+                follow = await done if isinstance(done, CoroutineType) else done  # type: ignore[assignment]  # an event
         self._performing = False
 
     @property
@@ -289,6 +291,19 @@ Done = Event | Coroutine[Any, Any, Event | None] | None
 _SENT: Final = RequestSent()
 
 
+async def _next_event(connection: Connection) -> Message | Head | BodyPart | End | None:
+    """As ``connection.receive()``, but waiting first: whoever was just sent something has not answered yet.
+
+    Looking at the socket in vain, twice a call, costs a tenth of what passing a small call on costs.
+    """
+    event = connection.receive_nowait()
+    if event is None:
+        await trio.lowlevel.wait_readable(connection.sock)
+        connection.fill_nowait()
+        event = connection.receive_nowait()
+    return await connection.receive_more() if event is None else event
+
+
 def _send_nowait(connection: Connection, message: Message, body_length: int | None) -> bool:
     """Queue a message, or the head of one, and send what the kernel takes. True when everything left.
 
@@ -304,11 +319,15 @@ def _send_nowait(connection: Connection, message: Message, body_length: int | No
 
 
 def _backend_trouble(error: CommunicationError) -> Event:
-    return CannotCarry(str(error)) if isinstance(error, ProtocolError) else BackendLost(str(error))
+    if isinstance(error, ProtocolError):
+        return CannotCarry(f"the call cannot be put into the backend's protocol: {error}")
+    return BackendLost(str(error))
 
 
 def _client_trouble(error: CommunicationError) -> Event:
-    return CannotCarry(str(error)) if isinstance(error, ProtocolError) else ClientLost()
+    if isinstance(error, ProtocolError):
+        return CannotCarry(f"the answer cannot be put into the client's protocol: {error}")
+    return ClientLost()
 
 
 _CARRY_OUT: Final[dict[type[Command], Callable[[Conversation, Any], Done]]] = {

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pyroxfer_core import Uri
-from pyroxfer_core.errors import PyroError
+from pyroxfer_core import errors as core_errors
 
 from .errors import AddressError
 from .names import printable
@@ -78,7 +78,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 def _uri(server: str, text: str) -> Uri:
     try:
         return Uri(server)
-    except PyroError as error:
+    except core_errors.PyroError as error:
         raise _unreadable(text) from error
 
 

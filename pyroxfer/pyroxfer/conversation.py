@@ -16,8 +16,15 @@ from .errors import PeerError, from_record
 
 PROTOCOL: Final = 1
 """Version of the calls between the two ends of this package."""
+MAX_MESSAGE: Final = 16 * 1024 * 1024
+"""Largest message that either end of the file service reads: a batch of small files and room to spare."""
 GIVE_UP_S: Final = 2.0
 """How long a client that failed goes on telling the server; the server would find out by itself."""
+
+
+def bounded(settings: Settings) -> Settings:
+    """The settings with the file service's own limit of a message, unless theirs is lower."""
+    return settings.with_changes(max_message_bytes=min(settings.max_message_bytes, MAX_MESSAGE))
 
 
 def opened(reply: object) -> Mapping[str, Any]:
@@ -90,6 +97,7 @@ async def open_conversation(uri: Uri, settings: Settings) -> AsyncIterator[Conve
         PeerError: something else answers, or another version.
         NamingError, CommunicationError: nobody can be reached there.
     """
+    settings = bounded(settings)
     async with Proxy(uri, settings=settings) as proxy:
         hello = await _hello(proxy, uri)
         yield Conversation(proxy, settings, choose_algorithm(hello.get("algorithms")))

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ParamSpec
 
-from pyroxfer_core.errors import PyroError
+from pyroxfer_core import errors as core_errors
 
 from .errors import TransferError, from_os_error, to_record
 
@@ -33,6 +33,6 @@ def replies(
     return answering
 
 
-def plain_error(error: TransferError) -> PyroError:
+def plain_error(error: TransferError) -> core_errors.PyroError:
     """The same as an exception that any Pyro client can decode; its text begins with the error's name."""
-    return PyroError(f"{type(error).__name__}: {error}")
+    return core_errors.PyroError(f"{type(error).__name__}: {error}")

@@ -21,7 +21,7 @@ from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_tr
 from .placing import begin, digest_of_file, place_small, receipt_for
 from .replies import replies
 from .sink import FileSink
-from .small import BATCH_FILES, read_small
+from .small import BATCH_BYTES, BATCH_FILES, read_small
 from .source import FileSource
 from .stock import StockEnd
 from .store.local import LocalStore
@@ -138,7 +138,7 @@ class FileService(StockEnd, ChannelEnds):
         if isinstance(begun, str):
             return {"needs": begun}
         current_call.track_resource(self.transfers.new_upload(wanted, FileSink(begun, wanted.size, wanted.algorithm)))
-        grant = self.transfers.grant(UPLOAD, wanted.transfer_id, wanted.size or 0)
+        grant = self.transfers.grant(UPLOAD, wanted.transfer_id, wanted.size)
         ticket = Ticket(wanted.transfer_id, wanted.size, wanted.algorithm, MAX_BLOCK, grant)
         return {"ticket": ticket.to_dict()}
 
@@ -270,7 +270,17 @@ def _make_folder(store: LocalStore, path: Any) -> dict[str, Any]:
 
 
 def _get_files(store: LocalStore, paths: Sequence[str], algorithm: str) -> list[dict[str, Any]]:
-    return [_get_file(store, path, algorithm) for path in paths]
+    results: list[dict[str, Any]] = []
+    weight = 0
+    for path in paths:
+        if weight > BATCH_BYTES:
+            results.append(
+                {"error": to_record(PeerError(f"a call gives at most {BATCH_BYTES} bytes; ask for fewer"))}
+            )
+            continue
+        results.append(_get_file(store, path, algorithm))
+        weight += results[-1].get("size", 0)
+    return results
 
 
 def _get_file(store: LocalStore, path: str, algorithm: str) -> dict[str, Any]:

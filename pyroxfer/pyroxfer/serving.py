@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 import socket
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import trio
 
@@ -15,11 +16,15 @@ from pyroxfer_core import Daemon, Settings, Uri
 
 from .address import OBJECT_ID, parse_listen
 from .channels.choose import serve_side_stream
+from .conversation import bounded
 from .errors import AddressError, TransferError
 from .service import FileService
 from .store.local import LocalStore
 from .tasks import in_thread
 from .transfers import LEASE_S, Transfers
+
+FOLDERS_PER_VISIT: Final = 64
+"""Folders cleaned per visit of a worker thread, so that a server with very many still stops at once."""
 
 logger = logging.getLogger("pyroxfer.service")
 
@@ -60,7 +65,9 @@ class FileServer:
         self._transfers = Transfers(lease_s=lease_s)
         self._service = FileService(self._store, self._transfers, read_only=read_only, upload_only=upload_only)
         everywhere = host in ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
-        self._daemon = Daemon(host, port, nathost=socket.gethostname() if everywhere else None, settings=settings)
+        self._daemon = Daemon(
+            host, port, nathost=socket.gethostname() if everywhere else None, settings=bounded(settings or Settings())
+        )
         self._daemon.side_stream_handler = functools.partial(serve_side_stream, self._transfers)
         self._object_id = object_id
         self._background: Any = None
@@ -119,11 +126,12 @@ class FileServer:
 
     async def _clean_leftovers(self) -> None:
         """Remove what servers that died have left in the folder."""
+        counts, removed = self._store.clean_leftovers(), 0
         try:
-            removed = await in_thread(self._store.clean_leftovers)
+            while some := await in_thread(list, itertools.islice(counts, FOLDERS_PER_VISIT)):
+                removed += sum(some)
         except TransferError as error:
-            logger.warning("leftovers were not looked for: %s", error)
-            return
+            logger.warning("leftovers were not looked for everywhere: %s", error)
         if removed:
             logger.info("removed %d partial files that nobody owns any more", removed)
 

@@ -20,8 +20,9 @@ from .offer import Offer, Receipt, new_transfer_id
 from .sink import FileSink
 from .source import FileSource
 
-LEASE_S: Final = 60.0
-"""A transfer not touched for this long is dropped."""
+LEASE_S: Final = 300.0
+"""A transfer not touched for this long is dropped. Clients that died are noticed by their connections, much sooner;
+this is for those that hang, and long enough for a block to arrive over the slowest of lines."""
 MAX_TRANSFERS: Final = 256
 """Transfers under way at once; each holds up to two descriptors."""
 REMEMBERED: Final = 10_000
@@ -154,8 +155,10 @@ class Transfers:
         self._active[download.transfer_id] = download
         return download
 
-    def grant(self, direction: int, transfer_id: str, length: int) -> str:
-        """A side stream's grant for the whole of one transfer, in hexadecimal."""
+    def grant(self, direction: int, transfer_id: str, length: int | None) -> str:
+        """A side stream's grant for the whole of one transfer, in hexadecimal; empty when its length is not known."""
+        if length is None:
+            return ""
         return self.grants.issue(Grant(direction, transfer_id, 0, length)).hex()
 
     def upload(self, transfer_id: str) -> Upload:

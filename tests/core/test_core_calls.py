@@ -208,7 +208,7 @@ async def test_an_argument_that_cannot_travel(daemon: Daemon, client: Settings) 
 
 
 async def test_annotations_that_cannot_be_written_are_not_sent_and_spoil_nothing(daemon: Daemon) -> None:
-    """The first call carries the confirmation of the features: it must not be lost with a call that cannot be written."""
+    """The first call carries the confirmation of the features, which must not be lost when it cannot be written."""
     async with Proxy(daemon.uri_for("service")) as proxy:
         await proxy._pyroBind()
         for _ in range(2):
@@ -431,8 +431,7 @@ class Single(Counter):
     async def meet(self, meeting: int) -> int:
         """Returns once two calls are inside."""
         self.running += 1
-        while self.running < meeting:
-            await trio.sleep(0.001)
+        await until(lambda: self.running >= meeting)
         return self.running
 
 
@@ -479,8 +478,7 @@ async def test_single_objects_run_at_once_and_plain_objects_too(daemon: Daemon) 
 class ConcurrentSession(Counter):
     async def meet(self, meeting: int) -> None:
         self.running += 1
-        while self.running < meeting:
-            await trio.sleep(0.001)
+        await until(lambda: self.running >= meeting)
 
 
 async def test_concurrent_session_objects(daemon: Daemon) -> None:
@@ -566,7 +564,6 @@ class Greeter(Daemon):
 
 
 class Attentive(Proxy):
-    answer: Any = None
     _pyroAnswer: Any = None
 
     def _pyroValidateHandshake(self, response: Any) -> None:
@@ -579,10 +576,12 @@ class Attentive(Proxy):
 @BOTH
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_handshake_hooks(client: Settings, is_async: bool) -> None:
-    async with Greeter(settings=SETTINGS) as daemon:
-        daemon.is_async = is_async
+    daemon = Greeter(settings=SETTINGS)
+    daemon.is_async = is_async
+    async with daemon:
         uri = daemon.register(Service())
-        async with Attentive(uri, settings=client) as proxy:
+        proxy = Attentive(uri, settings=client)
+        async with proxy:
             with pytest.raises(CommunicationError, match="wrong word") as caught:
                 await proxy.add(1)
             assert caught.value.outcome is Outcome.NOT_SENT

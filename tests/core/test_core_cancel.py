@@ -1,4 +1,4 @@
-"""Deadlines, cancellation at every moment, and limits: what is certain afterwards, and that the next call is right."""
+"""Deadlines, cancellation at every moment, and limits: what is certain, and that the next call is right."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
-from doubles import until
 
 from pyroxfer_core import Settings
 from pyroxfer_core.errors import ConnectionClosedError, MessageTooLargeError, Outcome, ProtocolError, PyroError
@@ -37,7 +36,8 @@ class Pair:
         theirs.setblocking(False)
 
     async def read_messages(self, count: int, pause: float = 0) -> list[Message]:
-        reader, found = decoder(), []
+        reader = decoder()
+        found: list[Message] = []
         while len(found) < count:
             event = reader.next_event()
             if isinstance(event, Message):
@@ -164,12 +164,8 @@ async def test_large_bodies_arrive_collected_or_in_pieces() -> None:
         pair = Pair(collect)
         body = bytes(range(256)) * (BIG // 256)
         async with trio.open_nursery() as nursery:
-
-            async def send(pair: Pair = pair) -> None:
-                stream = trio.SocketStream(pair.sock)
-                await stream.send_all(codec_for(502).encode(message(1, body)))
-
-            nursery.start_soon(send)
+            stream = trio.SocketStream(pair.sock)
+            nursery.start_soon(stream.send_all, codec_for(502).encode(message(1, body)))
             event = await pair.connection.receive()
             if isinstance(event, Head):
                 collected = bytearray()
@@ -389,4 +385,3 @@ async def test_connecting() -> None:
     with pytest.raises(ConnectionClosedError) as caught:
         await open_connection(f"127.0.0.1:{port}", settings=Settings(connect_timeout_s=1))
     assert caught.value.outcome is Outcome.NOT_SENT
-    await until(lambda: True)

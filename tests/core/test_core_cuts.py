@@ -1,4 +1,4 @@
-"""The outcome oracle: a connection cut at every byte of a call; a counter in the server knows what really happened."""
+"""The outcome oracle: a connection cut at every byte of a call, and a counter in the server that knows better."""
 
 from __future__ import annotations
 

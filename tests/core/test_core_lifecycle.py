@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ async def test_running_calls_finish_and_new_ones_are_refused(service: Service, c
                 results.append(await proxy.hang())
 
             async def check() -> None:
-                with pytest.raises(PyroError, match="NotSent: .*closing"):
+                with pytest.raises(PyroError, match=r"NotSent: .*closing"):
                     await idle.count()
                 with pytest.raises(CommunicationError, match="closing") as caught:
                     await Proxy(uri).count()
@@ -336,17 +337,19 @@ async def test_unix_sockets(service: Service, client: Settings, tmp_path: Path) 
             async with Proxy(daemon.register(service), settings=client) as proxy:
                 assert await proxy.count() > 0
             daemon.unregister(service)
-        assert not Path(path).exists()
+        assert not os.path.exists(path)
     leftover = socket.socket(socket.AF_UNIX)
     leftover.bind(path)
     leftover.close()
     async with Daemon(unixsocket=path):
         with pytest.raises(CommunicationError, match="cannot listen"):
             Daemon(unixsocket=path).bind()
-    Path(path).write_text("a file")
+    with open(path, "w") as file:
+        file.write("a file")
     with pytest.raises(CommunicationError, match="cannot listen"):
         Daemon(unixsocket=path).bind()
-    assert Path(path).read_text() == "a file"
+    with open(path) as file:
+        assert file.read() == "a file"
 
 
 def has_ipv6() -> bool:

@@ -235,7 +235,7 @@ async def test_lingering_streams_are_swept(source: Source) -> None:
 
 
 async def test_a_full_pool_does_not_cost_an_item(source: Source) -> None:
-    """Fetching needs a thread for plain generators: when there is none the fetch is NotSent and the stream goes on."""
+    """Fetching from a plain generator needs a thread: without one the fetch is NotSent and the stream goes on."""
     release = trio.Event()
 
     @expose

@@ -90,13 +90,13 @@ async def test_a_second_signal_does_not_wait(write: Write, start: Start) -> None
 
     async with raw_backend(stuck) as backend:
         process, location = start(write(config_text(backend.uri)))
-        async with raw_client(location) as client:
-            await client.send(blob())
+        async with raw_client(location) as busy, raw_client(location) as idle:
+            await busy.send(blob())
             await wait_for(lambda: backend.seen)
             process.send_signal(signal.SIGTERM)
-            await trio.sleep(0.3)
+            assert await idle.receive() is None
             process.send_signal(signal.SIGTERM)
-            await trio.to_thread.run_sync(process.wait, 3)
+            await trio.to_thread.run_sync(process.wait, 4)
     assert process.returncode == -signal.SIGTERM
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -57,7 +58,8 @@ class NameServers:
 
     def __call__(self, *command: str) -> str:
         """Start one; its port, or the path of its unix socket."""
-        process = subprocess.Popen([*command, "-p", "0"], stdout=subprocess.PIPE, text=True)
+        unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}  # the stock tool does not flush what it says
+        process = subprocess.Popen([*command, "-p", "0"], stdout=subprocess.PIPE, text=True, env=unbuffered)
         self._processes.append(process)
         assert process.stdout is not None
         for line in process.stdout:

@@ -30,6 +30,7 @@ from pyroxfer.progress import Progress, TqdmProgress
 from pyroxfer.source import FileSource
 from pyroxfer_core import Daemon, expose
 from pyroxfer_core import errors as core_errors
+from pyroxfer_core.nameserver import start_ns
 
 COMMAND = [sys.executable, "-m", "pyroxfer"]
 
@@ -191,7 +192,7 @@ async def test_an_unreachable_server_is_5(here: Path) -> None:
 
 async def test_integrity_is_6(server: FileServer, root: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's end record speaks of other bytes than came."""
-    (root / "f").write_bytes(b"x" * 200_000)
+    (root / "f").write_bytes(b"x" * 600_000)
 
     async def lying(source: FileSource) -> End:
         return End(source.size, "00" * 32)
@@ -203,7 +204,7 @@ async def test_integrity_is_6(server: FileServer, root: Path, here: Path, monkey
 
 
 async def test_a_changed_source_is_7(server: FileServer, root: Path, here: Path, monkeypatch: Any) -> None:
-    (root / "f").write_bytes(b"x" * 200_000)
+    (root / "f").write_bytes(b"x" * 600_000)
     honest = FileSource.read_block
 
     async def meddling(source: FileSource, offset: int, length: int) -> bytes:
@@ -335,6 +336,22 @@ async def test_serve_announces_itself_and_stops_cleanly(
     process.send_signal(number)
     with trio.fail_after(10):
         assert await process.wait() == code
+
+
+async def test_a_server_is_found_by_its_name(root: Path, here: Path, nursery: trio.Nursery) -> None:
+    """`serve --name` registers, `send` and `get` find it, and stopping takes the name out again."""
+    async with start_ns(port=0, broadcast=False) as names:
+        place = f"attic@{names.uri.location}"
+        process, text = await started(nursery, root, "--name", place)
+        assert f"pyroxfer send FILE PYRONAME:{place}/" in text
+        (here / "f").write_bytes(b"1")
+        assert (await command("send", here / "f", f"PYRONAME:{place}/")).code == 0
+        assert (root / "f").read_bytes() == b"1"
+        process.send_signal(signal.SIGTERM)
+        with trio.fail_after(10):
+            assert await process.wait() == 0
+        gone = await command("get", f"PYRONAME:{place}/f", here / "back")
+        assert (gone.code, gone.one_line("attic")) == (3, True)
 
 
 async def test_a_taken_port_says_what_to_do(root: Path) -> None:

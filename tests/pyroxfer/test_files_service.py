@@ -284,6 +284,46 @@ async def test_read_only_and_upload_only(root: Path, here: Path) -> None:
         FileServer(root, read_only=True, upload_only=True)
 
 
+async def test_small_files_with_a_wrong_digest_or_size_are_refused(talk: Conversation, root: Path) -> None:
+    """Each file of a batch is judged by itself, by the receiver's own numbers."""
+    good = Offer("good", 4, digest=digest_of(b"data", "blake3")).to_dict()
+    items = [
+        {"offer": {**good, "path": "a"}, "data": b"date"},
+        {"offer": {**good, "path": "b"}, "data": b"data and more"},
+        {"offer": {**good, "path": "c", "digest": None}, "data": b"data"},
+        {"offer": {**good, "path": "d"}},
+        {"offer": good, "data": b"data"},
+    ]
+    results = (await talk.ask("put_files", items, ["folder"], "test"))["results"]
+    assert [result.get("error", {}).get("code") for result in results] == [
+        "integrity", "integrity", "integrity", "peer", None, None,
+    ]  # fmt: skip
+    assert content(root) == ["folder", "good"]
+
+
+async def test_a_server_that_lies_about_a_small_file_is_found_out(
+    server: FileServer, root: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from pyroxfer.small import read_small
+
+    honest = read_small
+    monkeypatch.setattr("pyroxfer.service.read_small", lambda *args: replace(honest(*args), data=b"other"))
+    (root / "f").write_bytes(b"truth")
+    with pytest.raises(errors.IntegrityError):
+        await pyroxfer.get(f"{server.location}/f", here)
+    assert content(here) == []
+
+
+async def test_a_call_gives_a_bounded_number_of_bytes(talk: Conversation, root: Path) -> None:
+    """However many names are asked for at once, the answer stays small enough for any receiver."""
+    (root / "f").write_bytes(b"x" * 250_000)
+    results = (await talk.ask("get_files", ["f"] * 100, "blake3"))["results"]
+    assert sum(len(result.get("data", b"")) for result in results) < 5_000_000
+    assert results[-1]["error"]["code"] == "peer"
+
+
 # --- side streams ----------------------------------------------------------------------------------------------
 
 

@@ -84,9 +84,19 @@ def encode_call(
         SerializeError: an argument cannot travel (outcome NotSent).
     """
     annotations = dict(options.annotations) if options.annotations else {}
+    if deadline_s is not None and grant.bits & Feature.DEADLINE:
+        annotations[DEADLINE_KEY] = grant.deadline(int(deadline_s * 1000))
     try:
         if args and isinstance(args, tuple) and isinstance(args[0], SerializedBlob):
-            return _encode_blob(serializer, object_id, method, args, kwargs, flags, annotations, options)
+            blob = _only_blob(args, kwargs)
+            annotations[BLOB_KEY] = write_blob_info(blob.info, object_id, method)
+            flags |= Flags.KEEPSERIALIZED
+            received = blob.message
+            if received is not None:
+                flags |= received.flags & Flags.COMPRESSED
+                name = received.serializer
+                return Message(MessageType.INVOKE, 0, name, flags, received.body, annotations, options.correlation_id)
+            args, kwargs = blob.deserialized(), {}
         body: Body = serializer.dumps_call(object_id, method, args, kwargs)
     except SerializeError as error:
         error.outcome = Outcome.NOT_SENT
@@ -94,34 +104,14 @@ def encode_call(
     if settings.compression:
         body, compressed = deflated(body, version, settings)
         flags |= compressed
-    if deadline_s is not None and grant.bits & Feature.DEADLINE:
-        annotations[DEADLINE_KEY] = grant.deadline(int(deadline_s * 1000))
     return Message(MessageType.INVOKE, 0, serializer.name, flags, body, annotations, options.correlation_id)
 
 
-def _encode_blob(
-    serializer: Serializer,
-    object_id: str,
-    method: str,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any] | None,
-    flags: int,
-    annotations: dict[str, Body],
-    options: CallOptions,
-) -> Message:
-    blob = args[0]
+def _only_blob(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> SerializedBlob:
     if len(args) > 1 or kwargs:
         raise SerializeError("a SerializedBlob must be the only argument of its call")
-    annotations[BLOB_KEY] = write_blob_info(blob.info, object_id, method)
-    flags |= Flags.KEEPSERIALIZED
-    received = blob.message
-    if received is None:
-        body: Body = serializer.dumps_call(object_id, method, blob.deserialized(), {})
-        name = serializer.name
-    else:
-        body, name = received.body, received.serializer
-        flags |= received.flags & Flags.COMPRESSED
-    return Message(MessageType.INVOKE, 0, name, flags, body, annotations, options.correlation_id)
+    blob: SerializedBlob = args[0]
+    return blob
 
 
 @dataclass(frozen=True, slots=True)

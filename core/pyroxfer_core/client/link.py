@@ -87,7 +87,8 @@ class Link:
         """Whether a new call may be sent; looks at the socket when nothing is in flight."""
         if self.connection.broken or self.session.going_away:
             return False
-        if self._reading or not all(waiter.abandoned for waiter in self.session.pending.values()):
+        pending = self.session.pending
+        if self._reading or (pending and not all(waiter.abandoned for waiter in pending.values())):
             return True
         return self._check_idle()
 

@@ -27,8 +27,9 @@ INLINE: Final = IterChannel.name
 """The channel in the receipt of a small file: its bytes travelled as a value in a call."""
 INLINE_REASON: Final = "small files travel whole, many in one call"
 
-RAW_FROM: Final = 8 * 1024 * 1024
-"""From this size on ``auto`` takes the side stream."""
+RAW_FROM: Final = 1024 * 1024
+"""From this size on ``auto`` takes the side stream. Measured over loopback, one file at a time: level with blocks in
+annotations from 512 KiB (fetching) to 1 MiB (sending), 1.4 times as fast at 4 MiB and 1.8 times at 32 MiB."""
 
 
 class ChannelEnds(IterEnd, AnnotEnd):

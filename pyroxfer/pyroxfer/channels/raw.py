@@ -35,7 +35,7 @@ from .base import Acknowledged, Channel, ChannelUnavailableError
 
 OPEN_S: Final = 2.0
 """A side stream that is not open after this long will not be: something on the way holds it back."""
-STEP: Final = 8 * 1024 * 1024
+STEP: Final = 2 * 1024 * 1024
 """Bytes between two looks at progress, digest and lease."""
 NAME: Final = "raw"
 

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
 
 import click
 import trio
@@ -20,13 +21,16 @@ from ..names import printable
 from ..serving import FileServer
 from .run import run
 
+GOODBYE_S: Final = 2.0
+"""How long a server that stops tries to take its name out of the name server."""
+
 
 @click.command()
 @click.argument("folder", default=".", metavar="[DIR]")
 @click.option(
     "--listen", default="localhost:0", metavar="HOST:PORT", show_default=True, help="Port 0 is any free one."
 )
-@click.option("--name", metavar="NAME", help="Register in the name server under this name.")
+@click.option("--name", metavar="NAME[@HOST:PORT]", help="Register in the name server under this name.")
 @click.option("--read-only", is_flag=True, help="Refuse uploads.")
 @click.option("--upload-only", is_flag=True, help="Refuse listing and fetching.")
 @click.option(
@@ -89,18 +93,20 @@ async def _registered(server: FileServer, name: str | None) -> AsyncIterator[Non
         return
     from pyroxfer_core import locate_ns  # the name server's client is needed by nobody else here
 
-    async with await locate_ns() as names:
+    name, at, place = name.partition("@")
+    host, port = parse_listen(place) if at else (None, None)
+    async with await locate_ns(host, port) as names:
         await names.register(name, str(server.uri))
     try:
         yield
     finally:
-        with trio.move_on_after(2, shield=True), contextlib.suppress(core_errors.PyroError):
-            async with await locate_ns() as names:
+        with trio.move_on_after(GOODBYE_S, shield=True), contextlib.suppress(core_errors.PyroError):
+            async with await locate_ns(host, port) as names:
                 await names.remove(name)
 
 
 def _announce(server: FileServer, folder: str, name: str | None, insecure: bool) -> None:
-    place = name or server.location
+    place = server.location if name is None else f"PYRONAME:{name}" if "@" in name else name
     click.echo(f"Serving {printable(str(Path(folder).resolve()))} at {place} ({server.uri})")
     click.echo(f"  send:  pyroxfer send FILE {place}/")
     click.echo(f"  get:   pyroxfer get {place}/FILE")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import os
 import stat
 import time
@@ -117,10 +116,12 @@ class LocalStore:
             else:
                 os.unlink(parts[-1], dir_fd=folder)
 
-    def clean_leftovers(self) -> int:
-        """Remove partial files whose owner is gone, everywhere below the root. Returns how many there were."""
-        folders = itertools.chain([""], (entry.path for entry in self.walk("") if entry.kind == "folder"))
-        return sum(self._clean_folder(tuple(filter(None, path.split("/")))) for path in folders)
+    def clean_leftovers(self) -> Iterator[int]:
+        """Remove partial files whose owner is gone, everywhere below the root; how many there were, by folder."""
+        yield self._clean_folder(())
+        for entry in self.walk(""):
+            if entry.kind == "folder":
+                yield self._clean_folder(tuple(entry.path.split("/")))
 
     def _clean_folder(self, parts: Sequence[str]) -> int:
         removed = 0

@@ -12,17 +12,19 @@ from typing import Any, Final, Protocol
 
 import trio
 
+from ..errors import DaemonError
 from ..objects.table import DAEMON_ID
 from ..serializers.vocabulary import ProxyState
 from ..server import daemon as trio_daemon
 from ..server.peer import Peer
+from ..server.streams import StreamTable
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..transport.sockets import is_loopback_host
 from ..uri import Uri
 from ..wire import Decoder
 from .config import config
-from .guest import GuestLoop
+from .ownloop import OwnLoop, SwitchedPool
 from .proxy import Proxy, proxy_from_state, proxy_state_of
 
 CONDITION_PERIOD_S: Final = 0.5
@@ -90,9 +92,10 @@ class Daemon(trio_daemon.Daemon):
             settings = settings.with_changes(insecure=True)
         super().__init__(host, port, unixsocket, nathost, natport, settings)
         self.table.register(interface(self), DAEMON_ID, force=True)
+        self.pool: SwitchedPool = SwitchedPool(settings.worker_threads, settings.worker_queue)
+        self.streams = StreamTable(self.pool, settings.stream_linger_s, settings.stream_lifetime_s)
         self._connected = connected_socket
         self._combined: list[Combinable] = []
-        self._guest: GuestLoop | None = None
         self._stop: trio.Event | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._guard = threading.Lock()
@@ -197,20 +200,28 @@ class Daemon(trio_daemon.Daemon):
 
     def requestLoop(self, loopCondition: Callable[[], bool] | None = None) -> None:
         """Serve until `shutdown` is called or ``loopCondition`` says False; Ctrl-C is a KeyboardInterrupt."""
+        if self.pool.own_loop is not None:
+            raise DaemonError("this daemon is served by the program's own loop: go on with events(), or close it")
         trio.run(self._serve_until_stopped, loopCondition)
 
     @property
     def sockets(self) -> list[socket.socket]:
-        """To be watched for reading by the program's own loop, which then calls `events`."""
-        if self._guest is None:
-            self._guest = GuestLoop(lambda: self._serve_until_stopped(None, alone=True))
+        """To be watched for reading by the program's own loop, which then calls `events`.
+
+        Asking for them begins to serve, unless `requestLoop` is doing that.
+        """
+        if self._token is not None and self.pool.own_loop is None:
+            return [self.sock]
+        if self.pool.own_loop is None:
+            self.pool.own_loop = OwnLoop(lambda: trio.run(lambda: self._serve_until_stopped(None, alone=True)))
+            self.pool.own_loop.start()
         beside = [sock for other in self._combined for sock in other.sockets]
-        return [self._guest.sock, *beside]
+        return [self.pool.own_loop.sock, *beside]
 
     def events(self, eventsockets: Sequence[Any]) -> None:
-        """Serve what came, in the program's own loop; plain methods of objects run in threads of the daemon."""
-        if self._guest is not None and not self._guest.done:
-            self._guest.turn()
+        """Run the methods that were called, in this thread."""
+        if self.pool.own_loop is not None:
+            self.pool.own_loop.turn()
         for other in self._combined:
             other.events(eventsockets)
 
@@ -285,11 +296,12 @@ class Daemon(trio_daemon.Daemon):
 
     def close(self) -> None:
         """Stop serving and give up the address, from any thread."""
-        if self._guest is not None and not trio.lowlevel.in_trio_run():
-            guest, self._guest = self._guest, None
-            if not guest.done:
-                self.shutdown()
-            guest.finish()
+        own_loop = self.pool.own_loop
+        if own_loop is not None and not trio.lowlevel.in_trio_run():
+            self.shutdown()
+            own_loop.join()
+            self.pool.own_loop = None
+            self._stopped = False
         with self._guard:
             served_elsewhere = self._token is not None and self._token is not _current_token()
         if served_elsewhere:

@@ -121,7 +121,7 @@ class BroadcastServer:
     def close(self) -> None:
         """Stop answering."""
         self._closed = True
-        self._responder.close()
+        self.sock.close()
 
     def __enter__(self) -> BroadcastServer:
         return self

@@ -6,12 +6,13 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..client.calls import DAEMON_OBJECT, CallOptions, StreamStart, encode_call, read_reply, user_annotations
 from ..client.handshake import read_metadata
+from ..client.proxy import CLOCK_SLACK_S
 from ..client.versions import remember_version, versions_to_try
 from ..errors import (
     CommunicationError,
@@ -39,6 +40,9 @@ from .streams import StreamIterator
 if TYPE_CHECKING:
     from .batch import BatchProxy
 
+T = TypeVar("T")
+
+_UNANSWERED: Final = (Outcome.UNKNOWN, Outcome.NOT_SENT)
 _NOTHING: Final = Metadata(frozenset(), frozenset(), frozenset())
 BACKOFF_S: Final = 0.05
 """First pause before a call that was not sent is tried again; it doubles, with jitter, up to `MAX_BACKOFF_S`."""
@@ -290,7 +294,10 @@ class Proxy:
         raise ConnectionClosedError("failed to reconnect") from last
 
     def _pyroMetadata(self) -> Metadata | None:
-        return self._pyroConnected().metadata if self._pyroMeta is None else self._pyroMeta
+        if self._pyroMeta is not None:
+            return self._pyroMeta
+        deadline = time.monotonic() + self._pyroTimeout if self._pyroTimeout else None
+        return self._pyroRetry(deadline, lambda link: link.metadata)
 
     def _pyroConnected(self) -> BlockingLink:
         link = self._pyroLink
@@ -403,23 +410,16 @@ class Proxy:
             except ConnectionClosedError as error:
                 if error.outcome is not Outcome.NOT_SENT or link.released:
                     raise
-        return self._pyroRetry(methodname, vargs, kwargs, flags, objectId, deadline)
+        return self._pyroRetry(
+            deadline, lambda link: self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
+        )
 
-    def _pyroRetry(
-        self,
-        method: str,
-        args: Any,
-        kwargs: dict[str, Any] | None,
-        flags: int,
-        object_id: str | None,
-        deadline: float | None,
-    ) -> Any:
-        """Connect and run one call, as often as `_pyroMaxRetries` allows, and only while it cannot have run."""
+    def _pyroRetry(self, deadline: float | None, run: Callable[[BlockingLink], T]) -> T:
+        """Connect and run, as often as `_pyroMaxRetries` allows, and only while the call cannot have run."""
         attempt = 0
         while True:
             try:
-                link = self._pyroConnected()
-                return self._pyroCallOn(link, method, args, kwargs, flags, object_id, deadline)
+                return run(self._pyroConnected())
             except (ConnectionClosedError, RefusedError, TimeoutError) as error:
                 if error.outcome is not Outcome.NOT_SENT or attempt >= self._pyroMaxRetries:
                     raise
@@ -463,7 +463,12 @@ class Proxy:
         answer = link.call(request, deadline)
         if answer.annotations:
             self._pyroAnswered(answer)
-        result = read_reply(answer, link.serializer(answer.serializer), grant, self._pyroSettings)
+        try:
+            result = read_reply(answer, link.serializer(answer.serializer), grant, self._pyroSettings)
+        except CommunicationError as error:
+            if deadline is None or error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
+                raise
+            raise TimeoutError(f"{method} took too long: {error}", outcome=error.outcome) from error
         return StreamIterator(self, link, result.stream_id) if type(result) is StreamStart else result
 
     def _pyroClosingMessage(self, link: BlockingLink, stream_id: str) -> Message:

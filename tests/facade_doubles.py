@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from doubles import connectok_bytes, result_bytes
@@ -12,7 +12,7 @@ from doubles import connectok_bytes, result_bytes
 from pyroxfer_core import expose
 from pyroxfer_core.blocking import Daemon, Proxy
 from pyroxfer_core.wire import Decoder, codec_for
-from pyroxfer_core.wire.message import Message
+from pyroxfer_core.wire.message import Message, MessageType
 
 WITHIN_S = 10.0
 
@@ -82,14 +82,16 @@ Answers = Callable[[Message], bytes]
 class StockServer:
     """A stock daemon that takes one connection after another and answers as it is told.
 
-    ``answers`` gets each request; what it returns is sent, nothing closes the connection.
+    ``answers`` gets each request; what it returns is sent, nothing closes the connection. The first connections are
+    refused with ``refusals``.
     """
 
-    def __init__(self, answers: Answers, methods: str = "{'echo'}") -> None:
+    def __init__(self, answers: Answers, refusals: Sequence[str] = ()) -> None:
         self._answers = answers
-        self._methods = methods
+        self._refusals = list(refusals)
+        self._stopping = False
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.location = "127.0.0.1:{}".format(self._listener.getsockname()[1])
+        self.location = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.requests: list[Message] = []
         self.connections = 0
         self._thread = threading.Thread(target=self._run)
@@ -104,8 +106,6 @@ class StockServer:
                 self.connections += 1
                 self._serve(sock)
 
-    _stopping = False
-
     def _serve(self, sock: socket.socket) -> None:
         decoder = Decoder(codec_for(502))
         greeted = False
@@ -115,7 +115,10 @@ class StockServer:
                 assert isinstance(event, Message)
                 if not greeted:
                     greeted = True
-                    sock.sendall(connectok_bytes(self._methods))
+                    if self._refusals:
+                        sock.sendall(refusal_bytes(self._refusals.pop()))
+                        return
+                    sock.sendall(connectok_bytes())
                     continue
                 self.requests.append(event)
                 answer = self._answers(event)
@@ -135,6 +138,11 @@ class StockServer:
             pass
         self._thread.join(WITHIN_S)
         self._listener.close()
+
+
+def refusal_bytes(text: str) -> bytes:
+    body = f"# serpent utf-8 python3.2\n{text!r}".encode()
+    return codec_for(502).encode(Message(MessageType.CONNECTFAIL, 0, "serpent", 0, body))
 
 
 def _received(sock: socket.socket) -> bytes:

@@ -368,15 +368,15 @@ class BlockingLink:
         if place is None:
             buffer[0] = 0
             count = self.sock.recv_into(buffer)
-            decoder.feed(self._view[:count].tobytes())
+            event = decoder.take(self._view[:count].tobytes())
         else:
             buffer[0] = 1
             count = self.sock.recv_into(place)
             decoder.received(count)
+            event = decoder.next_event()
         if not count:
             decoder.eof()
             raise ConnectionClosedError("the peer closed the connection")
-        event = decoder.next_event()
         while event is not None:
             assert type(event) is Message, "a client's decoder collects everything"
             self._take(event)

@@ -34,6 +34,8 @@ _DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID = 0x46, 0x47, 0x48, 0x49, 0
 _COMPLEX_FORMAT: Final = struct.Struct(">dd")
 _TIMEDELTA_FORMAT: Final = struct.Struct(">iII")
 _CONTAINERS: Final = frozenset({list, dict, tuple})
+_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+"""Types that msgpack has itself."""
 _MEANT: Final = _CONTAINERS | {bytearray}
 
 
@@ -286,6 +288,15 @@ class MsgpackSerializer(Serializer):
         form = _OwnForm(to_dict, self._classes.revive) if context.own else _StockForm(to_dict)
         self._form: _OwnForm | _StockForm = form
         self._unpack_extension = form.unpack_extension
+
+    def dumps_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
+        """The body of a call. Plain arguments are written alike in both forms, and at once."""
+        if not kwargs and _SCALARS.issuperset(map(type, args)):
+            try:
+                return _PLAIN.pack([object_id, method, list(args), kwargs])
+            except (OverflowError, ValueError):  # a large integer
+                pass
+        return super().dumps_call(object_id, method, args, kwargs)
 
     def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
         return self._form.pack_call(object_id, method, args, kwargs)

@@ -151,16 +151,15 @@ class Peer:
         """The object that a call goes to if it exists already; None when it must be made."""
         return self.table.known_instance(entry, self.instances)
 
-    async def serve(self) -> None:
-        """Greet the client and answer its requests until it leaves.
+    async def serve(self, *, greeted: bool = False) -> None:
+        """Greet the client, unless both ends of a socket were connected by hand, and answer until it leaves.
 
         Calls that are running when it leaves are cancelled; one-way calls run on in the daemon.
         """
         connection, daemon = self.connection, self.daemon
-        hello = await accept_handshake(
-            connection, self.session, self.settings, daemon.handshake_context(connection), daemon.judge_for(self)
-        )
-        if hello is None:
+        if greeted:
+            self.session.assume_connected()
+        elif not await self._greet():
             return
         connection.decoder.max_message = self.settings.max_message_bytes
         daemon.peers.add(self)
@@ -176,6 +175,15 @@ class Peer:
             with trio.CancelScope(shield=True):
                 await self.streams.connection_lost(self)
             daemon.client_left(self)
+
+    async def _greet(self) -> bool:
+        context, judge = self.daemon.handshake_context(self.connection), self.daemon.judge_for(self)
+        return await accept_handshake(self.connection, self.session, self.settings, context, judge) is not None
+
+    @property
+    def sock(self) -> Any:
+        """The connection's socket, for looking at."""
+        return self.connection.sock
 
     async def _work(self, worker: _Worker) -> None:
         """Read and run until the connection ends or there are enough idle tasks.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+import stat as stat_module
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -11,8 +13,9 @@ from pyroxfer_core import Settings
 
 from .address import Address, parse_address
 from .conversation import Conversation, open_conversation
-from .errors import AddressError, ExistsError, from_os_error
+from .errors import AddressError, ExistsError
 from .getting import Receiver
+from .many import Outcome, some_of_many
 from .names import printable
 from .offer import FileEntry, Receipt
 from .options import TransferOptions
@@ -20,7 +23,7 @@ from .progress import ProgressCallback, Reporter
 from .sending import Sender, joined
 from .source import FileSource, PipeSource
 from .store.local import LocalStore
-from .store.rooted import open_source
+from .store.rooted import open_source, translated
 from .tasks import in_thread
 
 PIPE: Final = "-"
@@ -72,7 +75,7 @@ async def send(
     Cancelling leaves nothing under the final names of what was not committed.
     """
     sources = _listed(paths)
-    several = len(sources) > 1 or (sources != [PIPE] and await in_thread(_any_folder, sources))
+    several = await in_thread(_check_sources, sources) or len(sources) > 1
     target = to if isinstance(to, Address) else parse_address(to)
     options = TransferOptions(channel, if_exists, durability, settings or Settings())
     if not sources:
@@ -81,15 +84,36 @@ async def send(
         into = target.into or await _is_folder(talk, target.path)
         if len(sources) > 1 and not into:
             raise AddressError(f"{target}: is not a folder, so it cannot take several things; end it in '/'")
-        sender = Sender(talk, options, Reporter(progress))
-        receipts: list[Receipt] = []
-        for source in sources:
-            receipts += await _send_one(sender, talk, source, target.path, into)
+        reporter = Reporter(progress)
+        one = functools.partial(_send_one, Sender(talk, options, reporter), talk, target=target.path, into=into)
+        receipts = await _each(sources, one, reporter)
     return _gathered(several, receipts)
 
 
-def _any_folder(sources: Sequence[str]) -> bool:
-    return any(Path(source).is_dir() for source in sources)
+async def _each(
+    names: Sequence[str], transfer: Callable[[str], Awaitable[list[Receipt]]], reporter: Reporter
+) -> list[Receipt]:
+    """Transfer one thing, whose error comes out as it is, or several, of which the others go on when one fails."""
+    if len(names) == 1:
+        return await transfer(names[0])
+    outcome = Outcome(reporter)
+    for name in names:
+        await some_of_many(outcome, name, functools.partial(transfer, name))
+    return outcome.result()
+
+
+def _check_sources(sources: Sequence[str]) -> bool:
+    """Whether there is a folder among them. Blocking.
+
+    Raises:
+        NotFoundError, DeniedError: one is not there, or cannot be looked at.
+    """
+    folders = False
+    for source in sources:
+        if source != PIPE:
+            with translated(source):
+                folders = stat_module.S_ISDIR(Path(source).stat().st_mode) or folders
+    return folders
 
 
 async def _is_folder(talk: Conversation, path: str) -> bool:
@@ -104,10 +128,8 @@ async def _send_one(sender: Sender, talk: Conversation, source: str, target: str
             return [await sender.send(pipe, target)]
     if await in_thread(os.path.isdir, source):
         return await _send_folder(sender, source, target, into)
-    try:
+    with translated(source):
         fd = await in_thread(open_source, source)
-    except OSError as error:
-        raise from_os_error(error, printable(source)) from error
     async with FileSource(fd, source, talk.algorithm) as file:
         return [await sender.send(file, joined(target, Path(source).name) if into else target)]
 
@@ -151,23 +173,37 @@ async def get(
     options = TransferOptions(channel, if_exists, durability, settings or Settings())
     if not addresses:
         raise AddressError("nothing to fetch: name at least one address")
-    reporter, many, receipts = Reporter(progress), len(addresses) > 1, []
-    for address in addresses:
+    reporter, several = Reporter(progress), len(addresses) > 1
+    folders: list[str] = []
+    if several and not await in_thread(_takes_several, os.fspath(to)):
+        raise AddressError(f"{printable(os.fspath(to))}: is not a folder, so it cannot take several things")
+
+    async def one(name: str) -> list[Receipt]:
+        address = by_name[name]
         async with open_conversation(address.uri, options.settings) as talk:
             receiver = Receiver(talk, options, reporter)
             entry = await receiver.about(address.path)
-            many = many or entry.kind == "folder"
-            receipts += await _get_one(receiver, entry, os.fspath(to), several=len(addresses) > 1)
-    return _gathered(many, receipts)
+            if entry.kind == "folder":
+                folders.append(name)
+            return await _get_one(receiver, entry, os.fspath(to))
+
+    by_name = {str(address): address for address in addresses}
+    receipts = await _each(list(by_name), one, reporter)
+    return _gathered(several or bool(folders), receipts)
 
 
-async def _get_one(receiver: Receiver, entry: FileEntry, to: str, *, several: bool) -> list[Receipt]:
+def _takes_several(to: str) -> bool:
+    """Whether a local target is a folder, or says that it will be one. Blocking."""
+    return to.endswith("/") or Path(to).is_dir()
+
+
+async def _get_one(receiver: Receiver, entry: FileEntry, to: str) -> list[Receipt]:
     if to == PIPE:
         if entry.kind == "folder":
             raise AddressError(f"{printable(entry.path)}: is a folder and cannot go to standard output")
         return [await receiver.get_to_pipe(entry, 1)]
     name = PurePosixPath(entry.path).name
-    folder, target = await in_thread(_local_target, to, name, entry.kind == "folder", several)
+    folder, target = await in_thread(_local_target, to, name, entry.kind == "folder")
     store = await in_thread(LocalStore, folder)
     try:
         if entry.kind == "folder":
@@ -177,19 +213,16 @@ async def _get_one(receiver: Receiver, entry: FileEntry, to: str, *, several: bo
         store.close()
 
 
-def _local_target(to: str, name: str, is_folder: bool, several: bool) -> tuple[str, str]:
+def _local_target(to: str, name: str, is_folder: bool) -> tuple[str, str]:
     """The local folder to hold, and the path in it for what is fetched. Blocking.
 
     Raises:
-        AddressError: several things cannot go to one file.
         ExistsError: a folder cannot go where a file stands.
     """
     there = Path(to)
     if there.is_dir() or to.endswith("/"):
         there.mkdir(parents=True, exist_ok=True)
         return to, name
-    if several:
-        raise AddressError(f"{printable(to)}: is not a folder, so it cannot take several things")
     if is_folder:
         if there.exists():
             raise ExistsError(f"{printable(to)}: is a file, and a folder is fetched")

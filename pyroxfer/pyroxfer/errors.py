@@ -124,7 +124,7 @@ class SomeFilesFailedError(TransferError):
     def __init__(
         self,
         text: str,
-        failures: Mapping[str, Exception] | None = None,
+        failures: Mapping[str, TransferError] | None = None,
         receipts: Sequence[Receipt] = (),
     ) -> None:
         super().__init__(text)

@@ -56,6 +56,19 @@ async def one_of_many(outcome: Outcome, path: str, transfer: Callable[[], Awaita
         outcome.failed(path, error)
 
 
+async def some_of_many(outcome: Outcome, path: str, transfers: Callable[[], Awaitable[list[Receipt]]]) -> None:
+    """As ``one_of_many``, for a file or a whole folder."""
+    try:
+        outcome.receipts += await transfers()
+    except LostError:
+        raise
+    except SomeFilesFailedError as error:
+        outcome.receipts += error.receipts
+        outcome.failures |= error.failures
+    except TransferError as error:
+        outcome.failed(path, error)
+
+
 async def work_off(jobs: Iterable[Job]) -> None:
     """Run all jobs, ``WORKERS`` at once, begun in order. The first error ends them all."""
     waiting = iter(jobs)

@@ -145,7 +145,7 @@ class TqdmProgress:
             bar.total = event.total
         elif event.event == "accept":
             bar.set_postfix_str(event.channel, refresh=False)
-        elif event.event in ("warn", "error"):
+        elif event.event == "warn":  # errors of single files come together at the end
             bar.write(f"{printable(event.path)}: {printable(event.text)}", file=self._file)
         elif event.event in ("progress", "commit"):
             self._show(event)

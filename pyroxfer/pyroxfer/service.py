@@ -14,7 +14,7 @@ from .channels.base import MAX_BLOCK, as_bytes
 from .channels.choose import INLINE, ChannelEnds
 from .conversation import PROTOCOL
 from .digest import choose_algorithm
-from .errors import DeniedError, PeerError, TransferError, from_os_error, to_record
+from .errors import DeniedError, PeerError, TransferError, to_record
 from .grants import DOWNLOAD, UPLOAD
 from .names import MAX_PATH_BYTES
 from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_transfer_id
@@ -137,7 +137,13 @@ class FileService(StockEnd, ChannelEnds):
             return {"receipt": begun.to_dict()}
         if isinstance(begun, str):
             return {"needs": begun}
-        current_call.track_resource(self.transfers.new_upload(wanted, FileSink(begun, wanted.size, wanted.algorithm)))
+        sink = FileSink(begun, wanted.size, wanted.algorithm)
+        try:
+            self.transfers.check_room(wanted.transfer_id)
+        except DeniedError:  # somebody else came while the disk was looked at
+            await sink.discard()
+            raise
+        current_call.track_resource(self.transfers.new_upload(wanted, sink))
         grant = self.transfers.grant(UPLOAD, wanted.transfer_id, wanted.size)
         ticket = Ticket(wanted.transfer_id, wanted.size, wanted.algorithm, MAX_BLOCK, grant)
         return {"ticket": ticket.to_dict()}
@@ -288,8 +294,6 @@ def _get_file(store: LocalStore, path: str, algorithm: str) -> dict[str, Any]:
         small = read_small(store, path, algorithm)
     except TransferError as error:
         return {"error": to_record(error)}
-    except OSError as error:
-        return {"error": to_record(from_os_error(error, path))}
     return {
         "data": small.data,
         "size": len(small.data),

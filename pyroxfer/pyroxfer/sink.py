@@ -12,6 +12,7 @@ from .errors import IntegrityError, PeerError, TransferError, from_os_error
 from .names import printable
 from .offer import End
 from .source import HASH_TURN
+from .store.rooted import translated
 from .store.staged import Staged
 from .tasks import Usage, in_thread
 
@@ -102,7 +103,7 @@ class FileSink:
     async def end(self) -> End:
         """Own count and digest of everything that is there without a gap."""
         await trio.lowlevel.checkpoint()
-        with self.usage:
+        with self.usage, translated(self.staged.path):
             while self._digest.hashed < self._coverage.prefix:
                 goal = min(self._digest.hashed + HASH_TURN, self._coverage.prefix)
                 await in_thread(self._digest.catch_up, goal)

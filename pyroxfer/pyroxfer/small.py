@@ -12,6 +12,7 @@ from .errors import SourceChangedError
 from .names import printable
 from .offer import FileEntry
 from .store.local import LocalStore
+from .store.rooted import translated
 
 SMALL: Final = 256 * 1024
 """A file of at most this size travels whole in one call: measured over loopback, opening a transfer and committing it
@@ -40,9 +41,10 @@ def read_small(store: LocalStore, path: str, algorithm: str) -> SmallFile:
     """
     fd = store.open_file(path)
     try:
-        before = os.fstat(fd)
-        data = b"" if before.st_size > SMALL else _read_up_to(fd, SMALL + 1)
-        after = os.fstat(fd)
+        with translated(path):
+            before = os.fstat(fd)
+            data = b"" if before.st_size > SMALL else _read_up_to(fd, SMALL + 1)
+            after = os.fstat(fd)
     finally:
         os.close(fd)
     if len(data) != before.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):

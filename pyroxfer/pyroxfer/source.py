@@ -11,6 +11,7 @@ from .digest import PrefixDigest
 from .errors import SourceChangedError
 from .names import printable
 from .offer import End
+from .store.rooted import translated
 from .tasks import Usage, in_thread
 
 HASH_TURN: Final = 16 * 1024 * 1024
@@ -60,7 +61,7 @@ class FileSource:
         Raises:
             SourceChangedError: the file became shorter.
         """
-        with self.usage:
+        with self.usage, translated(self.path):
             return await in_thread(self._read_block, offset, min(length, self.size - offset))
 
     def _read_block(self, offset: int, length: int) -> bytes:
@@ -79,7 +80,7 @@ class FileSource:
         Raises:
             SourceChangedError: the file became shorter.
         """
-        with self.usage:
+        with self.usage, translated(self.path):
             while self._digest.hashed < self.size:
                 await in_thread(self._digest.catch_up, min(self._digest.hashed + HASH_TURN, self.size))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -330,11 +331,13 @@ async def test_a_call_gives_a_bounded_number_of_bytes(talk: Conversation, root: 
 async def stream_answer(server: FileServer, token: bytes) -> bytes:
     """What the server sends on a side stream opened with a token."""
     async with await open_side_stream(server.uri, token) as stream:
-        with trio.fail_after(5):
+        with trio.fail_after(5), contextlib.suppress(core_errors.ConnectionClosedError):
+            await raw._send_record(stream, raw.GO, 0)
             answer = b""
             while part := await stream.receive_some():
                 answer += part
             return answer
+    return b""
 
 
 async def test_only_a_fresh_grant_opens_a_side_stream(
@@ -366,11 +369,37 @@ async def test_a_side_stream_that_ends_early_or_lies_is_not_committed(
         ticket = await opened(talk)
         async with await open_side_stream(server.uri, bytes.fromhex(ticket.grant)) as stream:
             await stream.receive_exactly(raw._RECORD.size)
+            await raw._send_record(stream, raw.GO, 0)
             await stream.send_all(tail)
         await settled()
         with pytest.raises(expected):
             await commit(talk, ticket)
         assert content(root) == []
+
+
+@pytest.mark.parametrize("direction", ["send", "get"])
+async def test_a_side_stream_that_comes_too_late_harms_nothing(
+    server: FileServer, root: Path, here: Path, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client has given it up and moves the bytes another way: its late arrival does not end the transfer."""
+    for folder in (root, here):
+        (folder / "f").write_bytes(b"x" * 3_000_000)
+    real, arrived = server._daemon.side_stream_handler, []
+    assert real is not None
+
+    async def late(stream: Any) -> None:
+        arrived.append(stream)
+        await trio.sleep(0.06)
+        await real(stream)
+
+    server._daemon.side_stream_handler = late
+    monkeypatch.setattr(raw, "OPEN_S", 0.05)
+    if direction == "send":
+        receipt = await pyroxfer.send(here / "f", f"{server.location}/new", channel="raw")
+    else:
+        receipt = await pyroxfer.get(f"{server.location}/f", here / "new", channel="raw")
+    assert isinstance(receipt, Receipt)
+    assert (len(arrived), receipt.channel) == (1, "annot")
 
 
 @pytest.mark.parametrize("direction", ["send", "get"])

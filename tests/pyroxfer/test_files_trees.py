@@ -195,6 +195,21 @@ async def test_local_targets_mean_what_they_mean_for_cp(server: FileServer, root
         await pyroxfer.get(f"{place}/t", here / "file")
 
 
+async def test_of_several_things_the_good_ones_arrive(server: FileServer, root: Path, here: Path) -> None:
+    """Files and folders named together: one that fails does not stop the next, and all failures are told."""
+    plant(here, {"a": b"1", "b": b"2", "t": {"x": b"3", "y": b"4"}})
+    plant(root, {"b": b"other", "t": {"x": b"other"}})
+    with pytest.raises(errors.SomeFilesFailedError) as caught:
+        await pyroxfer.send([here / "b", here / "t", here / "a"], server.location)
+    assert sorted(receipt.path for receipt in caught.value.receipts) == ["a", "t/y"]
+    assert len(caught.value.failures) == 2
+    place = server.location
+    with pytest.raises(errors.SomeFilesFailedError) as caught:
+        await pyroxfer.get([f"{place}/missing", f"{place}/a", f"{place}/t"], f"{here}/back/")
+    assert sorted(receipt.path for receipt in caught.value.receipts) == ["a", "t/x", "t/y"]
+    assert [type(error) for error in caught.value.failures.values()] == [errors.NotFoundError]
+
+
 def test_batches_keep_order_and_limits() -> None:
     entries = [FileEntry(str(number), "file", size) for number, size in enumerate([0] * 600 + [SMALL] * 40)]
     packed = list(batches(entries))

@@ -42,9 +42,8 @@ class IterChannel(Channel):
 
     async def pull(self, talk: Conversation, ticket: Ticket, sink: Sink, acknowledged: Acknowledged) -> End:
         offset = 0
-        async with contextlib.aclosing(
-            await talk.items("blocks", ticket.transfer_id, read_ahead=READ_AHEAD)
-        ) as stream:
+        ahead = min(READ_AHEAD, (ticket.size or 0) // BLOCK + 2)  # the blocks, a shorter one, and the end
+        async with contextlib.aclosing(await talk.items("blocks", ticket.transfer_id, read_ahead=ahead)) as stream:
             async for item in stream:
                 if isinstance(item, Mapping) and ("end" in item or "error" in item):
                     return End.from_dict(opened(item)["end"])

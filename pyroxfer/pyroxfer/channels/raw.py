@@ -2,7 +2,8 @@
 
 Every stream opens with a grant and carries one range, whose length both ends know beforehand:
 
-    receiver or sender   READY                     by the server, once the grant is accepted
+    server               READY                     the grant is accepted
+    client               GO                        in time; without it nothing has begun, and nothing ends
     sender               the bytes
     sender               END    size, digest       its own count and digest of the whole file
     receiver             ACK    bytes so far       uploads only, now and then, for progress
@@ -41,6 +42,7 @@ NAME: Final = "raw"
 
 _RECORD: Final = struct.Struct(">4sQ32s")
 READY: Final = b"REDY"
+GO: Final = b"GO  "
 ACK: Final = b"ACK "
 END: Final = b"END "
 _NO_DIGEST: Final = bytes(32)
@@ -160,7 +162,7 @@ class RawChannel(Channel):
 
 
 async def _open(talk: Conversation, ticket: Ticket) -> SideStream:
-    """A side stream whose grant was accepted.
+    """A side stream that is begun at both ends.
 
     Raises:
         ChannelUnavailableError: not within two seconds.
@@ -172,6 +174,7 @@ async def _open(talk: Conversation, ticket: Ticket) -> SideStream:
             raise ChannelUnavailableError(f"the side stream cannot be opened: {error}") from error
         try:
             await _receive_record(stream, READY)
+            await _send_record(stream, GO, 0)
         except (core_errors.CommunicationError, PeerError) as error:
             stream.abort()
             raise ChannelUnavailableError("the side stream was not accepted") from error
@@ -201,14 +204,27 @@ async def serve_side_stream(transfers: Transfers, stream: SideStream) -> None:
         stream.abort()
         return
     try:
-        await _serve_granted(transfers, stream, grant)
+        if await _begun(stream):
+            await _serve_granted(transfers, stream, grant)
         await stream.aclose()
     except core_errors.CommunicationError as error:
         await transfers.fail(grant.transfer_id, LostError(f"the side stream broke: {error}; try again"))
+    except OSError as error:
+        await transfers.fail(grant.transfer_id, from_os_error(error, "at the server"))
     except TransferError as error:
         await transfers.fail(grant.transfer_id, error)
     finally:
         stream.abort()
+
+
+async def _begun(stream: SideStream) -> bool:
+    """Whether the client still wants this stream: one that came too late has been given up for another channel."""
+    try:
+        await _send_record(stream, READY, 0)
+        await _receive_record(stream, GO)
+    except (core_errors.CommunicationError, PeerError):
+        return False
+    return True
 
 
 async def _serve_granted(transfers: Transfers, stream: SideStream, grant: Grant) -> None:
@@ -228,7 +244,6 @@ async def _serve_upload(transfers: Transfers, stream: SideStream, upload: Upload
         await _send_record(stream, ACK, upload.sink.received)
 
     upload.channel = NAME
-    await _send_record(stream, READY, 0)
     await _receive_range(stream, upload.sink, length, received)
     _, theirs = await _receive_record(stream, END)
     own = await upload.sink.verify(theirs)
@@ -237,6 +252,5 @@ async def _serve_upload(transfers: Transfers, stream: SideStream, upload: Upload
 
 async def _serve_download(transfers: Transfers, stream: SideStream, download: Download, length: int) -> None:
     download.channel = NAME
-    await _send_record(stream, READY, 0)
     await _send_range(stream, download.source, length, lambda: transfers.download(download.transfer_id))
     await transfers.finish(download.transfer_id)

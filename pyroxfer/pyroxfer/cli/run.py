@@ -17,6 +17,8 @@ from ..progress import Progress
 from ..tasks import open_flat_nursery
 from .events import print_event
 
+SHOWN_FAILURES: Final = 20
+"""Files listed by name when some of many failed; all are in the events of --json."""
 SIGNALLED: Final = 128
 """A process ended by a signal exits with this plus its number, as shells have it."""
 
@@ -66,8 +68,10 @@ def report(error: Exception, *, json: bool) -> int:
         print_event(Progress("error", text=text, code=getattr(error, "code", "")), exit_code=code)
     click.echo(f"pyroxfer: {printable(text)}", err=True)
     if isinstance(error, SomeFilesFailedError):
-        for path, failure in error.failures.items():
-            click.echo(f"  {printable(path)}: {printable(explain(failure)[1])}", err=True)
+        for failure in list(error.failures.values())[:SHOWN_FAILURES]:
+            click.echo(f"  {printable(explain(failure)[1])}", err=True)
+        if len(error.failures) > SHOWN_FAILURES:
+            click.echo(f"  and {len(error.failures) - SHOWN_FAILURES} more", err=True)
     return code
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..client.batch import BatchedCall, results_of
-from ..objects.invoke import BATCH_METHOD
-from ..wire.message import Flags
+from ..errors import PyroError
+from ..futures import Future, FutureResult
 from .proxy import Proxy
 
 
@@ -27,6 +27,11 @@ class BatchProxy:
     def __exit__(self, *args: object) -> None:
         pass
 
+    def __copy__(self) -> BatchProxy:
+        copy = type(self)(self._proxy)
+        copy._calls = list(self._calls)
+        return copy
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -36,9 +41,30 @@ class BatchProxy:
 
         return note
 
-    def __call__(self, oneway: bool = False) -> Iterator[Any] | None:
-        """Send what was noted; the results, or None when one-way. The batch is empty afterwards."""
+    def _pyroClaimOwnership(self) -> None:
+        """Nothing: a proxy belongs to no thread."""
+
+    def __call__(self, oneway: bool = False, asynchronous: bool = False) -> Iterator[Any] | FutureResult | None:
+        """Send what was noted. The batch is empty afterwards.
+
+        Returns:
+            The results in order; with ``asynchronous`` (Pyro4) a FutureResult of them, at once; None when one-way.
+
+        Raises:
+            PyroError: both one-way and asynchronous.
+        """
+        if oneway and asynchronous:
+            raise PyroError("async oneway calls make no sense")
         calls, self._calls = self._calls, []
-        flags = Flags.BATCH | (Flags.ONEWAY if oneway else 0)
-        values = self._proxy._pyroInvoke(BATCH_METHOD, calls, None, flags)
+        if asynchronous:
+            return Future(self._send)(calls, False)
+        return self._send(calls, oneway)
+
+    def _send(self, calls: list[BatchedCall], oneway: bool) -> Iterator[Any] | None:
+        values = self._proxy._pyroInvokeBatch(calls, oneway)
         return None if oneway else results_of(values)
+
+
+def batch(proxy: Proxy) -> BatchProxy:
+    """Pyro4's way to make a `BatchProxy`."""
+    return BatchProxy(proxy)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import threading
 import uuid
-from typing import Any
+from typing import Any, Final
 
+from ..client.calls import CallOptions, correlation_bytes
+from ..errors import PyroError
 from ..objects.context import CallContext, current_context_var
 from ..wire.message import Body
+
+NO_OPTIONS: Final = CallOptions()
+_SERIALIZER_IDS: Final = {"serpent": 1, "marshal": 2, "json": 3, "msgpack": 4}
+_used = threading.Event()
+"""Set once any thread has looked at what it sends or got back: until then calls need not look either."""
 
 
 class CurrentContext(threading.local):
@@ -26,22 +33,50 @@ class CurrentContext(threading.local):
     def _served() -> CallContext | None:
         return current_context_var.get(None)
 
-    def __getattr__(self, name: str) -> Any:
+    @property
+    def client(self) -> Any:
+        """The caller's connection; None outside of a call."""
         served = self._served()
-        if served is None or name.startswith("_"):
-            raise AttributeError(f"{name} is known only inside a remote call")
-        return getattr(served, name)
+        return None if served is None else served.client
+
+    @property
+    def client_sock_addr(self) -> Any:
+        """The caller's address as its socket tells it, also in one-way calls; None outside of a call."""
+        served = self._served()
+        return None if served is None else socket_address(served.peer)
+
+    @property
+    def seq(self) -> int:
+        """Sequence number of the request; 0 outside of a call."""
+        served = self._served()
+        return 0 if served is None else served.seq
+
+    @property
+    def msg_flags(self) -> int:
+        """Flags of the request, numbered as in Pyro5; 0 outside of a call."""
+        served = self._served()
+        return 0 if served is None else served.msg_flags
+
+    @property
+    def serializer_id(self) -> int:
+        """The request's serializer, numbered as in Pyro5; 0 outside of a call."""
+        served = self._served()
+        return 0 if served is None else _SERIALIZER_IDS.get(served.serializer_id, 0)
 
     @property
     def annotations(self) -> dict[str, Body]:
         """Of the request being served; else what to send."""
         served = self._served()
-        return self._annotations if served is None else served.annotations
+        if served is None:
+            _used.set()
+            return self._annotations
+        return served.annotations
 
     @annotations.setter
     def annotations(self, value: dict[str, Body]) -> None:
         served = self._served()
         if served is None:
+            _used.set()
             self._annotations = dict(value)
         else:
             served.annotations = dict(value)
@@ -70,16 +105,60 @@ class CurrentContext(threading.local):
     def correlation_id(self, value: uuid.UUID | None) -> None:
         served = self._served()
         if served is None:
+            _used.set()
             self._correlation_id = value
         else:
             served.correlation_id = value
 
-    def outgoing(self) -> tuple[dict[str, Body], uuid.UUID | bytes | None]:
+    def track_resource(self, resource: Any) -> None:
+        """Close ``resource`` when the caller's connection ends. It is held weakly.
+
+        Raises:
+            PyroError: outside of a call.
+        """
+        self._inside().track_resource(resource)
+
+    def untrack_resource(self, resource: Any) -> None:
+        """Leave ``resource`` open when the connection ends.
+
+        Raises:
+            PyroError: outside of a call.
+        """
+        self._inside().untrack_resource(resource)
+
+    def _inside(self) -> CallContext:
+        served = self._served()
+        if served is None:
+            raise PyroError("resources are tracked only inside a remote call")
+        return served
+
+    def to_global(self) -> dict[str, Any]:
+        """What another thread needs to go on as this one: hand it to `from_global` there."""
+        return {
+            "served": self._served(),
+            "annotations": dict(self._annotations),
+            "response_annotations": dict(self._response),
+            "correlation_id": self._correlation_id,
+        }
+
+    def from_global(self, values: dict[str, Any]) -> None:
+        """Take over what `to_global` gave in another thread."""
+        if values["served"] is not None:
+            current_context_var.set(values["served"])
+        _used.set()
+        self._annotations = dict(values["annotations"])
+        self._response = dict(values["response_annotations"])
+        self._correlation_id = values["correlation_id"]
+
+    def options(self) -> CallOptions:
         """What a call made here carries."""
         served = self._served()
         if served is None:
-            return self._annotations, self._correlation_id
-        return {}, served.known_correlation
+            if not self._annotations and self._correlation_id is None:
+                return NO_OPTIONS
+            return CallOptions(None, dict(self._annotations), correlation_bytes(self._correlation_id))
+        correlation_id = served.known_correlation
+        return NO_OPTIONS if correlation_id is None else CallOptions(None, {}, correlation_id)
 
     def answered(self, annotations: dict[str, Body]) -> None:
         """Keep the annotations of an answer."""
@@ -87,4 +166,18 @@ class CurrentContext(threading.local):
             self._response = annotations
 
 
-current_context = CurrentContext()
+current_context: Final = CurrentContext()
+_is_used = _used.is_set
+
+
+def call_options() -> CallOptions:
+    """What a call made here carries. Programs that never touched `current_context` pay nothing for it."""
+    if not _is_used() and current_context_var.get(None) is None:
+        return NO_OPTIONS
+    return current_context.options()
+
+
+def socket_address(peer: Any) -> Any:
+    """``127.0.0.1:4711`` as the pair a socket gives; a unix socket has no address."""
+    host, _, port = str(peer).rpartition(":")
+    return (host.strip("[]"), int(port)) if port.isdecimal() else ""

@@ -1,32 +1,72 @@
-"""The daemon for programs without a loop: `requestLoop` runs one."""
+"""The daemon for programs without a loop: `requestLoop` runs one, `events` works inside the program's own."""
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 
+from ..errors import DaemonError
+from ..objects.table import DAEMON_ID
 from ..serializers.vocabulary import ProxyState
 from ..server import daemon as trio_daemon
 from ..server.peer import Peer
+from ..server.streams import StreamTable
 from ..settings import Settings
+from ..transport.connection import Connection
 from ..transport.sockets import is_loopback_host
 from ..uri import Uri
+from ..wire import Decoder
+from .config import config
+from .ownloop import OwnLoop, SwitchedPool
 from .proxy import Proxy, proxy_from_state, proxy_state_of
 
 CONDITION_PERIOD_S: Final = 0.5
 """How often ``loopCondition`` is asked; Pyro asks every two seconds and after each event."""
+HOUSEKEEPING_PERIOD_S: Final = 2.0
+"""How often `Daemon.housekeeping` is called, as in Pyro."""
+
+
+class DaemonObject(trio_daemon.DaemonObject):
+    """What a daemon serves about itself; a subclass with more methods goes into ``Daemon(interface=…)``."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        super().__init__(daemon)
+        self.daemon = daemon
+
+
+class Combinable(Protocol):
+    """What `Daemon.combine` takes: another daemon, or the broadcast server of a name server."""
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """To be watched by the program's own loop."""
+
+    def events(self, eventsockets: Sequence[Any]) -> None:
+        """Something came."""
+
+    async def serve_beside(self) -> None:
+        """Serve until cancelled, in the loop of the daemon it was combined with."""
 
 
 class Daemon(trio_daemon.Daemon):
-    """Serves objects, as in Pyro5. The address is taken at once, requests are served by `requestLoop`.
+    """Serves objects, as in Pyro5. The address is taken at once, requests are served by `requestLoop` or `events`.
 
-    Args as for the trio daemon. Listening beyond loopback without protection is warned about, not refused, because
-    programs written for Pyro name their host themselves.
+    Listening beyond loopback without protection is warned about, not refused, because programs written for Pyro name
+    their host themselves.
+
+    Args:
+        host, port, unixsocket, nathost, natport: as for the trio daemon; the defaults are those of ``config``.
+        interface: the class of the object served as ``Pyro.Daemon``.
+        connected_socket: serve this one connection only, without a handshake; `requestLoop` ends with it. The socket
+            stays the caller's and is not closed.
+        settings: limits, timeouts, accepted serializers; those of ``config`` when left out.
     """
 
     def __init__(
@@ -36,15 +76,26 @@ class Daemon(trio_daemon.Daemon):
         unixsocket: str | None = None,
         nathost: str | None = None,
         natport: int | None = None,
+        interface: type[DaemonObject] = DaemonObject,
+        connected_socket: socket.socket | None = None,
         *,
         settings: Settings | None = None,
     ) -> None:
-        host = "localhost" if host is None else host
-        settings = settings or Settings()
-        if unixsocket is None and not settings.insecure and not is_loopback_host(host):
+        host = str(config.HOST if host is None else host)
+        settings = settings or config.settings()
+        local = unixsocket is not None or connected_socket is not None
+        if not local:
+            nathost = nathost or config.NATHOST
+            natport = (natport or config.NATPORT) if nathost else natport
+        if not local and not settings.insecure and not is_loopback_host(host):
             warnings.warn(f"everybody on the network can call the objects served on {host!r}", stacklevel=2)
             settings = settings.with_changes(insecure=True)
         super().__init__(host, port, unixsocket, nathost, natport, settings)
+        self.table.register(interface(self), DAEMON_ID, force=True)
+        self.pool: SwitchedPool = SwitchedPool(settings.worker_threads, settings.worker_queue)
+        self.streams = StreamTable(self.pool, settings.stream_linger_s, settings.stream_lifetime_s)
+        self._connected = connected_socket
+        self._combined: list[Combinable] = []
         self._stop: trio.Event | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._guard = threading.Lock()
@@ -59,18 +110,24 @@ class Daemon(trio_daemon.Daemon):
     ) -> None:
         self.close()
 
+    # --- objects -----------------------------------------------------------------------------------------------
+
     def register(
         self, obj_or_class: Any, objectId: str | None = None, force: bool = False, weak: bool = False
     ) -> Uri:
         """Serve an object or class, under ``objectId`` or an id made up.
 
+        Args:
+            weak: the registration does not keep the object alive, and ends with it.
+
         Raises:
             DaemonError: the id or the object is taken already (``force`` overrides).
-            ValueError: ``weak``, which is not offered.
+            TypeError: a class, or an object that cannot be referred to weakly, with ``weak``.
         """
-        if weak:
-            raise ValueError("weak registration is not offered: unregister the object when it is no longer needed")
-        return super().register(obj_or_class, objectId, force)
+        if not weak:
+            return super().register(obj_or_class, objectId, force)
+        object_id = self.table.register(obj_or_class, objectId, force, weak=True)
+        return self.uri_for(object_id)
 
     def uriFor(self, objectOrId: Any, nat: bool = True) -> Uri:
         """The URI of an object or id."""
@@ -91,6 +148,30 @@ class Daemon(trio_daemon.Daemon):
         self.reset_metadata_cache(objectOrId)
 
     @property
+    def objectsById(self) -> dict[str, Any]:
+        """What is served, by id."""
+        return {object_id: self.table.get(object_id).target for object_id in self.table.ids()}
+
+    # --- address -----------------------------------------------------------------------------------------------
+
+    def bind(self) -> None:
+        """Take the address; see the trio daemon."""
+        if self._connected is None:
+            super().bind()
+        elif self._listener is None:  # a descriptor of our own, so that closing it leaves the caller's open
+            self._listener = self._connected.dup()
+
+    @property
+    def location(self) -> str:
+        """The internal address."""
+        if self._connected is None:
+            return super().location
+        name = self._connected.getsockname()
+        if isinstance(name, tuple):
+            return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+        return f"./u:{name or '<<not-bound>>'}"
+
+    @property
     def locationStr(self) -> str:
         """The internal address."""
         return self.location
@@ -100,22 +181,83 @@ class Daemon(trio_daemon.Daemon):
         """The published address, when it differs."""
         return self.nat_location
 
+    @property
+    def _pyroHmacKey(self) -> bytes | None:
+        """The shared secret of protocol 48, which leaves no other protocol."""
+        return self.settings.hmac_key
+
+    @_pyroHmacKey.setter
+    def _pyroHmacKey(self, key: bytes | str | None) -> None:
+        self.settings = self.settings.with_changes(hmac_key=key.encode() if isinstance(key, str) else key)
+
+    @property
+    def sock(self) -> socket.socket:
+        """The listening socket, or the connected one."""
+        assert self._listener is not None, "bound when it was made"
+        return self._listener
+
+    # --- serving -----------------------------------------------------------------------------------------------
+
     def requestLoop(self, loopCondition: Callable[[], bool] | None = None) -> None:
         """Serve until `shutdown` is called or ``loopCondition`` says False; Ctrl-C is a KeyboardInterrupt."""
+        if self.pool.own_loop is not None:
+            raise DaemonError("this daemon is served by the program's own loop: go on with events(), or close it")
         trio.run(self._serve_until_stopped, loopCondition)
 
-    async def _serve_until_stopped(self, condition: Callable[[], bool] | None) -> None:
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """To be watched for reading by the program's own loop, which then calls `events`.
+
+        Asking for them begins to serve, unless `requestLoop` is doing that.
+        """
+        if self._token is not None and self.pool.own_loop is None:
+            return [self.sock]
+        if self.pool.own_loop is None:
+            self.pool.own_loop = OwnLoop(lambda: trio.run(lambda: self._serve_until_stopped(None, alone=True)))
+            self.pool.own_loop.start()
+        beside = [sock for other in self._combined for sock in other.sockets]
+        return [self.pool.own_loop.sock, *beside]
+
+    def events(self, eventsockets: Sequence[Any]) -> None:
+        """Run the methods that were called, in this thread."""
+        if self.pool.own_loop is not None:
+            self.pool.own_loop.turn()
+        for other in self._combined:
+            other.events(eventsockets)
+
+    def combine(self, daemon: Combinable) -> None:
+        """Serve ``daemon`` too, when this one is served. Call it before `requestLoop`."""
+        if daemon is self:
+            raise TypeError("a daemon cannot be combined with itself")
+        self._combined.append(daemon)
+
+    async def serve_beside(self) -> None:
+        """Serve until cancelled, in the loop of a daemon this one was combined with."""
+        await self._serve_until_stopped(None)
+
+    def housekeeping(self) -> None:
+        """Called every two seconds while requests are served, in a thread; for programs to override."""
+
+    async def _serve_until_stopped(self, condition: Callable[[], bool] | None, *, alone: bool = False) -> None:
         stop = trio.Event()
+        self.draining = False
         async with self:
             with self._guard:
                 self._stop, self._token = stop, trio.lowlevel.current_trio_token()
                 if self._stopped:
                     stop.set()
             try:
-                await self._wait_for_stop(stop, condition)
+                async with trio.open_nursery() as nursery:
+                    for other in () if alone else self._combined:
+                        nursery.start_soon(other.serve_beside)
+                    if type(self).housekeeping is not Daemon.housekeeping:
+                        nursery.start_soon(self._keep_house)
+                    await self._wait_for_stop(stop, condition)
+                    nursery.cancel_scope.cancel()
             finally:
                 with self._guard:
                     self._stop = self._token = None
+                    self._stopped = False
 
     @staticmethod
     async def _wait_for_stop(stop: trio.Event, condition: Callable[[], bool] | None) -> None:
@@ -124,12 +266,51 @@ class Daemon(trio_daemon.Daemon):
                 await stop.wait()
                 return
 
+    async def _keep_house(self) -> None:
+        while True:
+            await trio.sleep(HOUSEKEEPING_PERIOD_S)
+            await trio.to_thread.run_sync(self.housekeeping)
+
+    async def _serve_all(
+        self, listener: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        if self._connected is None:
+            await super()._serve_all(listener, task_status=task_status)
+            return
+        limit = self.settings.max_message_bytes
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._sweep_streams)
+            task_status.started()
+            decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key)
+            connection = Connection(listener, decoder, hmac_key=self.settings.hmac_key)
+            await Peer(self, connection).serve(greeted=True)
+            self.shutdown()
+
     def shutdown(self) -> None:
         """End `requestLoop`, from any thread and also from inside a call."""
         with self._guard:
             self._stopped = True
             if self._token is not None and self._stop is not None:
                 self._token.run_sync_soon(self._stop.set)
+
+    def close(self) -> None:
+        """Stop serving and give up the address, from any thread."""
+        own_loop = self.pool.own_loop
+        if own_loop is not None and not trio.lowlevel.in_trio_run():
+            self.shutdown()
+            own_loop.join()
+            self.pool.own_loop = None
+            self._stopped = False
+        with self._guard:
+            served_elsewhere = self._token is not None and self._token is not _current_token()
+        if served_elsewhere:
+            self.shutdown()
+            return
+        super().close()
+        if self._connected is not None:
+            with contextlib.suppress(OSError):  # it may be closed by now
+                self._connected.setblocking(self._connected.gettimeout() != 0)
 
     async def ask_validate(self, peer: Peer, data: Any) -> Any:
         """The hook of a program without a loop may block, so it runs in a thread."""
@@ -144,6 +325,22 @@ class Daemon(trio_daemon.Daemon):
     def state_of_proxy(self, value: Any) -> ProxyState | None:
         """Both kinds of proxy may be sent."""
         return proxy_state_of(value) or super().state_of_proxy(value)
+
+    @staticmethod
+    def serveSimple(
+        objects: Mapping[Any, str | None],
+        host: str | None = None,
+        port: int = 0,
+        daemon: Daemon | None = None,
+        ns: bool = True,
+        verbose: bool = True,
+    ) -> None:
+        """Pyro4's name of `serve`."""
+        serve(objects, host, port, daemon, ns, verbose)
+
+
+def _current_token() -> trio.lowlevel.TrioToken | None:
+    return trio.lowlevel.current_trio_token() if trio.lowlevel.in_trio_run() else None
 
 
 def serve(
@@ -171,6 +368,8 @@ def serve(
                 name_server.register(name, str(uri))
             if verbose:
                 print(f"Object {thing!r}:\n    uri = {uri}" + (f"\n    name = {name}" if name else ""))  # noqa: T201
+        if name_server is not None:
+            name_server._pyroRelease()
         if verbose:
             print("Pyro daemon running.")  # noqa: T201
         server.requestLoop()

@@ -1,91 +1,73 @@
 """A connected client for programs without a loop: the same session as everywhere, on a plain blocking socket.
 
 Going through a loop in another thread would cost 42 to 150 µs a call, a blocking socket costs 10 to 20.
+
+Any number of threads may call. Towards a peer of ours their calls are in flight together: whichever thread finds
+nobody reading reads for all, and hands that duty on when its own answer came. Towards a stock peer they take turns.
 """
 
 from __future__ import annotations
 
 import builtins
 import contextlib
+import os
 import select
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
 from ..client.calls import CallOptions
 from ..client.handshake import connect_message, read_welcome
-from ..errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
+from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, SerializeError, TimeoutError
 from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
-from ..transport.sockets import reason_of, set_keepalive
-from ..uri import Uri
+from ..transport.sockets import reason_of
 from ..wire import Decoder, codec_for
 from ..wire.features import Feature, Grant
 from ..wire.message import Message
 from ..wire.session import ClientSession
+from .connect import send_by, wait_for
 
 RECEIVE_BYTES: Final = 64 * 1024
 JOIN_BELOW: Final = 64 * 1024
+CANCEL_GRACE_S: Final = 1.0
+"""How long giving up a call may take: another thread may be sending at that moment."""
 
 ContextFactory = Callable[[int, bool], SerializerContext]
 
 
-def connect(uri: Uri, timeout_s: float) -> socket.socket:
-    """A connected blocking socket.
+class Waiter:
+    """A call in flight."""
 
-    Raises:
-        ConnectionClosedError, TimeoutError: nobody there, or no answer in time (outcome NotSent).
-    """
-    try:
-        if uri.sockname is not None:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                sock.settimeout(timeout_s)
-                sock.connect(uri.sockname)
-            except BaseException:
-                sock.close()
-                raise
-        else:
-            sock = socket.create_connection((uri.host or "localhost", uri.port or 0), timeout_s)
-            set_keepalive(sock)
-    except builtins.TimeoutError as error:
-        text = f"cannot connect to {uri.location}: no answer within {timeout_s:g} s"
-        raise TimeoutError(text, outcome=Outcome.NOT_SENT) from error
-    except (OSError, ValueError) as error:
-        text = f"cannot connect to {uri.location}: {reason_of(error)}"
-        raise ConnectionClosedError(text, outcome=Outcome.NOT_SENT) from error
-    return sock
+    __slots__ = ("abandoned", "answered", "error", "reply", "wake")
+
+    def __init__(self) -> None:
+        self.reply: Message | None = None
+        self.error: CommunicationError | None = None
+        self.wake: threading.Lock | None = None
+        """Held while a thread sleeps for this call because another one reads; released to wake it."""
+        self.abandoned = False
+        self.answered = False
+        """An answer came, even if it was none that can be used."""
 
 
 class BlockingLink:
-    """One connection after its handshake, used by one thread at a time.
-
-    Raises on making:
-        CommunicationError: the daemon refused, or hung up.
-        ProtocolError: the peer speaks another protocol, or none.
-    """
+    """One connection, made by `greet` or `assume_connected`."""
 
     def __init__(
-        self,
-        sock: socket.socket,
-        version: int,
-        settings: Settings,
-        make_context: ContextFactory,
-        *,
-        object_id: str,
-        location: str,
-        handshake: Any,
-        first_seq: int = 0,
+        self, sock: socket.socket, version: int, settings: Settings, object_id: str, location: str, first_seq: int = 0
     ) -> None:
-        self._sock = sock
+        self.sock = sock
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._hmac_key = settings.hmac_key if version == 48 else None
         self._codec = codec_for(version)
+        self._encode = self._codec.encode
         self._decoder = Decoder(
             self._codec,
             max_message=settings.max_message_bytes,
@@ -93,34 +75,61 @@ class BlockingLink:
             collect=settings.max_message_bytes,
             hmac_key=self._hmac_key,
         )
+        self._buffer = bytearray(RECEIVE_BYTES)
+        """The first byte is 0 while no received bytes can be on their way from the socket to their waiter."""
+        self._view = memoryview(self._buffer)
         self.version = version
         self.object_id = object_id
         self.location = location
-        self.session: ClientSession[object] = ClientSession(first_seq, Feature.ALL if version == 502 else 0)
-        self.lock = threading.Lock()
+        self.session: ClientSession[Waiter] = ClientSession(first_seq, Feature.ALL if version == 502 else 0)
+        self.turn = threading.Lock()
+        """Held during a call towards a peer that takes one at a time."""
+        self._sending = threading.Lock()
+        self._reading = threading.Lock()
+        self._guard = threading.Lock()
+        """Guards who sleeps: `_followers` and every `Waiter.wake`."""
+        self._followers: dict[Waiter, None] = {}
         self._serializers: dict[str, Serializer] = {}
+        self._context: SerializerContext | None = None
         self.metadata: Metadata | None = None
         self.response: Any = None
+        """The daemon's handshake response."""
+        self.welcome: Message | None = None
+        self.lent = False
+        """The socket belongs to the user and is never closed here."""
+        self.released = False
+        """The user closed the proxy: calls that were waiting end, instead of moving to a fresh connection."""
         self.closed = False
-        try:
-            self._greet(settings, make_context, location, handshake)
-        except BaseException:
-            self.close()
-            raise
+        _links.add(self)
 
-    def _greet(self, settings: Settings, make_context: ContextFactory, location: str, handshake: Any) -> None:
-        self._context = make_context(self.version, False)
-        hello = make_serializer(settings.serializer or "serpent", self._context)
-        message = connect_message(
-            self.session, hello, self.version, self.object_id, handshake, settings, CallOptions()
-        )
-        self._send(message)
-        answer = self._receive()
-        self.session.receive(answer)
-        welcome = read_welcome(answer, self.version, location, settings, self._context)
-        self.metadata, self.response = welcome.metadata, welcome.response
+    def greet(self, settings: Settings, make_context: ContextFactory, handshake: Any, options: CallOptions) -> None:
+        """Shake hands. The connection is closed when that fails.
+
+        Raises:
+            CommunicationError: the daemon refused, hung up, or was silent for the socket's timeout.
+            ProtocolError: the peer speaks another protocol, or none.
+        """
+        try:
+            context = make_context(self.version, False)
+            hello = make_serializer(settings.serializer or "serpent", context)
+            args = self.session, hello, self.version, self.object_id, handshake, settings, options
+            self.sock.sendall(self._encode(connect_message(*args), hmac_key=self._hmac_key))
+            answer = self._receive_one()
+            self.session.receive(answer)
+            welcome = read_welcome(answer, self.version, self.location, settings, context)
+        except BaseException as error:
+            self.close()
+            raise _as_ours(error, "handshake") from error
+        self.metadata, self.response, self.welcome = welcome.metadata, welcome.response, answer
         self._context = make_context(self.version, Feature.TYPED in self.grant)
-        self._sock.settimeout(None)
+        self.sock.settimeout(None)
+
+    def assume_connected(self, make_context: ContextFactory) -> None:
+        """Skip the handshake: the socket is the user's, and both ends know what they connected."""
+        self.lent = True
+        self.sock.settimeout(None)
+        self.session.assume_connected()
+        self._context = make_context(self.version, False)
 
     @property
     def grant(self) -> Grant:
@@ -132,98 +141,335 @@ class BlockingLink:
         """Whether the peer keeps the types of all values."""
         return self.session.grant.bits & Feature.TYPED != 0
 
+    @property
+    def usable(self) -> bool:
+        """Whether new calls may be sent."""
+        return not (self.closed or self.session.going_away)
+
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer."""
         serializer = self._serializers.get(name)
         if serializer is None:
+            assert self._context is not None, "made with the handshake"
             serializer = self._serializers[name] = make_serializer(name, self._context)
         return serializer
 
-    def still_there(self) -> bool:
-        """Whether the idle connection is open: a peer that has nothing to answer is silent unless it leaves."""
-        return not self._poll.poll(0)
-
-    def send_oneway(self, message: Message) -> None:
-        """Send a call that has no answer. Errors have outcome NotSent; the connection is closed."""
-        self.session.invoke(None, message)
-        try:
-            self._send(message)
-        except BaseException as error:
-            raise self._finished(error, Outcome.NOT_SENT) from error
-
-    def call(self, message: Message, timeout_s: float | None) -> Message:
+    def call(self, message: Message, deadline: float | None) -> Message:
         """Send a call and wait for its RESULT.
 
+        Args:
+            deadline: on the monotonic clock.
+
         Raises:
-            CommunicationError: with its outcome; the connection is closed.
+            CommunicationError: with its outcome.
+
+        When the deadline passes or an interrupt comes, a peer of ours is told to stop; the connection to a stock peer
+        is closed, because the answer would be taken for that of the next call.
         """
-        self.session.invoke(self, message)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        outcome = Outcome.NOT_SENT
+        waiter = Waiter()
+        if self.session.grant.bits & Feature.CONCURRENT:
+            self._post(waiter, message, deadline)
+            return self._await(waiter, message, deadline)
+        if not self.turn.acquire(timeout=_seconds_left(deadline)):
+            raise TimeoutError("the call waited too long for its turn", outcome=Outcome.NOT_SENT)
         try:
-            if deadline is not None:
-                self._limit_waiting(deadline)
-            self._send(message)
-            outcome = Outcome.UNKNOWN
-            answer = self._receive(deadline)
-            while self.session.receive(answer) is None:
-                answer = self._receive(deadline)
-            if deadline is not None:
-                self._sock.settimeout(None)
-        except BaseException as error:
-            raise self._finished(error, outcome) from error
-        return answer
+            self._post(waiter, message, deadline)
+            return self._await(waiter, message, deadline)
+        finally:
+            self.turn.release()
 
-    def _limit_waiting(self, deadline: float) -> None:
-        self._sock.settimeout(max(deadline - time.monotonic(), 1e-6))
-
-    def _finished(self, error: BaseException, outcome: Outcome) -> BaseException:
-        """Whatever breaks a call, an interrupt included, finishes the connection. What to raise instead."""
-        self.close()
-        if isinstance(error, builtins.TimeoutError):
-            return TimeoutError(f"the call took too long ({outcome.value})", outcome=outcome)
-        if isinstance(error, OSError):
-            return ConnectionClosedError(f"connection lost: {reason_of(error)}", outcome=outcome)
-        if isinstance(error, CommunicationError) and error.outcome is None:
-            error.outcome = outcome
-        return error
-
-    def _send(self, message: Message) -> None:
-        body = message.body
-        if len(body) <= JOIN_BELOW or self._hmac_key is not None:
-            self._sock.sendall(self._codec.encode(message, hmac_key=self._hmac_key))
+    def send_oneway(self, message: Message, deadline: float | None = None) -> None:
+        """Send a call that has no answer. Errors have outcome NotSent."""
+        if self.session.concurrent:
+            self._post(None, message, deadline)
             return
-        head = self._codec.encode_head(message, len(body))
-        sent = self._sock.sendmsg([head, body])
-        if sent < len(head):
-            self._sock.sendall(head[sent:])
-            sent = len(head)
-        self._sock.sendall(memoryview(body)[sent - len(head) :])
+        if not self.turn.acquire(timeout=_seconds_left(deadline)):
+            raise TimeoutError("the call waited too long for its turn", outcome=Outcome.NOT_SENT)
+        try:
+            self._post(None, message, deadline)
+        finally:
+            self.turn.release()
 
-    def _receive(self, deadline: float | None = None) -> Message:
-        decoder, sock = self._decoder, self._sock
-        event = decoder.next_event()
-        while event is None:
-            if deadline is not None:
-                self._limit_waiting(deadline)
-            place = decoder.wanted_buffer()
-            if place is None:
-                data = sock.recv(RECEIVE_BYTES)
-                count = len(data)
-                decoder.feed(data)
-            else:
-                count = sock.recv_into(place)
-                decoder.received(count)
-            if not count:
+    def try_oneway(self, message: Message) -> None:
+        """Send a call that has no answer if that takes no waiting: for finalizers, which may run inside a call."""
+        if self.closed or self.turn.locked() or self._sending.locked():
+            return
+        self.send_oneway(message, time.monotonic() + CANCEL_GRACE_S)
+
+    # --- sending -----------------------------------------------------------------------------------------------
+
+    def _post(self, waiter: Waiter | None, message: Message, deadline: float | None) -> None:
+        with self._sending:
+            if not self._reading.locked() and self._poll.poll(0):
+                self._look()
+            if self.closed or self.session.going_away:
+                raise ConnectionClosedError("the connection was lost between calls", outcome=Outcome.NOT_SENT)
+            numbered = False
+            try:
+                self.session.invoke(waiter, message)
+                numbered = True
+                small = len(message.body) <= JOIN_BELOW or self._hmac_key is not None
+                data = self._encode(message, hmac_key=self._hmac_key) if small else self._head(message)
+            except BaseException as error:
+                if numbered:
+                    self.session.forget(message)
+                if isinstance(error, CommunicationError):
+                    error.outcome = Outcome.NOT_SENT
+                raise
+            try:
+                if deadline is not None:
+                    send_by(self.sock, data, deadline)
+                    if not small:
+                        send_by(self.sock, message.body, deadline)
+                elif small:
+                    self.sock.sendall(data)
+                else:
+                    self._send_large(data, message)
+            except BaseException as error:  # half a request spoils the stream, whatever stopped it
+                self.session.pending.pop(message.seq, None)
+                self._fail(ConnectionClosedError("the connection broke while a request was leaving"))
+                raise _as_ours(error, "call", Outcome.NOT_SENT) from error
+
+    def _head(self, message: Message) -> bytes:
+        return self._codec.encode_head(message, len(message.body))
+
+    def _send_large(self, head: bytes, message: Message) -> None:
+        """Head and body in one send as far as the kernel takes them, without joining them."""
+        body = message.body
+        sent = self.sock.sendmsg([head, body])
+        if sent < len(head):
+            self.sock.sendall(head[sent:])
+            sent = len(head)
+        self.sock.sendall(memoryview(body)[sent - len(head) :])
+
+    def _look(self) -> None:
+        """Something came while nobody was reading: the answer to an abandoned call, a goodbye, or the end."""
+        if self.closed or not self._reading.acquire(blocking=False):
+            return
+        try:
+            while not self.closed and self._poll.poll(0):
+                self._receive_and_take()
+        except PyroError as error:
+            self._fail(error)
+        finally:
+            self._stop_reading()
+
+    # --- waiting -----------------------------------------------------------------------------------------------
+
+    def _await(self, waiter: Waiter, message: Message, deadline: float | None) -> Message:
+        try:
+            while waiter.reply is None and waiter.error is None:
+                if self._reading.acquire(blocking=False):
+                    self._read_for_all(waiter, deadline)
+                else:
+                    self._follow(waiter, deadline)
+        except (PyroError, OSError) as error:
+            if not isinstance(error, builtins.TimeoutError):
+                self._fail(error)
+            elif waiter.reply is None and waiter.error is None:
+                self._give_up(waiter, message)
+                text = f"the call took too long ({Outcome.UNKNOWN.value})"
+                raise TimeoutError(text, outcome=Outcome.UNKNOWN) from None
+        except BaseException:
+            self._give_up(waiter, message)
+            raise
+        if waiter.reply is None:
+            raise waiter.error or ConnectionClosedError("the connection was lost", outcome=Outcome.UNKNOWN)
+        return waiter.reply
+
+    def _read_for_all(self, waiter: Waiter, deadline: float | None) -> None:
+        try:
+            while waiter.reply is None and waiter.error is None:
+                if deadline is not None:
+                    wait_for(self.sock, select.POLLIN, deadline)
+                self._receive_and_take()
+        except BaseException as error:
+            if self._buffer[0]:
+                self._fail(error)
+            raise
+        finally:
+            self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        self._reading.release()
+        if self._followers:
+            self._hand_over()
+
+    def _follow(self, waiter: Waiter, deadline: float | None) -> None:
+        """Sleep until the answer was read by another thread, or nobody reads any more.
+
+        Who stops reading looks for sleepers after it gave the duty up, and who goes to sleep looks whether somebody
+        reads after it was entered among the sleepers: so one of both always sees the other.
+        """
+        wake = threading.Lock()
+        wake.acquire()
+        with self._guard:
+            waiter.wake = wake
+            self._followers[waiter] = None
+        try:
+            must_wait = waiter.reply is None and waiter.error is None and self._reading.locked()
+            if must_wait and not wake.acquire(timeout=_seconds_left(deadline)):
+                raise builtins.TimeoutError
+        except BaseException:
+            if not self._leave(waiter):
+                self._hand_over()  # it had been chosen to read on
+            raise
+        self._leave(waiter)
+
+    def _leave(self, waiter: Waiter) -> bool:
+        """Whether the waiter was still among the sleepers."""
+        with self._guard:
+            waiter.wake = None
+            return self._followers.pop(waiter, waiter) is None
+
+    def _hand_over(self) -> None:
+        """Wake one sleeper: it finds nobody reading, and reads."""
+        with self._guard:
+            waiter = next(iter(self._followers), None)
+        if waiter is not None:
+            self._rouse(waiter)
+
+    def _rouse(self, waiter: Waiter) -> None:
+        with self._guard:
+            if waiter in self._followers and waiter.wake is not None:
+                del self._followers[waiter]
+                waiter.wake.release()
+
+    def _give_up(self, waiter: Waiter, message: Message) -> None:
+        """Leave a call that was sent without its answer."""
+        waiter.abandoned = True
+        if waiter.reply is not None or self.closed:
+            return
+        if not self.grant.bits & Feature.CANCEL or not self._send_cancel(message.seq):
+            self._fail(ConnectionClosedError("a call on this connection was given up"))
+
+    def _send_cancel(self, seq: int) -> bool:
+        data = self._encode(self.session.cancel(seq), hmac_key=self._hmac_key)
+        if not self._sending.acquire(timeout=CANCEL_GRACE_S):
+            return False
+        try:
+            return self.sock.send(data, socket.MSG_DONTWAIT) == len(data)
+        except OSError:
+            return False
+        finally:
+            self._sending.release()
+
+    # --- reading, by one thread at a time ------------------------------------------------------------------------
+
+    def _receive_and_take(self) -> None:
+        """Wait for bytes, and give every answer among them to its waiter.
+
+        An interrupt may come between any two steps. Until the first byte of the buffer says otherwise, nothing has
+        been taken from the socket, and the connection can go on without the interrupted call.
+        """
+        decoder = self._decoder
+        place = decoder.wanted_buffer()
+        buffer = self._buffer
+        if place is None:
+            buffer[0] = 0
+            count = self.sock.recv_into(buffer)
+            event = decoder.take(self._view[:count].tobytes())
+        else:
+            buffer[0] = 1
+            count = self.sock.recv_into(place)
+            decoder.received(count)
+            event = decoder.next_event()
+        if not count:
+            decoder.eof()
+            raise ConnectionClosedError("the peer closed the connection")
+        while event is not None:
+            assert type(event) is Message, "a client's decoder collects everything"
+            self._take(event)
+            event = decoder.next_event()
+        buffer[0] = 0
+
+    def _receive_one(self) -> Message:
+        """The answer to the handshake, which nothing can follow."""
+        decoder = self._decoder
+        while (event := decoder.next_event()) is None:
+            data = self.sock.recv(RECEIVE_BYTES)
+            decoder.feed(data)
+            if not data:
                 decoder.eof()
                 raise ConnectionClosedError("the peer closed the connection")
-            event = decoder.next_event()
         assert type(event) is Message, "a client's decoder collects everything"
         return event
 
+    def _take(self, message: Message) -> None:
+        session = self.session
+        try:
+            waiter = session.receive(message)
+        except SerializeError:
+            session.pending[message.seq].answered = True
+            raise
+        if waiter is not None and not waiter.abandoned:
+            waiter.reply = message
+            if waiter.wake is not None:
+                self._rouse(waiter)
+        if session.going_away and not session.pending:
+            self.close()
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: BaseException) -> None:
+        """The connection is finished: every waiting call gets to know, with what is certain about it."""
+        self._close_socket()
+        for waiter in self.session.drop_pending():
+            outcome = Outcome.EXECUTED if waiter.answered else Outcome.UNKNOWN
+            waiter.error = _copy(error, outcome)
+            if waiter.wake is not None:
+                self._rouse(waiter)
+
     def close(self) -> None:
-        """Close; a thread waiting in this connection gets a ConnectionClosedError."""
+        """Close. Calls in flight in other threads end with a ConnectionClosedError."""
+        self._fail(ConnectionClosedError("the proxy was closed"))
+
+    def _close_socket(self) -> None:
         self.closed = True
+        if self.lent:
+            return
         with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+    def forsake(self) -> None:
+        """Give the connection to the parent after a fork: two processes cannot share it."""
+        self.closed = True
+        if not self.lent:
+            self.sock.close()
+
+
+_links: weakref.WeakSet[BlockingLink] = weakref.WeakSet()
+
+
+def _forsake_all() -> None:
+    for link in list(_links):
+        link.forsake()
+
+
+os.register_at_fork(after_in_child=_forsake_all)
+
+
+def _seconds_left(deadline: float | None) -> float:
+    """As `threading.Lock.acquire` takes it."""
+    return -1 if deadline is None else max(deadline - time.monotonic(), 0)
+
+
+def _copy(error: BaseException, outcome: Outcome) -> CommunicationError:
+    """The error for one of several calls that it ended."""
+    if isinstance(error, CommunicationError):
+        mine = type(error)(*error.args)
+        mine.outcome = outcome
+        return mine
+    return ConnectionClosedError(f"connection lost: {reason_of(error)}", outcome=outcome)
+
+
+def _as_ours(error: BaseException, what: str, outcome: Outcome | None = None) -> BaseException:
+    """What to raise for an error of the socket; other errors stay themselves."""
+    if isinstance(error, builtins.TimeoutError):
+        return TimeoutError(f"the {what} took too long", outcome=outcome)
+    if isinstance(error, OSError):
+        return ConnectionClosedError(f"connection lost: {reason_of(error)}", outcome=outcome)
+    if isinstance(error, CommunicationError) and error.outcome is None:
+        error.outcome = outcome
+    return error

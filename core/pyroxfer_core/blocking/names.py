@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 
+from ..errors import NamingError
 from ..settings import Settings
 from ..uri import Uri
+from .config import config
 from .proxy import Proxy
 
 T = TypeVar("T")
 
 URI = Uri
 """Pyro's name of the class."""
+
+_RETRIES: Final = 5
+_SHORTEST_PAUSE_S: Final = 0.2
 
 
 def run_async(function: Callable[..., Awaitable[T]], *args: Any) -> T:
@@ -39,8 +45,11 @@ def run_async(function: Callable[..., Awaitable[T]], *args: Any) -> T:
     return result
 
 
-def resolve(uri: Uri | str, settings: Settings | None = None) -> Uri:
+def resolve(uri: Uri | str, delay_time: float = 0.0, *, settings: Settings | None = None) -> Uri:
     """The PYRO URI that a PYRONAME or PYROMETA stands for; a PYRO URI as it is.
+
+    Args:
+        delay_time: seconds to go on asking while the name is not known; 0 takes ``config.NS_LOOKUP_DELAY``.
 
     Raises:
         NamingError: no name server was found, or it does not know the name.
@@ -50,19 +59,42 @@ def resolve(uri: Uri | str, settings: Settings | None = None) -> Uri:
         return uri
     from ..nameserver.lookup import resolve as resolve_async
 
-    return run_async(resolve_async, uri, settings or Settings())
+    settings = settings or config.settings()
+    delay = delay_time or config.NS_LOOKUP_DELAY
+    until = time.monotonic() + delay
+    while True:
+        try:
+            return run_async(resolve_async, uri, settings)
+        except NamingError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(max(_SHORTEST_PAUSE_S, delay / _RETRIES))
 
 
 def locate_ns(host: str = "", port: int | None = None, broadcast: bool = True) -> Proxy:
-    """A proxy of the name server.
+    """A connected proxy of the name server.
 
     Raises:
         NamingError: none was found.
     """
     from ..nameserver.lookup import locate_ns as locate_async
 
+    settings = config.settings()
+
     async def locate() -> Uri:
-        async with await locate_async(host or None, port, broadcast) as found:
+        async with await locate_async(str(host or "") or None, port, broadcast, settings=settings) as found:
             return found._pyroUri
 
-    return Proxy(run_async(locate))
+    proxy = Proxy(run_async(locate), settings=settings)
+    proxy._pyroBind()
+    return proxy
+
+
+locateNS = locate_ns
+"""Pyro4's name of the function."""
+
+
+def type_meta(class_or_object: Any, prefix: str = "class:") -> set[str]:
+    """The full names of a class, or of an object's class, and of its bases: metadata for the name server."""
+    clazz = class_or_object if isinstance(class_or_object, type) else type(class_or_object)
+    return {f"{prefix}{kind.__module__}.{kind.__name__}" for kind in clazz.__mro__ if kind.__module__ != "builtins"}

@@ -2,58 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ..client.calls import (
-    DAEMON_OBJECT,
-    CallOptions,
-    StreamStart,
-    correlation_bytes,
-    encode_call,
-    read_reply,
-    user_annotations,
-)
+from ..client.calls import DAEMON_OBJECT, CallOptions, StreamStart, encode_call, read_reply, user_annotations
+from ..client.handshake import read_metadata
+from ..client.proxy import CLOCK_SLACK_S
 from ..client.versions import remember_version, versions_to_try
-from ..errors import CommunicationError, ConnectionClosedError, Outcome, ProtocolError, PyroError
+from ..errors import (
+    CommunicationError,
+    ConnectionClosedError,
+    Outcome,
+    ProtocolError,
+    PyroError,
+    RefusedError,
+    TimeoutError,
+)
 from ..objects.expose import Metadata
+from ..objects.invoke import BATCH_METHOD
 from ..serializers.base import SerializerContext
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..uri import Uri
-from ..wire.message import Flags, Message
-from .context import current_context
-from .link import BlockingLink, connect
+from ..wire.message import Body, Flags, Message, MessageType
+from .asynchronous import call_async
+from .config import config
+from .connect import connect
+from .context import call_options, current_context
+from .link import BlockingLink
+from .streams import StreamIterator
 
-_NO_OPTIONS: Final = CallOptions()
-_EMPTY: Final = Metadata(frozenset(), frozenset(), frozenset())
+if TYPE_CHECKING:
+    from .batch import BatchProxy
+
+T = TypeVar("T")
+
+_UNANSWERED: Final = (Outcome.UNKNOWN, Outcome.NOT_SENT)
+_NOTHING: Final = Metadata(frozenset(), frozenset(), frozenset())
+BACKOFF_S: Final = 0.05
+"""First pause before a call that was not sent is tried again; it doubles, with jitter, up to `MAX_BACKOFF_S`."""
+MAX_BACKOFF_S: Final = 2.0
 
 
 class Proxy:
     """A remote object, as in Pyro5: ``proxy.method(...)``, ``proxy.attribute``, ``proxy.attribute = value``.
 
-    Connects at first use, and again when the connection was lost between calls. Any thread may use it; calls of
-    several threads take turns on its connection. A call is never sent twice once it may have run: every
-    communication error has an ``outcome``.
+    Connects at first use, and again when the connection was lost between calls. Any thread may use it: calls run at
+    once between two ends of this library, and take turns towards a stock peer. A call is never sent twice once it may
+    have run: every communication error has an ``outcome``.
 
     Args:
-        uri: where the object is.
-        settings: limits, timeouts, serializer.
+        uri: where the object is; with ``connected_socket`` the object's id.
+        connected_socket: talk over this socket, which stays the caller's: there is no handshake on it, and it is
+            never closed here.
+        settings: limits, timeouts, serializer; those of ``config`` when left out.
 
     Raises:
         PyroError: the URI is not one.
     """
 
-    def __init__(self, uri: Uri | str, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        uri: Uri | str,
+        connected_socket: socket.socket | None = None,
+        *,
+        settings: Settings | None = None,
+    ) -> None:
+        if connected_socket is not None:
+            uri = f"PYRO:{uri}@<<connected-socket>>:0"
         self._pyroUri = uri if isinstance(uri, Uri) else Uri(uri)
-        self._pyroSettings = settings or Settings()
+        self._pyroSettings = settings or config.settings()
         self._pyroHandshake: Any = "hello"
-        self._pyroTimeout: float | None = self._pyroSettings.call_timeout_s
+        self._pyroTimeout = self._pyroSettings.call_timeout_s
+        self._pyroMaxRetries: int = config.MAX_RETRIES
         self._pyroSerializer: str | None = self._pyroSettings.serializer
         self._pyroMeta: Metadata | None = None
         self._pyroLink: BlockingLink | None = None
         self._pyroSeq = 0
+        self._pyroConnecting = threading.RLock()
+        self._pyroSocket = connected_socket
+        self._pyroAsynchronous = False
+        kind = type(self)
+        self._pyroHooked = (
+            kind._pyroAnnotations is not Proxy._pyroAnnotations
+            or kind._pyroResponseAnnotations is not Proxy._pyroResponseAnnotations
+        )
+        if connected_socket is not None:
+            self._pyroConnected()
 
     def __repr__(self) -> str:
         state = "connected" if self._pyroLink is not None else "not connected"
@@ -70,17 +110,17 @@ class Proxy:
         if link is not None:
             link.close()
 
+    # --- members -------------------------------------------------------------------------------------------------
+
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_pyro"):
-            raise AttributeError(name)
-        meta = self._pyroMeta
+        meta = self.__dict__.get("_pyroMeta")
         if meta is not None and name in meta.methods:
-            return partial(self._pyroCall, name)
-        if name.startswith("__") and name.endswith("__"):
+            return partial(call_async, self, name) if self._pyroAsynchronous else partial(self._pyroCall, name)
+        if name.startswith("_pyro") or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)
         meta = self._pyroMetadata()
         if meta is None or name in meta.methods:
-            return partial(self._pyroCall, name)
+            return partial(call_async, self, name) if self._pyroAsynchronous else partial(self._pyroCall, name)
         if name in meta.attrs:
             return self._pyroInvoke("__getattr__", (name,), None)
         raise AttributeError(f"remote object '{self._pyroUri}' has no exposed attribute or method '{name}'")
@@ -95,8 +135,49 @@ class Proxy:
         self._pyroInvoke("__setattr__", (name, value), None)
 
     def __dir__(self) -> list[str]:
-        meta = self._pyroMeta or _EMPTY
+        meta = self._pyroMeta or _NOTHING
         return sorted({*super().__dir__(), *meta.methods, *meta.attrs})
+
+    def _pyroForward(self, name: str, *args: Any) -> Any:
+        """Call a remote dunder method.
+
+        Raises:
+            TypeError: the remote object does not expose it.
+        """
+        meta = self._pyroMetadata()
+        if meta is not None and name not in meta.methods:
+            raise TypeError(f"remote object '{self._pyroUri}' does not expose {name}")
+        return self._pyroInvoke(name, args, {})
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return int(self._pyroForward("__len__"))
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._pyroForward("__getitem__", index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._pyroForward("__setitem__", index, value)
+
+    def __delitem__(self, index: Any) -> None:
+        self._pyroForward("__delitem__", index)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The remote ``__iter__``, else ``__getitem__`` with 0, 1, 2… as Python itself does."""
+        meta = self._pyroMetadata()
+        if meta is None or "__iter__" in meta.methods:
+            yield from self._pyroForward("__iter__")
+            return
+        index = 0
+        while True:
+            try:
+                item = self._pyroForward("__getitem__", index)
+            except (IndexError, StopIteration):
+                return
+            yield item
+            index += 1
 
     def __eq__(self, other: object) -> bool:
         return other is self or (isinstance(other, Proxy) and other._pyroUri == self._pyroUri)
@@ -106,140 +187,132 @@ class Proxy:
 
     def __copy__(self) -> Proxy:
         """The same object, over a connection of its own."""
+        if self._pyroSocket is not None:
+            raise PyroError("a proxy on a connected socket cannot be copied: there is only one socket")
         copy = type(self)(self._pyroUri, settings=self._pyroSettings)
         copy._pyroHandshake, copy._pyroTimeout = self._pyroHandshake, self._pyroTimeout
-        copy._pyroSerializer = self._pyroSerializer
+        copy._pyroSerializer, copy._pyroMaxRetries = self._pyroSerializer, self._pyroMaxRetries
+        copy._pyroMeta, copy._pyroAsynchronous = self._pyroMeta, self._pyroAsynchronous
         return copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return proxy_from_state, (self._pyroState(), self._pyroSettings)
 
     @property
     def _pyroMethods(self) -> frozenset[str]:
-        return (self._pyroMeta or _EMPTY).methods
+        return (self._pyroMeta or _NOTHING).methods
 
     @property
     def _pyroAttrs(self) -> frozenset[str]:
-        return (self._pyroMeta or _EMPTY).attrs
+        return (self._pyroMeta or _NOTHING).attrs
 
     @property
     def _pyroOneway(self) -> frozenset[str]:
-        return (self._pyroMeta or _EMPTY).oneway
+        return (self._pyroMeta or _NOTHING).oneway
+
+    @property
+    def _pyroConnection(self) -> BlockingLink | None:
+        """The connection, None without one."""
+        return self._pyroLink
+
+    @property
+    def _pyroLocalSocket(self) -> Any:
+        """The address of this end of the connection; None without one."""
+        link = self._pyroLink
+        return None if link is None or link.closed else link.sock.getsockname()
+
+    @property
+    def _pyroHmacKey(self) -> bytes | None:
+        """The shared secret of protocol 48, which leaves no other protocol."""
+        return self._pyroSettings.hmac_key
+
+    @_pyroHmacKey.setter
+    def _pyroHmacKey(self, key: bytes | str | None) -> None:
+        self._pyroSettings = self._pyroSettings.with_changes(hmac_key=key.encode() if isinstance(key, str) else key)
+
+    def _pyroAsync(self, asynchronous: bool = True) -> None:
+        """Pyro4's asynchronous mode: each method call runs in a thread and returns a FutureResult at once."""
+        self._pyroAsynchronous = asynchronous
+
+    def _pyroBatch(self) -> BatchProxy:
+        """Pyro4's way to make a `BatchProxy`."""
+        from .batch import BatchProxy
+
+        return BatchProxy(self)
+
+    # --- hooks -----------------------------------------------------------------------------------------------------
+
+    def _pyroValidateHandshake(self, response: Any) -> None:
+        """Called with the daemon's handshake response; override it and raise to refuse. The connection is closed."""
+
+    def _pyroAnnotations(self) -> dict[str, Body]:
+        """Pyro4's hook: override it to send annotations with every call of this proxy."""
+        return {}
+
+    def _pyroResponseAnnotations(self, annotations: dict[str, Body], msgtype: int) -> None:
+        """Pyro4's hook: override it to see the annotations of every answer."""
+
+    # --- connection ------------------------------------------------------------------------------------------------
+
+    def _pyroClaimOwnership(self) -> None:
+        """Nothing: a proxy belongs to no thread. Pyro5's programs call it when they hand one to another thread."""
 
     def _pyroBind(self) -> bool:
         """Connect now, and stay with the address that a PYRONAME resolved to. False when connected already."""
-        if self._pyroLink is not None:
+        if self._pyroLink is not None and self._pyroLink.usable:
             return False
         link = self._pyroConnected()
         self._pyroUri = Uri(f"PYRO:{link.object_id}@{link.location}")
         return True
 
     def _pyroRelease(self) -> None:
-        """Close the connection; the next call connects again."""
+        """Close the connection; the next call connects again. Nothing happens to a socket of the user's."""
+        if self._pyroSocket is not None:
+            return
         link, self._pyroLink = self._pyroLink, None
         if link is not None:
             self._pyroSeq = link.session.seq
+            link.released = True
             link.close()
 
     def _pyroReconnect(self, tries: int = 100000000) -> None:
-        """Connect anew.
+        """Connect anew, trying again with growing pauses.
 
         Raises:
             ConnectionClosedError: it could not be done.
         """
         self._pyroRelease()
         last: CommunicationError | None = None
-        for _ in range(tries):
+        for attempt in range(tries):
             try:
                 self._pyroConnected()
                 return
             except CommunicationError as error:
                 last = error
+            if attempt + 1 < tries:
+                time.sleep(_pause(attempt))
         raise ConnectionClosedError("failed to reconnect") from last
 
-    def _pyroValidateHandshake(self, response: Any) -> None:
-        """Called with the daemon's handshake response; override it and raise to refuse. The connection is closed."""
-
     def _pyroMetadata(self) -> Metadata | None:
-        if self._pyroMeta is None:
-            return self._pyroConnected().metadata
-        return self._pyroMeta
-
-    def _pyroCall(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """``proxy.method(*args, **kwargs)``."""
-        return self._pyroInvoke(method, args, kwargs)
-
-    def _pyroInvoke(
-        self,
-        method: str,
-        args: Any,
-        kwargs: dict[str, Any] | None,
-        flags: int = 0,
-        object_id: str | None = None,
-    ) -> Any:
-        """Run one call; once more on a fresh connection when the old one turned out to be gone before it left."""
-        fresh = self._pyroLink is None
-        while True:
-            link = self._pyroConnected()
-            try:
-                with link.lock:
-                    return self._pyroOnce(link, method, args, kwargs, flags, object_id)
-            except ConnectionClosedError as error:
-                if self._pyroLink is link and link.closed:
-                    self._pyroRelease()
-                if fresh or error.outcome is not Outcome.NOT_SENT:
-                    raise
-                fresh = True
-
-    def _pyroOnce(
-        self,
-        link: BlockingLink,
-        method: str,
-        args: Any,
-        kwargs: dict[str, Any] | None,
-        flags: int,
-        object_id: str | None,
-    ) -> Any:
-        if link.closed or not link.still_there():
-            link.close()
-            raise ConnectionClosedError("the connection was lost between calls", outcome=Outcome.NOT_SENT)
-        meta = link.metadata
-        if meta is not None and method in meta.oneway and object_id is None:
-            flags |= Flags.ONEWAY
-        request = encode_call(
-            link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent")),
-            link.grant,
-            link.version,
-            object_id or link.object_id,
-            method,
-            args,
-            kwargs,
-            flags,
-            self._pyroOptions(),
-            self._pyroSettings,
-            self._pyroTimeout,
-        )
-        if flags & Flags.ONEWAY:
-            link.send_oneway(request)
-            return None
-        return self._pyroRead(link, link.call(request, self._pyroTimeout))
-
-    def _pyroOptions(self) -> CallOptions:
-        annotations, correlation_id = current_context.outgoing()
-        if not annotations and correlation_id is None:
-            return _NO_OPTIONS
-        return CallOptions(None, annotations, correlation_bytes(correlation_id))
-
-    def _pyroRead(self, link: BlockingLink, message: Message) -> Any:
-        if message.annotations:
-            current_context.answered(user_annotations(message))
-        result = read_reply(message, link.serializer(message.serializer), link.grant, self._pyroSettings)
-        if type(result) is StreamStart:
-            return StreamIterator(self, link, result.stream_id)
-        return result
+        if self._pyroMeta is not None:
+            return self._pyroMeta
+        deadline = time.monotonic() + self._pyroTimeout if self._pyroTimeout else None
+        return self._pyroRetry(deadline, lambda link: link.metadata)
 
     def _pyroConnected(self) -> BlockingLink:
         link = self._pyroLink
-        if link is not None and not link.closed:
+        if link is not None and link.usable:
             return link
-        link = self._pyroConnect()
+        with self._pyroConnecting:
+            link = self._pyroLink
+            if link is not None and link.usable:
+                return link
+            if link is not None:
+                self._pyroSeq = link.session.seq
+            return self._pyroConnectAnew()
+
+    def _pyroConnectAnew(self) -> BlockingLink:
+        link = self._pyroOnSocket(self._pyroSocket) if self._pyroSocket is not None else self._pyroConnect()
         try:
             if link.metadata is not None and not link.metadata.methods and not link.metadata.attrs:
                 raise PyroError(f"remote object at {self._pyroUri} doesn't expose any methods or attributes")
@@ -247,31 +320,38 @@ class Proxy:
         except BaseException:
             link.close()
             raise
-        self._pyroMeta = link.metadata
+        if link.metadata is not None:
+            self._pyroMeta = link.metadata
         self._pyroLink = link
+        return link
+
+    def _pyroOnSocket(self, sock: socket.socket) -> BlockingLink:
+        """Use the user's socket, on which the first thing said is a question for the members of the object."""
+        if self._pyroLink is not None:
+            raise ConnectionClosedError("the connected socket of this proxy is broken", outcome=Outcome.NOT_SENT)
+        object_id = str(self._pyroUri.object)
+        version = self._pyroSettings.protocol or (48 if self._pyroSettings.hmac_key else 502)
+        link = BlockingLink(sock, version, self._pyroSettings, object_id, "<<connected-socket>>:0")
+        link.assume_connected(self._pyroContext)
+        members = self._pyroCallOn(link, "get_metadata", [object_id], {}, 0, DAEMON_OBJECT)
+        if not isinstance(members, dict):
+            raise ProtocolError("the daemon answered the question for members with something else")
+        link.metadata = read_metadata(members)
         return link
 
     def _pyroConnect(self) -> BlockingLink:
         """Try the protocols this place may speak; a stock Pyro4 closes or answers in its own on a 502 hello."""
         from .names import resolve  # it uses proxies itself
 
-        uri = resolve(self._pyroUri, self._pyroSettings)
+        uri = resolve(self._pyroUri, settings=self._pyroSettings)
         settings = self._pyroSettings.with_changes(serializer=self._pyroSerializer)
         location = uri.location or ""
         failure: CommunicationError | None = None
         for version in versions_to_try(location, settings):
-            sock = connect(uri, settings.connect_timeout_s)
+            sock = connect(uri, settings.connect_timeout_s, config.PREFER_IP_VERSION)
+            link = BlockingLink(sock, version, settings, str(uri.object), location, self._pyroSeq)
             try:
-                link = BlockingLink(
-                    sock,
-                    version,
-                    settings,
-                    self._pyroContext,
-                    object_id=str(uri.object),
-                    location=location,
-                    handshake=self._pyroHandshake,
-                    first_seq=self._pyroSeq,
-                )
+                link.greet(settings, self._pyroContext, self._pyroHandshake, self._pyroOptions())
             except (ProtocolError, ConnectionClosedError) as error:
                 failure = failure or error
                 continue
@@ -279,24 +359,141 @@ class Proxy:
                 error.outcome = Outcome.NOT_SENT
                 raise
             remember_version(location, version)
+            if link.welcome is not None and link.welcome.annotations:
+                self._pyroAnswered(link.welcome)
             return link
         assert failure is not None, "at least one protocol is tried"
         failure.outcome = Outcome.NOT_SENT
         raise failure
 
     def _pyroContext(self, version: int, own: bool) -> SerializerContext:
+        settings = self._pyroSettings
         return SerializerContext(
             version=version,
             own=own,
-            proxy_factory=lambda state: proxy_from_state(state, self._pyroSettings),
+            proxy_factory=lambda state: proxy_from_state(state, settings),
             proxy_state_of=proxy_state_of,
         )
 
     def _pyroState(self) -> ProxyState:
-        meta = self._pyroMeta or _EMPTY
+        meta = self._pyroMeta or _NOTHING
         return ProxyState(
             str(self._pyroUri), meta.oneway, meta.methods, meta.attrs, self._pyroHandshake, self._pyroSerializer
         )
+
+    # --- calls -----------------------------------------------------------------------------------------------------
+
+    def _pyroCall(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """``proxy.method(*args, **kwargs)``."""
+        return self._pyroInvoke(method, args, kwargs)
+
+    def _pyroInvokeBatch(self, calls: list[Any], oneway: bool = False) -> Any:
+        """Send noted calls together; the results as they came, None when one-way."""
+        flags = Flags.BATCH | (Flags.ONEWAY if oneway else 0)
+        return self._pyroInvoke(BATCH_METHOD, calls, None, flags)
+
+    def _pyroInvoke(
+        self,
+        methodname: str,
+        vargs: Any,
+        kwargs: dict[str, Any] | None,
+        flags: int = 0,
+        objectId: str | None = None,
+    ) -> Any:
+        """Run one call; once more on a fresh connection when the old one turned out to be gone before it left."""
+        link = self._pyroLink
+        timeout = self._pyroTimeout
+        deadline = time.monotonic() + timeout if timeout else None
+        if link is not None:
+            try:
+                return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
+            except ConnectionClosedError as error:
+                if error.outcome is not Outcome.NOT_SENT or link.released:
+                    raise
+        return self._pyroRetry(
+            deadline, lambda link: self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
+        )
+
+    def _pyroRetry(self, deadline: float | None, run: Callable[[BlockingLink], T]) -> T:
+        """Connect and run, as often as `_pyroMaxRetries` allows, and only while the call cannot have run."""
+        attempt = 0
+        while True:
+            try:
+                return run(self._pyroConnected())
+            except (ConnectionClosedError, RefusedError, TimeoutError) as error:
+                if error.outcome is not Outcome.NOT_SENT or attempt >= self._pyroMaxRetries:
+                    raise
+                pause = _pause(attempt)
+                if deadline is not None and time.monotonic() + pause >= deadline:
+                    raise
+            time.sleep(pause)
+            attempt += 1
+
+    def _pyroCallOn(
+        self,
+        link: BlockingLink,
+        method: str,
+        args: Any,
+        kwargs: dict[str, Any] | None,
+        flags: int = 0,
+        object_id: str | None = None,
+        deadline: float | None = None,
+    ) -> Any:
+        """Run one call on this connection, whatever becomes of it."""
+        meta = link.metadata
+        if meta is not None and method in meta.oneway and object_id is None:
+            flags |= Flags.ONEWAY
+        grant = link.session.grant
+        request = encode_call(
+            link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent")),
+            grant,
+            link.version,
+            object_id or link.object_id,
+            method,
+            args,
+            kwargs,
+            flags,
+            self._pyroOptions() if self._pyroHooked else call_options(),
+            self._pyroSettings,
+            None if deadline is None else deadline - time.monotonic(),
+        )
+        if flags & Flags.ONEWAY:
+            link.send_oneway(request, deadline)
+            return None
+        answer = link.call(request, deadline)
+        if answer.annotations:
+            self._pyroAnswered(answer)
+        try:
+            result = read_reply(answer, link.serializer(answer.serializer), grant, self._pyroSettings)
+        except CommunicationError as error:
+            if deadline is None or error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
+                raise
+            raise TimeoutError(f"{method} took too long: {error}", outcome=error.outcome) from error
+        return StreamIterator(self, link, result.stream_id) if type(result) is StreamStart else result
+
+    def _pyroClosingMessage(self, link: BlockingLink, stream_id: str) -> Message:
+        serializer = link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent"))
+        body = serializer.dumps_call(DAEMON_OBJECT, "close_stream", [stream_id], {})
+        return Message(MessageType.INVOKE, 0, serializer.name, Flags.ONEWAY, body)
+
+    def _pyroOptions(self) -> CallOptions:
+        options = call_options()
+        own = self._pyroAnnotations() if self._pyroHooked else None
+        if not own:
+            return options
+        return CallOptions(None, {**options.annotations, **own}, options.correlation_id)
+
+    def _pyroAnswered(self, answer: Message) -> None:
+        annotations = user_annotations(answer)
+        current_context.answered(annotations)
+        if self._pyroHooked:
+            self._pyroResponseAnnotations(annotations, answer.type)
+
+
+def _pause(attempt: int) -> float:
+    """Seconds to wait before the next attempt: doubling, and never the same for two clients."""
+    longest: float = min(BACKOFF_S * 2.0 ** min(attempt, 16), MAX_BACKOFF_S)
+    return longest * random.uniform(0.5, 1.0)
 
 
 def proxy_from_state(state: ProxyState, settings: Settings) -> Proxy:
@@ -311,60 +508,3 @@ def proxy_from_state(state: ProxyState, settings: Settings) -> Proxy:
 def proxy_state_of(value: object) -> ProxyState | None:
     """The state of a proxy as it travels; None for anything else."""
     return value._pyroState() if isinstance(value, Proxy) else None
-
-
-class StreamIterator:
-    """The items of a remote iterator, one request each.
-
-    ``close()``, the end of a ``with`` block, or the end of its life close the remote iterator.
-    """
-
-    def __init__(self, proxy: Proxy, link: BlockingLink, stream_id: str) -> None:
-        self._proxy = proxy
-        self._link: BlockingLink | None = link
-        self._id = stream_id
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __enter__(self) -> StreamIterator:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.close()
-
-    def __next__(self) -> Any:
-        link = self._link
-        if link is None:
-            raise StopIteration
-        if link.closed or self._proxy._pyroLink is not link:
-            raise ConnectionClosedError("the proxy for this stream result has been closed")
-        try:
-            with link.lock:
-                return self._proxy._pyroOnce(link, "get_next_stream_item", [self._id], {}, 0, DAEMON_OBJECT)
-        except BaseException:  # the end, too, is an exception
-            self._link = None
-            raise
-
-    def close(self) -> None:
-        """Close the remote iterator. Nothing happens on one that has ended."""
-        link, self._link = self._link, None
-        if link is None or link.closed:
-            return
-        try:
-            with link.lock:
-                self._proxy._pyroOnce(link, "close_stream", [self._id], {}, Flags.ONEWAY, DAEMON_OBJECT)
-        except CommunicationError:
-            pass  # the connection is gone, and the remote iterator with it
-
-    def __del__(self) -> None:
-        link = self._link
-        # the lock is not waited for here: the finalizer may run inside a call of this very thread
-        if link is not None and not link.closed and link.lock.acquire(blocking=False):
-            try:
-                self._link = None
-                self._proxy._pyroOnce(link, "close_stream", [self._id], {}, Flags.ONEWAY, DAEMON_OBJECT)
-            except PyroError:
-                pass
-            finally:
-                link.lock.release()

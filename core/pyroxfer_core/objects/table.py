@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import uuid
+import weakref
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -32,6 +33,8 @@ class Entry:
     creator: Callable[[type], Any] | None
     concurrent: bool
     """Calls of one connection may run at once."""
+    weak: bool = False
+    """Stands for one object that is not kept alive: ``creator`` finds it."""
 
 
 class ObjectTable:
@@ -43,11 +46,13 @@ class ObjectTable:
         self._singles: dict[type, Any] = {}
         self._lock = threading.RLock()
 
-    def register(self, thing: Any, object_id: str | None = None, force: bool = False) -> str:
+    def register(self, thing: Any, object_id: str | None = None, force: bool = False, *, weak: bool = False) -> str:
         """Serve an object, or a class whose instances are made when they are called; returns the id.
 
+        With ``weak`` the object is not kept alive by it, and the entry goes with the object.
+
         Raises:
-            TypeError: the id is not text.
+            TypeError: the id is not text; a class, or an object without weak references, with ``weak``.
             DaemonError: the id cannot stand in a URI, it or the object is taken (``force`` overrides), or the object
                 cannot carry Pyro's marks.
         """
@@ -60,14 +65,20 @@ class ObjectTable:
             raise DaemonError("object or class already has a Pyro id")
         if not force and object_id in self._entries:
             raise DaemonError(f"an object or class is already registered with the id {object_id!r}")
-        entry = _make_entry(object_id, thing)
+        entry = _make_weak_entry(object_id, thing) if weak else _make_entry(object_id, thing)
         try:
             thing._pyroId = object_id
             thing._pyroDaemon = self._owner
         except (AttributeError, TypeError) as exc:
             raise DaemonError(f"{type(thing).__qualname__} cannot be registered: {exc}") from exc
         self._entries[object_id] = entry
+        if weak:
+            weakref.finalize(thing, self._forget, object_id, entry).atexit = False
         return object_id
+
+    def _forget(self, object_id: str, entry: Entry) -> None:
+        if self._entries.get(object_id) is entry:
+            del self._entries[object_id]
 
     def unregister(self, thing: Any) -> None:
         """Stop serving an object, a class or an id. An unknown id, and the daemon itself, are left in peace.
@@ -84,7 +95,10 @@ class ObjectTable:
         if object_id == DAEMON_ID:
             return
         entry = self._entries.get(object_id)
-        if entry is not None and (isinstance(thing, str) or thing is entry.target):
+        if entry is not None and entry.weak:
+            del self._entries[object_id]
+            _unmark(thing if not isinstance(thing, str) else entry.creator and entry.creator(entry.target))
+        elif entry is not None and (isinstance(thing, str) or thing is entry.target):
             del self._entries[object_id]
             if entry.is_class:
                 self._singles.pop(entry.target, None)
@@ -153,6 +167,21 @@ def _make_entry(object_id: str, thing: Any) -> Entry:
     mode, creator = getattr(thing, "_pyroInstancing", ("session", None)) if is_class else ("instance", None)
     concurrent = mode != "session" or bool(getattr(thing, "_pyroConcurrent", False))
     return Entry(object_id, thing, is_class, exposed(thing), mode, creator, concurrent)
+
+
+def _make_weak_entry(object_id: str, thing: Any) -> Entry:
+    """An entry whose "new instance for each call" is the one object, while it exists."""
+    if inspect.isclass(thing):
+        raise TypeError("a class cannot be registered weakly")
+    reference = weakref.ref(thing)
+
+    def find(_: type) -> Any:
+        found = reference()
+        if found is None:
+            raise DaemonError("unknown object")
+        return found
+
+    return Entry(object_id, type(thing), True, exposed(thing), "percall", find, True, weak=True)
 
 
 def _unmark(thing: Any) -> None:

@@ -111,6 +111,22 @@ class Decoder:
             self._data += data
         self._offset = 0
 
+    def take(self, data: bytes) -> Event | None:
+        """`feed`, then `next_event`. A small message that came by itself, as most do, is taken apart in one step."""
+        codec = self.codec
+        alone = self._offset == len(self._data) and self._open is None and self._broken is None
+        if (
+            alone
+            and codec is not None
+            and self._hmac_key is None
+            and len(data) <= min(_INLINE_BODY, self.max_message)
+        ):
+            message = codec.parse_whole(data)
+            if message is not None and len(message.body) <= self._inline_limit:
+                return message
+        self.feed(data)
+        return self.next_event()
+
     def next_event(self) -> Event | None:
         """The next event, or None when more bytes are needed.
 

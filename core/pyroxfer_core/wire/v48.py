@@ -97,6 +97,10 @@ class CodecV48:
             None,
         )
 
+    def parse_whole(self, data: bytes) -> Message | None:
+        """Nothing: answers of this protocol have annotations, which are looked at step by step."""
+        return None
+
     def parse_annotations(self, data: bytes, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
         """Annotations, correlation id and signature. Pyro4 accepts over-long chunks; here they are ProtocolErrors."""
         annotations = split_chunks(data, _CHUNK, limit, "unpack requires a buffer of 6 bytes")

@@ -32,6 +32,7 @@ _NO_CORRELATION_ID: Final = bytes(CORRELATION_ID_SIZE)
 
 _HEADER: Final = struct.Struct("!4sHBBHHII16sHH")
 _CHUNK: Final = struct.Struct("!4sI")
+_SIZE: Final = _HEADER.size
 _unpack_from = _HEADER.unpack_from
 _pack = _HEADER.pack
 
@@ -81,6 +82,18 @@ class CodecV502:
             body,
             correlation_id if flags & _CORR_ID else None,
         )
+
+    def parse_whole(self, data: bytes) -> Message | None:
+        """The message that ``data`` is, if it is exactly one without annotations; None to look at it step by step."""
+        size = len(data) - _SIZE
+        if size < 0:
+            return None
+        tag, version, kind, serializer, flags, seq, body, annotations, correlation_id, _, magic = _unpack_from(data)
+        name = _NAMES.get(serializer)
+        if tag != TAG or version != VERSION or magic != _MAGIC or body != size or annotations or name is None:
+            return None
+        correlation_id = correlation_id if flags & _CORR_ID else None
+        return Message(kind, seq, name, flags & _NEUTRAL_BITS, data[_SIZE:], {}, correlation_id)
 
     def parse_annotations(self, data: bytes, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
         """Annotations; correlation id and signature are never among them in this protocol."""

@@ -1,0 +1,95 @@
+"""Plain blocking sockets: connecting, and sending and waiting within a deadline."""
+
+from __future__ import annotations
+
+import builtins
+import select
+import socket
+import time
+from typing import Final
+
+from ..errors import ConnectionClosedError, Outcome, TimeoutError
+from ..transport.sockets import reason_of, set_keepalive
+from ..uri import Uri
+from ..wire.message import Body
+
+_FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+def connect(uri: Uri, timeout_s: float, ip_version: int = 0) -> socket.socket:
+    """A connected blocking socket.
+
+    Args:
+        ip_version: 4 or 6 tries addresses of that version first; 0 takes the system's order.
+
+    Raises:
+        ConnectionClosedError, TimeoutError: nobody there, or no answer in time (outcome NotSent).
+    """
+    try:
+        if uri.sockname is not None:
+            return _connected(socket.AF_UNIX, uri.sockname, timeout_s)
+        sock = _connect_tcp(uri.host or "localhost", uri.port or 0, timeout_s, ip_version)
+        set_keepalive(sock)
+    except builtins.TimeoutError as error:
+        text = f"cannot connect to {uri.location}: no answer within {timeout_s:g} s"
+        raise TimeoutError(text, outcome=Outcome.NOT_SENT) from error
+    except (OSError, ValueError) as error:
+        text = f"cannot connect to {uri.location}: {reason_of(error)}"
+        raise ConnectionClosedError(text, outcome=Outcome.NOT_SENT) from error
+    return sock
+
+
+def _connect_tcp(host: str, port: int, timeout_s: float, ip_version: int) -> socket.socket:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    preferred = _FAMILIES.get(ip_version)
+    found.sort(key=lambda entry: entry[0] != preferred if preferred else False)
+    until = time.monotonic() + timeout_s
+    failure: OSError | None = None
+    for family, _, _, _, address in found:
+        try:
+            return _connected(family, address, max(until - time.monotonic(), 1e-3))
+        except OSError as error:
+            failure = failure or error
+    raise failure or OSError(f"no address for {host}")
+
+
+def _connected(family: int, address: object, timeout_s: float) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(address)  # type: ignore[arg-type]  # an address of this family
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def wait_for(sock: socket.socket, events: int, deadline: float | None) -> None:
+    """Wait until the socket is ready.
+
+    Raises:
+        builtins.TimeoutError: it was not by ``deadline`` (on the monotonic clock).
+    """
+    poll = select.poll()
+    poll.register(sock, events)
+    while True:
+        left = None if deadline is None else deadline - time.monotonic()
+        if poll.poll(None if left is None else max(left, 0) * 1000):
+            return
+        if left is not None and left <= 0:
+            raise builtins.TimeoutError
+
+
+def send_by(sock: socket.socket, data: Body, deadline: float) -> None:
+    """Send everything by ``deadline``. The socket itself stays blocking: other threads may be reading from it.
+
+    Raises:
+        builtins.TimeoutError: the peer did not take everything in time.
+        OSError: the connection is lost.
+    """
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[sock.send(view, socket.MSG_DONTWAIT) :]
+        except BlockingIOError:
+            wait_for(sock, select.POLLOUT, deadline)

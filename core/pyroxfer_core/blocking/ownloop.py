@@ -1,0 +1,110 @@
+"""A daemon in a program that has a loop of its own: the program says when methods run, and in which thread.
+
+The connections are looked after in a thread; whatever is the program's code waits in a queue until `turn`.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+
+from ..server.workers import PoolBusyError, WorkerPool
+
+JOIN_PERIOD_S: Final = 0.02
+"""How often a loop that ends looks for methods that are still to be run."""
+
+
+class OwnLoop:
+    """Functions to be run by the program's own loop, and the thread of the daemon that wants them run."""
+
+    def __init__(self, serve: Callable[[], object]) -> None:
+        self.sock, self._bell = socket.socketpair()
+        self.sock.setblocking(False)
+        self._bell.setblocking(False)
+        self._due: deque[Callable[[], None]] = deque()
+        self._thread = threading.Thread(target=serve, name="pyroxfer daemon", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def post(self, run: Callable[[], None]) -> None:
+        """Have a function run at the next turn; ``sock`` becomes readable."""
+        self._due.append(run)
+        try:
+            self._bell.send(b"!")
+        except BlockingIOError:
+            pass  # it rings already
+
+    def turn(self) -> None:
+        """Run what is due, in this thread."""
+        try:
+            self.sock.recv(4096)
+        except BlockingIOError:
+            pass
+        for _ in range(len(self._due)):
+            self._due.popleft()()
+
+    def join(self) -> None:
+        """Wait for the daemon's thread, running what it still wants run."""
+        while self._thread.is_alive():
+            self.turn()
+            self._thread.join(JOIN_PERIOD_S)
+        self.sock.close()
+        self._bell.close()
+
+
+class SwitchedPool(WorkerPool):
+    """Runs functions in threads, or where the program's own loop turns once there is one."""
+
+    def __init__(self, threads: int, queue: int) -> None:
+        super().__init__(threads, queue)
+        self._most = threads + queue
+        self.own_loop: OwnLoop | None = None
+
+    async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a function, and wait for it; as `WorkerPool.run`.
+
+        Raises:
+            PoolBusyError: too many are waiting to be run.
+        """
+        loop = self.own_loop
+        if loop is None:
+            return await super().run(function, *args, **kwargs)
+        if len(loop) >= self._most:
+            raise PoolBusyError("busy: too many calls wait for the program's loop; try again later")
+        return await _run_in(loop, functools.partial(function, *args, **kwargs))
+
+
+async def _run_in(loop: OwnLoop, function: Callable[[], Any]) -> Any:
+    context, token = contextvars.copy_context(), trio.lowlevel.current_trio_token()
+    done = trio.Event()
+    result: list[Any] = []
+    error: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(context.run(function))
+        except Exception as raised:
+            error.append(raised)
+        finally:
+            try:
+                token.run_sync_soon(done.set)
+            except trio.RunFinishedError:
+                pass  # nobody waits any more
+
+    loop.post(run)
+    await done.wait()
+    if error:
+        raise error[0]
+    return result[0]

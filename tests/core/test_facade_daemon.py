@@ -1,0 +1,355 @@
+"""The blocking daemon: its loop, the program's own loop, combining, weak objects, interfaces, name servers."""
+
+from __future__ import annotations
+
+import gc
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future as ThreadResult
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from facade_doubles import WITHIN_S, Service, serving
+
+from pyroxfer_core import expose
+from pyroxfer_core.blocking import (
+    URI,
+    Daemon,
+    DaemonObject,
+    Proxy,
+    SerializerBase,
+    config,
+    current_context,
+    locate_ns,
+    resolve,
+    serve,
+    start_ns,
+    type_meta,
+)
+from pyroxfer_core.blocking.nameserver import BroadcastServer, NameServerDaemon
+from pyroxfer_core.errors import CommunicationError, DaemonError, NamingError, PyroError
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def call(uri: Any, value: object) -> object:
+    with Proxy(uri) as proxy:
+        return proxy.echo(value)
+
+
+def run_own_loop(daemon: Daemon, until: ThreadResult[Any]) -> Any:
+    """A program's own loop around ``daemon.sockets`` and ``daemon.events``."""
+    deadline = time.monotonic() + WITHIN_S
+    while not until.done():
+        assert time.monotonic() < deadline
+        ready, _, _ = select.select(daemon.sockets, [], [], 0.05)
+        daemon.events(ready)
+    return until.result()
+
+
+def test_the_programs_own_loop(threads: ThreadPoolExecutor) -> None:
+    """Methods run in its thread and at its time only; afterwards the daemon can be closed."""
+
+    @expose
+    class Where:
+        def here(self) -> int:
+            return threading.get_ident()
+
+    def ask() -> int:
+        with Proxy(where) as proxy:
+            return int(proxy.here())
+
+    with Daemon() as daemon:
+        where = daemon.register(Where, "where")
+        assert run_own_loop(daemon, threads.submit(ask)) == threading.get_ident()
+        with pytest.raises(DaemonError, match="own loop"):
+            daemon.requestLoop()
+        uri = daemon.register(Service(), "service")
+        answers = [threads.submit(call, uri, number) for number in range(3)]
+        assert [run_own_loop(daemon, answer) for answer in answers] == [0, 1, 2]
+    with pytest.raises(CommunicationError):
+        call(uri, 4)
+
+
+def test_combined_daemons_share_a_loop(threads: ThreadPoolExecutor) -> None:
+    """With requestLoop, and with the program's own."""
+    with Daemon() as first, Daemon() as second:
+        first.combine(second)
+        uris = [first.register(Service(), "one"), second.register(Service(), "two")]
+        with pytest.raises(TypeError):
+            first.combine(first)
+        assert [run_own_loop(first, threads.submit(call, uri, str(uri))) for uri in uris] == list(map(str, uris))
+    with Daemon() as second:
+        uri = second.register(Service(), "two")
+        first = Daemon()
+        first.combine(second)
+        with serving(first):
+            assert call(uri, 2) == 2
+
+
+def test_the_loop_ends_when_its_condition_says_so() -> None:
+    """And can be run again, on the same port; a shutdown ends it too, also one from inside a call."""
+
+    @expose
+    class Switch:
+        def off(self) -> str:
+            daemon.shutdown()
+            return "bye"
+
+    turns = iter([True, True, False])
+    with Daemon() as daemon:
+        uri = daemon.register(Switch(), "switch")
+        daemon.requestLoop(lambda: next(turns))
+        with ThreadPoolExecutor(1) as pool:
+            loop = pool.submit(daemon.requestLoop)
+            while daemon._stop is None:
+                time.sleep(0.001)
+            with Proxy(uri) as proxy:
+                assert proxy.off() == "bye"
+            loop.result(WITHIN_S)
+
+
+def test_close_ends_the_loop_of_another_thread() -> None:
+    """As in Pyro, where close from anywhere stops the server."""
+    daemon = Daemon()
+    uri = daemon.register(Service(), "service")
+    thread = threading.Thread(target=daemon.requestLoop)
+    thread.start()
+    assert call(uri, 1) == 1
+    daemon.close()
+    thread.join(WITHIN_S)
+    assert not thread.is_alive()
+    with pytest.raises(CommunicationError):
+        call(uri, 2)
+
+
+def test_housekeeping_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Again and again while requests are served; errors of it would end the loop and be seen."""
+    from pyroxfer_core.blocking import daemon as module
+
+    monkeypatch.setattr(module, "HOUSEKEEPING_PERIOD_S", 0.01)
+    called = threading.Semaphore(0)
+
+    class Tidy(Daemon):
+        def housekeeping(self) -> None:
+            called.release()
+
+    with serving(Tidy()):
+        for _ in range(3):
+            assert called.acquire(timeout=WITHIN_S)
+
+
+def test_hooks_of_the_handshake() -> None:
+    """They may block, see the connection, and their result reaches the client; a refusal is told."""
+    left = threading.Event()
+
+    class Careful(Daemon):
+        def validateHandshake(self, conn: Any, data: Any) -> Any:
+            assert conn.sock is not None
+            assert current_context.client is conn
+            if data == "wrong":
+                raise ValueError("go away")
+            return [data, "accepted"]
+
+        def clientDisconnect(self, conn: Any) -> None:
+            left.set()
+
+    class Polite(Proxy):
+        def _pyroValidateHandshake(self, response: Any) -> None:
+            answers.append(response)
+
+    answers: list[Any] = []
+    with serving(Careful()) as daemon:
+        uri = daemon.register(Service(), "service")
+        with Polite(uri) as proxy:
+            proxy._pyroHandshake = "right"
+            assert proxy.echo(1) == 1
+        assert answers == [["right", "accepted"]]
+        assert left.wait(WITHIN_S)
+        with Polite(uri) as proxy:
+            proxy._pyroHandshake = "wrong"
+            with pytest.raises(CommunicationError, match="go away"):
+                proxy.echo(1)
+
+
+def test_an_interface_of_its_own() -> None:
+    """A subclass of DaemonObject answers more under ``Pyro.Daemon``."""
+
+    class More(DaemonObject):
+        @expose
+        def motto(self) -> str:
+            return f"serving {len(self.daemon.objectsById)}"
+
+    with serving(Daemon(interface=More)) as daemon, Proxy(daemon.uriFor("Pyro.Daemon")) as proxy:
+        assert proxy.motto() == "serving 1"
+        assert proxy.registered() == ["Pyro.Daemon"]
+        assert proxy.ping() is None
+
+
+def test_a_weak_registration_ends_with_its_object() -> None:
+    """While the object lives it is served as itself, autoproxied, and can be unregistered."""
+    with serving(Daemon()) as daemon:
+        service = Service()
+        uri = daemon.register(service, "weak", weak=True)
+        assert call(uri, 1) == 1
+        assert service.ran == 1
+        with daemon.proxyFor(service) as proxy:
+            assert proxy.level == 7
+        daemon.unregister(service)
+        assert "weak" not in daemon.objectsById
+        assert str(daemon.register(service, "again", weak=True)).startswith("PYRO:again@")
+        del service
+        gc.collect()
+        assert "again" not in daemon.objectsById
+        with pytest.raises(CommunicationError, match="unknown object"):
+            call(daemon.uriFor("again"), 1)
+        with pytest.raises(TypeError):
+            daemon.register(Service, "class", weak=True)
+        with pytest.raises(DaemonError):
+            daemon.proxyFor("again")
+
+
+def test_places_come_from_config() -> None:
+    """Host, and the address outside of a NAT with its port."""
+    config.NATHOST, config.NATPORT = "outside", 4711
+    try:
+        with Daemon() as daemon:
+            assert daemon.natLocationStr == "outside:4711"
+            assert str(daemon.register(Service(), "x")) == "PYRO:x@outside:4711"
+            assert daemon.uriFor("x", nat=False).host == "localhost"
+    finally:
+        config.reset()
+
+
+def test_a_daemon_for_everybody_is_warned_about() -> None:
+    """Old programs name such hosts; they go on, loudly."""
+    with pytest.warns(UserWarning, match="everybody"), Daemon("0.0.0.0"):
+        pass
+
+
+def test_serve_prints_and_registers(capsys: pytest.CaptureFixture[str], threads: ThreadPoolExecutor) -> None:
+    """Without a name server names are ids; both spellings take what they take in Pyro."""
+    daemon = Daemon()
+    uri = f"PYRO:service@{daemon.location}"
+    running = threads.submit(serve, {Service(): "service"}, daemon=daemon, use_ns=False)
+    assert call(uri, 5) == 5
+    daemon.shutdown()
+    running.result(WITHIN_S)
+    assert f"uri = {uri}" in capsys.readouterr().out
+
+    @expose
+    class Other(Service):
+        pass
+
+    quiet = Daemon()
+    uri = f"PYRO:service@{quiet.location}"
+    running = threads.submit(Daemon.serveSimple, {Other: "service"}, daemon=quiet, ns=False, verbose=False)
+    assert call(uri, 6) == 6
+    quiet.shutdown()
+    running.result(WITHIN_S)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def name_server(tmp_path: Path) -> Iterator[NameServerDaemon]:
+    uri, daemon, broadcast = start_ns(port=0, storage=f"sql:{tmp_path / 'names.sql'}")
+    assert broadcast is None  # localhost hears no broadcasts
+    assert uri == daemon.uriFor("Pyro.NameServer")
+    with serving(daemon):
+        config.NS_PORT = uri.port
+        try:
+            yield daemon
+        finally:
+            config.reset()
+    daemon.__exit__(None, None, None)
+
+
+def test_a_name_server_in_the_program(name_server: NameServerDaemon, threads: ThreadPoolExecutor) -> None:
+    """Found where config says, it registers, resolves, and waits for names as long as it is told to."""
+    with locate_ns(broadcast=False) as ns, serving(Daemon()) as daemon:
+        uri = daemon.register(Service(), "service")
+        assert ns._pyroConnection is not None
+        ns.register("my.service", uri, metadata=type_meta(Service))
+        assert resolve("PYRONAME:my.service") == uri
+        assert call("PYRONAME:my.service", 1) == 1
+        assert list(ns.yplookup(meta_any=type_meta(Service))) == ["my.service"]
+        with pytest.raises(NamingError):
+            resolve("PYRONAME:late")
+        late = threads.submit(resolve, "PYRONAME:late", 10)
+        time.sleep(0.05)
+        ns.register("late", uri)
+        assert late.result(WITHIN_S) == uri
+        with Proxy("PYRONAME:my.service") as proxy:
+            assert proxy._pyroBind()
+            assert proxy._pyroUri == uri
+            assert not proxy._pyroBind()
+
+
+def test_broadcasts_are_answered_in_every_way(threads: ThreadPoolExecutor) -> None:
+    """In a thread, in the program's loop, and beside a daemon."""
+    uri = URI("PYRO:Pyro.NameServer@127.0.0.1:9999")
+
+    def ask(server: BroadcastServer) -> bytes:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.settimeout(WITHIN_S)
+            asking.sendto(b"GET_NSURI", ("127.0.0.1", server.getPort()))
+            return asking.recv(100)
+
+    with BroadcastServer(uri, "127.0.0.1", 0) as server:
+        thread = server.runInThread()
+        assert ask(server) == str(uri).encode()
+    thread.join(WITHIN_S)
+    with BroadcastServer(uri, "127.0.0.1", 0) as server, Daemon() as daemon:
+        daemon.combine(server)
+        assert run_own_loop(daemon, threads.submit(ask, server)) == str(uri).encode()
+    with BroadcastServer(uri, "127.0.0.1", 0) as server:
+        daemon = Daemon()
+        daemon.combine(server)
+        with serving(daemon):
+            assert ask(server) == str(uri).encode()
+    with BroadcastServer(uri, "127.0.0.1", 0) as server, pytest.raises(NamingError, match="broadcasts"):
+        BroadcastServer(uri, "127.0.0.1", server.getPort())
+
+
+def test_type_metadata() -> None:
+    """Names of a class, or an object's class, and its bases, without the builtin ones."""
+
+    class Base:
+        pass
+
+    class Derived(Base, dict[str, int]):
+        pass
+
+    names = {f"class:{__name__}.Base", f"class:{__name__}.Derived"}
+    assert type_meta(Derived) == type_meta(Derived()) == names
+    assert type_meta(3) == set()
+    assert type_meta(Base, "is:") == {f"is:{__name__}.Base"}
+
+
+def test_the_base_of_serializers() -> None:
+    """Registers converters like the functions, and turns objects into dicts and back."""
+
+    class Point:
+        def __init__(self, x: int) -> None:
+            self.x = x
+
+    SerializerBase.register_class_to_dict(Point, lambda point: {"__class__": "Point", "x": point.x})
+    SerializerBase.register_dict_to_class("Point", lambda name, data: Point(data["x"]))
+    try:
+        data = SerializerBase.class_to_dict(Point(3))
+        assert data == {"__class__": "Point", "x": 3}
+        assert SerializerBase.dict_to_class(data).x == 3
+    finally:
+        SerializerBase.unregister_class_to_dict(Point)
+        SerializerBase.unregister_dict_to_class("Point")
+    with pytest.raises(PyroError):
+        SerializerBase.dict_to_class(data)

@@ -493,3 +493,35 @@ def test_sessions_belong_to_a_proxy(daemon: Daemon) -> None:
 
     with Proxy(daemon.register(Counter)) as proxy, copy.copy(proxy) as other:
         assert [proxy.increment(), proxy.increment(), other.increment()] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("serializer", ["serpent", "json", "msgpack"])
+def test_a_served_object_is_sent_as_a_proxy(daemon: Daemon, service: Service, serializer: str) -> None:
+    """Anywhere in an argument, whatever daemon of this process serves it; that is how callbacks are handed over."""
+
+    @expose
+    class Caller:
+        def call(self, targets: dict[str, Proxy]) -> object:
+            with targets["one"] as target:
+                return target.echo("called back")
+
+    with serving(Daemon()) as other, Proxy(other.register(Caller())) as proxy:
+        proxy._pyroSerializer = serializer
+        assert proxy.call({"one": service}) == "called back"
+        assert service.ran == 1
+
+
+def test_one_class_may_be_served_by_two_daemons(daemon: Daemon) -> None:
+    """As in Pyro5; twice in one daemon is an error."""
+
+    @expose
+    class Shared:
+        def touch(self) -> str:
+            return "touched"
+
+    with serving(Daemon()) as other:
+        for uri in (daemon.register(Shared, "here"), other.register(Shared, "there")):
+            with Proxy(uri) as proxy:
+                assert proxy.touch() == "touched"
+        with pytest.raises(PyroError, match="already has a Pyro id"):
+            other.register(Shared, "again")

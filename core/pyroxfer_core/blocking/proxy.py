@@ -26,7 +26,7 @@ from ..errors import (
 from ..objects.expose import Metadata
 from ..objects.invoke import BATCH_METHOD
 from ..serializers.base import SerializerContext
-from ..serializers.vocabulary import ProxyState
+from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..uri import Uri
 from ..wire.message import Body, Flags, Message, MessageType
@@ -373,6 +373,7 @@ class Proxy:
             own=own,
             proxy_factory=lambda state: proxy_from_state(state, settings),
             proxy_state_of=proxy_state_of,
+            autoproxy=served_as,
         )
 
     def _pyroState(self) -> ProxyState:

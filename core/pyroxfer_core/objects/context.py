@@ -5,10 +5,10 @@ from __future__ import annotations
 import uuid
 import weakref
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ..errors import PyroError
-from ..wire.message import Body
+from ..wire.message import Body, Message
 
 
 class TrackedResources:
@@ -40,42 +40,76 @@ class TrackedResources:
                 continue
 
 
+class Caller(Protocol):
+    """The connection a call came over, as the context needs it."""
+
+    @property
+    def address(self) -> str:
+        """The other side, for people."""
+
+    @property
+    def version(self) -> int:
+        """The protocol it speaks: 48 or 502."""
+
+    @property
+    def resources(self) -> TrackedResources:
+        """What is closed with it."""
+
+
 class CallContext:
-    """The facts of one call, and what its answer shall carry."""
+    """The facts of one call, and what its answer shall carry.
 
-    __slots__ = (
-        "_correlation",
-        "annotations",
-        "client",
-        "msg_flags",
-        "peer",
-        "response_annotations",
-        "seq",
-        "serializer_id",
-        "tracked_resources",
-    )
+    One is made for every call, and few calls look at theirs: all but the two facts it is made of is found on demand.
+    """
 
-    def __init__(
-        self,
-        *,
-        client: Any = None,
-        peer: Any = None,
-        seq: int = 0,
-        msg_flags: int = 0,
-        serializer_id: str = "",
-        annotations: dict[str, Body] | None = None,
-        correlation: bytes | uuid.UUID | None = None,
-        tracked_resources: TrackedResources | None = None,
-    ) -> None:
-        self.client = client
-        self.peer = peer
-        self.seq = seq
-        self.msg_flags = msg_flags
-        self.serializer_id = serializer_id
-        self.annotations: dict[str, Body] = {} if annotations is None else annotations
-        self.response_annotations: dict[str, Body] = {}
-        self.tracked_resources = tracked_resources
-        self._correlation = correlation
+    __slots__ = ("_correlation", "_response_annotations", "client", "message")
+
+    def __init__(self, client: Caller, message: Message) -> None:
+        self.client: Any = client
+        """The connection it came over."""
+        self.message = message
+        self._correlation: bytes | uuid.UUID | None = message.correlation_id
+        self._response_annotations: dict[str, Body] | None = None
+
+    @property
+    def seq(self) -> int:
+        """Sequence number of the request."""
+        return self.message.seq
+
+    @property
+    def msg_flags(self) -> int:
+        """Flags of the request."""
+        return self.message.flags
+
+    @property
+    def serializer_id(self) -> str:
+        """Name of the serializer of the request."""
+        return self.message.serializer
+
+    @property
+    def annotations(self) -> dict[str, Body]:
+        """Annotations of the request."""
+        return self.message.annotations
+
+    @annotations.setter
+    def annotations(self, value: dict[str, Body]) -> None:
+        self.message.annotations = value
+
+    @property
+    def response_annotations(self) -> dict[str, Body]:
+        """To be filled: annotations of the answer."""
+        if self._response_annotations is None:
+            self._response_annotations = {}
+        return self._response_annotations
+
+    @response_annotations.setter
+    def response_annotations(self, value: dict[str, Body]) -> None:
+        self._response_annotations = value
+
+    @property
+    def peer(self) -> Any:
+        """The caller's address, for people."""
+        return self.client.address
 
     @property
     def correlation_id(self) -> uuid.UUID:
@@ -113,21 +147,12 @@ class CallContext:
         return self.peer
 
     def track_resource(self, resource: Any) -> None:
-        """Close ``resource`` when the caller's connection ends. It is held weakly.
-
-        Raises:
-            PyroError: this call belongs to no connection.
-        """
-        self._resources().add(resource)
+        """Close ``resource`` when the caller's connection ends. It is held weakly."""
+        self.client.resources.add(resource)
 
     def untrack_resource(self, resource: Any) -> None:
         """Leave ``resource`` open when the connection ends."""
-        self._resources().discard(resource)
-
-    def _resources(self) -> TrackedResources:
-        if self.tracked_resources is None:
-            raise PyroError("resources are tracked only inside a remote call")
-        return self.tracked_resources
+        self.client.resources.discard(resource)
 
 
 current_context_var: Final[ContextVar[CallContext]] = ContextVar("pyroxfer_call")

@@ -16,6 +16,7 @@ import msgpack
 from ..errors import SerializeError
 from ..wire.message import Body
 from .base import Arguments, Serializer, SerializerContext
+from .classes import CLASS_MARK
 from .json import array_to_plain
 
 _LARGE: Final = 1 << 20
@@ -125,19 +126,19 @@ class _OwnForm:
     def pack(self, value: Any) -> bytes:
         if type(value) in _MEANT and _holds_bytearray((value,)):
             value = _mark_bytearrays(value)
-        return self._pack_marked(value)
+        try:
+            return _PLAIN.pack(value)
+        except (TypeError, OverflowError, ValueError):
+            return self._pack_nested(value, 0)
 
     def pack_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
         values = list(args)
         if _holds_bytearray(values) or (kwargs and _holds_bytearray(kwargs.values())):
             values, kwargs = _mark_bytearrays(values), _mark_bytearrays(kwargs)
-        return self._pack_marked([object_id, method, values, kwargs])
-
-    def _pack_marked(self, value: Any) -> bytes:
         try:
-            return _PLAIN.pack(value)
+            return _PLAIN.pack([object_id, method, values, kwargs])
         except (TypeError, OverflowError, ValueError):
-            return self._pack_nested(value, 0)
+            return self._pack_nested([object_id, method, values, kwargs], 0)
 
     def _pack_nested(self, value: Any, depth: int) -> bytes:
         _check_depth(depth)
@@ -286,6 +287,7 @@ class MsgpackSerializer(Serializer):
         to_dict = self._classes.to_dict
         form = _OwnForm(to_dict, self._classes.revive) if context.own else _StockForm(to_dict)
         self._form: _OwnForm | _StockForm = form
+        self._unpack_extension = form.unpack_extension
 
     def dumps_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
         """The body of a call. Plain arguments are written alike in both forms, and at once."""
@@ -302,9 +304,8 @@ class MsgpackSerializer(Serializer):
     def _write(self, value: Any) -> bytes:
         return self._form.pack(value)
 
-    def _read_call(self, body: Body) -> Any:
-        return self._read(body)
-
     def _read(self, body: Body) -> Any:
-        value = msgpack.unpackb(body, raw=False, strict_map_key=False, ext_hook=self._form.unpack_extension)
-        return self._revive(body, value)
+        value = msgpack.unpackb(body, raw=False, strict_map_key=False, ext_hook=self._unpack_extension)
+        return value if type(body) is bytes and CLASS_MARK not in body else self._revive(body, value)
+
+    _read_call = _read

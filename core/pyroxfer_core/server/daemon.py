@@ -360,15 +360,7 @@ class Daemon:
         """What decides about the client of this connection."""
 
         async def judge(hello: Hello) -> Verdict:
-            context = CallContext(
-                client=peer,
-                peer=peer.connection.peer,
-                seq=hello.message.seq,
-                serializer_id=hello.message.serializer,
-                annotations=hello.message.annotations,
-                correlation=hello.message.correlation_id,
-                tracked_resources=peer.resources,
-            )
+            context = CallContext(peer, hello.message)
             current_context_var.set(context)
             if self.draining:
                 raise RefusedError("the daemon is closing")

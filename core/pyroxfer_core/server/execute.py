@@ -30,41 +30,46 @@ log = logging.getLogger("pyroxfer.server")
 
 BLOB_KEY: Final = "BLBI"
 STREAM_KEY: Final = "STRM"
+_ONEWAY, _BATCH, _KEEPSERIALIZED, _COMPRESSED = Flags.ONEWAY, Flags.BATCH, Flags.KEEPSERIALIZED, Flags.COMPRESSED
+_RESULT: Final = MessageType.RESULT
 _SPECIAL: Final = ("_", "<", "")
 """First letters of methods that are more than a method of the object."""
 _OUTCOME_LETTERS: Final = {Outcome.NOT_SENT: b"N", Outcome.UNKNOWN: b"U"}
 
 
-class Job:
-    """One request, decoded."""
+class Job(CallContext):
+    """One request, decoded: what it calls, and its context."""
 
-    __slots__ = ("args", "context", "deadline", "entry", "kwargs", "lane", "message", "method", "serializer")
+    __slots__ = ("args", "deadline", "entry", "kwargs", "lane", "method", "serializer")
 
     def __init__(
         self,
+        peer: Peer,
         message: Message,
         serializer: Serializer,
         entry: Entry,
         method: str,
         args: Sequence[Any],
         kwargs: dict[str, Any] | None,
-        context: CallContext,
+        deadline: float | None,
     ) -> None:
+        self.client = peer
         self.message = message
+        self._correlation = message.correlation_id
+        self._response_annotations = None
         self.serializer = serializer
         self.entry = entry
         self.method = method
         self.args = args
         self.kwargs = kwargs
-        self.context = context
-        self.deadline: float | None = None
+        self.deadline = deadline
         """When the caller stops waiting, on this side's clock."""
         self.lane: Any = None
 
     @property
     def oneway(self) -> bool:
         """Whether nobody waits for an answer."""
-        return self.message.flags & Flags.ONEWAY != 0
+        return self.message.flags & _ONEWAY != 0
 
 
 def decode(peer: Peer, message: Message) -> Job:
@@ -77,26 +82,14 @@ def decode(peer: Peer, message: Message) -> Job:
     kwargs: dict[str, Any] | None
     annotations = message.annotations
     deadline = _take_hop_annotations(peer, annotations) if annotations else None
-    if message.flags & Flags.KEEPSERIALIZED:
+    if message.flags & _KEEPSERIALIZED:
         object_id, method, args, kwargs = _decode_blob(peer, message, serializer)
     else:
         body = message.body
-        if message.flags & Flags.COMPRESSED:
+        if message.flags & _COMPRESSED:
             body = inflate(body, peer.settings.max_message_bytes)
         object_id, method, args, kwargs = serializer.loads_call(body)
-    context = CallContext(
-        client=peer,
-        peer=peer.connection.peer,
-        seq=message.seq,
-        msg_flags=message.flags,
-        serializer_id=message.serializer,
-        annotations=annotations,
-        correlation=message.correlation_id,
-        tracked_resources=peer.resources,
-    )
-    job = Job(message, serializer, peer.table.get(object_id), method, args, kwargs, context)
-    job.deadline = deadline
-    return job
+    return Job(peer, message, serializer, peer.table.get(object_id), method, args, kwargs, deadline)
 
 
 def _take_hop_annotations(peer: Peer, annotations: dict[str, Body]) -> float | None:
@@ -115,7 +108,7 @@ def _decode_blob(
         raise SerializeError("a serialized blob without its routing annotation")
     info = read_blob_info(annotation)
     body = message.body
-    if message.flags & Flags.COMPRESSED:
+    if message.flags & _COMPRESSED:
         body = inflate(body, peer.settings.max_message_bytes)
     blob = SerializedBlob.from_message(info.info, message, body, serializer)
     return info.object_id, info.method, (blob,), {}
@@ -127,13 +120,13 @@ async def execute(peer: Peer, job: Job) -> Message | None:
     Returns:
         The answer; None for a one-way call.
     """
-    current_context_var.set(job.context)
+    current_context_var.set(job)
     try:
         entry = job.entry
         instance = entry.target if entry.mode == "instance" else peer.known_instance(entry)
         if instance is None:
             instance = await peer.pool.run(peer.table.instance, entry, peer.instances)
-        if job.method[:1] in _SPECIAL or job.message.flags & Flags.BATCH or job.kwargs is None:
+        if job.method[:1] in _SPECIAL or job.message.flags & _BATCH or job.kwargs is None:
             value = await _run_special(peer, job, instance)
         else:
             function, kind = entry.exposed.find(instance, job.method)
@@ -141,7 +134,7 @@ async def execute(peer: Peer, job: Job) -> Message | None:
                 value = await function(*job.args, **job.kwargs)
             else:
                 value = await _run_plain(peer, kind, function, job.args, job.kwargs)
-        return None if job.message.flags & Flags.ONEWAY else _result(peer, job, value)
+        return None if job.message.flags & _ONEWAY else _result(peer, job, value)
     except PoolBusyError as error:
         return failure(peer, job.message, job.serializer, RefusedError(*error.args), dispatched=False)
     except Exception as error:
@@ -154,7 +147,7 @@ async def execute(peer: Peer, job: Job) -> Message | None:
 
 async def _run_special(peer: Peer, job: Job, instance: Any) -> Any:
     """Attribute access, batches, dunder methods."""
-    if job.message.flags & Flags.BATCH or job.method == BATCH_METHOD:
+    if job.message.flags & _BATCH or job.method == BATCH_METHOD:
         return await _run_batch(peer, job, instance)
     call = prepare(job.entry.exposed, instance, job.method, job.args, job.kwargs)
     if call.kind.is_async:
@@ -195,12 +188,12 @@ def _result(peer: Peer, job: Job, value: Any) -> Message:
         return _stream_result(peer, job, value)
     message = job.message
     answer = Message(
-        MessageType.RESULT,
+        _RESULT,
         message.seq,
         message.serializer,
-        message.flags & Flags.BATCH,
+        message.flags & _BATCH,
         job.serializer.dumps(value),
-        _response_annotations(peer, job.context),
+        _response_annotations(peer, job),
         message.correlation_id,
     )
     if peer.settings.compression:
@@ -208,10 +201,10 @@ def _result(peer: Peer, job: Job, value: Any) -> Message:
     return answer
 
 
-def _response_annotations(peer: Peer, context: CallContext) -> dict[str, Body]:
+def _response_annotations(peer: Peer, job: Job) -> dict[str, Body]:
     if peer.annotates:
-        return {**peer.daemon.annotations(), **context.response_annotations}
-    return context.response_annotations
+        return {**peer.daemon.annotations(), **job.response_annotations}
+    return job._response_annotations or {}
 
 
 def _stream_result(peer: Peer, job: Job, value: Any) -> Message:
@@ -224,7 +217,7 @@ def _stream_result(peer: Peer, job: Job, value: Any) -> Message:
         message.serializer,
         Flags.EXCEPTION | Flags.ITEMSTREAM,
         job.serializer.dumps_exception(PyroError("result of call is an iterator")),
-        {**_response_annotations(peer, job.context), STREAM_KEY: stream_id.encode("ascii")},
+        {**_response_annotations(peer, job), STREAM_KEY: stream_id.encode("ascii")},
         message.correlation_id,
     )
 
@@ -246,8 +239,8 @@ def failure(
         log.warning("a request of %s failed", peer.connection.peer, exc_info=error)
     if verdict.close:
         peer.finishing = True
-    if request.flags & Flags.ONEWAY or verdict.exception is None:
-        if request.flags & Flags.ONEWAY:
+    if request.flags & _ONEWAY or verdict.exception is None:
+        if request.flags & _ONEWAY:
             log.info("a one-way call of %s failed: %r", peer.connection.peer, error)
         return None
     exception = StopIteration(*error.args) if isinstance(error, EndOfStream) else verdict.exception

@@ -31,7 +31,7 @@ from .execute import Job, decode, execute, failure
 from .handshake import accept_handshake
 from .lanes import Lanes
 from .streams import StreamTable
-from .waits import noticing_waits
+from .waits import resumed
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ IDLE_WORKERS: Final = 64
 """Tasks a connection keeps parked for its next calls; waking one costs half of starting one."""
 TAKE_AT_ONCE: Final = 64
 """Requests in a row that came together before other connections get a turn."""
+_INVOKE: Final = MessageType.INVOKE
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
 
@@ -98,8 +99,6 @@ class Peer:
         self._idle: list[_Worker] = []
         self._lanes = Lanes()
         self._reading = False
-        self._handovers = 0
-        """How often a running call had to wait."""
         self._ended = False
         self._taken = 0
         self._oneways = 0
@@ -110,6 +109,11 @@ class Peer:
 
     def __repr__(self) -> str:
         return f"<Peer {self.connection.peer}, protocol {self.version}>"
+
+    @property
+    def address(self) -> str:
+        """The other side, for people."""
+        return self.connection.peer
 
     @property
     def version(self) -> int:
@@ -198,9 +202,9 @@ class Peer:
 
     async def _work_in_scope(self, worker: _Worker) -> None:
         while not self._ended:
-            if worker.job is not None:
-                waited = await self._run(worker)
-                job = worker.job
+            job = worker.job
+            if job is not None:
+                waited = await self._run(worker, job)
                 if worker.cut:
                     return  # what is left to do must not be cancelled
                 del self._running[job.message.seq]
@@ -216,31 +220,41 @@ class Peer:
                 if self._unbegun and worker.job is not None:
                     await self._let_oneways_begin()
 
-    async def _run(self, worker: _Worker) -> bool:
+    async def _run(self, worker: _Worker, job: Job) -> bool:
         """Run the worker's job; whether it had to wait, so that others may be reading now."""
-        job = worker.job
-        assert job is not None, "called with a job"
         worker.answer = None
         self._running[job.message.seq] = worker
-        if job.deadline is not None:
-            if job.deadline <= trio.current_time():
-                worker.answer = self._refused(job, "the deadline passed before the call began")
-                return False
-            worker.scope.deadline = job.deadline
+        if job.deadline is not None and not self._limit(worker, job.deadline):
+            worker.answer = self._refused(job, "the deadline passed before the call began")
+            return False
+        running = execute(self, job)
+        waited = False
         if self.concurrent and not job.oneway:  # a one-way call that runs here is one too many: reading waits for it
-            switches = self._handovers
-            worker.answer = await noticing_waits(execute(self, job), self._hand_over_reading)
-            waited = switches != self._handovers
+            try:
+                request = running.send(None)
+            except StopIteration as finished:
+                worker.answer = finished.value
+            else:
+                waited = True
+                self._hand_over_reading()
+                worker.answer = await resumed(running, request)
         else:
-            worker.answer, waited = await execute(self, job), False
+            worker.answer = await running
         if job.deadline is not None:
             worker.cut = worker.cut or worker.scope.cancel_called
             worker.scope.deadline = float("inf")
         return waited
 
+    @staticmethod
+    def _limit(worker: _Worker, deadline: float) -> bool:
+        """Let the worker's scope end at a deadline, unless that is over already."""
+        if deadline <= trio.current_time():
+            return False
+        worker.scope.deadline = deadline
+        return True
+
     def _hand_over_reading(self) -> None:
         """A call is about to wait: let another task read."""
-        self._handovers += 1
         if self._reading or self._ended:
             return
         if self._idle:
@@ -254,49 +268,44 @@ class Peer:
 
     async def _read(self) -> Job | None:
         """Take one message. The job to run now, if it makes one."""
+        connection = self.connection
         self._reading = True
         try:
-            event = None if self.finishing else await self._next_event()
-            if event is not None:
-                return self._take(event)
+            message: object = None if self.finishing else connection.receive_nowait()
+            if message is None and not self.finishing:  # before waiting for one, answers that are queued leave
+                self._taken = 0
+                if connection.unsent and not connection.flush_nowait():
+                    await connection.flush()
+                message = await connection.receive_more()
+            elif self._taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
+                self._taken = 0
+                await connection.flush()
+                await trio.lowlevel.checkpoint()
+            if type(message) is Message:
+                self._taken += 1
+                self.session.receive(message)
+                if message.type == _INVOKE:
+                    return self._begin(message)
+                self._take_other(message)
+                return None
+            if message is not None:
+                raise ProtocolError("a message came in pieces that were not asked for")
             if self.finishing:
-                await self.connection.finish()
+                await connection.finish()
         except ConnectionClosedError as error:
             log.debug("%s", error)
         except PyroError as error:
-            log.info("connection of %s ended: %s", self.connection.peer, error)
+            log.info("connection of %s ended: %s", connection.peer, error)
         finally:
             self._reading = False
         self._end()
         return None
 
-    async def _next_event(self) -> object:
-        """The next message; before waiting for one, answers that are queued leave."""
-        connection = self.connection
-        event = connection.receive_nowait()
-        if event is None:
-            self._taken = 0
-            if connection.unsent and not connection.flush_nowait():
-                await connection.flush()
-            return await connection.receive_more()
-        self._taken += 1
-        if self._taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
-            self._taken = 0
-            await connection.flush()
-            await trio.lowlevel.checkpoint()
-        return event
-
-    def _take(self, message: object) -> Job | None:
-        if type(message) is not Message:
-            raise ProtocolError("a message came in pieces that were not asked for")
-        self.session.receive(message)
-        if message.type == MessageType.INVOKE:
-            return self._begin(message)
+    def _take_other(self, message: Message) -> None:
         if message.type == MessageType.PING:
             self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
         else:
             self._cancel(message.seq)
-        return None
 
     def _end(self) -> None:
         """The connection is over: running calls are cancelled."""

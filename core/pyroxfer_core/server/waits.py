@@ -1,25 +1,21 @@
-"""Finding out whether a coroutine waits."""
+"""Going on with a coroutine that was begun by hand, to find out whether it waits at all."""
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 @types.coroutine
-def noticing_waits(coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None]) -> Generator[Any, Any, T]:
-    """Run a coroutine in this task; just before it waits for the first time, call ``on_wait``.
+def resumed(coroutine: Coroutine[Any, Any, T], request: Any) -> Generator[Any, Any, T]:
+    """Await the rest of a coroutine that has yielded ``request`` to the event loop.
 
-    It stays in its task all along, so cancel scopes and context variables mean what they always mean.
+    It must be begun and awaited in the same task, so that cancel scopes and context variables mean what they always
+    mean.
     """
-    try:
-        request = coroutine.send(None)
-    except StopIteration as finished:
-        return finished.value  # type: ignore[no-any-return]  # the value of a coroutine that returns T
-    on_wait()
     while True:
         try:
             answer = yield request
@@ -30,4 +26,4 @@ def noticing_waits(coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None
         try:
             request = coroutine.send(answer) if thrown is None else coroutine.throw(thrown)
         except StopIteration as finished:
-            return finished.value  # type: ignore[no-any-return]  # as above
+            return finished.value  # type: ignore[no-any-return]  # the value of a coroutine that returns T

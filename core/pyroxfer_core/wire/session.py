@@ -33,6 +33,10 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
+_OPEN: Final = State.OPEN
+_INVOKE, _RESULT, _CONCURRENT = MessageType.INVOKE, MessageType.RESULT, Feature.CONCURRENT
+"""Looked up for every message, and found faster here than in their classes."""
+
 _CLIENT: Final = {
     (State.CONNECTING, MessageType.CONNECTOK): State.OPEN,
     (State.CONNECTING, MessageType.CONNECTFAIL): State.CLOSED,
@@ -103,7 +107,7 @@ class ClientSession(Generic[Waiter]):
         Raises:
             ProtocolError: not open, or a second call at once where the peer takes one at a time.
         """
-        if self.state is not State.OPEN:
+        if self.state is not _OPEN:
             raise ProtocolError("the connection is not open")
         pending = self.pending
         seq = (self.seq + 1) & 0xFFFF
@@ -157,7 +161,7 @@ class ClientSession(Generic[Waiter]):
             ProtocolError: this message must not come now, or answers no call.
             SerializeError: the answer is in another serializer than the request. The call stays pending.
         """
-        if message.type == MessageType.RESULT and self.state is State.OPEN:
+        if message.type == _RESULT and self.state is _OPEN:
             seq = message.seq
             expected = self._serializers.get(seq)
             if expected != message.serializer:
@@ -210,7 +214,7 @@ class ServerSession:
         Raises:
             ProtocolError: this message must not come now.
         """
-        if self.state is State.OPEN and message.type == MessageType.INVOKE:
+        if self.state is _OPEN and message.type == _INVOKE:
             if self._granted is not None:
                 self._confirm(message)
             return

@@ -26,12 +26,12 @@ from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
-from ..transport.sockets import reason_of
 from ..wire import Decoder, codec_for
 from ..wire.features import Feature, Grant
 from ..wire.message import Message
 from ..wire.session import ClientSession
 from .connect import send_by, wait_for
+from .waiting import Waiter, as_ours, copy_for, seconds_left
 
 RECEIVE_BYTES: Final = 64 * 1024
 JOIN_BELOW: Final = 64 * 1024
@@ -39,21 +39,6 @@ CANCEL_GRACE_S: Final = 1.0
 """How long giving up a call may take: another thread may be sending at that moment."""
 
 ContextFactory = Callable[[int, bool], SerializerContext]
-
-
-class Waiter:
-    """A call in flight."""
-
-    __slots__ = ("abandoned", "answered", "error", "reply", "wake")
-
-    def __init__(self) -> None:
-        self.reply: Message | None = None
-        self.error: CommunicationError | None = None
-        self.wake: threading.Lock | None = None
-        """Held while a thread sleeps for this call because another one reads; released to wake it."""
-        self.abandoned = False
-        self.answered = False
-        """An answer came, even if it was none that can be used."""
 
 
 class BlockingLink:
@@ -119,7 +104,7 @@ class BlockingLink:
             welcome = read_welcome(answer, self.version, self.location, settings, context)
         except BaseException as error:
             self.close()
-            raise _as_ours(error, "handshake") from error
+            raise as_ours(error, "handshake") from error
         self.metadata, self.response, self.welcome = welcome.metadata, welcome.response, answer
         self._context = make_context(self.version, Feature.TYPED in self.grant)
         self.sock.settimeout(None)
@@ -170,7 +155,7 @@ class BlockingLink:
         if self.session.grant.bits & Feature.CONCURRENT:
             self._post(waiter, message, deadline)
             return self._await(waiter, message, deadline)
-        if not self.turn.acquire(timeout=_seconds_left(deadline)):
+        if not self.turn.acquire(timeout=seconds_left(deadline)):
             raise TimeoutError("the call waited too long for its turn", outcome=Outcome.NOT_SENT)
         try:
             self._post(waiter, message, deadline)
@@ -183,7 +168,7 @@ class BlockingLink:
         if self.session.concurrent:
             self._post(None, message, deadline)
             return
-        if not self.turn.acquire(timeout=_seconds_left(deadline)):
+        if not self.turn.acquire(timeout=seconds_left(deadline)):
             raise TimeoutError("the call waited too long for its turn", outcome=Outcome.NOT_SENT)
         try:
             self._post(None, message, deadline)
@@ -228,7 +213,7 @@ class BlockingLink:
             except BaseException as error:  # half a request spoils the stream, whatever stopped it
                 self.session.pending.pop(message.seq, None)
                 self._fail(ConnectionClosedError("the connection broke while a request was leaving"))
-                raise _as_ours(error, "call", Outcome.NOT_SENT) from error
+                raise as_ours(error, "call", Outcome.NOT_SENT) from error
 
     def _head(self, message: Message) -> bytes:
         return self._codec.encode_head(message, len(message.body))
@@ -308,7 +293,7 @@ class BlockingLink:
             self._followers[waiter] = None
         try:
             must_wait = waiter.reply is None and waiter.error is None and self._reading.locked()
-            if must_wait and not wake.acquire(timeout=_seconds_left(deadline)):
+            if must_wait and not wake.acquire(timeout=seconds_left(deadline)):
                 raise builtins.TimeoutError
         except BaseException:
             if not self._leave(waiter):
@@ -416,7 +401,7 @@ class BlockingLink:
         self._close_socket()
         for waiter in self.session.drop_pending():
             outcome = Outcome.EXECUTED if waiter.answered else Outcome.UNKNOWN
-            waiter.error = _copy(error, outcome)
+            waiter.error = copy_for(error, outcome)
             if waiter.wake is not None:
                 self._rouse(waiter)
 
@@ -448,28 +433,3 @@ def _forsake_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forsake_all)
-
-
-def _seconds_left(deadline: float | None) -> float:
-    """As `threading.Lock.acquire` takes it."""
-    return -1 if deadline is None else max(deadline - time.monotonic(), 0)
-
-
-def _copy(error: BaseException, outcome: Outcome) -> CommunicationError:
-    """The error for one of several calls that it ended."""
-    if isinstance(error, CommunicationError):
-        mine = type(error)(*error.args)
-        mine.outcome = outcome
-        return mine
-    return ConnectionClosedError(f"connection lost: {reason_of(error)}", outcome=outcome)
-
-
-def _as_ours(error: BaseException, what: str, outcome: Outcome | None = None) -> BaseException:
-    """What to raise for an error of the socket; other errors stay themselves."""
-    if isinstance(error, builtins.TimeoutError):
-        return TimeoutError(f"the {what} took too long", outcome=outcome)
-    if isinstance(error, OSError):
-        return ConnectionClosedError(f"connection lost: {reason_of(error)}", outcome=outcome)
-    if isinstance(error, CommunicationError) and error.outcome is None:
-        error.outcome = outcome
-    return error

@@ -20,7 +20,7 @@ from ..wire.blobinfo import read_blob_info
 from ..wire.features import DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature
 from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
-from .streams import EndOfStream, is_stream
+from .streams import PLAIN, EndOfStream, is_stream
 from .workers import PoolBusyError
 
 if TYPE_CHECKING:
@@ -72,13 +72,12 @@ class Job(CallContext):
         return self.message.flags & _ONEWAY != 0
 
 
-def decode(peer: Peer, message: Message) -> Job:
+def decode(peer: Peer, message: Message, serializer: Serializer) -> Job:
     """Read a request.
 
     Raises:
         SerializeError, SecurityError, ProtocolError, DaemonError: it cannot be read, or names no object.
     """
-    serializer = peer.serializer(message.serializer)
     kwargs: dict[str, Any] | None
     annotations = message.annotations
     deadline = _take_hop_annotations(peer, annotations) if annotations else None
@@ -184,7 +183,7 @@ async def _run_batch(peer: Peer, job: Job, instance: Any) -> list[Any]:
 
 
 def _result(peer: Peer, job: Job, value: Any) -> Message:
-    if is_stream(value):
+    if type(value) not in PLAIN and is_stream(value):
         return _stream_result(peer, job, value)
     message = job.message
     answer = Message(
@@ -193,7 +192,7 @@ def _result(peer: Peer, job: Job, value: Any) -> Message:
         message.serializer,
         message.flags & _BATCH,
         job.serializer.dumps(value),
-        _response_annotations(peer, job),
+        _response_annotations(peer, job) if peer.annotates else job._response_annotations or {},
         message.correlation_id,
     )
     if peer.settings.compression:

@@ -11,9 +11,11 @@ from .execute import Job
 def lane_key(job: Job) -> object:
     """What a call must keep its order with: session objects of a class, items of a stream; None for nothing."""
     entry = job.entry
+    if not entry.concurrent:
+        return entry.target
     if entry.object_id == DAEMON_ID and job.method == "get_next_stream_item" and job.args:
         return str(job.args[0])
-    return None if entry.concurrent else entry.target
+    return None
 
 
 class Lanes:

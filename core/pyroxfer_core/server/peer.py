@@ -43,7 +43,7 @@ IDLE_WORKERS: Final = 64
 """Tasks a connection keeps parked for its next calls; waking one costs half of starting one."""
 TAKE_AT_ONCE: Final = 64
 """Requests in a row that came together before other connections get a turn."""
-_INVOKE: Final = MessageType.INVOKE
+_INVOKE, _ONEWAY, _CONCURRENT = MessageType.INVOKE, Flags.ONEWAY, Feature.CONCURRENT
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
 
@@ -229,7 +229,8 @@ class Peer:
             return False
         running = execute(self, job)
         waited = False
-        if self.concurrent and not job.oneway:  # a one-way call that runs here is one too many: reading waits for it
+        # a one-way call that runs here is one too many: reading waits for it
+        if self.session.grant.bits & _CONCURRENT and not job.message.flags & _ONEWAY:
             try:
                 request = running.send(None)
             except StopIteration as finished:
@@ -271,10 +272,10 @@ class Peer:
         connection = self.connection
         self._reading = True
         try:
-            message: object = None if self.finishing else connection.receive_nowait()
+            message: object = None if self.finishing else connection.decoder.next_event()
             if message is None and not self.finishing:  # before waiting for one, answers that are queued leave
                 self._taken = 0
-                if connection.unsent and not connection.flush_nowait():
+                if not connection.flush_nowait():
                     await connection.flush()
                 message = await connection.receive_more()
             elif self._taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
@@ -320,7 +321,7 @@ class Peer:
             serializer = self.serializer(message.serializer)
             if self.daemon.draining:
                 raise RefusedError("draining: the daemon is closing")
-            return decode(self, message)
+            return decode(self, message, serializer)
         except Exception as error:
             if isinstance(error, PyroError) and serializer is None:
                 self.finishing = True
@@ -354,13 +355,13 @@ class Peer:
             if job is not None:
                 self._queue(job)
             return None
-        if message.flags & Flags.ONEWAY and self._oneways < self.settings.max_calls_in_flight:
+        if message.flags & _ONEWAY and self._oneways < self.settings.max_calls_in_flight:
             self._oneways += 1
             self._unbegun.append(job)
             self.daemon.run_detached(self._run_next_oneway)
             return None
         self._in_flight += 1  # a flood of one-way calls runs here, which slows it down to what can be done
-        if not self.concurrent or self._lanes.enter(job):
+        if not self.session.grant.bits & _CONCURRENT or self._lanes.enter(job):
             return job
         self._running[message.seq] = None
         return None
@@ -384,7 +385,9 @@ class Peer:
 
     def _answer_soon(self, job: Job, answer: Message | None) -> Job | None:
         """Queue the answer to a call that did not wait: it leaves before this task waits for the next request."""
-        self._call_ended()
+        self._in_flight -= 1
+        if self.daemon.draining:
+            self.daemon.call_ended()
         if answer is not None:
             self._queue(answer)
         return None if job.lane is None else self._lanes.leave(job)

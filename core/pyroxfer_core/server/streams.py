@@ -16,13 +16,14 @@ CLOSE_GRACE_S: Final = 1.0
 MAX_STREAMS: Final = 10_000
 """Streams of one daemon; beyond it calls that return one fail."""
 
-_PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes, bytearray, list, tuple, dict, set, frozenset})
+PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes, bytearray, list, tuple, dict, set, frozenset})
+"""Types of results that are certainly no streams."""
 _END: Final = object()
 
 
 def is_stream(value: Any) -> bool:
     """Whether a result is to be fetched item by item."""
-    return type(value) not in _PLAIN and isinstance(value, (Iterator, AsyncIterator))
+    return type(value) not in PLAIN and isinstance(value, (Iterator, AsyncIterator))
 
 
 class _Stream:

@@ -110,11 +110,30 @@ class Connection:
 
     async def receive_more(self) -> Event | None:
         """Like `receive`, for callers who know that no event is complete yet."""
-        decoder = self.decoder
+        decoder, sock = self.decoder, self._sock
         event: Event | None = None
         try:
             while event is None:
-                if not await self._fill(decoder):
+                self._reads += 1
+                if self._reads >= READS_PER_TURN:
+                    self._reads = 0
+                    await trio.lowlevel.checkpoint()
+                place = decoder.wanted_buffer()
+                try:
+                    if place is None:
+                        data = sock.recv(RECEIVE_BYTES)
+                        count = len(data)
+                        decoder.feed(data)
+                    else:
+                        count = sock.recv_into(place)
+                        decoder.received(count)
+                except BlockingIOError:
+                    self._reads = 0
+                    await self._wait(trio.lowlevel.wait_readable)
+                    continue
+                except OSError as error:
+                    raise self._lost(error) from error
+                if not count:
                     self.ended = True
                     decoder.eof()
                     return None
@@ -127,28 +146,6 @@ class Connection:
     def receive_nowait(self) -> Event | None:
         """The next event that is complete already, without reading from the socket; None when there is none."""
         return self.decoder.next_event()
-
-    async def _fill(self, decoder: Decoder) -> bool:
-        """Read once into the decoder. False at the end of the stream."""
-        self._reads += 1
-        if self._reads >= READS_PER_TURN:
-            self._reads = 0
-            await trio.lowlevel.checkpoint()
-        place = decoder.wanted_buffer()
-        while True:
-            try:
-                if place is None:
-                    data = self._sock.recv(RECEIVE_BYTES)
-                    decoder.feed(data)
-                    return bool(data)
-                count = self._sock.recv_into(place)
-                decoder.received(count)
-                return count > 0
-            except BlockingIOError:
-                self._reads = 0
-                await self._wait(trio.lowlevel.wait_readable)
-            except OSError as error:
-                raise self._lost(error) from error
 
     def fill_nowait(self) -> bool | None:
         """Take in what has arrived, without waiting. None: nothing had; False: the peer is gone."""
@@ -239,15 +236,16 @@ class Connection:
                 return False
             except OSError as error:
                 raise self._lost(error) from error
-            self._forget(count)
+            self.sent += count
+            if self.sent == self.queued:
+                out.clear()
+            else:
+                self._forget(count)
         return True
 
     def _forget(self, count: int) -> None:
-        self.sent += count
+        """Drop what was sent, which is less than everything."""
         out = self._out
-        if len(out) == 1 and count == len(out[0]):
-            out.clear()
-            return
         done = 0
         while count and count >= len(out[done]):
             count -= len(out[done])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import marshal
+from typing import Any
 
 import pytest
 import serpent
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyroxfer_core.errors import SerializeError
+from pyroxfer_core.errors import ProtocolError, SerializeError
 from pyroxfer_core.serializers.base import SerializerContext
 from pyroxfer_core.serializers.factory import make_serializer
+from pyroxfer_core.wire.marshal import MAX_ITEMS, read
 
 HEADER = "# serpent utf-8 python3.2\n"
 SERPENT = make_serializer("serpent", SerializerContext(502))
@@ -78,3 +81,35 @@ def test_no_text_is_read_as_something_else(text: str) -> None:
         elif isinstance(expected, tuple) and len(expected) == 4 and not isinstance(expected[2], list):
             with pytest.raises(SerializeError):
                 SERPENT.loads_call(body.encode())
+
+
+MARSHAL = make_serializer("marshal", SerializerContext(502))
+
+
+@pytest.mark.parametrize("version", [2, 4])
+@given(st.text(max_size=5), st.lists(st.one_of(plain, st.binary(max_size=3), st.text()), max_size=4), st.booleans())
+def test_marshal_calls_are_read_as_python_wrote_them(
+    version: int, method: str, values: list[object], listed: bool
+) -> None:
+    """With and without remembered values; containers keep their kind."""
+    args: Any = values if listed else tuple(values)
+    body = marshal.dumps(("object", method, args, {}), version)
+    assert read(body) == ("object", method, args, {})
+    assert [type(value) for value in MARSHAL.loads_call(body)[2]] == [type(value) for value in values]
+
+
+@given(st.binary(max_size=40), st.integers(0, 60), st.integers(0, 255))
+def test_the_short_way_of_marshal_accepts_nothing_that_the_full_reader_refuses(
+    data: bytes, place: int, byte: int
+) -> None:
+    """Arbitrary bytes, and real calls with one byte changed: the same value, or an error, from both."""
+    call = bytearray(marshal.dumps(("object", "method", ["text", 1, 2.5, None], {}), 4))
+    call[place % len(call)] = byte
+    for body in (data, bytes(call), bytes(call[:place])):
+        outcomes = []
+        for limit in (MAX_ITEMS, MAX_ITEMS - 1):  # only the default limits take the short way
+            try:
+                outcomes.append(repr(read(body, max_items=limit)))
+            except ProtocolError as error:
+                outcomes.append(str(error))
+        assert outcomes[0] == outcomes[1]

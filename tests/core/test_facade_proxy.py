@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import random
 import signal
 import socket
 import threading
@@ -493,3 +494,87 @@ def test_sessions_belong_to_a_proxy(daemon: Daemon) -> None:
 
     with Proxy(daemon.register(Counter)) as proxy, copy.copy(proxy) as other:
         assert [proxy.increment(), proxy.increment(), other.increment()] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("serializer", ["serpent", "json", "msgpack"])
+def test_a_served_object_is_sent_as_a_proxy(daemon: Daemon, service: Service, serializer: str) -> None:
+    """Anywhere in an argument, whatever daemon of this process serves it; that is how callbacks are handed over."""
+
+    @expose
+    class Caller:
+        def call(self, targets: dict[str, Proxy]) -> object:
+            with targets["one"] as target:
+                return target.echo("called back")
+
+    with serving(Daemon()) as other, Proxy(other.register(Caller())) as proxy:
+        proxy._pyroSerializer = serializer
+        assert proxy.call({"one": service}) == "called back"
+        assert service.ran == 1
+
+
+def test_one_class_may_be_served_by_two_daemons(daemon: Daemon) -> None:
+    """As in Pyro5; twice in one daemon is an error."""
+
+    @expose
+    class Shared:
+        def touch(self) -> str:
+            return "touched"
+
+    with serving(Daemon()) as other:
+        for uri in (daemon.register(Shared, "here"), other.register(Shared, "there")):
+            with Proxy(uri) as proxy:
+                assert proxy.touch() == "touched"
+        with pytest.raises(PyroError, match="already has a Pyro id"):
+            other.register(Shared, "again")
+
+
+def test_interrupts_at_any_moment_lose_nobody(daemon: Daemon, service: Service) -> None:
+    """Hundreds of them, in the middle of whatever a call does: answers stay with their calls, no thread is left."""
+    stop = threading.Event()
+    rng = random.Random(7)
+
+    def kick() -> None:
+        while not stop.wait(rng.random() * 0.01):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def call(number: int) -> int:
+        done = 0
+        while not stop.is_set():
+            done += 1
+            try:
+                assert proxy.echo([number, done]) == [number, done]
+            except CommunicationError as error:  # the interrupted thread may have ended the connection
+                assert error.outcome in (Outcome.UNKNOWN, Outcome.NOT_SENT)
+        return done
+
+    counted: list[int] = []
+
+    def count_interrupt(number: int, frame: object) -> None:
+        if threading.current_thread() is threading.main_thread() and armed:
+            counted.append(number)
+            raise KeyboardInterrupt
+
+    armed = False
+    before = signal.signal(signal.SIGINT, count_interrupt)
+    try:
+        with Proxy(daemon.uriFor("service")) as proxy, ThreadPoolExecutor(3) as threads:
+            proxy.echo(0)
+            others = [threads.submit(call, number) for number in range(2)]
+            threads.submit(kick)
+            for turn in range(400):
+                try:
+                    armed = True
+                    value = proxy.echo(turn)
+                    armed = False
+                    assert value == turn
+                except KeyboardInterrupt:
+                    armed = False
+                except CommunicationError:
+                    armed = False
+            stop.set()
+            assert all(other.result(WITHIN_S) > 0 for other in others)
+            assert proxy.echo("alive") == "alive"
+    finally:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+    assert counted

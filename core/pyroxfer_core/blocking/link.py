@@ -26,34 +26,21 @@ from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
-from ..transport.sockets import reason_of
 from ..wire import Decoder, codec_for
 from ..wire.features import Feature, Grant
 from ..wire.message import Message
 from ..wire.session import ClientSession
 from .connect import send_by, wait_for
+from .waiting import Waiter, as_ours, copy_for, seconds_left
 
 RECEIVE_BYTES: Final = 64 * 1024
 JOIN_BELOW: Final = 64 * 1024
 CANCEL_GRACE_S: Final = 1.0
 """How long giving up a call may take: another thread may be sending at that moment."""
+TURN_CHECK_S: Final = 1.0
+"""How often a thread that waits for its turn looks whether the connection is still there."""
 
 ContextFactory = Callable[[int, bool], SerializerContext]
-
-
-class Waiter:
-    """A call in flight."""
-
-    __slots__ = ("abandoned", "answered", "error", "reply", "wake")
-
-    def __init__(self) -> None:
-        self.reply: Message | None = None
-        self.error: CommunicationError | None = None
-        self.wake: threading.Lock | None = None
-        """Held while a thread sleeps for this call because another one reads; released to wake it."""
-        self.abandoned = False
-        self.answered = False
-        """An answer came, even if it was none that can be used."""
 
 
 class BlockingLink:
@@ -84,10 +71,12 @@ class BlockingLink:
         self.session: ClientSession[Waiter] = ClientSession(first_seq, Feature.ALL if version == 502 else 0)
         self.turn = threading.Lock()
         """Held during a call towards a peer that takes one at a time."""
+        self._in_flight: Message | None = None
+        """The call that has the turn."""
         self._sending = threading.Lock()
-        self._reading = threading.Lock()
         self._guard = threading.Lock()
-        """Guards who sleeps: `_followers` and every `Waiter.wake`."""
+        """Guards who reads and who sleeps: `_reader`, `_followers` and every `Waiter.wake`."""
+        self._reader: Waiter | None = None
         self._followers: dict[Waiter, None] = {}
         self._serializers: dict[str, Serializer] = {}
         self._context: SerializerContext | None = None
@@ -119,7 +108,7 @@ class BlockingLink:
             welcome = read_welcome(answer, self.version, self.location, settings, context)
         except BaseException as error:
             self.close()
-            raise _as_ours(error, "handshake") from error
+            raise as_ours(error, "handshake") from error
         self.metadata, self.response, self.welcome = welcome.metadata, welcome.response, answer
         self._context = make_context(self.version, Feature.TYPED in self.grant)
         self.sock.settimeout(None)
@@ -170,25 +159,46 @@ class BlockingLink:
         if self.session.grant.bits & Feature.CONCURRENT:
             self._post(waiter, message, deadline)
             return self._await(waiter, message, deadline)
-        if not self.turn.acquire(timeout=_seconds_left(deadline)):
-            raise TimeoutError("the call waited too long for its turn", outcome=Outcome.NOT_SENT)
-        try:
-            self._post(waiter, message, deadline)
-            return self._await(waiter, message, deadline)
-        finally:
-            self.turn.release()
+        answer = self._in_turn(waiter, message, deadline)
+        assert answer is not None, "of a call that is waited for"
+        return answer
 
     def send_oneway(self, message: Message, deadline: float | None = None) -> None:
         """Send a call that has no answer. Errors have outcome NotSent."""
         if self.session.concurrent:
             self._post(None, message, deadline)
-            return
-        if not self.turn.acquire(timeout=_seconds_left(deadline)):
-            raise TimeoutError("the call waited too long for its turn", outcome=Outcome.NOT_SENT)
+        else:
+            self._in_turn(None, message, deadline)
+
+    def _in_turn(self, waiter: Waiter | None, message: Message, deadline: float | None) -> Message | None:
+        """Run a call when no other is in flight.
+
+        An interrupt that may have swallowed the turn ends the connection, so that nobody waits for it.
+        """
         try:
-            self._post(None, message, deadline)
-        finally:
-            self.turn.release()
+            self._take_turn(message, deadline)
+            try:
+                self._post(waiter, message, deadline)
+                return None if waiter is None else self._await(waiter, message, deadline)
+            finally:
+                self._in_flight = None
+                self.turn.release()
+        except Exception:
+            raise
+        except BaseException as error:
+            if self._in_flight is message or (self._in_flight is None and self.turn.locked()):
+                self._fail(error)
+            raise
+
+    def _take_turn(self, message: Message, deadline: float | None) -> None:
+        left = seconds_left(deadline)
+        while not self.turn.acquire(timeout=TURN_CHECK_S if left < 0 else min(left, TURN_CHECK_S)):
+            if self.closed:
+                raise ConnectionClosedError("the connection was lost", outcome=Outcome.NOT_SENT)
+            left = seconds_left(deadline)
+            if left == 0:
+                raise TimeoutError("the call waited too long for its turn", outcome=Outcome.NOT_SENT)
+        self._in_flight = message
 
     def try_oneway(self, message: Message) -> None:
         """Send a call that has no answer if that takes no waiting: for finalizers, which may run inside a call."""
@@ -200,7 +210,7 @@ class BlockingLink:
 
     def _post(self, waiter: Waiter | None, message: Message, deadline: float | None) -> None:
         with self._sending:
-            if not self._reading.locked() and self._poll.poll(0):
+            if self._reader is None and self._poll.poll(0):
                 self._look()
             if self.closed or self.session.going_away:
                 raise ConnectionClosedError("the connection was lost between calls", outcome=Outcome.NOT_SENT)
@@ -211,7 +221,7 @@ class BlockingLink:
                 small = len(message.body) <= JOIN_BELOW or self._hmac_key is not None
                 data = self._encode(message, hmac_key=self._hmac_key) if small else self._head(message)
             except BaseException as error:
-                if numbered:
+                if numbered or (waiter is not None and self.session.pending.get(message.seq) is waiter):
                     self.session.forget(message)
                 if isinstance(error, CommunicationError):
                     error.outcome = Outcome.NOT_SENT
@@ -228,7 +238,7 @@ class BlockingLink:
             except BaseException as error:  # half a request spoils the stream, whatever stopped it
                 self.session.pending.pop(message.seq, None)
                 self._fail(ConnectionClosedError("the connection broke while a request was leaving"))
-                raise _as_ours(error, "call", Outcome.NOT_SENT) from error
+                raise as_ours(error, "call", Outcome.NOT_SENT) from error
 
     def _head(self, message: Message) -> bytes:
         return self._codec.encode_head(message, len(message.body))
@@ -244,25 +254,28 @@ class BlockingLink:
 
     def _look(self) -> None:
         """Something came while nobody was reading: the answer to an abandoned call, a goodbye, or the end."""
-        if self.closed or not self._reading.acquire(blocking=False):
-            return
+        reader = Waiter()
         try:
-            while not self.closed and self._poll.poll(0):
-                self._receive_and_take()
+            if not self.closed and self._may_read(reader):
+                while not self.closed and self._poll.poll(0):
+                    self._receive_and_take()
         except PyroError as error:
             self._fail(error)
         finally:
-            self._stop_reading()
+            self._settle(reader)
 
     # --- waiting -----------------------------------------------------------------------------------------------
 
     def _await(self, waiter: Waiter, message: Message, deadline: float | None) -> Message:
         try:
-            while waiter.reply is None and waiter.error is None:
-                if self._reading.acquire(blocking=False):
-                    self._read_for_all(waiter, deadline)
-                else:
-                    self._follow(waiter, deadline)
+            try:
+                while waiter.reply is None and waiter.error is None:
+                    if self._may_read(waiter):
+                        self._read_for_all(waiter, deadline)
+                    else:
+                        self._follow(waiter, deadline)
+            finally:
+                self._settle(waiter)
         except (PyroError, OSError) as error:
             if not isinstance(error, builtins.TimeoutError):
                 self._fail(error)
@@ -271,6 +284,7 @@ class BlockingLink:
                 text = f"the call took too long ({Outcome.UNKNOWN.value})"
                 raise TimeoutError(text, outcome=Outcome.UNKNOWN) from None
         except BaseException:
+            self._settle(waiter)  # the interrupt may have come before it was done above
             self._give_up(waiter, message)
             raise
         if waiter.reply is None:
@@ -287,53 +301,49 @@ class BlockingLink:
             if self._buffer[0]:
                 self._fail(error)
             raise
-        finally:
-            self._stop_reading()
 
-    def _stop_reading(self) -> None:
-        self._reading.release()
-        if self._followers:
-            self._hand_over()
+    def _may_read(self, waiter: Waiter) -> bool:
+        """Whether nobody else reads; the duty is taken then, and given back by `_settle`."""
+        with self._guard:
+            if self._reader is None:
+                self._reader = waiter
+            return self._reader is waiter
+
+    def _settle(self, waiter: Waiter) -> None:
+        """End a wait, however it ends: give back the duty of reading, and see that somebody takes it up.
+
+        Twice is fine. An interrupt can come between any two steps, but not while a lock is taken by ``with``.
+        """
+        with self._guard:
+            if self._reader is waiter:
+                self._reader = None
+            self._followers.pop(waiter, None)
+            if self._reader is None and self._followers:
+                self._wake(next(iter(self._followers)))
 
     def _follow(self, waiter: Waiter, deadline: float | None) -> None:
-        """Sleep until the answer was read by another thread, or nobody reads any more.
-
-        Who stops reading looks for sleepers after it gave the duty up, and who goes to sleep looks whether somebody
-        reads after it was entered among the sleepers: so one of both always sees the other.
-        """
+        """Sleep until the answer was read by another thread, or nobody reads any more."""
         wake = threading.Lock()
         wake.acquire()
         with self._guard:
+            if waiter.reply is not None or waiter.error is not None or self._reader is None:
+                return
             waiter.wake = wake
             self._followers[waiter] = None
-        try:
-            must_wait = waiter.reply is None and waiter.error is None and self._reading.locked()
-            if must_wait and not wake.acquire(timeout=_seconds_left(deadline)):
-                raise builtins.TimeoutError
-        except BaseException:
-            if not self._leave(waiter):
-                self._hand_over()  # it had been chosen to read on
-            raise
-        self._leave(waiter)
+        if not wake.acquire(timeout=seconds_left(deadline)):
+            raise builtins.TimeoutError
 
-    def _leave(self, waiter: Waiter) -> bool:
-        """Whether the waiter was still among the sleepers."""
-        with self._guard:
-            waiter.wake = None
-            return self._followers.pop(waiter, waiter) is None
-
-    def _hand_over(self) -> None:
-        """Wake one sleeper: it finds nobody reading, and reads."""
-        with self._guard:
-            waiter = next(iter(self._followers), None)
-        if waiter is not None:
-            self._rouse(waiter)
+    def _wake(self, waiter: Waiter) -> None:
+        """Wake a thread that follows; the guard is held."""
+        del self._followers[waiter]
+        if waiter.wake is not None:
+            waiter.wake.release()
 
     def _rouse(self, waiter: Waiter) -> None:
+        """Wake the thread of this call if it sleeps."""
         with self._guard:
-            if waiter in self._followers and waiter.wake is not None:
-                del self._followers[waiter]
-                waiter.wake.release()
+            if waiter in self._followers:
+                self._wake(waiter)
 
     def _give_up(self, waiter: Waiter, message: Message) -> None:
         """Leave a call that was sent without its answer."""
@@ -402,6 +412,8 @@ class BlockingLink:
         except SerializeError:
             session.pending[message.seq].answered = True
             raise
+        except KeyError:  # another thread ended the session at this very moment
+            raise ConnectionClosedError("the connection was closed") from None
         if waiter is not None and not waiter.abandoned:
             waiter.reply = message
             if waiter.wake is not None:
@@ -416,9 +428,10 @@ class BlockingLink:
         self._close_socket()
         for waiter in self.session.drop_pending():
             outcome = Outcome.EXECUTED if waiter.answered else Outcome.UNKNOWN
-            waiter.error = _copy(error, outcome)
-            if waiter.wake is not None:
-                self._rouse(waiter)
+            waiter.error = copy_for(error, outcome)
+        with self._guard:
+            for follower in list(self._followers):
+                self._wake(follower)
 
     def close(self) -> None:
         """Close. Calls in flight in other threads end with a ConnectionClosedError."""
@@ -448,28 +461,3 @@ def _forsake_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forsake_all)
-
-
-def _seconds_left(deadline: float | None) -> float:
-    """As `threading.Lock.acquire` takes it."""
-    return -1 if deadline is None else max(deadline - time.monotonic(), 0)
-
-
-def _copy(error: BaseException, outcome: Outcome) -> CommunicationError:
-    """The error for one of several calls that it ended."""
-    if isinstance(error, CommunicationError):
-        mine = type(error)(*error.args)
-        mine.outcome = outcome
-        return mine
-    return ConnectionClosedError(f"connection lost: {reason_of(error)}", outcome=outcome)
-
-
-def _as_ours(error: BaseException, what: str, outcome: Outcome | None = None) -> BaseException:
-    """What to raise for an error of the socket; other errors stay themselves."""
-    if isinstance(error, builtins.TimeoutError):
-        return TimeoutError(f"the {what} took too long", outcome=outcome)
-    if isinstance(error, OSError):
-        return ConnectionClosedError(f"connection lost: {reason_of(error)}", outcome=outcome)
-    if isinstance(error, CommunicationError) and error.outcome is None:
-        error.outcome = outcome
-    return error

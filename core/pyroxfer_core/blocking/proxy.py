@@ -6,7 +6,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -26,7 +26,7 @@ from ..errors import (
 from ..objects.expose import Metadata
 from ..objects.invoke import BATCH_METHOD
 from ..serializers.base import SerializerContext
-from ..serializers.vocabulary import ProxyState
+from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..uri import Uri
 from ..wire.message import Body, Flags, Message, MessageType
@@ -34,6 +34,7 @@ from .asynchronous import call_async
 from .config import config
 from .connect import connect
 from .context import call_options, current_context
+from .forwarding import Forwarding
 from .link import BlockingLink
 from .streams import StreamIterator
 
@@ -49,7 +50,7 @@ BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 2.0
 
 
-class Proxy:
+class Proxy(Forwarding):
     """A remote object, as in Pyro5: ``proxy.method(...)``, ``proxy.attribute``, ``proxy.attribute = value``.
 
     Connects at first use, and again when the connection was lost between calls. Any thread may use it: calls run at
@@ -137,47 +138,6 @@ class Proxy:
     def __dir__(self) -> list[str]:
         meta = self._pyroMeta or _NOTHING
         return sorted({*super().__dir__(), *meta.methods, *meta.attrs})
-
-    def _pyroForward(self, name: str, *args: Any) -> Any:
-        """Call a remote dunder method.
-
-        Raises:
-            TypeError: the remote object does not expose it.
-        """
-        meta = self._pyroMetadata()
-        if meta is not None and name not in meta.methods:
-            raise TypeError(f"remote object '{self._pyroUri}' does not expose {name}")
-        return self._pyroInvoke(name, args, {})
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __len__(self) -> int:
-        return int(self._pyroForward("__len__"))
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._pyroForward("__getitem__", index)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self._pyroForward("__setitem__", index, value)
-
-    def __delitem__(self, index: Any) -> None:
-        self._pyroForward("__delitem__", index)
-
-    def __iter__(self) -> Iterator[Any]:
-        """The remote ``__iter__``, else ``__getitem__`` with 0, 1, 2… as Python itself does."""
-        meta = self._pyroMetadata()
-        if meta is None or "__iter__" in meta.methods:
-            yield from self._pyroForward("__iter__")
-            return
-        index = 0
-        while True:
-            try:
-                item = self._pyroForward("__getitem__", index)
-            except (IndexError, StopIteration):
-                return
-            yield item
-            index += 1
 
     def __eq__(self, other: object) -> bool:
         return other is self or (isinstance(other, Proxy) and other._pyroUri == self._pyroUri)
@@ -373,6 +333,7 @@ class Proxy:
             own=own,
             proxy_factory=lambda state: proxy_from_state(state, settings),
             proxy_state_of=proxy_state_of,
+            autoproxy=served_as,
         )
 
     def _pyroState(self) -> ProxyState:

@@ -21,7 +21,7 @@ from ..errors import (
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import Metadata
 from ..serializers.base import SerializerContext
-from ..serializers.vocabulary import ProxyState
+from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..transport.connection import open_connection
 from ..uri import Uri
@@ -337,7 +337,11 @@ class Proxy:
 
     def _pyroContext(self, version: int, own: bool) -> SerializerContext:
         return SerializerContext(
-            version=version, own=own, proxy_factory=self._pyroFromState, proxy_state_of=proxy_state_of
+            version=version,
+            own=own,
+            proxy_factory=self._pyroFromState,
+            proxy_state_of=proxy_state_of,
+            autoproxy=served_as,
         )
 
     def _pyroFromState(self, state: ProxyState) -> Proxy:

@@ -53,15 +53,15 @@ class ObjectTable:
 
         Raises:
             TypeError: the id is not text; a class, or an object without weak references, with ``weak``.
-            DaemonError: the id cannot stand in a URI, it or the object is taken (``force`` overrides), or the object
-                cannot carry Pyro's marks.
+            DaemonError: the id cannot stand in a URI, it is taken or the object is registered here already (``force``
+                overrides), or the object cannot carry Pyro's marks.
         """
         if object_id is not None and not isinstance(object_id, str):
             raise TypeError("an object id is text")
         object_id = object_id or f"obj_{uuid.uuid4().hex}"
         if "@" in object_id or any(character.isspace() for character in object_id):
             raise DaemonError(f"an object id has no blanks and no '@': {object_id!r}")
-        if not force and getattr(thing, "_pyroId", None):
+        if not force and getattr(thing, "_pyroId", None) in self._entries:
             raise DaemonError("object or class already has a Pyro id")
         if not force and object_id in self._entries:
             raise DaemonError(f"an object or class is already registered with the id {object_id!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import collections
 import enum
+import re
 from collections.abc import ItemsView, KeysView, ValuesView
 from typing import Any, Final
 
@@ -17,6 +18,29 @@ from .classes import ClassCodec
 
 _HEADER: Final = "# serpent utf-8 python3.2\n"
 _VIEWS: Final = (KeysView, ValuesView, ItemsView)
+
+
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
+"""Types that are written as Python itself prints them."""
+_NAMES: Final = {"None": None, "True": True, "False": False}
+_SCALAR: Final = r"'[^'\\\x00-\x1f\x7f]*'|-?[0-9]{1,17}\.[0-9]{1,17}|-?(?:0|[1-9][0-9]{0,18})|None|True|False"
+"""Literals that need no parser: text without escapes, plain numbers (the longer match first), three names."""
+_ONE_SCALAR: Final = re.compile(rf"{_HEADER}({_SCALAR})")
+_FLAT_CALL: Final = re.compile(
+    rf"{_HEADER}\(('[^'\\\x00-\x1f\x7f]*'),('[^'\\\x00-\x1f\x7f]*'),"
+    rf"\(((?:{_SCALAR}),|(?:{_SCALAR})(?:,(?:{_SCALAR}))+)?\),\{{\}}\)"
+)
+_SCALARS: Final = re.compile(_SCALAR)
+_SHORT: Final = 4096
+"""Bytes of a body that is tried as one of these first; a longer one is rarely."""
+
+
+def _scalar(text: str) -> Any:
+    if text[0] == "'":
+        return text[1:-1]
+    if text in _NAMES:
+        return _NAMES[text]
+    return float(text) if "." in text else int(text)
 
 
 class _Writer(serpent.Serializer):  # type: ignore[misc]  # the library has no type hints
@@ -69,15 +93,23 @@ class SerpentSerializer(Serializer):
         self._bytes_repr = context.own
 
     def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
+        if not kwargs and kwargs is not None and type(args) is tuple and _PLAIN.issuperset(map(type, args)):
+            values = ",".join(map(repr, args)) + ("," if len(args) == 1 else "")
+            return f"{_HEADER}({object_id!r},{method!r},({values}),{{}})".encode()
         return self._write((object_id, method, args, kwargs))
 
     def _write(self, value: Any) -> bytes:
         return _Writer(self._classes, self._bytes_repr).text(value).encode()
 
     def _read_call(self, body: Body) -> Any:
+        if len(body) <= _SHORT and (flat := _FLAT_CALL.fullmatch(str(body, "utf-8"))) is not None:
+            object_id, method, args = flat.groups("")
+            return object_id[1:-1], method[1:-1], tuple(map(_scalar, _SCALARS.findall(args))), {}
         return self._read(body)
 
     def _read(self, body: Body) -> Any:
+        if len(body) <= _SHORT and (one := _ONE_SCALAR.fullmatch(str(body, "utf-8"))) is not None:
+            return _scalar(one[1])
         return self._revive(body, _parse(body))
 
 

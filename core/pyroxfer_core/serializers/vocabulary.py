@@ -105,6 +105,13 @@ def state_to_proxy(name: str, state: Any) -> ProxyState:
     return ProxyState(state[0], oneway, methods, attrs, handshake, serializer)
 
 
+def served_as(value: object) -> ProxyState | None:
+    """The proxy that stands for a value which some daemon of this process serves; None for any other value."""
+    find = getattr(getattr(value, "_pyroDaemon", None), "autoproxy", None)
+    found = find(value) if callable(find) else None
+    return found if isinstance(found, ProxyState) else None
+
+
 def name_set(names: Any) -> frozenset[str]:
     """A set of names that came as list, tuple or set.
 

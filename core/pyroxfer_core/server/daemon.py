@@ -394,7 +394,7 @@ class Daemon:
             own=own,
             proxy_factory=self.make_proxy,
             proxy_state_of=self.state_of_proxy,
-            autoproxy=self._autoproxy,
+            autoproxy=self.autoproxy,
         )
 
     def make_proxy(self, state: ProxyState) -> Any:
@@ -409,7 +409,8 @@ class Daemon:
 
         return proxy_state_of(value)
 
-    def _autoproxy(self, value: Any) -> ProxyState | None:
+    def autoproxy(self, value: Any) -> ProxyState | None:
+        """The proxy that stands for a served object wherever it appears in a value; None for anything else."""
         object_id = self.table.id_of(value)
         if object_id is None:
             return None

@@ -21,7 +21,12 @@ MAX_ITEMS: Final = 1_000_000
 """An empty set takes 5 bytes to announce and 216 to keep; this bounds the product whatever the message limit."""
 
 _REMEMBER: Final = 0x80
+_MASK: Final = 0x7F
 _END_OF_DICT: Final = ord("0")
+_TUPLE, _SMALL_TUPLE, _LIST, _DICT = b"()[{"
+_ENCODINGS: Final = {"u": "utf-8", "t": "utf-8", "a": "ascii", "A": "ascii", "z": "ascii", "Z": "ascii"}
+_SHORT: Final = 4096
+"""Bytes of a value that is tried as a flat one first."""
 _DIGIT_BITS: Final = 15
 _WRITE_VERSION: Final = 2
 """The last version without references: the same value gives the same bytes, and every Python reads it."""
@@ -40,7 +45,13 @@ def read(data: Body, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITEMS) 
     ProtocolError: another type, a count beyond the data, a reference to nothing or to an unfinished container, an
     unhashable key, digits or text out of range, over a limit, cut short, or bytes left over.
     """
-    reader = _Reader(bytes(data), max_depth, max_items)
+    data = bytes(data)
+    if len(data) <= _SHORT and max_items == MAX_ITEMS and max_depth == MAX_DEPTH:
+        try:
+            return _read_flat(data)
+        except (_NotFlatError, IndexError, struct.error, UnicodeDecodeError):
+            pass  # not of the usual form, or malformed: the full reader tells
+    reader = _Reader(data, max_depth, max_items)
     try:
         return reader.read()
     except RecursionError as error:
@@ -87,6 +98,62 @@ def _unhashable_refused() -> Iterator[None]:
         yield
     except TypeError as error:
         raise ProtocolError(f"marshal: {error}") from error
+
+
+class _NotFlatError(Exception):
+    """These bytes are something else than the usual small call or result."""
+
+
+def _read_flat(data: bytes) -> object:
+    """A single leaf, or a call of leaves without keyword arguments: what most bodies are, in a few steps."""
+    count, at = _counted(data, 0)
+    if count is None:
+        value, at = _leaf(data, 0)
+        if at != len(data):
+            raise _NotFlatError
+        return value
+    object_id, at = _leaf(data, at)
+    method, at = _leaf(data, at)
+    size, args_at = _counted(data, at)
+    if count != 4 or size is None or size > len(data):
+        raise _NotFlatError
+    args, offset = [], args_at
+    for _ in range(size):
+        value, offset = _leaf(data, offset)
+        args.append(value)
+    if data[offset] & _MASK != _DICT or data[offset + 1 :] != b"0":
+        raise _NotFlatError
+    return object_id, method, args if data[at] & _MASK == _LIST else tuple(args), {}
+
+
+def _counted(data: bytes, at: int) -> tuple[int | None, int]:
+    """Number of members and offset of the first one of a tuple or list; None when something else begins here."""
+    code = data[at] & _MASK
+    if code == _SMALL_TUPLE:
+        return data[at + 1], at + 2
+    if code in (_TUPLE, _LIST):
+        return int.from_bytes(data[at + 1 : at + 5], "little"), at + 5
+    return None, at
+
+
+def _leaf(data: bytes, at: int) -> tuple[object, int]:
+    """The value at an offset, and the offset behind it."""
+    kind = chr(data[at] & _MASK)
+    encoding = _ENCODINGS.get(kind)
+    if encoding is not None:
+        short = kind in "zZ"
+        start = at + (2 if short else 5)
+        end = start + (data[at + 1] if short else int.from_bytes(data[at + 1 : start], "little"))
+        if end > len(data):
+            raise _NotFlatError
+        return str(data[start:end], encoding, "surrogatepass" if encoding == "utf-8" else "strict"), end
+    if kind == "i":
+        return _INT.unpack_from(data, at + 1)[0], at + 5
+    if kind == "g":
+        return _FLOAT.unpack_from(data, at + 1)[0], at + 9
+    if kind not in _CONSTANTS:
+        raise _NotFlatError
+    return _CONSTANTS[kind], at + 1
 
 
 class _Slot:

@@ -1,0 +1,51 @@
+"""Calls that wait for their answers, and the errors they end with."""
+
+from __future__ import annotations
+
+import builtins
+import threading
+import time
+
+from ..errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
+from ..transport.sockets import reason_of
+from ..wire.message import Message
+
+
+class Waiter:
+    """A call in flight."""
+
+    __slots__ = ("abandoned", "answered", "error", "reply", "wake")
+
+    def __init__(self) -> None:
+        self.reply: Message | None = None
+        self.error: CommunicationError | None = None
+        self.wake: threading.Lock | None = None
+        """Held while a thread sleeps for this call because another one reads; released to wake it."""
+        self.abandoned = False
+        self.answered = False
+        """An answer came, even if it was none that can be used."""
+
+
+def seconds_left(deadline: float | None) -> float:
+    """As `threading.Lock.acquire` takes it."""
+    return -1 if deadline is None else max(deadline - time.monotonic(), 0)
+
+
+def copy_for(error: BaseException, outcome: Outcome) -> CommunicationError:
+    """The error for one of several calls that it ended."""
+    if isinstance(error, CommunicationError):
+        mine = type(error)(*error.args)
+        mine.outcome = outcome
+        return mine
+    return ConnectionClosedError(f"connection lost: {reason_of(error)}", outcome=outcome)
+
+
+def as_ours(error: BaseException, what: str, outcome: Outcome | None = None) -> BaseException:
+    """What to raise for an error of the socket; other errors stay themselves."""
+    if isinstance(error, builtins.TimeoutError):
+        return TimeoutError(f"the {what} took too long", outcome=outcome)
+    if isinstance(error, OSError):
+        return ConnectionClosedError(f"connection lost: {reason_of(error)}", outcome=outcome)
+    if isinstance(error, CommunicationError) and error.outcome is None:
+        error.outcome = outcome
+    return error

@@ -9,6 +9,7 @@ from typing import Any, Final
 import trio
 
 from ..errors import PyroError
+from ..transport.faults import part
 from .workers import PoolBusyError, WorkerPool
 
 CLOSE_GRACE_S: Final = 1.0
@@ -143,5 +144,7 @@ async def _close_iterator(iterator: Any) -> None:
                 await iterator.aclose()
             elif hasattr(iterator, "close"):
                 await trio.to_thread.run_sync(iterator.close, abandon_on_cancel=True)
-        except Exception:  # noqa: S110  # the reader has left, there is nobody to tell
-            pass
+        except BaseException as error:  # the reader has left, there is nobody to tell
+            travelling, _ = part(error)
+            if travelling is not None:
+                raise travelling from None

@@ -102,7 +102,19 @@ class Daemon(trio_daemon.Daemon):
 
     def requestLoop(self, loopCondition: Callable[[], bool] | None = None) -> None:
         """Serve until `shutdown` is called or ``loopCondition`` says False; Ctrl-C is a KeyboardInterrupt."""
-        trio.run(self._serve_until_stopped, loopCondition)
+        try:
+            trio.run(self._serve_until_stopped, loopCondition)
+        except BaseExceptionGroup as group:
+            if group.subgroup(KeyboardInterrupt) is None:
+                raise
+            raise KeyboardInterrupt from group  # it came while a call was running here, not between two
+
+    def close(self) -> None:
+        """Stop, and give up the address. A loop that runs in another thread does it at its end, which begins now."""
+        if self._nursery is not None and not trio.lowlevel.in_trio_run():
+            self.shutdown()
+            return
+        super().close()
 
     async def _serve_until_stopped(self, condition: Callable[[], bool] | None) -> None:
         stop = trio.Event()

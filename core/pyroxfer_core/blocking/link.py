@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import os
 import select
 import socket
 import threading
@@ -82,6 +83,7 @@ class BlockingLink:
         first_seq: int = 0,
     ) -> None:
         self._sock = sock
+        self._process = os.getpid()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._hmac_key = settings.hmac_key if version == 48 else None
@@ -109,13 +111,22 @@ class BlockingLink:
             raise
 
     def _greet(self, settings: Settings, make_context: ContextFactory, location: str, handshake: Any) -> None:
+        deadline = time.monotonic() + settings.connect_timeout_s
         self._context = make_context(self.version, False)
         hello = make_serializer(settings.serializer or "serpent", self._context)
         message = connect_message(
             self.session, hello, self.version, self.object_id, handshake, settings, CallOptions()
         )
-        self._send(message)
-        answer = self._receive()
+        try:
+            self._limit_waiting(deadline)
+            self._send(message)
+            answer = self._receive(deadline)
+        except builtins.TimeoutError as error:
+            text = f"cannot connect to {location}: no answer within {settings.connect_timeout_s:g} s"
+            raise TimeoutError(text, outcome=Outcome.NOT_SENT) from error
+        except OSError as error:
+            text = f"connection to {location} lost during the handshake: {reason_of(error)}"
+            raise ConnectionClosedError(text, outcome=Outcome.NOT_SENT) from error
         self.session.receive(answer)
         welcome = read_welcome(answer, self.version, location, settings, self._context)
         self.metadata, self.response = welcome.metadata, welcome.response
@@ -143,13 +154,22 @@ class BlockingLink:
         """Whether the idle connection is open: a peer that has nothing to answer is silent unless it leaves."""
         return not self._poll.poll(0)
 
-    def send_oneway(self, message: Message) -> None:
+    @property
+    def inherited(self) -> bool:
+        """Whether another process made this connection, which goes on using it after a fork."""
+        return self._process != os.getpid()
+
+    def send_oneway(self, message: Message, timeout_s: float | None = None) -> None:
         """Send a call that has no answer. Errors have outcome NotSent; the connection is closed."""
         self.session.invoke(None, message)
         try:
+            if timeout_s is not None:
+                self._sock.settimeout(timeout_s)
             self._send(message)
+            if timeout_s is not None:
+                self._sock.settimeout(None)
         except BaseException as error:
-            raise self._finished(error, Outcome.NOT_SENT) from error
+            raise self._finished(error, Outcome.NOT_SENT) from _cause(error)
 
     def call(self, message: Message, timeout_s: float | None) -> Message:
         """Send a call and wait for its RESULT.
@@ -171,7 +191,7 @@ class BlockingLink:
             if deadline is not None:
                 self._sock.settimeout(None)
         except BaseException as error:
-            raise self._finished(error, outcome) from error
+            raise self._finished(error, outcome) from _cause(error)
         return answer
 
     def _limit_waiting(self, deadline: float) -> None:
@@ -224,6 +244,12 @@ class BlockingLink:
     def close(self) -> None:
         """Close; a thread waiting in this connection gets a ConnectionClosedError."""
         self.closed = True
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+        if not self.inherited:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """What an error that `_finished` made is raised from; one that goes on as it is has no cause."""
+    return error if isinstance(error, OSError) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final
@@ -54,6 +55,7 @@ class Proxy:
         self._pyroMeta: Metadata | None = None
         self._pyroLink: BlockingLink | None = None
         self._pyroSeq = 0
+        self._pyroConnecting = threading.RLock()
 
     def __repr__(self) -> str:
         state = "connected" if self._pyroLink is not None else "not connected"
@@ -217,7 +219,7 @@ class Proxy:
             self._pyroTimeout,
         )
         if flags & Flags.ONEWAY:
-            link.send_oneway(request)
+            link.send_oneway(request, self._pyroTimeout)
             return None
         return self._pyroRead(link, link.call(request, self._pyroTimeout))
 
@@ -238,7 +240,21 @@ class Proxy:
     def _pyroConnected(self) -> BlockingLink:
         link = self._pyroLink
         if link is not None and not link.closed:
-            return link
+            if not link.inherited:
+                return link
+            self._pyroLeaveToParent(link)
+        with self._pyroConnecting:
+            link = self._pyroLink  # another thread may have been faster
+            return link if link is not None and not link.closed else self._pyroConnectAnew()
+
+    def _pyroLeaveToParent(self, link: BlockingLink) -> None:
+        """After a fork: the connection, and a lock that a thread may have held, belong to the other process."""
+        if self._pyroLink is link:
+            self._pyroLink = None
+            self._pyroConnecting = threading.RLock()
+        link.close()
+
+    def _pyroConnectAnew(self) -> BlockingLink:
         link = self._pyroConnect()
         try:
             if link.metadata is not None and not link.metadata.methods and not link.metadata.attrs:
@@ -259,7 +275,9 @@ class Proxy:
         settings = self._pyroSettings.with_changes(serializer=self._pyroSerializer)
         location = uri.location or ""
         failure: CommunicationError | None = None
-        for version in versions_to_try(location, settings):
+        cut = False
+        versions = versions_to_try(location, settings)
+        for version in versions:
             sock = connect(uri, settings.connect_timeout_s)
             try:
                 link = BlockingLink(
@@ -274,11 +292,13 @@ class Proxy:
                 )
             except (ProtocolError, ConnectionClosedError) as error:
                 failure = failure or error
+                cut = isinstance(error, ConnectionClosedError)
                 continue
             except CommunicationError as error:
                 error.outcome = Outcome.NOT_SENT
                 raise
-            remember_version(location, version)
+            if len(versions) > 1 and not cut:  # a connection that broke says nothing about what is spoken there
+                remember_version(location, version)
             return link
         assert failure is not None, "at least one protocol is tried"
         failure.outcome = Outcome.NOT_SENT
@@ -337,7 +357,7 @@ class StreamIterator:
         link = self._link
         if link is None:
             raise StopIteration
-        if link.closed or self._proxy._pyroLink is not link:
+        if link.closed or link.inherited or self._proxy._pyroLink is not link:
             raise ConnectionClosedError("the proxy for this stream result has been closed")
         try:
             with link.lock:
@@ -349,7 +369,7 @@ class StreamIterator:
     def close(self) -> None:
         """Close the remote iterator. Nothing happens on one that has ended."""
         link, self._link = self._link, None
-        if link is None or link.closed:
+        if link is None or link.closed or link.inherited:
             return
         try:
             with link.lock:
@@ -360,7 +380,9 @@ class StreamIterator:
     def __del__(self) -> None:
         link = self._link
         # the lock is not waited for here: the finalizer may run inside a call of this very thread
-        if link is not None and not link.closed and link.lock.acquire(blocking=False):
+        if link is None or link.closed or link.inherited:
+            return
+        if link.lock.acquire(blocking=False):
             try:
                 self._link = None
                 self._proxy._pyroOnce(link, "close_stream", [self._id], {}, Flags.ONEWAY, DAEMON_OBJECT)

@@ -13,7 +13,7 @@ from ..objects.context import CallContext, current_context_var
 from ..objects.expose import MethodKind
 from ..objects.invoke import BATCH_METHOD, batch_calls, prepare, prepare_method, reply_for_exception
 from ..objects.table import Entry
-from ..serializers.base import Serializer, traceback_lines
+from ..serializers.base import Serializer, text_of, traceback_lines
 from ..serializers.blob import SerializedBlob
 from ..serializers.exceptions import ExceptionWrapper
 from ..transport.faults import part
@@ -273,7 +273,7 @@ def failure(
             log.info("a one-way call of %s failed: %r", peer.connection.peer, error)
         return None
     exception = StopIteration(*error.args) if isinstance(error, EndOfStream) else verdict.exception
-    lines = traceback_lines(error) if peer.sends_tracebacks else [f"{type(error).__name__}: {error}\n"]
+    lines = traceback_lines(error) if peer.sends_tracebacks else [f"{type(error).__name__}: {text_of(error)}\n"]
     body = (serializer or peer.serializer("marshal")).dumps_exception(exception, lines)
     annotations: dict[str, Body] = {}
     if own and not dispatched and isinstance(error, CommunicationError) and error.outcome in _OUTCOME_LETTERS:

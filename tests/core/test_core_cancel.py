@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from doubles import run, until
 
 from pyroxfer_core import Daemon, Proxy, Settings, behavior, current_call, expose, oneway
@@ -528,3 +529,30 @@ async def test_one_object_per_connection_is_made_once(daemon: Daemon) -> None:
         assert await proxy.reply() == 1
         await until(lambda: daemon.statistics().busy_threads == 0)
     assert made == [1]
+
+
+@pytest.mark.parametrize("connected", [True, False])
+async def test_calls_queued_for_a_stock_peer_outlive_the_cancelled_one_before_them(connected: bool) -> None:
+    """They cannot have run, so they go on to the next connection, also when the first call made the first one."""
+    service = Service()
+    results: list[int] = []
+
+    async def call(proxy: Proxy, number: int, scope: trio.CancelScope) -> None:
+        with scope:
+            await (proxy.hang() if scope in cut else proxy.echo(number))
+            results.append(number)
+
+    async with Daemon(settings=Settings(shutdown_grace_s=0)) as daemon:
+        async with Proxy(daemon.register(service), settings=STOCK) as proxy, trio.open_nursery() as nursery:
+            if connected:
+                await proxy._pyroBind()
+            cut = [trio.CancelScope(), trio.CancelScope()]
+            for scope in cut:
+                nursery.start_soon(call, proxy, 0, scope)
+            await until(lambda: service.log == ["hang begun"])
+            for number in range(1, 5):
+                nursery.start_soon(call, proxy, number, trio.CancelScope())
+            await trio.testing.wait_all_tasks_blocked()
+            for scope in cut:
+                scope.cancel()
+    assert sorted(results) == [1, 2, 3, 4]

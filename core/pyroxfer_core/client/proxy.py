@@ -153,7 +153,10 @@ class Proxy:
         call: Call | None,
         progress: _Progress,
     ) -> Any:
-        """Send; when the connection turns out to be gone before the call left whole, once more on a fresh one."""
+        """Send; when the connection turns out to be gone before the call left whole, once more on a fresh one.
+
+        A call that was only queued goes on to the next connection as often as others spoil the one it waits for.
+        """
         fresh = self._pyroLink is None
         while True:
             link = await self._pyroConnected()
@@ -163,6 +166,8 @@ class Proxy:
                 if link.session.concurrent:
                     return await self._pyroOnce(link, method, args, kwargs, options, flags, call, progress)
                 async with link.turn:
+                    if link.connection.broken and not link.released:
+                        continue
                     return await self._pyroOnce(link, method, args, kwargs, options, flags, call, progress)
             except ConnectionClosedError as error:
                 if fresh or error.outcome is not Outcome.NOT_SENT or link.released:

@@ -63,6 +63,10 @@ class Transfer:
     """By which channel bytes came or went."""
     finishing: bool = False
     """The end is being made: it is too late to drop it."""
+    side_stream_refused: bool = False
+    """The client has taken another way: a side stream that comes late is not for this transfer any more."""
+    moved_out: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+    """Where one waits for the last mover to end."""
 
     def close(self) -> None:
         """The client's connection is gone: drop the transfer soon. Called by the daemon that tracks it."""
@@ -78,6 +82,16 @@ class Transfer:
                 yield
             finally:
                 self.scopes.discard(scope)
+                if not self.scopes:
+                    self.moved_out.unpark_all()
+
+    async def refuse_side_stream(self) -> None:
+        """Let no side stream carry this transfer from now on; returns when one that is at it has ended."""
+        self.side_stream_refused = True
+        for scope in self.scopes:
+            scope.cancel()
+        while self.scopes:
+            await self.moved_out.park()
 
 
 @dataclass(slots=True, eq=False)
@@ -188,6 +202,17 @@ class Transfers:
     def is_download(self, transfer_id: str) -> bool:
         """Whether the id belongs to a file on its way out."""
         return isinstance(self._active.get(transfer_id), Download)
+
+    def received(self, transfer_id: str) -> int:
+        """Bytes that an upload under way has got; 0 for anything else."""
+        found = self._active.get(transfer_id)
+        return found.sink.received if isinstance(found, Upload) else 0
+
+    async def refuse_side_stream(self, transfer_id: str) -> None:
+        """Keep side streams away from a transfer, which goes on by other ways; one that is over is not touched."""
+        transfer = self._active.get(transfer_id)
+        if transfer is not None:
+            await transfer.refuse_side_stream()
 
     def receipt(self, transfer_id: str) -> Receipt | None:
         """The receipt of a finished upload, as long as it is remembered."""

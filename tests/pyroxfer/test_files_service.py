@@ -12,7 +12,7 @@ import trio
 
 import pyroxfer
 from pyroxfer import FileServer, Receipt, errors
-from pyroxfer.channels import choose, raw
+from pyroxfer.channels import annot, choose, raw
 from pyroxfer.conversation import Conversation, open_conversation
 from pyroxfer.digest import digest_of
 from pyroxfer.offer import Offer, Ticket, new_transfer_id
@@ -192,7 +192,7 @@ NONSENSE: list[Any] = [None, 5, -1, "x", b"x", [], {}, {"a": 1}, "0" * 32, [None
 METHODS = {
     "about": 1, "is_folder": 1, "digest": 2, "remove": 1, "open_upload": 1, "status": 1, "commit": 5, "abort": 1,
     "put_files": 3, "open_download": 2, "end_download": 1, "get_files": 2, "put_block": 3, "put_annotated": 2,
-    "get_annotated": 3,
+    "get_annotated": 3, "refuse_side_stream": 1,
 }  # fmt: skip
 
 
@@ -397,6 +397,65 @@ async def test_raw_falls_back_and_says_why(
     assert (receipt.channel, receipt.reason) == ("annot", "the side stream did not open within 0.2 s")
     assert isinstance(other, Receipt)
     assert (other.channel, other.reason) == ("annot", "the side stream was not accepted")
+
+
+@pytest.mark.parametrize("direction", ["send", "get"])
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "on its way"])
+async def test_a_side_stream_that_comes_late_does_not_harm_the_next_channel(
+    root: Path, here: Path, direction: str, taken: bool, leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that waited in vain goes another way; whatever becomes of the stream then is no affair of that way."""
+    monkeypatch.setattr(raw, "OPEN_S", 0.2)
+    (here / "f").write_bytes(DATA)
+    (root / "g").write_bytes(DATA)
+    gone_on, served = trio.Event(), trio.Event()
+    method = "push" if direction == "send" else "pull"
+    moving = getattr(annot.AnnotChannel, method)
+
+    async def once_the_stream_was_served(*args: Any) -> Any:
+        gone_on.set()
+        await served.wait()
+        return await moving(*args)
+
+    monkeypatch.setattr(annot.AnnotChannel, method, once_the_stream_was_served)
+
+    async def late(stream: Any) -> None:
+        sending = stream.send_all
+
+        async def held_back(data: bytes) -> None:
+            await gone_on.wait()
+            await sending(data)
+
+        if taken:
+            stream.send_all = held_back
+        else:
+            await gone_on.wait()
+        await raw.serve_side_stream(server._transfers, stream)
+        served.set()
+
+    async with FileServer(root) as server:
+        server._daemon.side_stream_handler = late
+        if direction == "send":
+            receipt = await pyroxfer.send(here / "f", f"{server.location}/", channel="raw")
+        else:
+            receipt = await pyroxfer.get(f"{server.location}/g", here, channel="raw")
+    assert isinstance(receipt, Receipt)
+    assert (receipt.channel, receipt.reason) == ("annot", "the side stream did not open within 0.2 s")
+    assert (root / "f" if direction == "send" else here / "g").read_bytes() == DATA
+    assert leftovers(root, here) == []
+
+
+async def test_a_side_stream_that_breaks_before_any_byte_leaves_the_transfer_alone(
+    talk: Conversation, server: FileServer, root: Path
+) -> None:
+    """Accepted, then reset on the way: the same transfer goes on by blocks."""
+    ticket = await opened(talk)
+    async with await open_side_stream(server.uri, bytes.fromhex(ticket.grant)) as stream:
+        await stream.receive_exactly(raw._RECORD.size)
+    await talk.ask("refuse_side_stream", ticket.transfer_id)
+    await talk.ask("put_block", ticket.transfer_id, 0, DATA)
+    assert (await commit(talk, ticket)).channel == "iter"
+    assert content(root) != []
 
 
 # --- other servers ---------------------------------------------------------------------------------------------

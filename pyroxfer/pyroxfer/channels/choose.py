@@ -13,7 +13,7 @@ from ..source import Source
 from .annot import AnnotChannel, AnnotEnd
 from .base import Acknowledged, Channel, ChannelUnavailableError
 from .iter import IterChannel, IterEnd
-from .raw import RawChannel
+from .raw import RawChannel, RawEnd
 from .raw import serve_side_stream as serve_side_stream
 
 AUTO: Final = "auto"
@@ -32,8 +32,8 @@ RAW_FROM: Final = 1024 * 1024
 annotations from 512 KiB (fetching) to 1 MiB (sending), 1.4 times as fast at 4 MiB and 1.8 times at 32 MiB."""
 
 
-class ChannelEnds(IterEnd, AnnotEnd):
-    """The server's halves of all channels whose bytes come in calls."""
+class ChannelEnds(IterEnd, AnnotEnd, RawEnd):
+    """The server's halves of all channels, as far as they are calls."""
 
 
 @dataclass(frozen=True, slots=True)

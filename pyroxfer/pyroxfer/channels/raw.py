@@ -14,19 +14,20 @@ All records have one length. Whoever fails closes; why, the other end asks in th
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable
-from typing import ClassVar, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar, Final
 
 import trio
 
-from pyroxfer_core import SideStream, open_side_stream
+from pyroxfer_core import SideStream, expose, open_side_stream
 from pyroxfer_core import errors as core_errors
 
 from ..conversation import Conversation
 from ..errors import DeniedError, LostError, PeerError, TransferError, from_os_error
 from ..grants import DOWNLOAD, UPLOAD, Grant
 from ..names import printable
-from ..offer import End, Ticket
+from ..offer import End, Ticket, check_transfer_id
+from ..replies import replies
 from ..sink import FileSink, Sink
 from ..source import Source
 from ..tasks import open_flat_nursery
@@ -163,8 +164,17 @@ async def _open(talk: Conversation, ticket: Ticket) -> SideStream:
     """A side stream whose grant was accepted.
 
     Raises:
-        ChannelUnavailableError: not within two seconds.
+        ChannelUnavailableError: not within two seconds. The server was told, so one that reaches it late, or that it
+            took already, does not get in the way of the next channel.
     """
+    try:
+        return await _try_to_open(talk, ticket)
+    except ChannelUnavailableError:
+        await talk.ask("refuse_side_stream", ticket.transfer_id)
+        raise
+
+
+async def _try_to_open(talk: Conversation, ticket: Ticket) -> SideStream:
     with trio.move_on_after(OPEN_S):
         try:
             stream = await open_side_stream(talk.where, bytes.fromhex(ticket.grant), settings=talk.settings)
@@ -204,22 +214,46 @@ async def serve_side_stream(transfers: Transfers, stream: SideStream) -> None:
         await _serve_granted(transfers, stream, grant)
         await stream.aclose()
     except core_errors.CommunicationError as error:
-        await transfers.fail(grant.transfer_id, LostError(f"the side stream broke: {error}; try again"))
+        await _lost(transfers, grant, LostError(f"the side stream broke: {error}; try again"))
+    except LostError as error:
+        await _lost(transfers, grant, error)
     except TransferError as error:
         await transfers.fail(grant.transfer_id, error)
     finally:
         stream.abort()
 
 
+async def _lost(transfers: Transfers, grant: Grant, error: LostError) -> None:
+    """A broken stream that brought bytes ends the transfer. One that brought none leaves it to the next channel, and
+    only the client knows what it got of a download: it asks for another way, gives up, or is gone itself."""
+    if transfers.received(grant.transfer_id):
+        await transfers.fail(grant.transfer_id, error)
+
+
 async def _serve_granted(transfers: Transfers, stream: SideStream, grant: Grant) -> None:
     if grant.direction == UPLOAD:
         upload = transfers.upload(grant.transfer_id)
-        with upload.mover():
-            await _serve_upload(transfers, stream, upload, grant.length)
+        if not upload.side_stream_refused:
+            with upload.mover():
+                await _serve_upload(transfers, stream, upload, grant.length)
     elif grant.direction == DOWNLOAD:
         download = transfers.download(grant.transfer_id)
-        with download.mover():
-            await _serve_download(transfers, stream, download, grant.length)
+        if not download.side_stream_refused:
+            with download.mover():
+                await _serve_download(transfers, stream, download, grant.length)
+
+
+@expose
+class RawEnd:
+    """The server's half of what is said in calls; the bytes come and go by ``serve_side_stream``."""
+
+    transfers: Transfers
+
+    @replies
+    async def refuse_side_stream(self, transfer_id: object) -> Mapping[str, Any]:
+        """No side stream carries this transfer from now on: one that is open has ended when the answer comes."""
+        await self.transfers.refuse_side_stream(check_transfer_id(transfer_id))
+        return {}
 
 
 async def _serve_upload(transfers: Transfers, stream: SideStream, upload: Upload, length: int) -> None:

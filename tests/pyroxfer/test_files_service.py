@@ -499,6 +499,67 @@ async def test_a_daemon_without_the_object_is_told_apart(here: Path) -> None:
             await pyroxfer.send(here / "f", f"{daemon.location}/")
 
 
+async def test_an_exception_of_another_program_is_one_of_ours(here: Path) -> None:
+    """Whatever class a peer's method or stream fails with: a PeerError that says so, in every kind of call."""
+    (here / "f").write_bytes(DATA)
+
+    @expose
+    class Failing:
+        def __init__(self, at: str) -> None:
+            self._at = at
+
+        async def hello(self) -> Any:
+            if self._at == "hello":
+                raise ValueError("no \x1b[31mway")
+            return {"protocol": 1, "algorithms": ["blake3"]}
+
+        async def about(self, path: str) -> Any:
+            return {"entry": {"path": path, "kind": "folder", "size": 0, "mode": 0, "mtime_ns": 0}}
+
+        async def is_folder(self, path: str) -> Any:
+            raise ZeroDivisionError("no way")
+
+        async def walk(self, path: str, deep: bool) -> AsyncIterator[Any]:
+            yield {"entries": []}
+            raise OSError("no way")
+
+    for at, said in (("hello", "ValueError"), ("later", "ZeroDivisionError")):
+        async with Daemon() as daemon:
+            daemon.register(Failing(at), "pyroxfer.files")
+            with pytest.raises(errors.PeerError, match=said):
+                await pyroxfer.send(here / "f", f"{daemon.location}/x")
+    async with Daemon() as daemon:
+        daemon.register(Failing(""), "pyroxfer.files")
+        with pytest.raises(errors.PeerError, match="OSError"):
+            await pyroxfer.ls(f"{daemon.location}/x")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+async def test_the_server_does_not_choose_the_name_here(here: Path, kind: str) -> None:
+    """What was asked for decides what it is called: a server cannot slip another name into the folder."""
+
+    @expose
+    class Sly:
+        async def hello(self) -> Any:
+            return {"protocol": 1, "algorithms": ["blake3"]}
+
+        async def about(self, path: str) -> Any:
+            entry = {"path": "x/.bashrc", "kind": kind, "size": len(DATA), "mode": 0o755, "mtime_ns": 0}
+            return {"entry": entry}
+
+        async def walk(self, path: str, deep: bool) -> AsyncIterator[Any]:
+            yield {"entries": [{"path": "f", "kind": "file", "size": len(DATA), "mode": 0o644, "mtime_ns": 0}]}
+
+        async def get_files(self, paths: list[str], algorithm: str) -> Any:
+            digest = digest_of(DATA, algorithm)
+            return {"results": [{"data": DATA, "size": len(DATA), "digest": digest, "mode": 0o644, "mtime_ns": 0}]}
+
+    async with Daemon() as daemon:
+        daemon.register(Sly(), "pyroxfer.files")
+        await pyroxfer.get(f"{daemon.location}/reports/may", f"{here}/")
+    assert content(here) == ["may"]
+
+
 # --- stock clients ---------------------------------------------------------------------------------------------
 
 

@@ -14,11 +14,11 @@ from .channels.base import MAX_BLOCK, as_bytes
 from .channels.choose import INLINE, ChannelEnds
 from .conversation import PROTOCOL
 from .digest import choose_algorithm
-from .errors import DeniedError, PeerError, TransferError, from_os_error, to_record
+from .errors import DeniedError, ExistsError, PeerError, TransferError, from_os_error, to_record
 from .grants import DOWNLOAD, UPLOAD
 from .names import MAX_PATH_BYTES
 from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_transfer_id
-from .placing import begin, digest_of_file, place_small, receipt_for
+from .placing import begin, digest_of_file, place_small, receipt_for, settle_late
 from .replies import replies
 from .sink import FileSink
 from .small import BATCH_BYTES, BATCH_FILES, read_small
@@ -137,6 +137,12 @@ class FileService(StockEnd, ChannelEnds):
             return {"receipt": begun.to_dict()}
         if isinstance(begun, str):
             return {"needs": begun}
+        try:
+            self.transfers.check_room(wanted.transfer_id)  # others may have come while the disk was at work
+        except DeniedError:
+            with trio.CancelScope(shield=True):
+                await in_thread(begun.discard)
+            raise
         current_call.track_resource(self.transfers.new_upload(wanted, FileSink(begun, wanted.size, wanted.algorithm)))
         grant = self.transfers.grant(UPLOAD, wanted.transfer_id, wanted.size)
         ticket = Ticket(wanted.transfer_id, wanted.size, wanted.algorithm, MAX_BLOCK, grant)
@@ -176,8 +182,11 @@ class FileService(StockEnd, ChannelEnds):
         try:
             own = await upload.sink.verify(theirs)
             with trio.CancelScope(shield=True):  # between the publishing and the receipt nothing may come
-                path = await upload.sink.publish(offer.if_exists, offer.durability, offer.mtime_ns)
-                receipt = receipt_for(offer, path, own, upload.channel or channel, reason)
+                try:
+                    path = await upload.sink.publish(offer.if_exists, offer.durability, offer.mtime_ns)
+                    receipt = receipt_for(offer, path, own, upload.channel or channel, reason)
+                except ExistsError:
+                    receipt = await in_thread(settle_late, self._store, offer, own)
                 await self.transfers.finish(upload.transfer_id, receipt)
         except TransferError as error:
             upload.finishing = False

@@ -64,6 +64,55 @@ async def test_the_same_offer_again_is_answered_with_its_receipt(talk: Conversat
     assert Receipt.from_dict(again["receipt"]) == receipt
 
 
+@pytest.mark.parametrize(("if_exists", "reason"), [("fail", "already"), ("skip", "already"), ("replace", "test")])
+async def test_equal_bytes_are_success_even_when_they_came_meanwhile(
+    talk: Conversation, root: Path, if_exists: str, reason: str
+) -> None:
+    """Somebody else put the same bytes in place while these were on their way."""
+    ticket = await opened(talk, if_exists=if_exists)
+    await talk.ask("put_block", ticket.transfer_id, 0, DATA)
+    (root / "f").write_bytes(DATA)
+    assert (await commit(talk, ticket)).reason == reason
+    assert content(root) == ["f"]
+
+
+async def test_other_bytes_that_came_meanwhile_follow_the_same_rules(talk: Conversation, root: Path) -> None:
+    for if_exists in ("skip", "fail"):
+        ticket = await opened(talk, if_exists=if_exists)
+        await talk.ask("put_block", ticket.transfer_id, 0, DATA)
+        (root / "f").write_bytes(b"other")
+        if if_exists == "skip":
+            assert (await commit(talk, ticket)).reason == "skipped"
+        else:
+            with pytest.raises(errors.ExistsError):
+                await commit(talk, ticket)
+        assert content(root) == ["f"]
+        assert (root / "f").read_bytes() == b"other"
+        (root / "f").unlink()
+
+
+async def test_one_transfer_cannot_be_begun_twice_at_once(
+    talk: Conversation, root: Path, server: FileServer, settled: Settled
+) -> None:
+    """Of many openings with one id one is let in, and no partial file of the others stays."""
+    offer = Offer("f", len(DATA)).to_dict()
+    answers: list[str] = []
+
+    async def one() -> None:
+        try:
+            answers.extend(await talk.ask("open_upload", offer))
+        except errors.DeniedError:
+            answers.append("denied")
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(one)
+    assert sorted(answers) == ["denied"] * 4 + ["ticket"]
+    assert len(content(root)) == 1
+    await talk.ask("abort", offer["transfer_id"])
+    assert content(root) == []
+
+
 async def test_two_commits_at_once_give_one_receipt(talk: Conversation, root: Path) -> None:
     ticket = await opened(talk)
     await talk.ask("put_block", ticket.transfer_id, 0, DATA)

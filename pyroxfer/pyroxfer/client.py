@@ -20,7 +20,7 @@ from .progress import ProgressCallback, Reporter
 from .sending import Sender, joined
 from .source import FileSource, PipeSource
 from .store.local import LocalStore
-from .store.rooted import open_source
+from .store.rooted import open_source, translated
 from .tasks import in_thread
 
 PIPE: Final = "-"
@@ -182,8 +182,14 @@ def _local_target(to: str, name: str, is_folder: bool, several: bool) -> tuple[s
 
     Raises:
         AddressError: several things cannot go to one file.
-        ExistsError: a folder cannot go where a file stands.
+        ExistsError: a folder cannot go where a file stands, or things into a file.
+        TransferError: what the system said.
     """
+    with translated(to):
+        return _local_place(to, name, is_folder, several)
+
+
+def _local_place(to: str, name: str, is_folder: bool, several: bool) -> tuple[str, str]:
     there = Path(to)
     if there.is_dir() or to.endswith("/"):
         there.mkdir(parents=True, exist_ok=True)

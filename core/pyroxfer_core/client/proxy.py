@@ -209,7 +209,7 @@ class Proxy:
         try:
             result = read_reply(message, link.serializer(message.serializer), link.grant, settings)
         except CommunicationError as error:
-            if error.outcome is Outcome.UNKNOWN and remaining - trio.current_time() < CLOCK_SLACK_S:
+            if error.outcome is not Outcome.EXECUTED and remaining - trio.current_time() < CLOCK_SLACK_S:
                 await trio.sleep_until(remaining)  # the daemon was a little faster: let the deadline speak here too
             raise
         except StopIteration as error:  # it cannot leave a coroutine as it is

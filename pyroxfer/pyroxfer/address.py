@@ -49,6 +49,10 @@ def parse_address(text: str) -> Address:
     Raises:
         AddressError: it cannot be read; the text shows the forms.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise AddressError(f"'{printable(text)}' cannot be an address: it is not valid UTF-8") from None
     server, slash, path = text.partition("/")
     if server.startswith(("PYRO:", "PYRONAME:")):
         uri = _uri(server, text)

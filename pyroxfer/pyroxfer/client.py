@@ -217,8 +217,14 @@ def _local_target(to: str, name: str, is_folder: bool) -> tuple[str, str]:
     """The local folder to hold, and the path in it for what is fetched. Blocking.
 
     Raises:
-        ExistsError: a folder cannot go where a file stands.
+        ExistsError: a folder cannot go where a file stands, or things into a file.
+        TransferError: what the system said.
     """
+    with translated(to):
+        return _local_place(to, name, is_folder)
+
+
+def _local_place(to: str, name: str, is_folder: bool) -> tuple[str, str]:
     there = Path(to)
     if there.is_dir() or to.endswith("/"):
         there.mkdir(parents=True, exist_ok=True)

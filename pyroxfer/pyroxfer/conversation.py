@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Any, Final, cast
 
 import trio
@@ -12,7 +12,7 @@ from pyroxfer_core import Proxy, Settings, Uri
 from pyroxfer_core import errors as core_errors
 
 from .digest import choose_algorithm
-from .errors import PeerError, from_record
+from .errors import MAX_TEXT, PeerError, from_record
 
 PROTOCOL: Final = 1
 """Version of the calls between the two ends of this package."""
@@ -41,6 +41,22 @@ def opened(reply: object) -> Mapping[str, Any]:
     return reply
 
 
+@contextlib.contextmanager
+def _only_our_errors() -> Iterator[None]:
+    """Turn an exception that the peer's method ended with, of whatever class it is, into one of ours."""
+    try:
+        yield
+    except core_errors.PyroError:
+        raise
+    except Exception as error:
+        raise _foreign(error) from error
+
+
+def _foreign(error: Exception) -> PeerError:
+    text = f"the server failed with {type(error).__name__}: {error}"
+    return PeerError(f"{text[:MAX_TEXT]}; is that a file server of the same version?")
+
+
 class Conversation:
     """Calls on a file service. Many tasks may share one.
 
@@ -62,23 +78,32 @@ class Conversation:
 
     async def ask(self, method: str, *args: object) -> Mapping[str, Any]:
         """Call a method of the service; its reply."""
-        return opened(await getattr(self._proxy, method)(*args))
+        with _only_our_errors():
+            return opened(await getattr(self._proxy, method)(*args))
 
     async def ask_with(
         self, method: str, *args: object, annotations: Mapping[str, bytes] | None = None
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """As ``ask``, with annotations both ways; the reply and its annotations."""
         call = getattr(self._proxy, method).options(annotations=dict(annotations or {}))(*args)
-        reply = opened(await call)
+        with _only_our_errors():
+            reply = opened(await call)
         return reply, call.response_annotations
 
     async def items(self, method: str, *args: object, read_ahead: int = 1) -> AsyncGenerator[Any, None]:
         """Call a method that answers with a stream of items; close what comes back."""
-        stream = await getattr(self._proxy, method).options(read_ahead=read_ahead)(*args)
+        with _only_our_errors():
+            stream = await getattr(self._proxy, method).options(read_ahead=read_ahead)(*args)
         if not hasattr(stream, "__aiter__"):
             opened(stream)
             raise PeerError("the server answered with something else than a stream")
-        return cast("AsyncGenerator[Any, None]", stream)
+        return self._checked(cast("AsyncGenerator[Any, None]", stream))
+
+    async def _checked(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        async with contextlib.aclosing(stream):
+            with _only_our_errors():
+                async for item in stream:
+                    yield item
 
     async def give_up(self, transfer_id: str) -> None:
         """Tell the server that a transfer is over. Never fails; takes two seconds at most, even when cancelled."""
@@ -115,6 +140,10 @@ async def _hello(proxy: Proxy, uri: Uri) -> Mapping[str, Any]:
         raise
     except core_errors.DaemonError as error:
         raise PeerError(f"{uri} is not a file service: {error}") from error
+    except core_errors.PyroError:
+        raise
+    except Exception as error:
+        raise _foreign(error) from error
     if hello.get("protocol") != PROTOCOL:
         raise PeerError(f"{uri} speaks another version of the file service; use the same version at both ends")
     return hello

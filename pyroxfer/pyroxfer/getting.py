@@ -11,12 +11,12 @@ from typing import Any
 from .channels.base import as_bytes
 from .channels.choose import AUTO, INLINE, INLINE_REASON, Choice, choose, pull
 from .conversation import Conversation, opened
-from .errors import DeniedError, PeerError, SourceChangedError, TransferError, from_record
+from .errors import DeniedError, ExistsError, PeerError, SourceChangedError, TransferError, from_record
 from .many import Job, Outcome, one_of_many, work_off
-from .names import printable
+from .names import printable, split_path
 from .offer import NO_CHANNEL, End, FileEntry, Offer, Receipt, Ticket
 from .options import TransferOptions
-from .placing import NEEDS_DIGEST, place_small, receipt_for, settle
+from .placing import NEEDS_DIGEST, place_small, receipt_for, settle, settle_late
 from .progress import Reporter
 from .sending import joined
 from .sink import FileSink, PipeSink
@@ -45,8 +45,9 @@ class Receiver:
         )
 
     async def about(self, path: str) -> FileEntry:
-        """What the server says about a path."""
-        return FileEntry.from_dict((await self._talk.ask("about", path)).get("entry"))
+        """What the server says about a path; the path, and with it the name here, is what was asked for."""
+        entry = FileEntry.from_dict((await self._talk.ask("about", path)).get("entry"))
+        return replace(entry, path="/".join(split_path(path)))
 
     async def listing(self, path: str, *, deep: bool) -> list[FileEntry]:
         """What is in a folder of the server, with all below it when ``deep``."""
@@ -108,7 +109,10 @@ class Receiver:
         try:
             theirs, used = await self._pull(choice, ticket, sink, path)
             own = await sink.verify(theirs)
-            final = await sink.publish(offer.if_exists, offer.durability, offer.mtime_ns)
+            try:
+                final = await sink.publish(offer.if_exists, offer.durability, offer.mtime_ns)
+            except ExistsError:
+                return await in_thread(settle_late, store, offer, own)
         finally:
             await sink.discard()
         return receipt_for(offer, final, own, used.channel.name, used.reason)

@@ -7,6 +7,7 @@ colon of a time stamp is let through, because the store runs only where it means
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 from .errors import NameRefusedError
@@ -17,6 +18,7 @@ MAX_PATH_BYTES = 4096
 """PATH_MAX of Linux."""
 PRIVATE_PREFIX = ".pyroxfer-"
 """Partial files begin like this; nobody else may."""
+_PARTIAL = re.compile(re.escape(PRIVATE_PREFIX) + "[0-9a-f]{16}")
 
 _DEVICES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in "123456789¹²³")}
@@ -30,6 +32,11 @@ _JOINERS = frozenset("\u200c\u200d")
 def printable(name: str) -> str:
     """``name`` with everything that is not plainly visible escaped, safe for a terminal or a log line."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name)
+
+
+def is_partial(name: str) -> bool:
+    """Whether ``name`` is that of a partial file: the prefix alone may be on a file that somebody wants to keep."""
+    return _PARTIAL.fullmatch(name) is not None
 
 
 def check_component(name: str) -> str:

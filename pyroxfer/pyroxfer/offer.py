@@ -35,6 +35,11 @@ NO_CHANNEL: Final = "none"
 """Channel of a receipt for which nothing was moved."""
 
 
+def bounded_mtime(mtime_ns: int) -> int:
+    """A modification time within what travels: the years 1677 to 2262."""
+    return min(max(mtime_ns, -(2**63)), MAX_SIZE)
+
+
 def new_transfer_id() -> str:
     """128 random bits, as hexadecimal text."""
     return secrets.token_hex(ID_HEX // 2)

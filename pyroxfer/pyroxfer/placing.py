@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Final
 
 from .digest import PrefixDigest, digest_of
@@ -42,6 +43,18 @@ def settle(store: LocalStore, offer: Offer) -> Receipt | str | None:
     if offer.if_exists == "skip":
         return _untouched(offer, there.size, "", SKIPPED)
     return None
+
+
+def settle_late(store: LocalStore, offer: Offer, own: End) -> Receipt:
+    """The receipt when the name was taken between ``settle`` and the publishing: the same rules once more.
+
+    Raises:
+        ExistsError: other bytes stand there.
+    """
+    settled = settle(store, replace(offer, size=own.size, digest=own.digest))
+    if isinstance(settled, Receipt):
+        return settled
+    raise ExistsError(f"{printable(offer.path)}: already exists")
 
 
 def begin(store: LocalStore, offer: Offer) -> Staged | Receipt | str:
@@ -107,6 +120,8 @@ def place_small(store: LocalStore, offer: Offer, data: bytes, channel: str, reas
     try:
         staged.write(0, memoryview(data))
         path = staged.publish(offer.if_exists, offer.durability, offer.mtime_ns)
+    except ExistsError:
+        return settle_late(store, offer, own)
     finally:
         staged.discard()
     return receipt_for(offer, path, own, channel, reason)

@@ -14,11 +14,11 @@ from .channels.base import MAX_BLOCK, as_bytes
 from .channels.choose import INLINE, ChannelEnds
 from .conversation import PROTOCOL
 from .digest import choose_algorithm
-from .errors import DeniedError, PeerError, TransferError, to_record
+from .errors import DeniedError, ExistsError, PeerError, TransferError, to_record
 from .grants import DOWNLOAD, UPLOAD
 from .names import MAX_PATH_BYTES
 from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_transfer_id
-from .placing import begin, digest_of_file, place_small, receipt_for
+from .placing import begin, digest_of_file, place_small, receipt_for, settle_late
 from .replies import replies
 from .sink import FileSink
 from .small import BATCH_BYTES, BATCH_FILES, read_small
@@ -182,8 +182,11 @@ class FileService(StockEnd, ChannelEnds):
         try:
             own = await upload.sink.verify(theirs)
             with trio.CancelScope(shield=True):  # between the publishing and the receipt nothing may come
-                path = await upload.sink.publish(offer.if_exists, offer.durability, offer.mtime_ns)
-                receipt = receipt_for(offer, path, own, upload.channel or channel, reason)
+                try:
+                    path = await upload.sink.publish(offer.if_exists, offer.durability, offer.mtime_ns)
+                    receipt = receipt_for(offer, path, own, upload.channel or channel, reason)
+                except ExistsError:
+                    receipt = await in_thread(settle_late, self._store, offer, own)
                 await self.transfers.finish(upload.transfer_id, receipt)
         except TransferError as error:
             upload.finishing = False

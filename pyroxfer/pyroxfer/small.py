@@ -10,7 +10,7 @@ from typing import Final
 from .digest import digest_of
 from .errors import SourceChangedError
 from .names import printable
-from .offer import FileEntry
+from .offer import FileEntry, bounded_mtime
 from .store.local import LocalStore
 from .store.rooted import translated
 
@@ -49,7 +49,7 @@ def read_small(store: LocalStore, path: str, algorithm: str) -> SmallFile:
         os.close(fd)
     if len(data) != before.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise SourceChangedError(f"{printable(path)}: changed while it was being sent; send it again")
-    return SmallFile(data, digest_of(data, algorithm), before.st_mode & 0o777, before.st_mtime_ns)
+    return SmallFile(data, digest_of(data, algorithm), before.st_mode & 0o777, bounded_mtime(before.st_mtime_ns))
 
 
 def _read_up_to(fd: int, most: int) -> bytes:

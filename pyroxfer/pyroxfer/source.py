@@ -10,7 +10,7 @@ import trio
 from .digest import PrefixDigest
 from .errors import SourceChangedError
 from .names import printable
-from .offer import End
+from .offer import End, bounded_mtime
 from .store.rooted import translated
 from .tasks import Usage, in_thread
 
@@ -51,7 +51,7 @@ class FileSource:
         self._before = os.fstat(fd)
         self.size: int = self._before.st_size
         self.mode = self._before.st_mode & 0o777
-        self.mtime_ns = self._before.st_mtime_ns
+        self.mtime_ns = bounded_mtime(self._before.st_mtime_ns)
         self._digest = PrefixDigest(algorithm, fd)
         self.usage = Usage()
 
@@ -98,11 +98,13 @@ class FileSource:
         """Compare the file with what it was when opened.
 
         Raises:
-            SourceChangedError: size, modification or status time, or identity differ.
+            SourceChangedError: size, modification time or identity differ, or there are bytes beyond its size.
         """
         before, now = self._before, os.fstat(self.fd)
         if (before.st_size, before.st_mtime_ns, before.st_ino) != (now.st_size, now.st_mtime_ns, now.st_ino):
             raise self._changed()
+        if os.pread(self.fd, 1, self.size):  # in /proc and the like, where every file says it is empty
+            raise SourceChangedError(f"{printable(self.path)}: holds more than its size says; send it through a pipe")
 
     def _changed(self) -> SourceChangedError:
         return SourceChangedError(f"{printable(self.path)}: changed while it was being sent; send it again")

@@ -14,6 +14,7 @@ from doubles import run, until
 
 from pyroxfer_core import Daemon, Proxy, Settings, behavior, current_call, expose, oneway
 from pyroxfer_core.errors import CommunicationError, Outcome, PyroError, RefusedError, TimeoutError
+from pyroxfer_core.wire.features import Grant
 
 pytestmark = pytest.mark.deadline(15)
 
@@ -121,6 +122,19 @@ async def test_the_deadline_in_the_message_is_enough(daemon: Daemon, service: Se
         with pytest.raises(PyroError, match="deadline"), trio.CancelScope(shield=True):  # no deadline on this side
             await proxy.hang.options(annotations={"PXDL": annotation})()
         assert service.log[-1] == "hang cancelled"
+
+
+async def test_a_daemon_that_is_a_little_faster_does_not_spoil_the_callers_own_deadline(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over before it began, says the daemon, which had a little less time: the caller's scope ends the call."""
+    async with Proxy(daemon.uri_for("service")) as proxy:
+        await proxy.echo(1)
+        pack = Grant.deadline
+        monkeypatch.setattr(Grant, "deadline", lambda grant, milliseconds: pack(grant, 0))
+        with trio.move_on_after(0.1) as scope:
+            await proxy.echo(1)
+        assert scope.cancelled_caught
 
 
 async def test_a_stock_peer_knows_no_deadline_but_the_handler_ends_with_the_connection(

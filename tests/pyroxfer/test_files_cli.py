@@ -17,7 +17,7 @@ import click
 import pytest
 import trio
 
-from pyroxfer import FileServer, errors
+from pyroxfer import FileServer, Receipt, errors
 from pyroxfer.cli.events import summary
 from pyroxfer.cli.get import sources_and_destination
 from pyroxfer.cli.main import COMMANDS, main
@@ -235,6 +235,29 @@ async def test_exists_is_9(server: FileServer, root: Path, here: Path) -> None:
     assert (root / "f").read_bytes() == b"22"
 
 
+async def test_something_for_a_folder_that_is_a_file_is_9(server: FileServer, root: Path, here: Path) -> None:
+    (root / "f").write_bytes(b"22")
+    (here / "g").write_bytes(b"1")
+    ended = await command("get", f"{server.location}/f", f"{here}/g/")
+    assert (ended.code, ended.one_line("already exists")) == (9, True)
+
+
+@pytest.mark.parametrize("channel", ["auto", "iter", "annot", "raw"])
+async def test_a_file_that_holds_more_than_its_size_says_is_not_taken_for_empty(
+    server: FileServer, root: Path, channel: str
+) -> None:
+    """In /proc every file says it has no bytes."""
+    ended = await command("send", "/proc/self/status", f"{server.location}/x", "--channel", channel)
+    assert (ended.code, ended.one_line("through a pipe")) == (7, True)
+    assert content(root) == []
+
+
+async def test_names_that_are_no_text_are_one_clear_line(server: FileServer, here: Path) -> None:
+    (here / "g").write_bytes(b"1")
+    ended = await command("send", here / "g", f"{server.location}/\udcff")
+    assert (ended.code, ended.one_line("UTF-8")) == (2, True)
+
+
 async def test_some_files_failed_is_10_and_names_them_escaped(server: FileServer, root: Path, here: Path) -> None:
     (here / "tree").mkdir()
     (here / "tree" / "good").write_bytes(b"1")
@@ -443,3 +466,10 @@ def test_the_bar_is_silent_without_a_terminal() -> None:
 
 def test_a_summary_of_nothing() -> None:
     assert summary([], "x") == "0 files, 0 bytes committed to x (nothing to move)"
+
+
+def test_a_summary_does_not_call_committed_what_was_skipped() -> None:
+    moved = Receipt("a", 5, "", "blake3", "data", "iter", "small")
+    skipped = Receipt("b", 7, "", "blake3", "data", "none", "skipped")
+    assert summary(skipped, "x") == "b: left as it is at x (skipped)"
+    assert summary([moved, skipped], "x") == "1 files, 5 bytes committed to x (iter, 1 skipped)"

@@ -13,7 +13,7 @@ import trio
 
 import pyroxfer
 from pyroxfer import FileServer, Receipt, errors
-from pyroxfer.channels import choose, raw
+from pyroxfer.channels import annot, choose, raw
 from pyroxfer.conversation import Conversation, open_conversation
 from pyroxfer.digest import digest_of
 from pyroxfer.offer import Offer, Ticket, new_transfer_id
@@ -63,6 +63,55 @@ async def test_the_same_offer_again_is_answered_with_its_receipt(talk: Conversat
     receipt = await commit(talk, ticket)
     again = await talk.ask("open_upload", Offer("f", len(DATA), transfer_id=transfer_id).to_dict())
     assert Receipt.from_dict(again["receipt"]) == receipt
+
+
+@pytest.mark.parametrize(("if_exists", "reason"), [("fail", "already"), ("skip", "already"), ("replace", "test")])
+async def test_equal_bytes_are_success_even_when_they_came_meanwhile(
+    talk: Conversation, root: Path, if_exists: str, reason: str
+) -> None:
+    """Somebody else put the same bytes in place while these were on their way."""
+    ticket = await opened(talk, if_exists=if_exists)
+    await talk.ask("put_block", ticket.transfer_id, 0, DATA)
+    (root / "f").write_bytes(DATA)
+    assert (await commit(talk, ticket)).reason == reason
+    assert content(root) == ["f"]
+
+
+async def test_other_bytes_that_came_meanwhile_follow_the_same_rules(talk: Conversation, root: Path) -> None:
+    for if_exists in ("skip", "fail"):
+        ticket = await opened(talk, if_exists=if_exists)
+        await talk.ask("put_block", ticket.transfer_id, 0, DATA)
+        (root / "f").write_bytes(b"other")
+        if if_exists == "skip":
+            assert (await commit(talk, ticket)).reason == "skipped"
+        else:
+            with pytest.raises(errors.ExistsError):
+                await commit(talk, ticket)
+        assert content(root) == ["f"]
+        assert (root / "f").read_bytes() == b"other"
+        (root / "f").unlink()
+
+
+async def test_one_transfer_cannot_be_begun_twice_at_once(
+    talk: Conversation, root: Path, server: FileServer, settled: Settled
+) -> None:
+    """Of many openings with one id one is let in, and no partial file of the others stays."""
+    offer = Offer("f", len(DATA)).to_dict()
+    answers: list[str] = []
+
+    async def one() -> None:
+        try:
+            answers.extend(await talk.ask("open_upload", offer))
+        except errors.DeniedError:
+            answers.append("denied")
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(one)
+    assert sorted(answers) == ["denied"] * 4 + ["ticket"]
+    assert len(content(root)) == 1
+    await talk.ask("abort", offer["transfer_id"])
+    assert content(root) == []
 
 
 async def test_two_commits_at_once_give_one_receipt(talk: Conversation, root: Path) -> None:
@@ -428,6 +477,64 @@ async def test_raw_falls_back_and_says_why(
     assert (other.channel, other.reason) == ("annot", "the side stream was not accepted")
 
 
+@pytest.mark.parametrize("direction", ["send", "get"])
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "on its way"])
+async def test_a_side_stream_that_comes_late_does_not_harm_the_next_channel(
+    root: Path, here: Path, direction: str, taken: bool, leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that waited in vain goes another way; whatever becomes of the stream then is no affair of that way."""
+    monkeypatch.setattr(raw, "OPEN_S", 0.2)
+    (here / "f").write_bytes(DATA)
+    (root / "g").write_bytes(DATA)
+    gone_on, served = trio.Event(), trio.Event()
+    method = "push" if direction == "send" else "pull"
+    moving = getattr(annot.AnnotChannel, method)
+
+    async def once_the_stream_was_served(*args: Any) -> Any:
+        gone_on.set()
+        await served.wait()
+        return await moving(*args)
+
+    monkeypatch.setattr(annot.AnnotChannel, method, once_the_stream_was_served)
+
+    async def late(stream: Any) -> None:
+        sending = stream.send_all
+
+        async def held_back(data: bytes) -> None:
+            await gone_on.wait()
+            await sending(data)
+
+        if taken:
+            stream.send_all = held_back
+        else:
+            await gone_on.wait()
+        await raw.serve_side_stream(server._transfers, stream)
+        served.set()
+
+    async with FileServer(root) as server:
+        server._daemon.side_stream_handler = late
+        if direction == "send":
+            receipt = await pyroxfer.send(here / "f", f"{server.location}/", channel="raw")
+        else:
+            receipt = await pyroxfer.get(f"{server.location}/g", here, channel="raw")
+    assert isinstance(receipt, Receipt)
+    assert (receipt.channel, receipt.reason) == ("annot", "the side stream did not open within 0.2 s")
+    assert (root / "f" if direction == "send" else here / "g").read_bytes() == DATA
+    assert leftovers(root, here) == []
+
+
+async def test_a_side_stream_that_breaks_before_any_byte_leaves_the_transfer_alone(
+    talk: Conversation, server: FileServer, root: Path
+) -> None:
+    """Accepted, then reset on the way: the same transfer goes on by blocks."""
+    ticket = await opened(talk)
+    async with await open_side_stream(server.uri, bytes.fromhex(ticket.grant)) as stream:
+        await stream.receive_exactly(raw._RECORD.size)
+    await talk.ask("put_block", ticket.transfer_id, 0, DATA)
+    assert (await commit(talk, ticket)).channel == "iter"
+    assert content(root) != []
+
+
 # --- other servers ---------------------------------------------------------------------------------------------
 
 
@@ -467,6 +574,67 @@ async def test_a_daemon_without_the_object_is_told_apart(here: Path) -> None:
         daemon.register(Unrelated(), "pyroxfer.files")
         with pytest.raises(errors.PeerError, match="not a file service"):
             await pyroxfer.send(here / "f", f"{daemon.location}/")
+
+
+async def test_an_exception_of_another_program_is_one_of_ours(here: Path) -> None:
+    """Whatever class a peer's method or stream fails with: a PeerError that says so, in every kind of call."""
+    (here / "f").write_bytes(DATA)
+
+    @expose
+    class Failing:
+        def __init__(self, at: str) -> None:
+            self._at = at
+
+        async def hello(self) -> Any:
+            if self._at == "hello":
+                raise ValueError("no \x1b[31mway")
+            return {"protocol": 1, "algorithms": ["blake3"]}
+
+        async def about(self, path: str) -> Any:
+            return {"entry": {"path": path, "kind": "folder", "size": 0, "mode": 0, "mtime_ns": 0}}
+
+        async def is_folder(self, path: str) -> Any:
+            raise ZeroDivisionError("no way")
+
+        async def walk(self, path: str, deep: bool) -> AsyncIterator[Any]:
+            yield {"entries": []}
+            raise OSError("no way")
+
+    for at, said in (("hello", "ValueError"), ("later", "ZeroDivisionError")):
+        async with Daemon() as daemon:
+            daemon.register(Failing(at), "pyroxfer.files")
+            with pytest.raises(errors.PeerError, match=said):
+                await pyroxfer.send(here / "f", f"{daemon.location}/x")
+    async with Daemon() as daemon:
+        daemon.register(Failing(""), "pyroxfer.files")
+        with pytest.raises(errors.PeerError, match="OSError"):
+            await pyroxfer.ls(f"{daemon.location}/x")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+async def test_the_server_does_not_choose_the_name_here(here: Path, kind: str) -> None:
+    """What was asked for decides what it is called: a server cannot slip another name into the folder."""
+
+    @expose
+    class Sly:
+        async def hello(self) -> Any:
+            return {"protocol": 1, "algorithms": ["blake3"]}
+
+        async def about(self, path: str) -> Any:
+            entry = {"path": "x/.bashrc", "kind": kind, "size": len(DATA), "mode": 0o755, "mtime_ns": 0}
+            return {"entry": entry}
+
+        async def walk(self, path: str, deep: bool) -> AsyncIterator[Any]:
+            yield {"entries": [{"path": "f", "kind": "file", "size": len(DATA), "mode": 0o644, "mtime_ns": 0}]}
+
+        async def get_files(self, paths: list[str], algorithm: str) -> Any:
+            digest = digest_of(DATA, algorithm)
+            return {"results": [{"data": DATA, "size": len(DATA), "digest": digest, "mode": 0o644, "mtime_ns": 0}]}
+
+    async with Daemon() as daemon:
+        daemon.register(Sly(), "pyroxfer.files")
+        await pyroxfer.get(f"{daemon.location}/reports/may", f"{here}/")
+    assert content(here) == ["may"]
 
 
 # --- stock clients ---------------------------------------------------------------------------------------------

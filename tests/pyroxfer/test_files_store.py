@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pyroxfer import errors
 from pyroxfer.names import PRIVATE_PREFIX
+from pyroxfer.offer import FileEntry
 from pyroxfer.store.local import LocalStore
 from pyroxfer.store.staged import numbered
 
@@ -228,6 +229,39 @@ def test_walking_shows_everything_once_and_no_partial_files(store: LocalStore, r
     assert [entry.path for entry in store.walk("a")] == ["b", "x", "b/y"]
 
 
+def test_a_file_that_only_begins_like_a_partial_one_is_kept_and_seen(
+    store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of the user's own is neither removed nor left out in silence; a folder does not stop the cleaning."""
+    (root / f"{PRIVATE_PREFIX}notes").write_bytes(b"x")
+    (root / f"{PRIVATE_PREFIX}0000000000000000").mkdir()
+    (root / f"{PRIVATE_PREFIX}ffffffffffffffff").write_bytes(b"x")
+    later = time.time() + 100
+    monkeypatch.setattr("pyroxfer.store.local.time.time", lambda: later)
+    assert sum(store.clean_leftovers()) == 1
+    assert sorted(os.listdir(root)) == [f"{PRIVATE_PREFIX}0000000000000000", f"{PRIVATE_PREFIX}notes"]
+    assert [entry.path for entry in store.walk("")] == [f"{PRIVATE_PREFIX}notes"]
+
+
+def test_times_beyond_those_that_travel_are_bounded(store: LocalStore, root: Path) -> None:
+    """A file of the year 2300 does not make its folder unreadable."""
+    put(store, "f", b"")
+    os.utime(root / "f", (0, 10_413_792_000))
+    for entry in (store.stat("f"), *store.list("")):
+        assert FileEntry.from_dict(entry.to_dict()).mtime_ns == 2**63 - 1
+
+
+def test_a_name_beyond_the_character_set_is_one_clear_error(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ascii_only(name: str, *_: object, **__: object) -> None:
+        name.encode("ascii")
+
+    monkeypatch.setattr(os, "stat", ascii_only)
+    with pytest.raises(errors.NameRefusedError, match="UTF-8 locale"):
+        store.stat("ü")
+
+
 def test_listings_at_once_do_not_disturb_each_other(store: LocalStore, root: Path) -> None:
     """Every listing has a position of its own in the folder."""
     for number in range(300):
@@ -255,8 +289,8 @@ def test_leftovers_are_removed_when_their_owner_is_gone(
     store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive = store.stage("sub/x", 1, 0o644)
-    (root / "sub" / f"{PRIVATE_PREFIX}dead").write_bytes(b"x")
-    (root / f"{PRIVATE_PREFIX}dead").write_bytes(b"x")
+    (root / "sub" / f"{PRIVATE_PREFIX}deaddeaddeaddead").write_bytes(b"x")
+    (root / f"{PRIVATE_PREFIX}deaddeaddeaddead").write_bytes(b"x")
     assert sum(store.clean_leftovers()) == 0
     later = time.time() + 100
     monkeypatch.setattr("pyroxfer.store.local.time.time", lambda: later)

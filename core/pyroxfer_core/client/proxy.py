@@ -184,7 +184,7 @@ class Proxy:
                     raise
                 fresh = True
             except CommunicationError as error:
-                if error.outcome is Outcome.UNKNOWN and deadline is not None:
+                if error.outcome is not Outcome.EXECUTED and deadline is not None:
                     await self._pyroLetDeadlineSpeak(deadline)
                 raise
 

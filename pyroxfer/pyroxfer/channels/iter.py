@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 from pyroxfer_core import expose
 
 from ..conversation import Conversation, opened
-from ..errors import TransferError, to_record
+from ..errors import LostError, TransferError, to_record
 from ..offer import End, Ticket, check_range, check_transfer_id
 from ..replies import replies
 from ..sink import Sink
@@ -51,7 +51,7 @@ class IterChannel(Channel):
                 await sink.write_block(offset, data)
                 offset += len(data)
                 acknowledged(len(data))
-        raise TransferError("the server ended the file without its digest")
+        raise LostError("the server ended the file without its digest; try again")
 
 
 @expose

@@ -11,7 +11,7 @@ import click
 
 from ..channels.choose import human
 from ..names import printable
-from ..offer import Receipt
+from ..offer import SKIPPED, Receipt
 from ..progress import Progress, ProgressCallback, TqdmProgress
 
 
@@ -55,7 +55,12 @@ def summary(receipts: Receipt | list[Receipt], where: str) -> str:
     if isinstance(receipts, Receipt):
         receipt = receipts
         path = printable(receipt.path)
+        if receipt.reason == SKIPPED:
+            return f"{path}: left as it is at {where} (skipped)"
         return f"{path}: {human(receipt.size)} committed to {where} ({receipt.channel}: {receipt.reason})"
-    total = sum(receipt.size for receipt in receipts)
-    moved = sorted({receipt.channel for receipt in receipts})
-    return f"{len(receipts)} files, {human(total)} committed to {where} ({', '.join(moved) or 'nothing to move'})"
+    committed = [receipt for receipt in receipts if receipt.reason != SKIPPED]
+    total = sum(receipt.size for receipt in committed)
+    how = sorted({receipt.channel for receipt in committed}) or ["nothing to move"]
+    if len(committed) < len(receipts):
+        how.append(f"{len(receipts) - len(committed)} skipped")
+    return f"{len(committed)} files, {human(total)} committed to {where} ({', '.join(how)})"

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ..errors import DeniedError, NoSpaceError
-from ..names import PRIVATE_PREFIX, printable, split_file_path, split_path
-from ..offer import FileEntry
+from ..names import is_partial, printable, split_file_path, split_path
+from ..offer import FileEntry, bounded_mtime
 from .rooted import kind_of, open_folder, open_regular, open_root, translated
 from .staged import Staged
 
@@ -126,8 +126,9 @@ class LocalStore:
     def _clean_folder(self, parts: Sequence[str]) -> int:
         removed = 0
         with contextlib.suppress(OSError), self._folder(parts) as folder, os.scandir(folder) as entries:
-            for name in [entry.name for entry in entries if entry.name.startswith(PRIVATE_PREFIX)]:
-                removed += _remove_leftover(folder, name)
+            for name in [entry.name for entry in entries if is_partial(entry.name)]:
+                with contextlib.suppress(OSError):  # not ours to remove: the others may be
+                    removed += _remove_leftover(folder, name)
         return removed
 
     @contextlib.contextmanager
@@ -157,7 +158,7 @@ def _scan(folder_fd: int) -> Iterator[FileEntry]:
     """The entries of an open folder, by name, without partial files."""
     with os.scandir(folder_fd) as entries:
         for entry in sorted(entries, key=lambda item: item.name):
-            if entry.name.startswith(PRIVATE_PREFIX):
+            if is_partial(entry.name):
                 continue
             try:
                 entry.name.encode()
@@ -173,7 +174,7 @@ def _scan(folder_fd: int) -> Iterator[FileEntry]:
 def _entry(path: str, status: os.stat_result) -> FileEntry:
     kind = kind_of(status.st_mode)
     size = status.st_size if kind == "file" else 0
-    return FileEntry(path, kind, size, status.st_mode & 0o777, status.st_mtime_ns)
+    return FileEntry(path, kind, size, status.st_mode & 0o777, bounded_mtime(status.st_mtime_ns))
 
 
 def _remove_leftover(folder_fd: int, name: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from ..errors import AddressError, DeniedError, from_os_error
+from ..errors import AddressError, DeniedError, NameRefusedError, from_os_error
 from ..names import printable
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -24,6 +24,10 @@ def translated(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise from_os_error(error, printable(path) or "the folder served") from error
+    except UnicodeEncodeError as error:
+        raise NameRefusedError(
+            f"{printable(path)}: cannot be written in this system's character set; use a UTF-8 locale"
+        ) from error
 
 
 def open_root(root: str | os.PathLike[str]) -> int:

@@ -17,6 +17,7 @@ from processes import ROOT, stock
 
 DATA = ROOT / "docs" / "measurements.json"
 PAGE = ROOT / "docs" / "measurements.md"
+ORDER = ("rpc", "files", "dispatch")
 OUR_PACKAGES = ("trio", "serpent", "msgpack", "blake3")
 THEIR_PACKAGES = ("Pyro5", "serpent", "msgpack")
 
@@ -42,6 +43,7 @@ def facts(command: Sequence[str]) -> dict[str, Any]:
             "memory GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
             "kernel": platform.release(),
             "file system": file_system(ROOT),
+            "load before": round(os.getloadavg()[0], 1),
         },
         "versions": {
             "Python": platform.python_version(),
@@ -103,7 +105,7 @@ def section(unit: str, samples: Samples, comparisons: Sequence[Comparison]) -> d
 def write(suites: dict[str, dict[str, Any]]) -> None:
     """Put new suites in place of their older measurements; the others stay, with their own date and facts."""
     known = json.loads(DATA.read_text()) if DATA.exists() else {}
-    known |= suites
+    known = dict(sorted((known | suites).items(), key=lambda item: ORDER.index(item[0])))
     DATA.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
     PAGE.write_text("\n".join(page(known)) + "\n")
 

@@ -33,7 +33,7 @@ def main() -> None:
         appliance = stack.enter_context(Appliance(work))
         rows = list(run(appliance, work, options.size))
         print("\n".join(lines(rows)), flush=True)
-        failed = [row.what for row in rows if not row.verified]
+        failed = [f"{row.what} ({row.channel})" for row in rows if not row.verified]
         if options.keep:
             keep(appliance)
     print(f"NOT verified: {', '.join(failed)}" if failed else "Everything verified, nothing left running.")

@@ -79,10 +79,9 @@ class ItemStream:
 
     def _request(self, method: str, flags: int = 0) -> Message:
         link, settings = self._feed, self._proxy._pyroSettings
-        serializer = link.serializer(self._proxy._pyroSerializerName(link))
         args = [self._id]
         return encode_call(
-            serializer, link.grant, link.version, DAEMON_OBJECT, method, args, {}, flags, CallOptions(), settings
+            link.writer, link.grant, link.version, DAEMON_OBJECT, method, args, {}, flags, CallOptions(), settings
         )
 
     async def _take(self, waiter: Waiter) -> Any:

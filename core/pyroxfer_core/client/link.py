@@ -49,6 +49,11 @@ class Waiter:
         self.answered = False
         """An answer came, even if it was none that can be used."""
 
+    def abort(self, _: RaiseCancelT) -> Abort:
+        """The task is cancelled while it waits."""
+        self.task = None
+        return Abort.SUCCEEDED
+
 
 class Link:
     """One connection after its handshake. Made by `open_link`."""
@@ -57,6 +62,14 @@ class Link:
         self.connection = connection
         self.session = session
         self.context = context
+        self.version = connection.codec.version
+        """48 or 502."""
+        self.grant: Grant = session.grant
+        """What was agreed with the peer."""
+        self.concurrent = session.concurrent
+        """Whether calls may be in flight at once."""
+        self.writer: Serializer
+        """What requests are written with."""
         self.metadata: Metadata | None = None
         self.response: Any = None
         """The daemon's handshake response."""
@@ -71,16 +84,6 @@ class Link:
         self._serializers: dict[str, Serializer] = {}
         self._reading = False
         self._flush_planned = False
-
-    @property
-    def version(self) -> int:
-        """48 or 502."""
-        return self.connection.codec.version
-
-    @property
-    def grant(self) -> Grant:
-        """What was agreed with the peer."""
-        return self.session.grant
 
     @property
     def usable(self) -> bool:
@@ -212,18 +215,10 @@ class Link:
                 raise waiter.error
             if self._reading:
                 waiter.task = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(self._abort_wait(waiter))
+                await trio.lowlevel.wait_task_rescheduled(waiter.abort)
             else:
                 await self._read_for_all(waiter)
         return waiter.reply
-
-    @staticmethod
-    def _abort_wait(waiter: Waiter) -> Any:
-        def abort(_: RaiseCancelT) -> Abort:
-            waiter.task = None
-            return Abort.SUCCEEDED
-
-        return abort
 
     async def _read_for_all(self, waiter: Waiter) -> None:
         connection = self.connection

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import uuid
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Final
 
@@ -17,10 +16,9 @@ from ..errors import (
     ProtocolError,
     PyroError,
     RemoteError,
-    SerializeError,
     TimeoutError,
 )
-from ..objects.context import current_context_var
+from ..objects.context import CallContext, current_context_var
 from ..objects.expose import Metadata
 from ..serializers.base import SerializerContext
 from ..serializers.vocabulary import ProxyState, served_as
@@ -28,10 +26,11 @@ from ..settings import Settings
 from ..transport.connection import open_connection
 from ..uri import Uri
 from ..wire.features import Feature
-from ..wire.message import Body, Flags, Message
-from .calls import CallOptions, StreamStart, correlation_bytes, encode_call, read_reply, user_annotations
+from ..wire.message import Flags
+from .calls import CallOptions, StreamStart, encode_call, read_reply
 from .items import ItemStream
 from .link import Link, greet
+from .member import Call, Member
 from .versions import remember_version, versions_to_try
 
 _NO_OPTIONS: Final = CallOptions()
@@ -130,97 +129,97 @@ class Proxy:
         options: CallOptions = _NO_OPTIONS,
         flags: int = 0,
         member: str | None = None,
-        call: Call | None = None,
     ) -> Any:
         """Run one call. ``member`` is what must be in the object's metadata (default: the method)."""
-        deadline = options.deadline if options.deadline is not None else self._pyroSettings.call_timeout_s
-        if deadline is None:
-            return await self._pyroAttempts(method, args, kwargs, options, flags, member, call, _Progress())
-        progress = _Progress()
-        with trio.move_on_after(deadline):
-            return await self._pyroAttempts(method, args, kwargs, options, flags, member, call, progress)
-        outcome = progress.outcome
-        raise TimeoutError(f"{method} took longer than {deadline:g} s ({outcome.value})", outcome=outcome)
+        return await Call(self, method, args, kwargs, options, flags, member)
 
-    async def _pyroAttempts(
-        self,
-        method: str,
-        args: Any,
-        kwargs: dict[str, Any] | None,
-        options: CallOptions,
-        flags: int,
-        member: str | None,
-        call: Call | None,
-        progress: _Progress,
-    ) -> Any:
+    def _pyroRun(self, call: Call) -> Coroutine[Any, Any, Any]:
+        deadline = call.options.deadline
+        if deadline is None:
+            deadline = self._pyroSettings.call_timeout_s
+        served = current_context_var.get(None)
+        if deadline is None and (served is None or served.deadline is None):
+            return self._pyroAttempts(call, None, served)
+        return self._pyroWithin(call, deadline, served)
+
+    async def _pyroWithin(self, call: Call, deadline: float | None, served: CallContext | None) -> Any:
+        """Run a call that has a deadline of its own, or that of the call it is made for."""
+        now = trio.current_time()
+        at = math.inf if deadline is None else now + deadline
+        if served is not None and served.deadline is not None:
+            at = min(at, served.deadline)
+        with trio.move_on_at(at):
+            return await self._pyroAttempts(call, at, served)
+        outcome = call.outcome
+        raise TimeoutError(f"{call.method} took longer than {at - now:.3g} s ({outcome.value})", outcome=outcome)
+
+    async def _pyroAttempts(self, call: Call, deadline: float | None, served: CallContext | None) -> Any:
         """Send; when the connection turns out to be gone before the call left whole, once more on a fresh one."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # a call that is cancelled already does not leave
         fresh = self._pyroLink is None
         while True:
-            link = await self._pyroConnected()
-            if not flags & Flags.BATCH:
-                self._pyroCheckMember(member or method)
+            link = self._pyroLink
+            if link is None or not link.usable:
+                link = await self._pyroConnected()
+            if not call.flags & Flags.BATCH:
+                self._pyroCheckMember(call.member or call.method)
             try:
-                if link.session.concurrent:
-                    return await self._pyroOnce(link, method, args, kwargs, options, flags, call, progress)
+                if link.concurrent:
+                    return await self._pyroOnce(link, call, deadline, served)
                 async with link.turn:
-                    return await self._pyroOnce(link, method, args, kwargs, options, flags, call, progress)
+                    return await self._pyroOnce(link, call, deadline, served)
             except ConnectionClosedError as error:
                 if fresh or error.outcome is not Outcome.NOT_SENT or link.released:
                     raise
                 fresh = True
 
-    async def _pyroOnce(
-        self,
-        link: Link,
-        method: str,
-        args: Any,
-        kwargs: dict[str, Any] | None,
-        options: CallOptions,
-        flags: int,
-        call: Call | None,
-        progress: _Progress,
-    ) -> Any:
+    async def _pyroOnce(self, link: Link, call: Call, deadline: float | None, served: CallContext | None) -> Any:
         if link.connection.broken:
             raise ConnectionClosedError("the connection was lost while the call was queued", outcome=Outcome.NOT_SENT)
         settings = self._pyroSettings
-        meta = link.metadata
-        if meta is not None and method in meta.oneway:
+        flags = call.flags
+        if link.metadata is not None and call.method in link.metadata.oneway:
             flags |= Flags.ONEWAY
-        serializer = link.serializer(self._pyroSerializerName(link))
-        object_id = link.object_id
-        remaining = trio.current_effective_deadline()
-        if remaining == -math.inf:
-            await trio.lowlevel.checkpoint()  # cancelled already: nothing is sent
-        deadline = None if remaining == math.inf else remaining - trio.current_time()
         request = encode_call(
-            serializer, link.grant, link.version, object_id, method, args, kwargs, flags, options, settings, deadline
+            link.writer,
+            link.grant,
+            link.version,
+            link.object_id,
+            call.method,
+            call.args,
+            call.kwargs,
+            flags,
+            call.options,
+            settings,
+            None if deadline is None else deadline - trio.current_time(),
         )
-        if request.correlation_id is None:
-            request.correlation_id = _inherited_correlation()
+        if served is not None and request.correlation_id is None:
+            request.correlation_id = served.known_correlation
         if flags & Flags.ONEWAY:
-            progress.link, progress.end = link, link.post_oneway(request)
-            await link.send_oneway(progress.end)
+            call.end = link.post_oneway(request)
+            call.link = link
+            await link.send_oneway(call.end)
             return None
         waiter = link.post(request)
-        progress.link, progress.end = link, waiter.end
-        message = await link.wait(waiter)
-        if call is not None:
-            call._received(message)
+        call.link, call.end = link, waiter.end
+        call.reply = message = await link.wait(waiter)
         try:
             result = read_reply(message, link.serializer(message.serializer), link.grant, settings)
         except CommunicationError as error:
-            if error.outcome is Outcome.UNKNOWN and remaining - trio.current_time() < CLOCK_SLACK_S:
-                await trio.sleep_until(remaining)  # the daemon was a little faster: let the deadline speak here too
+            if error.outcome is Outcome.UNKNOWN and deadline is not None:
+                await self._pyroLetDeadlineSpeak(deadline)
             raise
         except StopIteration as error:  # it cannot leave a coroutine as it is
             raise RemoteError("builtins.StopIteration", error.args) from error
         if type(result) is StreamStart:
-            return ItemStream(self, link, result.stream_id, options.read_ahead)
+            return ItemStream(self, link, result.stream_id, call.options.read_ahead)
         return result
 
-    def _pyroSerializerName(self, link: Link) -> str:
-        """What to write with on this connection."""
-        return self._pyroSettings.serializer or ("msgpack" if link.grant.bits & Feature.TYPED else "serpent")
+    @staticmethod
+    async def _pyroLetDeadlineSpeak(deadline: float) -> None:
+        """The daemon noticed a deadline a little earlier than this side: both shall say the same."""
+        if deadline - trio.current_time() < CLOCK_SLACK_S:
+            await trio.sleep_until(deadline)
 
     async def _pyroConnected(self) -> Link:
         link = self._pyroLink
@@ -304,6 +303,8 @@ class Proxy:
             if len(versions) > 1 and not cut:  # a connection that broke says nothing about what is spoken there
                 remember_version(location, version)
             link.uri, link.object_id = uri, str(uri.object)
+            own = link.grant.bits & Feature.TYPED
+            link.writer = link.serializer(self._pyroSettings.serializer or ("msgpack" if own else "serpent"))
             return link
         assert failure is not None, "at least one protocol is tried"
         raise failure
@@ -351,131 +352,3 @@ def proxy_from_state(state: ProxyState, settings: Settings) -> Proxy:
 def proxy_state_of(value: object) -> ProxyState | None:
     """The state of a proxy as it travels; None for anything else."""
     return value._pyroState() if isinstance(value, Proxy) else None
-
-
-def _inherited_correlation() -> bytes | None:
-    """The id of the call that this call is made for, inside a served method."""
-    context = current_context_var.get(None)
-    return None if context is None else context.known_correlation
-
-
-class _Progress:
-    """How far a call came, for the outcome of a time-out."""
-
-    __slots__ = ("end", "link")
-
-    def __init__(self) -> None:
-        self.link: Link | None = None
-        self.end = 0
-
-    @property
-    def outcome(self) -> Outcome:
-        return Outcome.NOT_SENT if self.link is None else self.link.outcome_at(self.end)
-
-
-class Member:
-    """``proxy.name``: call it, await it to read an attribute, or set options first."""
-
-    __slots__ = ("_name", "_options", "_proxy")
-
-    def __init__(self, proxy: Proxy, name: str, options: CallOptions) -> None:
-        self._proxy = proxy
-        self._name = name
-        self._options = options
-
-    def __repr__(self) -> str:
-        return f"<remote member {self._name!r} of {self._proxy._pyroUri!s}>"
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Call:
-        return Call(self._proxy, self._name, args, kwargs, self._options)
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        read = self._proxy._pyroInvoke("__getattr__", (self._name,), None, options=self._options, member=self._name)
-        return read.__await__()
-
-    def options(
-        self,
-        *,
-        deadline: float | None = None,
-        annotations: Mapping[str, Body] | None = None,
-        correlation_id: uuid.UUID | bytes | None = None,
-        read_ahead: int = 1,
-    ) -> Member:
-        """The same member with options for the calls made through it.
-
-        Args:
-            deadline: seconds the call may take; a peer of ours stops working on it, too.
-            annotations: four ASCII characters to bytes.
-            correlation_id: a UUID that the daemon passes on to its own calls.
-            read_ahead: item requests in flight when the call returns an item stream.
-
-        Raises:
-            PyroError: an option has an unusable value.
-        """
-        if deadline is not None and not 0 < deadline < math.inf:
-            raise PyroError(f"a deadline is a positive number of seconds, not {deadline!r}")
-        if not 1 <= read_ahead <= 1024:
-            raise PyroError(f"read_ahead is 1 to 1024 requests, not {read_ahead!r}")
-        options = CallOptions(deadline, dict(annotations or {}), correlation_bytes(correlation_id), read_ahead)
-        return Member(self._proxy, self._name, options)
-
-
-class Call:
-    """A call that starts when it is awaited, or iterated when it returns an item stream. Use it once."""
-
-    __slots__ = ("_args", "_kwargs", "_name", "_options", "_proxy", "_reply")
-
-    def __init__(
-        self, proxy: Proxy, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
-    ) -> None:
-        self._proxy = proxy
-        self._name = name
-        self._args = args
-        self._kwargs = kwargs
-        self._options = options
-        self._reply: Message | None = None
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        run = self._proxy._pyroInvoke(self._name, self._args, self._kwargs, options=self._options, call=self)
-        return run.__await__()
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return _LateStream(self)
-
-    def _received(self, message: Message) -> None:
-        self._reply = message
-
-    @property
-    def response_annotations(self) -> dict[str, Body]:
-        """Annotations of the reply; empty before it came."""
-        return {} if self._reply is None else user_annotations(self._reply)
-
-    @property
-    def correlation_id(self) -> uuid.UUID | None:
-        """The correlation id of the reply."""
-        data = None if self._reply is None else self._reply.correlation_id
-        return None if data is None else uuid.UUID(bytes=data)
-
-
-class _LateStream:
-    """Iterates over the stream that a call will return; the call is made at the first item."""
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self._stream: ItemStream | None = None
-
-    def __aiter__(self) -> _LateStream:
-        return self
-
-    async def __anext__(self) -> Any:
-        if self._stream is None:
-            result = await self._call
-            if not isinstance(result, ItemStream):
-                raise SerializeError(f"{self._call._name} returned no item stream", outcome=Outcome.EXECUTED)
-            self._stream = result
-        return await self._stream.__anext__()
-
-    async def aclose(self) -> None:
-        """Close the remote iterator."""
-        if self._stream is not None:
-            await self._stream.aclose()

@@ -62,7 +62,7 @@ class CallContext:
     One is made for every call, and few calls look at theirs: all but the two facts it is made of is found on demand.
     """
 
-    __slots__ = ("_correlation", "_response_annotations", "client", "message")
+    __slots__ = ("_correlation", "_response_annotations", "client", "deadline", "message")
 
     def __init__(self, client: Caller, message: Message) -> None:
         self.client: Any = client
@@ -70,6 +70,8 @@ class CallContext:
         self.message = message
         self._correlation: bytes | uuid.UUID | None = message.correlation_id
         self._response_annotations: dict[str, Body] | None = None
+        self.deadline: float | None = None
+        """When the caller stops waiting, on trio's clock; calls made for this one inherit it."""
 
     @property
     def seq(self) -> int:

@@ -40,7 +40,7 @@ _OUTCOME_LETTERS: Final = {Outcome.NOT_SENT: b"N", Outcome.UNKNOWN: b"U"}
 class Job(CallContext):
     """One request, decoded: what it calls, and its context."""
 
-    __slots__ = ("args", "deadline", "entry", "kwargs", "lane", "method", "serializer")
+    __slots__ = ("args", "entry", "kwargs", "lane", "method", "serializer")
 
     def __init__(
         self,
@@ -63,7 +63,6 @@ class Job(CallContext):
         self.args = args
         self.kwargs = kwargs
         self.deadline = deadline
-        """When the caller stops waiting, on this side's clock."""
         self.lane: Any = None
 
     @property

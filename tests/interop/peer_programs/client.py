@@ -195,15 +195,14 @@ def daemon_object(proxy, asked):
 
 def open_proxy(uri, asked):
     proxy = pyro.Proxy(uri)
-    proxy._pyroSerializer = asked["serializer"]
     if asked.get("key"):
         proxy._pyroHmacKey = asked["key"].encode()
     return proxy
 
 
 def answer(asked):
-    if library != "pyroxfer":
-        pyro.config.COMPRESSION = asked.get("compression", False)
+    pyro.config.SERIALIZER = asked["serializer"]
+    pyro.config.COMPRESSION = asked.get("compression", False)
     with open_proxy(asked["uris"]["shared"], asked) as proxy:
         return globals()[asked["scenario"]](proxy, asked)
 

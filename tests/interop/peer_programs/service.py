@@ -22,9 +22,8 @@ arguments = options.parse_args()
 
 modules = {"pyro4": "Pyro4", "pyro5": "Pyro5.api", "pyroxfer": "pyroxfer_core.blocking"}
 pyro = importlib.import_module(modules[arguments.library])
-if arguments.library != "pyroxfer":
-    pyro.config.SERVERTYPE = arguments.server
-    pyro.config.COMPRESSION = arguments.compression
+pyro.config.SERVERTYPE = arguments.server
+pyro.config.COMPRESSION = arguments.compression
 if arguments.library == "pyro4":
     pyro.config.SERIALIZERS_ACCEPTED = {"serpent", "json", "marshal", "msgpack"}
 

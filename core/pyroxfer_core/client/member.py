@@ -1,0 +1,139 @@
+"""Members of a remote object, and calls that are about to be made."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import AsyncIterator, Generator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Outcome, PyroError, SerializeError
+from ..wire.message import Body, Message
+from .calls import CallOptions, correlation_bytes, user_annotations
+from .items import ItemStream
+
+if TYPE_CHECKING:
+    from .link import Link
+    from .proxy import Proxy
+
+
+class Member:
+    """``proxy.name``: call it, await it to read an attribute, or set options first."""
+
+    __slots__ = ("_name", "_options", "_proxy")
+
+    def __init__(self, proxy: Proxy, name: str, options: CallOptions) -> None:
+        self._proxy = proxy
+        self._name = name
+        self._options = options
+
+    def __repr__(self) -> str:
+        return f"<remote member {self._name!r} of {self._proxy._pyroUri!s}>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Call:
+        return Call(self._proxy, self._name, args, kwargs, self._options)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return Call(self._proxy, "__getattr__", (self._name,), None, self._options, member=self._name).__await__()
+
+    def options(
+        self,
+        *,
+        deadline: float | None = None,
+        annotations: Mapping[str, Body] | None = None,
+        correlation_id: uuid.UUID | bytes | None = None,
+        read_ahead: int = 1,
+    ) -> Member:
+        """The same member with options for the calls made through it.
+
+        Args:
+            deadline: seconds the call may take; a peer of ours stops working on it, too.
+            annotations: four ASCII characters to bytes.
+            correlation_id: a UUID that the daemon passes on to its own calls.
+            read_ahead: item requests in flight when the call returns an item stream.
+
+        Raises:
+            PyroError: an option has an unusable value.
+        """
+        if deadline is not None and not 0 < deadline < math.inf:
+            raise PyroError(f"a deadline is a positive number of seconds, not {deadline!r}")
+        if not 1 <= read_ahead <= 1024:
+            raise PyroError(f"read_ahead is 1 to 1024 requests, not {read_ahead!r}")
+        options = CallOptions(deadline, dict(annotations or {}), correlation_bytes(correlation_id), read_ahead)
+        return Member(self._proxy, self._name, options)
+
+
+class Call:
+    """A call that starts when it is awaited, or iterated when it returns an item stream. Use it once."""
+
+    __slots__ = ("args", "end", "flags", "kwargs", "link", "member", "method", "options", "proxy", "reply")
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        method: str,
+        args: Any,
+        kwargs: dict[str, Any] | None,
+        options: CallOptions,
+        flags: int = 0,
+        member: str | None = None,
+    ) -> None:
+        self.proxy = proxy
+        self.method = method
+        self.args = args
+        self.kwargs = kwargs
+        self.options = options
+        self.flags = flags
+        self.member = member
+        """What must be in the object's metadata; None: the method."""
+        self.link: Link | None = None
+        """Where the request was queued."""
+        self.end = 0
+        """Count of bytes queued there at its end."""
+        self.reply: Message | None = None
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.proxy._pyroRun(self).__await__()
+
+    @property
+    def outcome(self) -> Outcome:
+        """What is certain while there is no answer."""
+        return Outcome.NOT_SENT if self.link is None else self.link.outcome_at(self.end)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return _LateStream(self)
+
+    @property
+    def response_annotations(self) -> dict[str, Body]:
+        """Annotations of the reply; empty before it came."""
+        return {} if self.reply is None else user_annotations(self.reply)
+
+    @property
+    def correlation_id(self) -> uuid.UUID | None:
+        """The correlation id of the reply."""
+        data = None if self.reply is None else self.reply.correlation_id
+        return None if data is None else uuid.UUID(bytes=data)
+
+
+class _LateStream:
+    """Iterates over the stream that a call will return; the call is made at the first item."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._stream: ItemStream | None = None
+
+    def __aiter__(self) -> _LateStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._stream is None:
+            result = await self._call
+            if not isinstance(result, ItemStream):
+                raise SerializeError(f"{self._call.method} returned no item stream", outcome=Outcome.EXECUTED)
+            self._stream = result
+        return await self._stream.__anext__()
+
+    async def aclose(self) -> None:
+        """Close the remote iterator."""
+        if self._stream is not None:
+            await self._stream.aclose()

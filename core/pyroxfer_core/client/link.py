@@ -187,12 +187,20 @@ class Link:
         """
         connection = self.connection
         try:
-            if connection.sent < waiter.end:
-                if len(self.session.pending) == 1:
+            if connection.sent < waiter.end and not self._flush_planned:
+                if len(self.session.pending) > 1:
+                    await self._let_others_queue()
+                if not connection.flush_nowait():
                     await connection.flush()
+            while waiter.reply is None:
+                if waiter.error is not None:
+                    raise waiter.error
+                if self._reading:
+                    waiter.task = trio.lowlevel.current_task()
+                    await trio.lowlevel.wait_task_rescheduled(waiter.abort)
                 else:
-                    await self._flush_with_others()
-            return await self._wait(waiter)
+                    await self._read_for_all(waiter)
+            return waiter.reply
         except PyroError as error:
             self._fail(error)
             raise self._outcome(waiter, error) from error
@@ -200,25 +208,11 @@ class Link:
             await self.abandon(waiter)
             raise
 
-    async def _flush_with_others(self) -> None:
-        """Let the other tasks of this turn queue their calls too, then send all at once."""
-        if self._flush_planned:
-            return
+    async def _let_others_queue(self) -> None:
+        """Let the other tasks of this turn queue their calls too, so that all leave in one send."""
         self._flush_planned = True
         await trio.lowlevel.cancel_shielded_checkpoint()
         self._flush_planned = False
-        await self.connection.flush()
-
-    async def _wait(self, waiter: Waiter) -> Message:
-        while waiter.reply is None:
-            if waiter.error is not None:
-                raise waiter.error
-            if self._reading:
-                waiter.task = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(waiter.abort)
-            else:
-                await self._read_for_all(waiter)
-        return waiter.reply
 
     async def _read_for_all(self, waiter: Waiter) -> None:
         connection = self.connection

@@ -26,14 +26,15 @@ from ..settings import Settings
 from ..transport.connection import open_connection
 from ..uri import Uri
 from ..wire.features import Feature
-from ..wire.message import Flags
+from ..wire.message import Flags, Message
 from .calls import CallOptions, StreamStart, encode_call, read_reply
 from .items import ItemStream
-from .link import Link, greet
+from .link import Link, Waiter, greet
 from .member import Call, Member
 from .versions import remember_version, versions_to_try
 
 _NO_OPTIONS: Final = CallOptions()
+_ONEWAY: Final = Flags.ONEWAY
 CLOCK_SLACK_S: Final = 0.25
 """How much earlier than here a deadline may be noticed at the daemon."""
 
@@ -74,9 +75,11 @@ class Proxy:
         return f"<{type(self).__name__} for {self._pyroUri}, {state}>"
 
     def __getattr__(self, name: str) -> Member:
-        if name.startswith("_pyro") or (name.startswith("__") and name.endswith("__")):
-            raise AttributeError(name)
-        self._pyroCheckMember(name)
+        meta = self._pyroMetadata
+        if meta is None or name not in meta.methods:
+            if name.startswith("_pyro") or (name.startswith("__") and name.endswith("__")):
+                raise AttributeError(name)
+            self._pyroCheckMember(name)
         return Member(self, name, _NO_OPTIONS)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -161,25 +164,44 @@ class Proxy:
             link = self._pyroLink
             if link is None or not link.usable:
                 link = await self._pyroConnected()
-            if not call.flags & Flags.BATCH:
-                self._pyroCheckMember(call.member or call.method)
             try:
-                if link.concurrent:
-                    return await self._pyroOnce(link, call, deadline, served)
-                async with link.turn:
-                    return await self._pyroOnce(link, call, deadline, served)
+                if not link.concurrent:
+                    async with link.turn:
+                        return await self._pyroInTurn(link, call, deadline, served)
+                waiter = self._pyroPost(link, call, deadline, served)
+                if waiter is None:
+                    await link.send_oneway(call.end)
+                    return None
+                call.reply = await link.wait(waiter)
+                return self._pyroResult(link, call, call.reply)
             except ConnectionClosedError as error:
                 if fresh or error.outcome is not Outcome.NOT_SENT or link.released:
                     raise
                 fresh = True
+            except CommunicationError as error:
+                if error.outcome is Outcome.UNKNOWN and deadline is not None:
+                    await self._pyroLetDeadlineSpeak(deadline)
+                raise
 
-    async def _pyroOnce(self, link: Link, call: Call, deadline: float | None, served: CallContext | None) -> Any:
+    async def _pyroInTurn(self, link: Link, call: Call, deadline: float | None, served: CallContext | None) -> Any:
+        """The same towards a peer that takes one call at a time."""
+        waiter = self._pyroPost(link, call, deadline, served)
+        if waiter is None:
+            await link.send_oneway(call.end)
+            return None
+        call.reply = await link.wait(waiter)
+        return self._pyroResult(link, call, call.reply)
+
+    def _pyroPost(self, link: Link, call: Call, deadline: float | None, served: CallContext | None) -> Waiter | None:
+        """Queue the request of a call; None when nobody waits for an answer."""
         if link.connection.broken:
             raise ConnectionClosedError("the connection was lost while the call was queued", outcome=Outcome.NOT_SENT)
-        settings = self._pyroSettings
-        flags = call.flags
-        if link.metadata is not None and call.method in link.metadata.oneway:
-            flags |= Flags.ONEWAY
+        flags, meta = call.flags, link.metadata
+        if meta is not None:
+            if call.method in meta.oneway:
+                flags |= _ONEWAY
+            elif call.method not in meta.methods and not flags & Flags.BATCH:
+                self._pyroCheckMember(call.member or call.method)
         request = encode_call(
             link.writer,
             link.grant,
@@ -190,25 +212,23 @@ class Proxy:
             call.kwargs,
             flags,
             call.options,
-            settings,
+            self._pyroSettings,
             None if deadline is None else deadline - trio.current_time(),
         )
         if served is not None and request.correlation_id is None:
             request.correlation_id = served.known_correlation
-        if flags & Flags.ONEWAY:
+        waiter: Waiter | None = None
+        if flags & _ONEWAY:
             call.end = link.post_oneway(request)
-            call.link = link
-            await link.send_oneway(call.end)
-            return None
-        waiter = link.post(request)
-        call.link, call.end = link, waiter.end
-        call.reply = message = await link.wait(waiter)
+        else:
+            waiter = link.post(request)
+            call.end = waiter.end
+        call.link = link
+        return waiter
+
+    def _pyroResult(self, link: Link, call: Call, message: Message) -> Any:
         try:
-            result = read_reply(message, link.serializer(message.serializer), link.grant, settings)
-        except CommunicationError as error:
-            if error.outcome is Outcome.UNKNOWN and deadline is not None:
-                await self._pyroLetDeadlineSpeak(deadline)
-            raise
+            result = read_reply(message, link.serializer(message.serializer), link.grant, self._pyroSettings)
         except StopIteration as error:  # it cannot leave a coroutine as it is
             raise RemoteError("builtins.StopIteration", error.args) from error
         if type(result) is StreamStart:

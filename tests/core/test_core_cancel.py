@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from doubles import run, until
 
 from pyroxfer_core import Daemon, Proxy, Settings, behavior, current_call, expose, oneway
@@ -366,17 +369,190 @@ async def test_too_many_calls_in_flight_are_refused(service: Service) -> None:
             assert await proxy.echo(3) == 3
 
 
-async def test_a_method_that_wants_to_end_the_process_ends_its_connection(daemon: Daemon) -> None:
+class NoUsualError(BaseException):
+    """As test libraries and other loops raise."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), NoUsualError()], ids=repr)
+@pytest.mark.parametrize("name", ["leave", "leave_soon", "leave_in_nursery", "leave_in_stream", "leave_silently"])
+async def test_a_method_that_wants_to_end_the_process_ends_its_connection_only(
+    daemon: Daemon, error: BaseException, name: str
+) -> None:
     @expose
     class Rude:
         def leave(self) -> None:
-            raise SystemExit(3)
+            raise error
+
+        async def leave_soon(self) -> None:
+            await trio.lowlevel.checkpoint()
+            raise SystemExit(3) if isinstance(error, KeyboardInterrupt) else error  # the loop's own Ctrl-C
+
+        async def leave_in_nursery(self) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.leave_soon)
+
+        def leave_in_stream(self) -> Iterator[int]:
+            yield 1
+            raise error
+
+        @oneway
+        def leave_silently(self) -> None:
+            raise error
 
         async def stay(self) -> int:
             return 1
 
-    async with Proxy(daemon.register(Rude())) as proxy:
-        with pytest.raises(CommunicationError) as caught:
-            await proxy.leave()
-        assert caught.value.outcome is Outcome.UNKNOWN
+    uri = daemon.register(Rude())
+    async with Proxy(uri) as proxy, Proxy(uri) as other:
+        assert await other.stay() == 1
+        if name == "leave_silently":
+            await proxy.leave_silently()
+        else:
+            with pytest.raises(CommunicationError) as caught:
+                result = await getattr(proxy, name)()
+                async for _ in result:
+                    pass
+            assert caught.value.outcome is Outcome.UNKNOWN
+        await until(lambda: daemon.statistics().connections == 1)
+        assert await other.stay() == 1
         assert await proxy.stay() == 1
+
+
+async def test_a_hook_that_wants_to_end_the_process_ends_its_connection_only() -> None:
+    class Rude(Daemon):
+        def validateHandshake(self, conn: Any, data: Any) -> Any:
+            if data == "leave":
+                raise SystemExit(3)
+            return "hello"
+
+    async with Rude() as daemon:
+        uri = daemon.register(Service())
+        async with Proxy(uri) as proxy, Proxy(uri) as other:
+            proxy._pyroHandshake = "leave"
+            with pytest.raises(CommunicationError) as caught:
+                await proxy.echo(1)
+            assert caught.value.outcome is Outcome.NOT_SENT
+            assert await other.echo(2) == 2
+
+
+async def test_a_call_that_fails_while_it_is_cancelled_leaves_the_others_alone(daemon: Daemon) -> None:
+    begun = trio.Event()
+
+    @expose
+    class Clumsy:
+        async def hang(self) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._fail_at_the_end)
+                begun.set()
+                await trio.sleep_forever()
+
+        async def _fail_at_the_end(self) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("while cleaning up")
+
+        async def wait(self) -> int:
+            await done.wait()
+            return 1
+
+    done = trio.Event()
+    results: list[int] = []
+    async with Proxy(daemon.register(Clumsy())) as proxy:
+
+        async def wait() -> None:
+            results.append(await proxy.wait())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            with trio.move_on_after(5) as scope:
+                nursery.start_soon(_cancel_when, begun, scope)
+                await proxy.hang()
+            await until(lambda: daemon.statistics().calls_in_flight == 1)
+            done.set()
+    assert results == [1]
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+async def test_no_one_way_call_is_lost_however_many_come() -> None:
+    """Nobody can be told of a refusal, so they wait, and leave threads to calls that can."""
+    ran: list[int] = []
+    gate = threading.Event()
+
+    @expose
+    class Counter:
+        @oneway
+        def note(self, number: int) -> None:
+            gate.wait(10)
+            ran.append(number)
+
+        def reply(self) -> int:
+            return 1
+
+    settings = Settings(worker_threads=4, worker_queue=2, max_calls_in_flight=50)
+    async with Daemon(settings=settings) as daemon:
+        uri = daemon.register(Counter())
+        async with Proxy(uri) as proxy, Proxy(uri) as other, trio.open_nursery() as nursery:
+            for number in range(49):
+                await proxy.note(number)
+            assert await other.reply() == 1
+            gate.set()
+            for number in range(49, 500):
+                await proxy.note(number)
+            nursery.start_soon(until, lambda: len(ran) == 500)
+    assert sorted(ran) == list(range(500))
+
+
+async def test_one_object_per_connection_is_made_once(daemon: Daemon) -> None:
+    made: list[int] = []
+
+    @expose
+    class Slow:
+        def __init__(self) -> None:
+            time.sleep(0.05)
+            made.append(1)
+
+        @oneway
+        def note(self) -> None:
+            pass
+
+        def reply(self) -> int:
+            return 1
+
+    async with Proxy(daemon.register(Slow)) as proxy:
+        for _ in range(5):
+            await proxy.note()
+        assert await proxy.reply() == 1
+        await until(lambda: daemon.statistics().busy_threads == 0)
+    assert made == [1]
+
+
+@pytest.mark.parametrize("connected", [True, False])
+async def test_calls_queued_for_a_stock_peer_outlive_the_cancelled_one_before_them(connected: bool) -> None:
+    """They cannot have run, so they go on to the next connection, also when the first call made the first one."""
+    service = Service()
+    results: list[int] = []
+
+    async def call(proxy: Proxy, number: int, scope: trio.CancelScope) -> None:
+        with scope:
+            await (proxy.hang() if scope in cut else proxy.echo(number))
+            results.append(number)
+
+    async with Daemon(settings=Settings(shutdown_grace_s=0)) as daemon:
+        async with Proxy(daemon.register(service), settings=STOCK) as proxy, trio.open_nursery() as nursery:
+            if connected:
+                await proxy._pyroBind()
+            cut = [trio.CancelScope(), trio.CancelScope()]
+            for scope in cut:
+                nursery.start_soon(call, proxy, 0, scope)
+            await until(lambda: service.log == ["hang begun"])
+            for number in range(1, 5):
+                nursery.start_soon(call, proxy, number, trio.CancelScope())
+            await trio.testing.wait_all_tasks_blocked()
+            for scope in cut:
+                scope.cancel()
+    assert sorted(results) == [1, 2, 3, 4]

@@ -272,3 +272,32 @@ async def test_iterating_over_a_plain_result_is_an_error(daemon: Daemon) -> None
             async for _ in proxy.one():
                 pass
         assert caught.value.outcome is Outcome.EXECUTED
+
+
+async def test_a_stream_whose_next_item_never_comes_is_closed_when_its_reader_leaves(daemon: Daemon) -> None:
+    source = Source()
+    async with Proxy(daemon.register(source)) as proxy:
+        async with await proxy.stuck.options(read_ahead=2)() as stream:
+            assert await anext(stream) == 1
+        await until(lambda: source.closed == ["stuck"])
+        await until(lambda: daemon.statistics().calls_in_flight == 0)
+
+
+async def test_a_stream_whose_next_item_never_comes_does_not_outlive_its_time_nor_keep_others_alive() -> None:
+    source = Source()
+    settings = Settings(stream_lifetime_s=0.01, shutdown_grace_s=0)
+    async with Daemon(settings=settings) as daemon, Proxy(daemon.register(source)) as proxy:
+        stuck, other = await proxy.stuck(), await proxy.numbers(3)
+        assert (await anext(stuck), await anext(other)) == (1, 0)
+
+        async def wait() -> None:
+            with pytest.raises(PyroError, match="terminated"):
+                await anext(stuck)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await until(lambda: daemon.statistics().calls_in_flight == 1)
+            await trio.sleep(0.01)
+            await daemon.streams.sweep()
+        assert sorted(source.closed) == ["async", "stuck"]
+        assert daemon.statistics().streams == 0

@@ -103,7 +103,7 @@ class BlockingLink:
             hello = make_serializer(settings.serializer or "serpent", context)
             args = self.session, hello, self.version, self.object_id, handshake, settings, options
             self.sock.sendall(self._encode(connect_message(*args), hmac_key=self._hmac_key))
-            answer = self._receive_one()
+            answer = self._receive_one(time.monotonic() + settings.connect_timeout_s)
             self.session.receive(answer)
             welcome = read_welcome(answer, self.version, self.location, settings, context)
         except BaseException as error:
@@ -393,10 +393,11 @@ class BlockingLink:
             event = decoder.next_event()
         buffer[0] = 0
 
-    def _receive_one(self) -> Message:
-        """The answer to the handshake, which nothing can follow."""
+    def _receive_one(self, deadline: float) -> Message:
+        """The answer to the handshake, which nothing can follow; whole by ``deadline``, however it drips in."""
         decoder = self._decoder
         while (event := decoder.next_event()) is None:
+            wait_for(self.sock, select.POLLIN, deadline)
             data = self.sock.recv(RECEIVE_BYTES)
             decoder.feed(data)
             if not data:

@@ -59,13 +59,17 @@ class ItemStream:
             raise
 
     async def _next(self) -> Any:
-        if self._link.connection.broken:
-            text = "the proxy for this stream result has been closed"
-            raise ConnectionClosedError(text, outcome=Outcome.NOT_SENT)
+        self._check_open()
         if self._link.session.concurrent or self._read_ahead > 1:
             return await self._next_ahead()
         async with self._link.turn:
+            self._check_open()
             return await self._take(self._post())
+
+    def _check_open(self) -> None:
+        if self._link.connection.broken:
+            text = "the proxy for this stream result has been closed"
+            raise ConnectionClosedError(text, outcome=Outcome.NOT_SENT)
 
     async def _next_ahead(self) -> Any:
         if self._feed is self._link and not self._link.session.concurrent:

@@ -157,7 +157,10 @@ class Proxy:
         raise TimeoutError(f"{call.method} took longer than {at - now:.3g} s ({outcome.value})", outcome=outcome)
 
     async def _pyroAttempts(self, call: Call, deadline: float | None, served: CallContext | None) -> Any:
-        """Send; when the connection turns out to be gone before the call left whole, once more on a fresh one."""
+        """Send; when the connection turns out to be gone before the call left whole, once more on a fresh one.
+
+        A call that was only queued goes on to the next connection as often as others spoil the one it waits for.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()  # a call that is cancelled already does not leave
         fresh = self._pyroLink is None
         while True:
@@ -167,6 +170,8 @@ class Proxy:
             try:
                 if not link.concurrent:
                     async with link.turn:
+                        if link.connection.broken and not link.released:
+                            continue
                         return await self._pyroInTurn(link, call, deadline, served)
                 waiter = self._pyroPost(link, call, deadline, served)
                 if waiter is None:

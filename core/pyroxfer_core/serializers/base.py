@@ -93,8 +93,9 @@ class Serializer(ABC):
             registered = self.context.registry.to_dict(exc, serpent=self.name == "serpent")
             return self.dumps(registered or exception_to_dict(exc, vocabulary, traceback_lines))
         except Exception as why:
-            text = f"Error serializing exception: {why}. Original exception: {type(exc)}: {_text_of(exc)}"
-            return self.dumps(exception_to_dict(PyroError(text), vocabulary, traceback_lines))
+            text = f"Error serializing exception: {text_of(why)}. Original exception: {type(exc)}: {text_of(exc)}"
+            lines = None if traceback_lines is None else [_writable(line) for line in traceback_lines]
+            return self.dumps(exception_to_dict(PyroError(_writable(text)), vocabulary, lines))
 
     @abstractmethod
     def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes: ...
@@ -146,8 +147,14 @@ def traceback_lines(exc: BaseException) -> list[str]:
     return traceback.format_exception(type(exc), exc, exc.__traceback__)
 
 
-def _text_of(exc: BaseException) -> str:
+def text_of(exc: BaseException) -> str:
+    """The text of an exception, whose class may be anybody's."""
     try:
         return str(exc)
     except Exception:
         return "(its text cannot be made)"
+
+
+def _writable(text: str) -> str:
+    """The text with lone surrogates escaped: json and msgpack refuse them."""
+    return text.encode("utf-8", "backslashreplace").decode()

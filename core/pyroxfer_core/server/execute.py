@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -13,15 +13,16 @@ from ..objects.context import CallContext, current_context_var
 from ..objects.expose import MethodKind
 from ..objects.invoke import BATCH_METHOD, batch_calls, prepare, prepare_method, reply_for_exception
 from ..objects.table import Entry
-from ..serializers.base import Serializer, traceback_lines
+from ..serializers.base import Serializer, text_of, traceback_lines
 from ..serializers.blob import SerializedBlob
 from ..serializers.exceptions import ExceptionWrapper
+from ..transport.faults import part
 from ..wire.blobinfo import read_blob_info
 from ..wire.features import DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature
 from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
 from .streams import PLAIN, EndOfStream, is_stream
-from .workers import PoolBusyError
+from .workers import PoolBusyError, ThreadEndedError
 
 if TYPE_CHECKING:
     from .peer import Peer
@@ -123,7 +124,7 @@ async def execute(peer: Peer, job: Job) -> Message | None:
         entry = job.entry
         instance = entry.target if entry.mode == "instance" else peer.known_instance(entry)
         if instance is None:
-            instance = await peer.pool.run(peer.table.instance, entry, peer.instances)
+            instance = await peer.make_instance(entry, _runner(peer, job))
         if job.method[:1] in _SPECIAL or job.message.flags & _BATCH or job.kwargs is None:
             value = await _run_special(peer, job, instance)
         else:
@@ -131,16 +132,28 @@ async def execute(peer: Peer, job: Job) -> Message | None:
             if kind.is_async:
                 value = await function(*job.args, **job.kwargs)
             else:
-                value = await _run_plain(peer, kind, function, job.args, job.kwargs)
+                value = await _run_plain(peer, job, kind, function, job.args, job.kwargs)
         return None if job.message.flags & _ONEWAY else _result(peer, job, value)
     except PoolBusyError as error:
         return failure(peer, job.message, job.serializer, RefusedError(*error.args), dispatched=False)
+    except ThreadEndedError as error:
+        _hang_up(peer, error)
+        return None
     except Exception as error:
         return failure(peer, job.message, job.serializer, error, dispatched=True)
-    except SystemExit:  # a method's wish to end the process; Pyro hangs up on one, too
-        log.exception("a call of %s ended with SystemExit: the connection is closed", peer.connection.peer)
-        peer.close()
-        return None
+    except BaseException as error:  # a method's wish to end the process, for instance; Pyro hangs up on one, too
+        travelling, rest = part(error)
+        if travelling is None:
+            _hang_up(peer, error)
+            return None
+        if rest is not None:
+            log.warning("a call of %s failed while it was cut short", peer.connection.peer, exc_info=rest)
+        raise travelling from None
+
+
+def _hang_up(peer: Peer, error: BaseException) -> None:
+    log.error("a call of %s failed such that its connection is closed", peer.connection.peer, exc_info=error)
+    peer.close()
 
 
 async def _run_special(peer: Peer, job: Job, instance: Any) -> Any:
@@ -150,13 +163,20 @@ async def _run_special(peer: Peer, job: Job, instance: Any) -> Any:
     call = prepare(job.entry.exposed, instance, job.method, job.args, job.kwargs)
     if call.kind.is_async:
         return await call.function(*call.args, **call.kwargs)
-    return await _run_plain(peer, call.kind, call.function, call.args, call.kwargs)
+    return await _run_plain(peer, job, call.kind, call.function, call.args, call.kwargs)
 
 
-async def _run_plain(peer: Peer, kind: MethodKind, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def _runner(peer: Peer, job: Job) -> Callable[..., Awaitable[Any]]:
+    """What runs functions in threads for this call."""
+    return peer.pool.run_patiently if job.oneway else peer.pool.run
+
+
+async def _run_plain(
+    peer: Peer, job: Job, kind: MethodKind, function: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> Any:
     if kind.is_inline or kind.is_stream:
         return function(*args, **kwargs)
-    value = await peer.pool.run(function, *args, **kwargs)
+    value = await _runner(peer, job)(function, *args, **kwargs)
     if hasattr(value, "__await__"):  # a plain function that hands out a coroutine, as decorators do
         return await value
     return value
@@ -171,9 +191,11 @@ async def _run_batch(peer: Peer, job: Job, instance: Any) -> list[Any]:
             if call.kind.is_async:
                 value = await call.function(*call.args, **call.kwargs)
             else:
-                value = await _run_plain(peer, call.kind, call.function, call.args, call.kwargs)
+                value = await _run_plain(peer, job, call.kind, call.function, call.args, call.kwargs)
             if is_stream(value):
                 raise SerializeError("an iterator cannot be the result of a call in a batch")
+        except ThreadEndedError:
+            raise
         except Exception as error:
             results.append(ExceptionWrapper(error))
             break
@@ -242,7 +264,7 @@ def failure(
             log.info("a one-way call of %s failed: %r", peer.connection.peer, error)
         return None
     exception = StopIteration(*error.args) if isinstance(error, EndOfStream) else verdict.exception
-    lines = traceback_lines(error) if peer.sends_tracebacks else [f"{type(error).__name__}: {error}\n"]
+    lines = traceback_lines(error) if peer.sends_tracebacks else [f"{type(error).__name__}: {text_of(error)}\n"]
     body = (serializer or peer.serializer("marshal")).dumps_exception(exception, lines)
     annotations: dict[str, Body] = {}
     if own and not dispatched and isinstance(error, CommunicationError) and error.outcome in _OUTCOME_LETTERS:

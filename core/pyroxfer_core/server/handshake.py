@@ -10,7 +10,7 @@ import trio
 
 from ..errors import CommunicationError, ConnectionClosedError, ProtocolError, PyroError, SerializeError
 from ..objects.expose import Metadata
-from ..serializers.base import SerializerContext
+from ..serializers.base import SerializerContext, text_of
 from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..transport.connection import Connection
@@ -83,7 +83,7 @@ async def accept_handshake(
 
 
 def _text_of(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return text_of(error).encode("utf-8", "backslashreplace").decode() or type(error).__name__
 
 
 def _read_hello(

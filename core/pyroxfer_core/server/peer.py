@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -85,6 +86,7 @@ class Peer:
         self.session = ServerSession(daemon.epoch)
         self.instances: dict[type, Any] = {}
         """The session objects of this connection."""
+        self._making = trio.Lock()
         self.resources = TrackedResources()
         self.finishing = False
         """Close once the answer that is due has left."""
@@ -150,6 +152,18 @@ class Peer:
     def known_instance(self, entry: Entry) -> Any:
         """The object that a call goes to if it exists already; None when it must be made."""
         return self.table.known_instance(entry, self.instances)
+
+    async def make_instance(self, entry: Entry, run: Callable[..., Awaitable[Any]]) -> Any:
+        """Make the object that a call goes to; one for the whole connection is made once, whoever asks meanwhile.
+
+        Args:
+            run: runs a function in a thread.
+        """
+        if entry.mode != "session":
+            return await run(self.table.instance, entry, self.instances)
+        async with self._making:
+            instance = self.known_instance(entry)
+            return instance if instance is not None else await run(self.table.instance, entry, self.instances)
 
     async def serve(self, *, greeted: bool = False) -> None:
         """Greet the client, unless both ends of a socket were connected by hand, and answer until it leaves.

@@ -9,6 +9,7 @@ from typing import Any, Final
 import trio
 
 from ..errors import PyroError
+from ..transport.faults import part
 from .workers import PoolBusyError, WorkerPool
 
 CLOSE_GRACE_S: Final = 1.0
@@ -27,7 +28,7 @@ def is_stream(value: Any) -> bool:
 
 
 class _Stream:
-    __slots__ = ("iterator", "lock", "lost_at", "owner", "started")
+    __slots__ = ("fetching", "iterator", "lock", "lost_at", "owner", "started")
 
     def __init__(self, iterator: Any, owner: object, now: float) -> None:
         self.iterator = iterator
@@ -35,6 +36,8 @@ class _Stream:
         self.started = now
         self.lost_at: float | None = None
         self.lock = trio.Lock()
+        self.fetching = trio.CancelScope()
+        """Of the item that is being fetched, or was last: who closes the stream does not wait for it."""
 
 
 class StreamTable:
@@ -72,18 +75,22 @@ class StreamTable:
 
         Raises:
             EndOfStream: the iterator ended.
-            PyroError: there is no such stream.
+            PyroError: there is no such stream, or it was closed meanwhile.
             PoolBusyError: no thread is free; the stream is as it was.
             whatever the iterator raises; the stream is gone then.
         """
         stream = self._streams.get(stream_id)
         if stream is None:
-            raise PyroError("item stream terminated")
+            raise _terminated()
         if stream.lost_at is not None:
             stream.owner, stream.lost_at = owner, None
         async with stream.lock:
+            if self._streams.get(stream_id) is not stream:
+                raise _terminated()
             try:
-                return await self._advance(stream.iterator)
+                with trio.CancelScope() as stream.fetching:
+                    return await self._advance(stream.iterator)
+                raise _terminated()
             except PoolBusyError:
                 raise  # nothing was fetched: the stream can go on
             except BaseException:
@@ -103,9 +110,10 @@ class StreamTable:
         return item
 
     async def close(self, stream_id: str) -> None:
-        """Close a stream and its iterator; an unknown id is no error."""
+        """Close a stream and its iterator, also while an item is waited for; an unknown id is no error."""
         stream = self._streams.pop(stream_id, None)
         if stream is not None:
+            stream.fetching.cancel()
             async with stream.lock:
                 await _close_iterator(stream.iterator)
 
@@ -132,6 +140,10 @@ class StreamTable:
             await self.close(stream_id)
 
 
+def _terminated() -> PyroError:
+    return PyroError("item stream terminated")
+
+
 class EndOfStream(Exception):
     """The iterator ended. (StopIteration itself cannot pass through a coroutine.)"""
 
@@ -144,5 +156,7 @@ async def _close_iterator(iterator: Any) -> None:
                 await iterator.aclose()
             elif hasattr(iterator, "close"):
                 await trio.to_thread.run_sync(iterator.close, abandon_on_cancel=True)
-        except Exception:  # noqa: S110  # the reader has left, there is nobody to tell
-            pass
+        except BaseException as error:  # the reader has left, there is nobody to tell
+            travelling, _ = part(error)
+            if travelling is not None:
+                raise travelling from None

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import trio
 
-from ..errors import RefusedError
+from ..errors import PyroError, RefusedError
 
 
 class PoolBusyError(RefusedError):
     """The pool did not take the function. A class of its own, as methods may fail with a RefusedError themselves."""
+
+
+class ThreadEndedError(PyroError):
+    """The function raised what ends a thread or a program in Pyro: SystemExit, KeyboardInterrupt, GeneratorExit..."""
+
+
+def _run_here(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """In the thread, where Ctrl-C does not come: a KeyboardInterrupt, too, is the function's own."""
+    try:
+        return function(*args, **kwargs)
+    except (Exception, trio.Cancelled):
+        raise
+    except BaseException as error:
+        raise ThreadEndedError(f"{type(error).__name__} in a method") from error
 
 
 class WorkerPool:
@@ -25,6 +38,7 @@ class WorkerPool:
 
     def __init__(self, threads: int, queue: int) -> None:
         self._limiter = trio.CapacityLimiter(threads)
+        self._patient = trio.CapacityLimiter(max(1, threads // 2))
         self._queue = queue
 
     @property
@@ -32,17 +46,33 @@ class WorkerPool:
         """Threads running a function, abandoned ones included."""
         return int(self._limiter.borrowed_tokens)
 
+    async def run_patiently(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Like `run`, but waits for its turn however long the queue is: a one-way call cannot be told to come again.
+
+        At most half of the threads do such work, so that a flood of it leaves room for calls that are waited for.
+
+        Raises:
+            ThreadEndedError, and whatever else the function raises.
+        """
+        async with self._patient:
+            return await self._run(function, args, kwargs)
+
     async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a function in a thread, with the context variables of this task.
 
         Raises:
             PoolBusyError: all threads are busy and the queue is full; the function was not run.
+        ThreadEndedError: the function raised something that is no Exception.
+        whatever else the function raises.
 
         Cancelling abandons the function: it runs on and keeps its thread until it ends.
         """
         limiter = self._limiter
         if limiter.available_tokens < 1 and limiter.statistics().tasks_waiting >= self._queue:
             raise PoolBusyError("busy: all worker threads are in use and the queue is full; try again later")
+        return await self._run(function, args, kwargs)
+
+    async def _run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return await trio.to_thread.run_sync(
-            functools.partial(function, *args, **kwargs), limiter=limiter, abandon_on_cancel=True
+            _run_here, function, args, kwargs, limiter=self._limiter, abandon_on_cancel=True
         )

@@ -16,6 +16,7 @@ from ..settings import Settings
 from ..wire import Decoder
 from ..wire.preamble import PREAMBLE_SIZE, parse_preamble, sniff
 from .connection import Connection
+from .faults import part
 from .side import SideStream, SideStreamHandler
 from .sockets import set_options
 
@@ -84,8 +85,12 @@ class _Door:
                 await self._serve_kind(sock, settled)
         except (PyroError, trio.TooSlowError) as error:
             log.info("connection ended: %s", error)
-        except Exception:
-            log.exception("a connection ended with an unexpected error")
+        except BaseException as error:
+            travelling, rest = part(error)
+            if rest is not None:
+                log.error("a connection ended with an unexpected error", exc_info=rest)
+            if travelling is not None:
+                raise travelling from None
         finally:
             if sock.fileno() >= 0:
                 trio.lowlevel.notify_closing(sock)

@@ -73,11 +73,14 @@ def _text_of_key(key: bytes) -> str:
 def join_chunks(items: Iterable[tuple[str, Body]], head: struct.Struct, limit: int) -> bytes:
     """The annotation area for ``items``, in their order.
 
-    ProtocolError: a key is not 4 ASCII characters. MessageTooLargeError: all chunks together exceed ``limit`` bytes.
+    ProtocolError: a key is not 4 ASCII characters, or a value is not bytes. MessageTooLargeError: all chunks together
+    exceed ``limit`` bytes.
     """
     parts: list[Body] = []
     total = 0
     for key, value in items:
+        if not isinstance(value, (bytes, bytearray, memoryview)):
+            raise ProtocolError(f"the value of an annotation is bytes, not {type(value).__name__}")
         size = body_size(value)
         total += head.size + size
         if total > limit:
@@ -88,7 +91,7 @@ def join_chunks(items: Iterable[tuple[str, Body]], head: struct.Struct, limit: i
 
 
 def _key_of_text(key: str) -> bytes:
-    if len(key) != KEY_SIZE or not key.isascii():
+    if not isinstance(key, str) or len(key) != KEY_SIZE or not key.isascii():
         raise ProtocolError(f"an annotation key is 4 ASCII characters, not {key!r}")
     return key.encode("ascii")
 

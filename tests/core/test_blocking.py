@@ -1,0 +1,213 @@
+"""The facade for programs without a loop: its own errors only, threads, forks, and closing in any order."""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pyroxfer_core import Settings
+from pyroxfer_core.blocking import Daemon, Proxy, expose, oneway
+from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
+
+QUICK = Settings(connect_timeout_s=0.3)
+
+
+@expose
+class Service:
+    def echo(self, value: object) -> object:
+        return value
+
+    @oneway
+    def note(self, data: bytes) -> None:
+        pass
+
+
+@contextmanager
+def serving() -> Iterator[Daemon]:
+    with Daemon() as daemon:
+        daemon.register(Service(), "service")
+        thread = threading.Thread(target=daemon.requestLoop)
+        thread.start()
+        try:
+            yield daemon
+        finally:
+            daemon.shutdown()
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def uri_of(daemon: Daemon) -> str:
+    return str(daemon.uriFor("service"))
+
+
+@contextmanager
+def peer(behaviour: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that does ``behaviour`` with each connection."""
+    stop = threading.Event()
+
+    def serve() -> None:
+        while not stop.is_set():
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                try:
+                    behaviour(connection)
+                except OSError:
+                    continue
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"PYRO:service@127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            stop.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+
+def silent(connection: socket.socket) -> None:
+    while connection.recv(65536):
+        pass
+
+
+def resetting(connection: socket.socket) -> None:
+    connection.recv(65536)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def dripping(connection: socket.socket) -> None:
+    connection.recv(65536)
+    for byte in b"PYRO\x01\xf6" + bytes(30):
+        connection.sendall(bytes((byte,)))
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [(silent, TimeoutError), (resetting, ConnectionClosedError), (dripping, TimeoutError)],
+)
+def test_a_peer_that_does_not_shake_hands_is_an_error_of_ours_in_time(
+    behaviour: Callable[[socket.socket], None], expected: type[CommunicationError]
+) -> None:
+    with peer(behaviour) as uri, Proxy(uri, settings=QUICK) as proxy:
+        with pytest.raises(expected) as caught:
+            proxy.echo(1)
+        assert caught.value.outcome is Outcome.NOT_SENT
+
+
+def test_a_one_way_call_keeps_its_time_limit() -> None:
+    """To a peer that shakes hands and then reads nothing more."""
+    with serving() as daemon, Proxy(uri_of(daemon)) as proxy:
+        proxy.echo(1)
+        link = proxy._pyroLink
+        assert link is not None
+        ours, theirs = socket.socketpair()
+        with theirs:
+            link.sock.close()
+            link.sock = ours
+            link._poll = select.poll()
+            proxy._pyroTimeout = 0.2
+            with pytest.raises(TimeoutError) as caught:
+                proxy.note(bytes(64 << 20))
+            assert caught.value.outcome is Outcome.NOT_SENT
+
+
+def test_first_calls_of_many_threads_make_one_connection() -> None:
+    with serving() as daemon, Proxy(uri_of(daemon)) as proxy:
+        barrier = threading.Barrier(8)
+        results: list[object] = []
+
+        def call() -> None:
+            barrier.wait()
+            results.append(proxy.echo(1))
+
+        threads = [threading.Thread(target=call) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert results == [1] * 8
+        assert daemon.statistics().connections == 1
+
+
+def test_a_daemon_is_closed_from_another_thread_while_its_loop_runs() -> None:
+    daemon = Daemon()
+    uri = daemon.register(Service())
+    thread = threading.Thread(target=daemon.requestLoop)
+    thread.start()
+    with Proxy(uri) as proxy:
+        assert proxy.echo(1) == 1
+        daemon.close()
+        thread.join(10)
+        assert not thread.is_alive()
+        with pytest.raises(ConnectionClosedError):
+            proxy.echo(2)
+    daemon.close()
+
+
+FORKING = """
+    import os, sys, threading
+    from pyroxfer_core.blocking import Proxy
+
+    proxy = Proxy(sys.argv[1])
+    stream = proxy.count(3)
+    assert next(stream) == 0
+    child = os.fork()
+    who = "parent" if child else "child"
+    for number in range(50):
+        assert tuple(proxy.echo((who, number))) == (who, number)
+    if not child:
+        stream.close()
+        sys.exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert list(stream) == [1, 2]
+    print(proxy.echo("fine"))
+"""
+FORKED_DAEMON = """
+    from pyroxfer_core.blocking import Daemon, expose
+
+    @expose
+    class Service:
+        def echo(self, value):
+            return value
+
+        def count(self, number):
+            yield from range(number)
+
+    with Daemon() as daemon:
+        print(daemon.register(Service()), flush=True)
+        daemon.requestLoop()
+"""
+
+
+def test_after_a_fork_both_processes_use_connections_of_their_own() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(FORKED_DAEMON)], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        try:
+            uri = server.stdout.readline().strip()
+            client = subprocess.run(
+                [sys.executable, "-c", textwrap.dedent(FORKING), uri],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=False,
+            )
+        finally:
+            server.send_signal(signal.SIGTERM)
+    assert (client.stdout, client.stderr) == ("fine\n", "")

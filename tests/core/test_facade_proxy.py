@@ -528,6 +528,7 @@ def test_one_class_may_be_served_by_two_daemons(daemon: Daemon) -> None:
             other.register(Shared, "again")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a finalizer of Python's
 def test_interrupts_at_any_moment_lose_nobody(daemon: Daemon, service: Service) -> None:
     """Hundreds of them, in the middle of whatever a call does: answers stay with their calls, no thread is left."""
     stop = threading.Event()

@@ -556,3 +556,19 @@ async def test_calls_queued_for_a_stock_peer_outlive_the_cancelled_one_before_th
             for scope in cut:
                 scope.cancel()
     assert sorted(results) == [1, 2, 3, 4]
+
+
+async def test_a_scope_that_ends_a_little_later_than_its_deadline_at_the_daemon_ends_quietly(daemon: Daemon) -> None:
+    """The daemon may find that the time is over before the call began; the caller's own scope is to say so."""
+    async with Proxy(daemon.register(Service())) as proxy:
+        await proxy.echo(0)
+
+        async def hurry(seconds: float) -> None:
+            with trio.move_on_after(seconds):
+                await proxy.echo(1)
+
+        for _ in range(20):
+            async with trio.open_nursery() as nursery:
+                for number in range(20):
+                    nursery.start_soon(hurry, number * 0.0002)
+        assert await proxy.echo(2) == 2

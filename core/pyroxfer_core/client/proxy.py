@@ -214,7 +214,9 @@ class Proxy:
         try:
             result = read_reply(message, link.serializer(message.serializer), link.grant, settings)
         except CommunicationError as error:
-            if error.outcome is Outcome.UNKNOWN and remaining - trio.current_time() < CLOCK_SLACK_S:
+            unanswered = error.outcome is not Outcome.EXECUTED
+            if unanswered and remaining - trio.current_time() < CLOCK_SLACK_S:
+                progress.certain = error.outcome
                 await trio.sleep_until(remaining)  # the daemon was a little faster: let the deadline speak here too
             raise
         except StopIteration as error:  # it cannot leave a coroutine as it is
@@ -363,14 +365,18 @@ def _inherited_correlation() -> bytes | None:
 class _Progress:
     """How far a call came, for the outcome of a time-out."""
 
-    __slots__ = ("end", "link")
+    __slots__ = ("certain", "end", "link")
 
     def __init__(self) -> None:
         self.link: Link | None = None
         self.end = 0
+        self.certain: Outcome | None = None
+        """What the peer said about it."""
 
     @property
     def outcome(self) -> Outcome:
+        if self.certain is not None:
+            return self.certain
         return Outcome.NOT_SENT if self.link is None else self.link.outcome_at(self.end)
 
 

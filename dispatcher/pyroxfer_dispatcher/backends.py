@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,7 +11,8 @@ from pyroxfer_core import Uri
 FIRST_BACKOFF_S: Final = 0.25
 """A refused backend is left alone this long at first, twice as long after each further refusal ..."""
 MAX_BACKOFF_S: Final = 10.0
-"""... but never longer than this, so that a repaired backend is back in use within seconds."""
+"""... but never longer than this, so that a repaired backend is back in use within seconds. When no other backend is
+left, it is tried again after FIRST_BACKOFF_S already: a call must not be refused while a backend is there."""
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +30,8 @@ class Backend:
     """Connects that failed in a row."""
     retry_at: float = 0.0
     """When a backend that is down may be tried again."""
+    failed_at: float = float("-inf")
+    """When it last refused a connection."""
     probing: bool = False
     """A call is trying out whether it is back; others do not wait for the same refusal."""
     reason: str = ""
@@ -41,6 +44,10 @@ class Backend:
         if self.draining:
             return False
         return self.failures == 0 or (now >= self.retry_at and not self.probing)
+
+    def is_last_resort(self, now: float) -> bool:
+        """Whether a call that no live backend can take may try it, although it was to be left alone for longer."""
+        return not self.draining and not self.probing and now >= self.failed_at + FIRST_BACKOFF_S
 
     @property
     def is_full(self) -> bool:
@@ -55,8 +62,9 @@ class Backend:
         """
         if self.draining:
             return f"{self.name} is draining"
-        if self.failures and now < self.retry_at:
-            return f"{self.name} is down ({self.reason}), next try in {self.retry_at - now:.1f} s"
+        next_try = min(self.retry_at, self.failed_at + FIRST_BACKOFF_S)
+        if self.failures and now < next_try:
+            return f"{self.name} is down ({self.reason}), next try in {next_try - now:.1f} s"
         if self.failures:
             return f"{self.name} is down ({self.reason})"
         if refusal is not None:
@@ -75,12 +83,19 @@ class BackendGroup:
         self._next = 0
 
     def pick(self, now: float, exclude: Container[Backend] = ()) -> Backend | None:
-        """The next live backend with room, now counted as running one call more; None when there is none."""
+        """The next live backend with room, now counted as running one call more.
+
+        When there is none: one that is down but was not asked just now, for it may be back. None when there is none
+        of these either.
+        """
+        return self._pick(now, exclude, Backend.is_live) or self._pick(now, exclude, Backend.is_last_resort)
+
+    def _pick(self, now: float, exclude: Container[Backend], may: Callable[[Backend, float], bool]) -> Backend | None:
         count = len(self.backends)
         for step in range(count):
             index = (self._next + step) % count
             backend = self.backends[index]
-            if backend.is_live(now) and not backend.is_full and backend not in exclude:
+            if may(backend, now) and not backend.is_full and backend not in exclude:
                 self._next = index + 1
                 backend.probing = backend.failures > 0
                 self.take(backend)
@@ -108,6 +123,7 @@ class BackendGroup:
         was_up = backend.failures == 0
         backend.failures += 1
         backend.reason = reason
+        backend.failed_at = now
         backend.retry_at = now + min(FIRST_BACKOFF_S * 2 ** min(backend.failures - 1, 16), MAX_BACKOFF_S)
         return was_up
 

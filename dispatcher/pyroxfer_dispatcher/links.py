@@ -41,7 +41,8 @@ class Link:
     @property
     def is_fresh(self) -> bool:
         """Whether an idle link can take a call: an idle backend is silent unless it closed."""
-        return not self.connection.broken and self.connection.peek() is None
+        connection = self.connection
+        return not connection.broken and not connection.decoder.buffered and connection.peek() is None
 
 
 class LinkPool:

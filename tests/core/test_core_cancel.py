@@ -127,14 +127,14 @@ async def test_the_deadline_in_the_message_is_enough(daemon: Daemon, service: Se
 async def test_a_daemon_that_is_a_little_faster_does_not_spoil_the_callers_own_deadline(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over before it began, says the daemon, which had a little less time: the caller's scope ends the call."""
+    """Over before it began, says the daemon, which had a little less time: it is a time-out, and the call never ran."""
     async with Proxy(daemon.uri_for("service")) as proxy:
         await proxy.echo(1)
         pack = Grant.deadline
         monkeypatch.setattr(Grant, "deadline", lambda grant, milliseconds: pack(grant, 0))
-        with trio.move_on_after(0.1) as scope:
-            await proxy.echo(1)
-        assert scope.cancelled_caught
+        with pytest.raises(TimeoutError) as caught:
+            await proxy.echo.options(deadline=0.1)(1)
+        assert caught.value.outcome is Outcome.NOT_SENT
 
 
 async def test_a_stock_peer_knows_no_deadline_but_the_handler_ends_with_the_connection(
@@ -570,3 +570,19 @@ async def test_calls_queued_for_a_stock_peer_outlive_the_cancelled_one_before_th
             for scope in cut:
                 scope.cancel()
     assert sorted(results) == [1, 2, 3, 4]
+
+
+async def test_a_scope_that_ends_a_little_later_than_its_deadline_at_the_daemon_ends_quietly(daemon: Daemon) -> None:
+    """The daemon may find that the time is over before the call began; the caller's own scope is to say so."""
+    async with Proxy(daemon.register(Service())) as proxy:
+        await proxy.echo(0)
+
+        async def hurry(seconds: float) -> None:
+            with trio.move_on_after(seconds):
+                await proxy.echo(1)
+
+        for _ in range(20):
+            async with trio.open_nursery() as nursery:
+                for number in range(20):
+                    nursery.start_soon(hurry, number * 0.0002)
+        assert await proxy.echo(2) == 2

@@ -41,6 +41,9 @@ class Source:
         finally:
             self.closed.append("plain")
 
+    async def how_many(self) -> int:
+        return len(self.closed)
+
     async def ready_made(self) -> Iterator[str]:
         return iter("abc")
 
@@ -301,3 +304,25 @@ async def test_a_stream_whose_next_item_never_comes_does_not_outlive_its_time_no
             await daemon.streams.sweep()
         assert sorted(source.closed) == ["async", "stuck"]
         assert daemon.statistics().streams == 0
+
+
+async def test_streams_of_calls_that_were_given_up_are_closed(daemon: Daemon) -> None:
+    """Whether the answer is on its way, or came while the call was given up: nobody else knows of the stream."""
+    source = Source()
+    async with Proxy(daemon.register(source)) as proxy:
+        assert await proxy.how_many() == 0
+
+        async def give_up(seconds: float) -> None:
+            with trio.move_on_after(seconds):
+                await proxy.numbers(3)
+                lost.append(seconds)  # this one is left to the garbage collector
+
+        lost: list[float] = []
+        for round_ in range(30):
+            async with trio.open_nursery() as nursery:
+                for number in range(8):
+                    nursery.start_soon(give_up, number * round_ * 0.00001)
+        gc.collect()
+        while daemon.statistics().streams:  # the test's time limit ends it
+            assert await proxy.how_many() == 0
+    assert len(lost) < 240

@@ -41,7 +41,7 @@ def test_live_backends_are_used_evenly_and_others_never(
 
 @given(st.lists(st.tuples(st.sampled_from(["pick", "fail", "open", "release"]), st.integers(0, 3)), max_size=60))
 def test_a_backend_that_is_down_is_not_picked_before_its_time(steps: list[tuple[str, int]]) -> None:
-    """After any history: what is picked was live, and had room."""
+    """After any history: what is picked was live, or down for a while with no live one left, and had room."""
     group = make_group(4, max_in_flight=2)
     now = 0.0
     for action, number in steps:
@@ -49,6 +49,7 @@ def test_a_backend_that_is_down_is_not_picked_before_its_time(steps: list[tuple[
         now += 0.2
         if action == "pick":
             may = [b for b in group.backends if b.is_live(now) and b.in_flight < 2]
+            may = may or [b for b in group.backends if b.is_last_resort(now) and b.in_flight < 2]
             picked = group.pick(now)
             assert picked in may if may else picked is None
         elif action == "fail":
@@ -70,6 +71,21 @@ def test_backing_off_doubles_up_to_its_limit() -> None:
         waits.append(backend.retry_at - 100.0)
     assert waits[:3] == [FIRST_BACKOFF_S, 2 * FIRST_BACKOFF_S, 4 * FIRST_BACKOFF_S]
     assert waits[-1] == MAX_BACKOFF_S
+
+
+def test_a_backend_that_was_down_for_long_is_tried_when_no_other_is_left() -> None:
+    """It may be back: no call is refused for the sake of a back-off."""
+    group = make_group(2)
+    first, second = group.backends
+    for _ in range(6):
+        group.failed(first, 0.0, "refused")
+    assert [pick_and_release(group, 1.0) for _ in range(3)] == [second] * 3
+    group.failed(second, 1.0, "refused")
+    assert group.pick(1.0) is first
+    assert group.pick(1.0) is None
+    group.release(first)
+    group.failed(first, 1.0, "refused")
+    assert group.pick(1.0 + FIRST_BACKOFF_S / 2) is None
 
 
 def test_one_call_at_a_time_tries_out_a_backend_that_was_down() -> None:
@@ -112,7 +128,10 @@ def test_full_backends_are_passed_over() -> None:
         ({}, "b0 runs 0 calls"),
         ({"in_flight": 1, "max_in_flight": 1}, "b0 runs 1 calls, its limit"),
         ({"draining": True}, "b0 is draining"),
-        ({"failures": 1, "reason": "refused", "retry_at": 2.0}, "b0 is down (refused), next try in 2.0 s"),
+        (
+            {"failures": 1, "reason": "refused", "retry_at": 2.0, "failed_at": -0.05},
+            "b0 is down (refused), next try in 0.2 s",
+        ),
         ({"failures": 1, "reason": "refused"}, "b0 is down (refused)"),
     ],
 )

@@ -387,6 +387,23 @@ async def test_a_backend_that_never_greets_is_given_up() -> None:
             assert "within 0.2 s" in text_of(await ask(client, blob()))
 
 
+async def test_what_a_backend_sends_beyond_its_answer_reaches_nobody() -> None:
+    """It came with the answer: nothing is left on the socket to see, and the number may be the next call's."""
+
+    async def twice(connection: Connection, request: Message) -> None:
+        connection.queue(answer_to(request, request.body))
+        request.seq += 1
+        await connection.send(answer_to(request, b"somebody else's"))
+
+    async with (
+        raw_backend(twice) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        for seq in range(3):
+            assert (await ask(client, blob(seq))).body == POISON
+
+
 async def test_a_backend_that_answers_another_number_is_not_believed() -> None:
     async def wrong(connection: Connection, request: Message) -> None:
         request.seq += 5

@@ -20,9 +20,9 @@ from ..settings import Settings
 from ..transport.connection import Connection
 from ..uri import Uri
 from ..wire.features import Feature, Grant
-from ..wire.message import Message
+from ..wire.message import Flags, Message, MessageType
 from ..wire.session import ClientSession
-from .calls import CallOptions
+from .calls import DAEMON_OBJECT, STREAM_KEY, CallOptions
 from .handshake import connect_message, read_welcome
 
 CANCEL_GRACE_S: Final = 1.0
@@ -240,7 +240,11 @@ class Link:
         except SerializeError:
             self.session.pending[event.seq].answered = True
             raise
-        if waiter is None or waiter.abandoned:
+        if waiter is None:
+            return
+        if waiter.abandoned:
+            if event.flags & Flags.ITEMSTREAM:
+                self._decline_stream(event)
             return
         waiter.reply = event
         if waiter.task is not None:
@@ -248,6 +252,16 @@ class Link:
             trio.lowlevel.reschedule(task)
         if self.session.going_away and all(waiter.abandoned for waiter in self.session.pending.values()):
             self.connection.close()
+
+    def _decline_stream(self, answer: Message) -> None:
+        """Close the item stream that a call returned after it was given up: nobody else knows of it."""
+        stream_id = bytes(answer.annotations.get(STREAM_KEY, b"")).decode("ascii", "replace")
+        body = self.serializer(answer.serializer).dumps_call(DAEMON_OBJECT, "close_stream", [stream_id], {})
+        try:
+            self.post_oneway(Message(MessageType.INVOKE, 0, answer.serializer, Flags.ONEWAY, body))
+            self.connection.flush_nowait()
+        except CommunicationError:
+            pass  # the connection is gone, and the stream with it
 
     def _hand_over(self) -> None:
         """Wake one waiting call: it finds nobody reading, and reads."""
@@ -282,6 +296,8 @@ class Link:
     async def abandon(self, waiter: Waiter) -> None:
         """Give up a posted call; see `wait` for what that means to the connection. Takes at most a second."""
         waiter.abandoned = True
+        if waiter.reply is not None and waiter.reply.flags & Flags.ITEMSTREAM:
+            self._decline_stream(waiter.reply)
         if waiter.seq not in self.session.pending or self.connection.broken:
             return
         if not self.grant.bits & Feature.CANCEL:

@@ -66,7 +66,7 @@ class Member:
 class Call:
     """A call that starts when it is awaited, or iterated when it returns an item stream. Use it once."""
 
-    __slots__ = ("args", "end", "flags", "kwargs", "link", "member", "method", "options", "proxy", "reply")
+    __slots__ = ("args", "certain", "end", "flags", "kwargs", "link", "member", "method", "options", "proxy", "reply")
 
     def __init__(
         self,
@@ -91,6 +91,8 @@ class Call:
         self.end = 0
         """Count of bytes queued there at its end."""
         self.reply: Message | None = None
+        self.certain: Outcome | None = None
+        """What the peer said about it."""
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self.proxy._pyroRun(self).__await__()
@@ -98,6 +100,8 @@ class Call:
     @property
     def outcome(self) -> Outcome:
         """What is certain while there is no answer."""
+        if self.certain is not None:
+            return self.certain
         return Outcome.NOT_SENT if self.link is None else self.link.outcome_at(self.end)
 
     def __aiter__(self) -> AsyncIterator[Any]:

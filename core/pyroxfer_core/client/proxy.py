@@ -185,6 +185,7 @@ class Proxy:
                 fresh = True
             except CommunicationError as error:
                 if error.outcome is not Outcome.EXECUTED and deadline is not None:
+                    call.certain = error.outcome
                     await self._pyroLetDeadlineSpeak(deadline)
                 raise
 

@@ -13,6 +13,7 @@ from .address import Address, parse_address
 from .conversation import Conversation, open_conversation
 from .errors import AddressError, ExistsError, from_os_error
 from .getting import Receiver
+from .many import one_by_one
 from .names import printable
 from .offer import FileEntry, Receipt
 from .options import TransferOptions
@@ -81,10 +82,13 @@ async def send(
         into = target.into or await _is_folder(talk, target.path)
         if len(sources) > 1 and not into:
             raise AddressError(f"{target}: is not a folder, so it cannot take several things; end it in '/'")
-        sender = Sender(talk, options, Reporter(progress))
-        receipts: list[Receipt] = []
-        for source in sources:
-            receipts += await _send_one(sender, talk, source, target.path, into)
+        reporter = Reporter(progress)
+        sender = Sender(talk, options, reporter)
+
+        async def send_one(source: str) -> list[Receipt]:
+            return await _send_one(sender, talk, source, target.path, into)
+
+        receipts = await one_by_one(reporter, sources, send_one)
     return _gathered(several, receipts)
 
 
@@ -151,13 +155,18 @@ async def get(
     options = TransferOptions(channel, if_exists, durability, settings or Settings())
     if not addresses:
         raise AddressError("nothing to fetch: name at least one address")
-    reporter, many, receipts = Reporter(progress), len(addresses) > 1, []
-    for address in addresses:
+    reporter, several = Reporter(progress), len(addresses) > 1
+    many = several
+
+    async def get_one(address: Address) -> list[Receipt]:
+        nonlocal many
         async with open_conversation(address.uri, options.settings) as talk:
             receiver = Receiver(talk, options, reporter)
             entry = await receiver.about(address.path)
             many = many or entry.kind == "folder"
-            receipts += await _get_one(receiver, entry, os.fspath(to), several=len(addresses) > 1)
+            return await _get_one(receiver, entry, os.fspath(to), several=several)
+
+    receipts = await one_by_one(reporter, addresses, get_one)
     return _gathered(many, receipts)
 
 

@@ -272,6 +272,19 @@ async def test_some_files_failed_is_10_and_names_them_escaped(server: FileServer
     assert (last["event"], last["code"], last["exit_code"]) == ("error", "some_failed", 10)
 
 
+async def test_one_of_several_that_fails_does_not_stop_the_others(server: FileServer, root: Path, here: Path) -> None:
+    (here / "a").write_bytes(b"1")
+    (here / "b").write_bytes(b"2")
+    ended = await command("send", here / "a", here / "missing", here / "b", f"{server.location}/")
+    assert (ended.code, content(root)) == (10, ["a", "b"])
+    assert "missing: no such file" in ended.err
+    back = here / "back"
+    back.mkdir()
+    sources = [f"{server.location}/{name}" for name in ("a", "nothing", "b")]
+    ended = await command("get", *sources, back)
+    assert (ended.code, content(back)) == (10, ["a", "b"])
+
+
 async def rubbish(stream: trio.SocketStream) -> None:
     await stream.send_all(b"220 smtp.example ESMTP ready, and much more than a header\r\n" * 3)
     await trio.sleep(0.2)

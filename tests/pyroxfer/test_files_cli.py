@@ -113,6 +113,16 @@ SCHEMA = {
 }  # fmt: skip
 
 
+async def test_closed_pipes_are_told(server: FileServer, root: Path) -> None:
+    """Neither read from nor written to something else that got their number."""
+    (root / "f").write_bytes(b"12")
+    closed = ("bash", "-c", 'exec "$@" <&- >&-', "-")
+    for words in (("send", "-", f"{server.location}/x"), ("get", f"{server.location}/f", "-")):
+        ended = await command(*words, prefix=closed)
+        assert (ended.code, ended.one_line("Bad file descriptor")) == (1, True)
+    assert content(root) == ["f"]
+
+
 @pytest.mark.parametrize("direction", ["send", "get"])
 async def test_events_have_one_schema_in_both_directions(
     server: FileServer, root: Path, here: Path, direction: str

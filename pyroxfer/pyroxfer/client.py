@@ -106,14 +106,13 @@ def _check_sources(sources: Sequence[str]) -> bool:
     """Whether there is a folder among them. Blocking.
 
     Raises:
-        NotFoundError, DeniedError: one is not there, or cannot be looked at.
+        NotFoundError, DeniedError: the only one is not there, or cannot be looked at. One of several that is missing
+            is told when its turn comes, and does not stop the others.
     """
-    folders = False
-    for source in sources:
-        if source != PIPE:
-            with translated(source):
-                folders = stat_module.S_ISDIR(Path(source).stat().st_mode) or folders
-    return folders
+    if len(sources) == 1 and sources[0] != PIPE:
+        with translated(sources[0]):
+            return stat_module.S_ISDIR(Path(sources[0]).stat().st_mode)
+    return any(os.path.isdir(source) for source in sources)  # noqa: PTH112  # False, not an error, where nothing is
 
 
 async def _is_folder(talk: Conversation, path: str) -> bool:

@@ -3,6 +3,7 @@
 Answers who it is and the digest of what came, and registers as demo.NAME in the name server.
 """
 
+import contextlib
 import hashlib
 import sys
 
@@ -30,4 +31,5 @@ async def main() -> None:
         await trio.sleep_forever()
 
 
-trio.run(main)
+with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches every process of the demo
+    trio.run(main)

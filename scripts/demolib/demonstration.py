@@ -28,7 +28,8 @@ FILE_CHANNELS = ("iter", "annot", "raw", "auto")
 
 def main() -> None:
     options = read_options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that clean-up runs, as after Ctrl-C
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that clean-up runs, as after Ctrl-C
+        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     with work_folder(options.size) as work, ExitStack() as stack:
         appliance = stack.enter_context(Appliance(work))
         rows = list(run(appliance, work, options.size))
@@ -87,7 +88,8 @@ def keep(appliance: Appliance) -> None:
                 "",
                 "Ctrl-C ends it.",
             ]
-        )
+        ),
+        flush=True,
     )
     try:
         while True:

@@ -127,7 +127,7 @@ async def test_the_deadline_in_the_message_is_enough(daemon: Daemon, service: Se
 async def test_a_daemon_that_is_a_little_faster_does_not_spoil_the_callers_own_deadline(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over before it began, says the daemon, which had a little less time: it is a time-out, and the call never ran."""
+    """Over before it began, says the daemon, which had less time: it is a time-out, and the call never ran."""
     async with Proxy(daemon.uri_for("service")) as proxy:
         await proxy.echo(1)
         pack = Grant.deadline

@@ -113,6 +113,16 @@ SCHEMA = {
 }  # fmt: skip
 
 
+async def test_closed_pipes_are_told(server: FileServer, root: Path) -> None:
+    """Neither read from nor written to something else that got their number."""
+    (root / "f").write_bytes(b"12")
+    closed = ("bash", "-c", 'exec "$@" <&- >&-', "-")
+    for words in (("send", "-", f"{server.location}/x"), ("get", f"{server.location}/f", "-")):
+        ended = await command(*words, prefix=closed)
+        assert (ended.code, ended.one_line("Bad file descriptor")) == (1, True)
+    assert content(root) == ["f"]
+
+
 @pytest.mark.parametrize("direction", ["send", "get"])
 async def test_events_have_one_schema_in_both_directions(
     server: FileServer, root: Path, here: Path, direction: str
@@ -270,6 +280,19 @@ async def test_some_files_failed_is_10_and_names_them_escaped(server: FileServer
     as_json = await command("send", here / "tree", f"{server.location}/", "--json")
     last = json.loads(as_json.out.splitlines()[-1])
     assert (last["event"], last["code"], last["exit_code"]) == ("error", "some_failed", 10)
+
+
+async def test_one_of_several_that_fails_does_not_stop_the_others(server: FileServer, root: Path, here: Path) -> None:
+    (here / "a").write_bytes(b"1")
+    (here / "b").write_bytes(b"2")
+    ended = await command("send", here / "a", here / "missing", here / "b", f"{server.location}/")
+    assert (ended.code, content(root)) == (10, ["a", "b"])
+    assert "missing: no such file" in ended.err
+    back = here / "back"
+    back.mkdir()
+    sources = [f"{server.location}/{name}" for name in ("a", "nothing", "b")]
+    ended = await command("get", *sources, back)
+    assert (ended.code, content(back)) == (10, ["a", "b"])
 
 
 async def rubbish(stream: trio.SocketStream) -> None:

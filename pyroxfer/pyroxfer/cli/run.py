@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn
@@ -52,6 +53,7 @@ def run(main: Callable[[], Awaitable[None]], *, json: bool = False, term_is_succ
     SIGINT and SIGTERM cancel it, so that it tidies up, and then count as its end: 130 and 143, or for
     ``term_is_success`` a SIGTERM is 0. A second signal ends the process at once.
     """
+    _keep_standard_descriptors()
     try:
         code = trio.run(_supervised, main, term_is_success)
     except KeyboardInterrupt:
@@ -59,6 +61,16 @@ def run(main: Callable[[], Awaitable[None]], *, json: bool = False, term_is_succ
     except (core_errors.PyroError, OSError) as error:
         code = report(error, json=json)
     raise SystemExit(code)
+
+
+def _keep_standard_descriptors() -> None:
+    """Fill the places of closed ones, or the next socket or file of ours is taken for standard input or output. What
+    fills them cannot be used the way it is meant to be, so that whoever tries is told."""
+    for number, wrong_way in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, wrong_way)  # takes the lowest free number, which is this one
 
 
 def report(error: Exception, *, json: bool) -> int:

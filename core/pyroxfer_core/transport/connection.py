@@ -123,10 +123,8 @@ class Connection:
                     if place is None:
                         data = sock.recv(RECEIVE_BYTES)
                         count = len(data)
-                        decoder.feed(data)
                     else:
                         count = sock.recv_into(place)
-                        decoder.received(count)
                 except BlockingIOError:
                     self._reads = 0
                     await self._wait(trio.lowlevel.wait_readable)
@@ -137,7 +135,11 @@ class Connection:
                     self.ended = True
                     decoder.eof()
                     return None
-                event = decoder.next_event()
+                if place is None:
+                    event = decoder.take(data)
+                else:
+                    decoder.received(count)
+                    event = decoder.next_event()
         except PyroError:
             self.broken = True
             raise

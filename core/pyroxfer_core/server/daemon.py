@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import secrets
@@ -221,11 +222,11 @@ class Daemon:
         finally:
             manager, self._manager = self._manager, None
             assert manager is not None, "entered"
-            try:
-                await manager.__aexit__(None, None, None)
-            except BaseException:
-                if error is None:
-                    raise
+            if error is None or _is_cancellation(error):
+                await manager.__aexit__(kind, error, trace)  # serving may have failed, and cancelled the body
+            else:
+                with contextlib.suppress(BaseException):
+                    await manager.__aexit__(None, None, None)
 
     async def aclose(self) -> None:
         """Stop serving: no new connections, new calls refused, running ones get their grace, the rest is cut.
@@ -423,6 +424,12 @@ class Daemon:
             return None
         meta = self.table.get(object_id).exposed.metadata
         return ProxyState(str(self.uri_for(object_id)), meta.oneway, meta.methods, meta.attrs)
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
 
 
 def _place(host: str, port: int) -> str:

@@ -35,6 +35,8 @@ from .workers import WorkerPool
 
 log = logging.getLogger("pyroxfer.server")
 
+READERS: Final = 2
+"""Large requests read at once: each may inflate to the limit of a message."""
 SWEEP_S: Final = 2.0
 """How often lingering item streams are looked at, as in Pyro."""
 
@@ -86,6 +88,8 @@ class Daemon:
         self.table = ObjectTable(self)
         self.pool = WorkerPool(self.settings.worker_threads, self.settings.worker_queue)
         self.streams = StreamTable(self.pool, self.settings.stream_linger_s, self.settings.stream_lifetime_s)
+        self.readers = trio.CapacityLimiter(READERS)
+        """Threads that read large requests."""
         self.epoch = secrets.token_bytes(16)
         """Changes with every daemon."""
         self.peers: set[Peer] = set()

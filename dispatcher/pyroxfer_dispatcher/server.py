@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import socket
@@ -123,10 +124,11 @@ class Dispatcher:
         finally:
             manager, self._nursery_manager = self._nursery_manager, None
             try:
-                await manager.__aexit__(None, None, None)
-            except BaseException:
-                if error is None:
-                    raise
+                if error is None or _is_cancellation(error):
+                    await manager.__aexit__(kind, error, trace)  # if serving has failed, which cancelled the body
+                else:
+                    with contextlib.suppress(BaseException):
+                        await manager.__aexit__(None, None, None)
             finally:
                 self._pool.close()
                 note(logging.INFO, "stopped")
@@ -219,6 +221,12 @@ class Dispatcher:
         if place is None:
             return await locate_ns(settings=self._settings)
         return await locate_ns(place.host, place.port, settings=self._settings)
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
 
 
 def make_directory(config: Config) -> Directory:

@@ -211,3 +211,37 @@ def test_after_a_fork_both_processes_use_connections_of_their_own() -> None:
         finally:
             server.send_signal(signal.SIGTERM)
     assert (client.stdout, client.stderr) == ("fine\n", "")
+
+
+INTERRUPTED = """
+    import os, signal
+    from pyroxfer_core.blocking import Daemon, Proxy, expose
+
+    @expose
+    class Service:
+        async def interrupt(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                pass
+
+    with Daemon() as daemon:
+        uri = daemon.register(Service())
+        if os.fork():
+            try:
+                daemon.requestLoop()
+            except KeyboardInterrupt:
+                print("interrupted")
+        else:
+            try:
+                Proxy(uri).interrupt()
+            finally:
+                os._exit(0)
+"""
+
+
+def test_ctrl_c_within_a_call_is_a_keyboard_interrupt() -> None:
+    """Not the cancellation that it causes, which nobody outside of a loop can make sense of."""
+    program = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(INTERRUPTED)], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (program.stdout, program.returncode) == ("interrupted\n", 0)

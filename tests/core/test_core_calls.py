@@ -33,6 +33,7 @@ from pyroxfer_core.errors import (
     RemoteError,
     SerializeError,
 )
+from pyroxfer_core.serializers import register_dict_to_class, unregister_dict_to_class
 
 pytestmark = pytest.mark.deadline(10)
 
@@ -684,3 +685,39 @@ async def test_whatever_is_wrong_with_an_answer_its_caller_hears_of_it(protocol:
                 assert caught.value.outcome is Outcome.NOT_SENT
             assert daemon.statistics().connections == 1
             assert await proxy.echo(2) == 2
+
+
+@pytest.mark.parametrize("serializer", ["serpent", "json", "msgpack"])
+async def test_others_are_served_while_a_large_request_is_read(daemon: Daemon, serializer: str) -> None:
+    """Reading it may take seconds; it is the first request of its connection, too."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    def revive(name: str, data: dict[str, Any]) -> str:
+        reading.set()
+        go_on.wait(5)
+        return "read"
+
+    @expose
+    class Echo:
+        async def echo(self, first: Any, *rest: Any) -> Any:
+            return first
+
+    uri = daemon.register(Echo())
+    register_dict_to_class("tests.Slow", revive)
+    results: list[Any] = []
+    try:
+        settings = Settings(serializer=serializer, compression=True)
+        async with Proxy(uri, settings=settings) as large, Proxy(uri) as small, trio.open_nursery() as nursery:
+
+            async def call() -> None:
+                noise = "".join(map(str, range(100_000)))
+                results.append(await large.echo({"__class__": "tests.Slow"}, noise))
+
+            nursery.start_soon(call)
+            await until(reading.is_set)
+            assert await small.echo((1,)) == (1,)
+            assert results == []
+            go_on.set()
+        assert results == ["read"]
+    finally:
+        unregister_dict_to_class("tests.Slow")

@@ -287,3 +287,26 @@ async def test_mutated_sessions(daemon: Daemon, caplog: pytest.LogCaptureFixture
     async with Proxy(daemon.uri_for("demo")) as proxy:
         assert await proxy.add(1, 1) == 2
     await until(lambda: daemon.statistics().connections == 0)
+
+
+@pytest.mark.parametrize("sent", [0, 6, 30, 60])
+async def test_a_client_that_does_not_finish_its_handshake_is_told_and_cut(sent: int) -> None:
+    """After bytes that tell the protocol, too, and however often a byte more comes."""
+    settings = Settings(connect_timeout_s=0.2)
+    async with Daemon(settings=settings) as daemon, raw_client(daemon.location) as client:
+        hello = connect_bytes()
+        await client.send(hello[:sent])
+
+        async def drip() -> None:
+            for number in range(sent, sent + 6):
+                await trio.sleep(0.05)
+                await client.send(hello[number : number + 1])
+
+        begun = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            if sent:
+                nursery.start_soon(drip)
+            answer = await client.until_closed()
+            nursery.cancel_scope.cancel()
+        assert b"timeout" in answer
+        assert trio.current_time() - begun < 3

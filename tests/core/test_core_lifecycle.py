@@ -509,3 +509,22 @@ async def test_one_port_for_all(service: Service) -> None:
 
 async def test_refused_is_a_type_of_its_own() -> None:
     assert RefusedError("x").outcome is Outcome.NOT_SENT
+
+
+async def test_when_serving_fails_its_error_comes_out_not_the_cancellation_of_the_body() -> None:
+    class Rude(Daemon):
+        async def _sweep_streams(self) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with Rude():
+            await trio.sleep_forever()
+    assert caught.value.subgroup(KeyboardInterrupt) is not None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError(), SystemExit()], ids=repr)
+async def test_whatever_error_of_the_body_comes_out_as_it_is(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught:
+        async with Daemon():
+            raise error
+    assert caught.value is error

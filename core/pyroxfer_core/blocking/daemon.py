@@ -202,7 +202,12 @@ class Daemon(trio_daemon.Daemon):
         """Serve until `shutdown` is called or ``loopCondition`` says False; Ctrl-C is a KeyboardInterrupt."""
         if self.pool.own_loop is not None:
             raise DaemonError("this daemon is served by the program's own loop: go on with events(), or close it")
-        trio.run(self._serve_until_stopped, loopCondition)
+        try:
+            trio.run(self._serve_until_stopped, loopCondition)
+        except BaseExceptionGroup as group:
+            if group.subgroup(KeyboardInterrupt) is None:
+                raise
+            raise KeyboardInterrupt from group  # it came while a call was running here, not between two
 
     @property
     def sockets(self) -> list[socket.socket]:

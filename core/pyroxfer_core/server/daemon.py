@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import secrets
@@ -34,6 +35,8 @@ from .workers import WorkerPool
 
 log = logging.getLogger("pyroxfer.server")
 
+READERS: Final = 2
+"""Large requests read at once: each may inflate to the limit of a message."""
 SWEEP_S: Final = 2.0
 """How often lingering item streams are looked at, as in Pyro."""
 
@@ -85,6 +88,8 @@ class Daemon:
         self.table = ObjectTable(self)
         self.pool = WorkerPool(self.settings.worker_threads, self.settings.worker_queue)
         self.streams = StreamTable(self.pool, self.settings.stream_linger_s, self.settings.stream_lifetime_s)
+        self.readers = trio.CapacityLimiter(READERS)
+        """Threads that read large requests."""
         self.epoch = secrets.token_bytes(16)
         """Changes with every daemon."""
         self.peers: set[Peer] = set()
@@ -221,11 +226,11 @@ class Daemon:
         finally:
             manager, self._manager = self._manager, None
             assert manager is not None, "entered"
-            try:
-                await manager.__aexit__(None, None, None)
-            except BaseException:
-                if error is None:
-                    raise
+            if error is None or _is_cancellation(error):
+                await manager.__aexit__(kind, error, trace)  # serving may have failed, and cancelled the body
+            else:
+                with contextlib.suppress(BaseException):
+                    await manager.__aexit__(None, None, None)
 
     async def aclose(self) -> None:
         """Stop serving: no new connections, new calls refused, running ones get their grace, the rest is cut.
@@ -416,6 +421,12 @@ class Daemon:
             return None
         meta = self.table.get(object_id).exposed.metadata
         return ProxyState(str(self.uri_for(object_id)), meta.oneway, meta.methods, meta.attrs)
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
 
 
 def _place(host: str, port: int) -> str:

@@ -13,7 +13,7 @@ from ..objects.context import CallContext, current_context_var
 from ..objects.expose import MethodKind
 from ..objects.invoke import BATCH_METHOD, batch_calls, prepare, prepare_method, reply_for_exception
 from ..objects.table import Entry
-from ..serializers.base import Serializer, text_of, traceback_lines
+from ..serializers.base import Call, Serializer, text_of, traceback_lines
 from ..serializers.blob import SerializedBlob
 from ..serializers.exceptions import ExceptionWrapper
 from ..transport.faults import part
@@ -33,6 +33,9 @@ BLOB_KEY: Final = "BLBI"
 STREAM_KEY: Final = "STRM"
 _ONEWAY, _BATCH, _KEEPSERIALIZED, _COMPRESSED = Flags.ONEWAY, Flags.BATCH, Flags.KEEPSERIALIZED, Flags.COMPRESSED
 _RESULT: Final = MessageType.RESULT
+SLOW_BYTES: Final = 64 * 1024
+"""Text formats take some 100 ns a byte and more, and a compressed body inflates to a thousand times its size."""
+SLOW_MSGPACK_BYTES: Final = 4 * 1024 * 1024
 _SPECIAL: Final = ("_", "<", "")
 """First letters of methods that are more than a method of the object."""
 _OUTCOME_LETTERS: Final = {Outcome.NOT_SENT: b"N", Outcome.UNKNOWN: b"U"}
@@ -72,8 +75,31 @@ class Job(CallContext):
         return self.message.flags & _ONEWAY != 0
 
 
-def decode(peer: Peer, message: Message, serializer: Serializer) -> Job:
+def is_slow_to_read(message: Message) -> bool:
+    """Whether reading a request takes so long that other connections must not wait for it."""
+    size = len(message.body)
+    if size <= SLOW_BYTES or message.flags & _KEEPSERIALIZED:
+        return False
+    return message.serializer != "msgpack" or size > SLOW_MSGPACK_BYTES or message.flags & _COMPRESSED != 0
+
+
+def read_call(message: Message, serializer: Serializer, limit: int) -> Call:
+    """Object, method and arguments of a request; may run in a thread.
+
+    Raises:
+        SerializeError, SecurityError, ProtocolError: it cannot be read.
+    """
+    body = message.body
+    if message.flags & _COMPRESSED:
+        body = inflate(body, limit)
+    return serializer.loads_call(body)
+
+
+def decode(peer: Peer, message: Message, serializer: Serializer, read: Callable[[], Call] | None = None) -> Job:
     """Read a request.
+
+    Args:
+        read: gives, or raises, what `read_call` did when it ran already.
 
     Raises:
         SerializeError, SecurityError, ProtocolError, DaemonError: it cannot be read, or names no object.
@@ -83,11 +109,10 @@ def decode(peer: Peer, message: Message, serializer: Serializer) -> Job:
     deadline = _take_hop_annotations(peer, annotations) if annotations else None
     if message.flags & _KEEPSERIALIZED:
         object_id, method, args, kwargs = _decode_blob(peer, message, serializer)
+    elif read is not None:
+        object_id, method, args, kwargs = read()
     else:
-        body = message.body
-        if message.flags & _COMPRESSED:
-            body = inflate(body, peer.settings.max_message_bytes)
-        object_id, method, args, kwargs = serializer.loads_call(body)
+        object_id, method, args, kwargs = read_call(message, serializer, peer.settings.max_message_bytes)
     return Job(peer, message, serializer, peer.table.get(object_id), method, args, kwargs, deadline)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
@@ -21,14 +22,14 @@ from ..errors import (
 )
 from ..objects.context import TrackedResources
 from ..objects.table import Entry, ObjectTable
-from ..serializers.base import Serializer, SerializerContext
+from ..serializers.base import Call, Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..wire.features import Feature
 from ..wire.message import Flags, Message, MessageType
 from ..wire.session import ServerSession
-from .execute import Job, decode, execute, failure
+from .execute import SLOW_BYTES, Job, decode, execute, failure, is_slow_to_read, read_call
 from .handshake import accept_handshake
 from .lanes import Lanes
 from .streams import StreamTable
@@ -47,6 +48,10 @@ TAKE_AT_ONCE: Final = 64
 _INVOKE, _ONEWAY, _CONCURRENT = MessageType.INVOKE, Flags.ONEWAY, Feature.CONCURRENT
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 class _Worker:
@@ -300,7 +305,8 @@ class Peer:
                 self._taken += 1
                 self.session.receive(message)
                 if message.type == _INVOKE:
-                    return self._begin(message)
+                    slow = len(message.body) > SLOW_BYTES and is_slow_to_read(message)
+                    return self._begin(message, await self._read_call(message) if slow else None)
                 self._take_other(message)
                 return None
             if message is not None:
@@ -316,6 +322,21 @@ class Peer:
         self._end()
         return None
 
+    async def _read_call(self, message: Message) -> Callable[[], Call] | None:
+        """Read a large request in a thread, so that only its own connection waits."""
+        try:
+            serializer = self.serializer(message.serializer)
+        except SerializeError:
+            return None  # it will be told so
+        limit, readers = self.settings.max_message_bytes, self.daemon.readers
+        try:
+            call = await trio.to_thread.run_sync(
+                read_call, message, serializer, limit, limiter=readers, abandon_on_cancel=True
+            )
+        except Exception as error:
+            return partial(_raise, error)
+        return lambda: call
+
     def _take_other(self, message: Message) -> None:
         if message.type == MessageType.PING:
             self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
@@ -328,14 +349,14 @@ class Peer:
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
-    def _decode(self, message: Message) -> Job | Message | None:
+    def _decode(self, message: Message, read: Callable[[], Call] | None) -> Job | Message | None:
         """The job, or the answer to a request that is none."""
         serializer: Serializer | None = None
         try:
             serializer = self.serializer(message.serializer)
             if self.daemon.draining:
                 raise RefusedError("draining: the daemon is closing")
-            return decode(self, message, serializer)
+            return decode(self, message, serializer, read)
         except Exception as error:
             if isinstance(error, PyroError) and serializer is None:
                 self.finishing = True
@@ -355,7 +376,7 @@ class Peer:
         assert replacement is not None, "the answer to a two-way call"
         return replacement
 
-    def _begin(self, message: Message) -> Job | None:
+    def _begin(self, message: Message, read: Callable[[], Call] | None) -> Job | None:
         """The job of a request, if it is to run here and now. Other answers are queued."""
         if message.seq in self._running:
             raise ProtocolError(f"the sequence number {message.seq} belongs to a call in flight")
@@ -364,7 +385,7 @@ class Peer:
             serializer = self.serializer(message.serializer)
             job: Job | Message | None = failure(self, message, serializer, error, dispatched=False)
         else:
-            job = self._decode(message)
+            job = self._decode(message, read)
         if not isinstance(job, Job):
             if job is not None:
                 self._queue(job)

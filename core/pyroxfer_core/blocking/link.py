@@ -35,6 +35,7 @@ from .waiting import Waiter, as_ours, copy_for, seconds_left
 
 RECEIVE_BYTES: Final = 64 * 1024
 JOIN_BELOW: Final = 64 * 1024
+CANCEL_CHECK_S: Final = 0.001
 CANCEL_GRACE_S: Final = 1.0
 """How long giving up a call may take: another thread may be sending at that moment."""
 TURN_CHECK_S: Final = 1.0
@@ -355,14 +356,16 @@ class BlockingLink:
 
     def _send_cancel(self, seq: int) -> bool:
         data = self._encode(self.session.cancel(seq), hmac_key=self._hmac_key)
-        if not self._sending.acquire(timeout=CANCEL_GRACE_S):
-            return False
-        try:
-            return self.sock.send(data, socket.MSG_DONTWAIT) == len(data)
-        except OSError:
-            return False
-        finally:
-            self._sending.release()
+        until = time.monotonic() + CANCEL_GRACE_S
+        while self._sending.locked():  # acquire() with a time limit would lose the lock to a second interrupt
+            if time.monotonic() > until:
+                return False
+            time.sleep(CANCEL_CHECK_S)
+        with self._sending:
+            try:
+                return self.sock.send(data, socket.MSG_DONTWAIT) == len(data)
+            except OSError:
+                return False
 
     # --- reading, by one thread at a time ------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class Settings:
     call_timeout_s: float | None = None
     """Default deadline of a call; None waits as long as the connection lives."""
     max_connections: int = 10_000
-    """Connections a daemon holds at once; more are refused with a text."""
+    """Connections a daemon holds at once; more wait in the listen queue."""
     max_half_open: int = 500
     """Connections that have not finished their handshake; the oldest is dropped for a new one."""
     max_calls_in_flight: int = 1_000

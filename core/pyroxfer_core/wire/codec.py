@@ -40,8 +40,11 @@ class Codec(Protocol):
     def parse_header(self, buffer: Body, offset: int = 0) -> Header:
         """Parse the header at ``offset``. ProtocolError when it is cut short or not this protocol's."""
 
-    def parse_whole(self, data: bytes) -> Message | None:
-        """The message that ``data`` is, if that can be told in one step; None to look at it step by step."""
+    def parse_small(self, data: bytes, offset: int, longest: int) -> Message | None:
+        """The message at ``offset``, if it is all there, at most ``longest`` bytes of body, and has no annotations.
+
+        None in every other case, rubbish included: it is to be looked at step by step.
+        """
 
     def parse_annotations(self, data: bytes, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
         """Annotations (at most ``limit``), correlation id and signature of a whole annotation area.

@@ -112,18 +112,7 @@ class Decoder:
         self._offset = 0
 
     def take(self, data: bytes) -> Event | None:
-        """`feed`, then `next_event`. A small message that came by itself, as most do, is taken apart in one step."""
-        codec = self.codec
-        alone = self._offset == len(self._data) and self._open is None and self._broken is None
-        if (
-            alone
-            and codec is not None
-            and self._hmac_key is None
-            and len(data) <= min(_INLINE_BODY, self.max_message)
-        ):
-            message = codec.parse_whole(data)
-            if message is not None and len(message.body) <= self._inline_limit:
-                return message
+        """`feed`, then `next_event`."""
         self.feed(data)
         return self.next_event()
 
@@ -184,7 +173,13 @@ class Decoder:
         self._remaining -= count
 
     def _begin(self) -> Event | None:
-        header = self._header
+        header, data, codec = self._header, self._data, self.codec
+        if header is None and codec is not None and self._hmac_key is None and type(data) is bytes:
+            offset = self._offset
+            message = codec.parse_small(data, offset, min(self._inline_limit, self.max_message))
+            if message is not None:  # as most are
+                self._advance(offset + codec.header_size + len(message.body))
+                return message
         if header is None:
             header = self._parse_header()
             if header is None:
@@ -227,16 +222,9 @@ class Decoder:
             self._inline_limit = _INLINE_BODY
 
     def _whole(self, header: Header, start: int, body_start: int, end: int) -> Message:
-        if start == body_start and self._hmac_key is None:  # the usual small message, taken apart at once
-            data = self._data
-            body = data[start:end] if type(data) is bytes else bytes(memoryview(data)[start:end])
-            message = Message(
-                header.type, header.seq, header.serializer, header.flags, body, {}, header.correlation_id
-            )
-        else:
-            message = self._message(header, start, body_start, self._slice(body_start, end))
-            if self._signature is not None:
-                self._verify(message)
+        message = self._message(header, start, body_start, self._slice(body_start, end))
+        if self._signature is not None:
+            self._verify(message)
         self._advance(end)
         return message
 

@@ -83,17 +83,22 @@ class CodecV502:
             correlation_id if flags & _CORR_ID else None,
         )
 
-    def parse_whole(self, data: bytes) -> Message | None:
-        """The message that ``data`` is, if it is exactly one without annotations; None to look at it step by step."""
-        size = len(data) - _SIZE
-        if size < 0:
+    def parse_small(self, data: bytes, offset: int, longest: int) -> Message | None:
+        """A small message without annotations in one step; None to look at it step by step."""
+        start = offset + _SIZE
+        if start > len(data):
             return None
-        tag, version, kind, serializer, flags, seq, body, annotations, correlation_id, _, magic = _unpack_from(data)
+        tag, version, kind, serializer, flags, seq, size, annotations, correlation_id, _, magic = _unpack_from(
+            data, offset
+        )
+        end = start + size
         name = _NAMES.get(serializer)
-        if tag != TAG or version != VERSION or magic != _MAGIC or body != size or annotations or name is None:
+        if annotations or size > longest or end > len(data) or name is None:
+            return None
+        if magic != _MAGIC or version != VERSION or tag != TAG:
             return None
         correlation_id = correlation_id if flags & _CORR_ID else None
-        return Message(kind, seq, name, flags & _NEUTRAL_BITS, data[_SIZE:], {}, correlation_id)
+        return Message(kind, seq, name, flags & _NEUTRAL_BITS, data[start:end], {}, correlation_id)
 
     def parse_annotations(self, data: bytes, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
         """Annotations; correlation id and signature are never among them in this protocol."""

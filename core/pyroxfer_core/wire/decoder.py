@@ -112,7 +112,16 @@ class Decoder:
         self._offset = 0
 
     def take(self, data: bytes) -> Event | None:
-        """`feed`, then `next_event`."""
+        """`feed`, then `next_event`. A small message that nothing waits before, as most are, is taken apart at once."""
+        codec = self.codec
+        alone = self._offset == len(self._data) and self._open is None and self._broken is None
+        if alone and codec is not None and self._hmac_key is None:
+            message = codec.parse_small(data, 0, min(self._inline_limit, self.max_message))
+            if message is not None:
+                self._data, self._offset = data, codec.header_size + len(message.body)
+                if self._offset == len(data):
+                    self._data, self._offset = b"", 0
+                return message
         self.feed(data)
         return self.next_event()
 

@@ -112,7 +112,7 @@ class Decoder:
         self._offset = 0
 
     def take(self, data: bytes) -> Event | None:
-        """`feed`, then `next_event`. A small message that nothing waits before, as most are, is taken apart at once."""
+        """`feed`, then `next_event`. A small message that nothing waits before is taken apart at once."""
         codec = self.codec
         alone = self._offset == len(self._data) and self._open is None and self._broken is None
         if alone and codec is not None and self._hmac_key is None:

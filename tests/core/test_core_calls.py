@@ -498,6 +498,30 @@ async def test_calls_of_a_stock_client_are_strictly_one_after_another(daemon: Da
 
 
 @BOTH
+async def test_a_one_way_batch_keeps_its_order_with_later_calls(client: Settings) -> None:
+    """Also with those that would not have had to wait for it."""
+
+    @expose
+    class Slow:
+        def __init__(self) -> None:
+            self.notes: list[int] = []
+
+        async def note(self, value: int) -> None:
+            await trio.sleep(0.01)
+            self.notes.append(value)
+
+        async def noted(self) -> list[int]:
+            return self.notes
+
+    async with Daemon() as daemon, Proxy(daemon.register(Slow()), settings=client) as proxy:
+        batch = BatchProxy(proxy)
+        batch.note(1)
+        batch.note(2)
+        await batch(oneway=True)
+        assert await proxy.noted() == [1, 2]
+
+
+@BOTH
 async def test_batches(daemon: Daemon, service: Service, client: Settings) -> None:
     async with Proxy(daemon.uri_for("service"), settings=client) as proxy:
         batch = BatchProxy(proxy)

@@ -45,7 +45,7 @@ IDLE_WORKERS: Final = 64
 """Tasks a connection keeps parked for its next calls; waking one costs half of starting one."""
 TAKE_AT_ONCE: Final = 64
 """Requests in a row that came together before other connections get a turn."""
-_INVOKE, _ONEWAY, _CONCURRENT = MessageType.INVOKE, Flags.ONEWAY, Feature.CONCURRENT
+_INVOKE, _ONEWAY, _BATCH, _CONCURRENT = MessageType.INVOKE, Flags.ONEWAY, Flags.BATCH, Feature.CONCURRENT
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
 
@@ -390,7 +390,10 @@ class Peer:
             if job is not None:
                 self._queue(job)
             return None
-        if message.flags & _ONEWAY and self._oneways < self.settings.max_calls_in_flight:
+        detached = (
+            message.flags & (_ONEWAY | _BATCH) == _ONEWAY
+        )  # a batch keeps its order with later calls, as in Pyro
+        if detached and self._oneways < self.settings.max_calls_in_flight:
             self._oneways += 1
             self._unbegun.append(job)
             self.daemon.run_detached(self._run_next_oneway)

@@ -111,7 +111,7 @@ class TestWords:
             assert there_and_back(one, DaemonState()) == DaemonState()
             wrapped = there_and_back(one, ExceptionWrapper(KeyError("x")))
             with pytest.raises(KeyError, match="x"):
-                wrapped.raise_it()
+                raise wrapped.exception
 
     @pytest.mark.parametrize(
         "state",

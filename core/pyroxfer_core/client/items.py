@@ -60,7 +60,7 @@ class ItemStream:
 
     async def _next(self) -> Any:
         self._check_open()
-        if self._link.session.concurrent or self._read_ahead > 1:
+        if self._link.concurrent or self._read_ahead > 1:
             return await self._next_ahead()
         async with self._link.turn:
             self._check_open()
@@ -72,7 +72,7 @@ class ItemStream:
             raise ConnectionClosedError(text, outcome=Outcome.NOT_SENT)
 
     async def _next_ahead(self) -> Any:
-        if self._feed is self._link and not self._link.session.concurrent:
+        if self._feed is self._link and not self._link.concurrent:
             self._feed = await self._proxy._pyroOpenPipeline()
         while len(self._waiting) < self._read_ahead:
             self._waiting.append(self._post())

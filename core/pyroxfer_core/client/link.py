@@ -56,7 +56,7 @@ class Waiter:
 
 
 class Link:
-    """One connection after its handshake. Made by `open_link`."""
+    """One connection after its handshake. Made by `greet`."""
 
     def __init__(self, connection: Connection, session: ClientSession[Waiter], context: SerializerContext) -> None:
         self.connection = connection

@@ -23,10 +23,6 @@ class ExceptionWrapper:
 
     exception: BaseException
 
-    def raise_it(self) -> None:
-        """Raise the exception of the failed call."""
-        raise self.exception
-
 
 def exception_to_dict(
     exc: BaseException, vocabulary: Vocabulary, traceback_lines: list[str] | None = None

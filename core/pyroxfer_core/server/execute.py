@@ -238,7 +238,7 @@ def _result(peer: Peer, job: Job, value: Any) -> Message:
         message.serializer,
         message.flags & _BATCH,
         job.serializer.dumps(value),
-        _response_annotations(peer, job) if peer.annotates else job._response_annotations or {},
+        _response_annotations(peer, job),
         message.correlation_id,
     )
     if peer.settings.compression:

@@ -128,11 +128,6 @@ class Peer:
         return self.connection.codec.version
 
     @property
-    def concurrent(self) -> bool:
-        """Whether calls of this connection may run at once."""
-        return self.session.grant.bits & Feature.CONCURRENT != 0
-
-    @property
     def in_flight(self) -> int:
         """Calls running or waiting in a lane."""
         return self._in_flight

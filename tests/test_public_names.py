@@ -18,8 +18,8 @@ PUBLIC = {
     """,
     "pyroxfer_core": """
         BatchProxy Connection Daemon Hello Metadata Proxy SerializedBlob ServerSession Settings SideStream Uri Verdict
-        accept_handshake behavior bind_tcp callback current_call error_body errors expose introduce locate_ns oneway
-        open_connection open_futures open_side_stream resolve serve serve_connections
+        accept_handshake behavior bind_tcp callback configure_logging current_call error_body errors expose introduce
+        locate_ns oneway open_connection open_futures open_side_stream resolve serve serve_connections
     """,
     "pyroxfer_core.blocking": """
         BatchProxy CommunicationError ConnectionClosedError Daemon DaemonError DaemonObject Future FutureResult

@@ -5,6 +5,7 @@ from .client.batch import BatchProxy as BatchProxy
 from .client.introduce import introduce as introduce
 from .client.proxy import Proxy as Proxy
 from .futures import open_futures as open_futures
+from .logs import configure_logging as configure_logging
 from .nameserver.lookup import locate_ns as locate_ns
 from .nameserver.lookup import resolve as resolve
 from .objects.context import current_call as current_call

@@ -36,7 +36,8 @@ class Feature:
     DEADLINE: Final = 0x04
     TYPED: Final = 0x08
     GOAWAY: Final = 0x10
-    ALL: Final = 0x1F
+    OUT_OF_BAND: Final = 0x200
+    ALL: Final = 0x21F
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from .objects.expose import Metadata as Metadata
 from .objects.expose import behavior as behavior
 from .objects.expose import callback as callback
 from .objects.expose import expose as expose
+from .objects.expose import idempotent as idempotent
 from .objects.expose import oneway as oneway
 from .serializers.blob import SerializedBlob as SerializedBlob
 from .server.daemon import Daemon as Daemon

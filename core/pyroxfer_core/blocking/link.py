@@ -29,9 +29,11 @@ from ..settings import Settings
 from ..wire import Decoder, codec_for
 from ..wire.features import Feature, Grant
 from ..wire.message import Message
+from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
-from ..wire.session import ClientSession
+from ..wire.session import IN_PIECES, ClientSession
 from .connect import send_buffers, send_by, wait_for
+from .large import LargeMessages
 from .waiting import Waiter, as_ours, copy_for, seconds_left
 
 RECEIVE_BYTES: Final = 64 * 1024
@@ -74,13 +76,14 @@ class BlockingLink:
         """Held during a call towards a peer that takes one at a time."""
         self._in_flight: Message | None = None
         """The call that has the turn."""
-        self._sending = threading.Lock()
+        self.sending = threading.Lock()
         self._guard = threading.Lock()
         """Guards who reads and who sleeps: `_reader`, `_followers` and every `Waiter.wake`."""
         self._reader: Waiter | None = None
         self._followers: dict[Waiter, None] = {}
         self._serializers: dict[str, Serializer] = {}
         self._context: SerializerContext | None = None
+        self._large: LargeMessages | None = None
         self.metadata: Metadata | None = None
         self.response: Any = None
         """The daemon's handshake response."""
@@ -115,6 +118,8 @@ class BlockingLink:
             raise as_ours(error, "handshake") from error
         self.metadata, self.response, self.welcome = welcome.metadata, welcome.response, answer
         self._context = make_context(self.version, Feature.TYPED in self.grant).granted(self.grant)
+        if Feature.PIECES in self.grant:
+            self._large = LargeMessages(self, settings.max_message_bytes)
         self.sock.settimeout(None)
 
     def assume_connected(self, make_context: ContextFactory) -> None:
@@ -206,14 +211,19 @@ class BlockingLink:
 
     def try_oneway(self, message: Message) -> None:
         """Send a call that has no answer if that takes no waiting: for finalizers, which may run inside a call."""
-        if self.closed or self.turn.locked() or self._sending.locked():
+        if self.closed or self.turn.locked() or self.sending.locked():
             return
         self.send_oneway(message, time.monotonic() + CANCEL_GRACE_S)
 
     # --- sending -----------------------------------------------------------------------------------------------
 
     def _post(self, waiter: Waiter | None, message: Message, deadline: float | None) -> None:
-        with self._sending:
+        large = self._large
+        if large is not None and large.active:
+            large.announce(message)
+        with self.sending:
+            if large is not None and large.active:
+                large.arrived(message)
             if self._reader is None and self._poll.poll(0):
                 self._look()
             if self.closed or self.session.going_away:
@@ -231,7 +241,9 @@ class BlockingLink:
                     error.outcome = Outcome.NOT_SENT
                 raise
             try:
-                if not small:
+                if isinstance(data, Outgoing):
+                    pass  # it shares the connection with others, who need the lock
+                elif not small:
                     send_buffers(self.sock, [data, *buffers_of(message.body)], deadline)
                 elif deadline is not None:
                     send_by(self.sock, data, deadline)
@@ -241,8 +253,13 @@ class BlockingLink:
                 self.session.pending.pop(message.seq, None)
                 self._fail(ConnectionClosedError("the connection broke while a request was leaving"))
                 raise as_ours(error, "call", Outcome.NOT_SENT) from error
+        if not small and isinstance(data, Outgoing):
+            assert large is not None, "it took the request over"
+            large.send(data, waiter, deadline)
 
-    def _head(self, message: Message) -> bytes:
+    def _head(self, message: Message) -> bytes | Outgoing:
+        if self._large is not None and len(message.body) > MAX_PIECE:
+            return self._large.leave(message)
         return self._codec.encode_head(message, len(message.body))
 
     def _look(self) -> None:
@@ -349,11 +366,11 @@ class BlockingLink:
     def _send_cancel(self, seq: int) -> bool:
         data = self._encode(self.session.cancel(seq), hmac_key=self._hmac_key)
         until = time.monotonic() + CANCEL_GRACE_S
-        while self._sending.locked():  # acquire() with a time limit would lose the lock to a second interrupt
+        while self.sending.locked():  # acquire() with a time limit would lose the lock to a second interrupt
             if time.monotonic() > until:
                 return False
             time.sleep(CANCEL_CHECK_S)
-        with self._sending:
+        with self.sending:
             try:
                 return self.sock.send(data, socket.MSG_DONTWAIT) == len(data)
             except OSError:
@@ -410,12 +427,20 @@ class BlockingLink:
             raise
         except KeyError:  # another thread ended the session at this very moment
             raise ConnectionClosedError("the connection was closed") from None
-        if waiter is not None and not waiter.abandoned:
+        if waiter is None:
+            self._take_other(message)
+        elif not waiter.abandoned:
             waiter.reply = message
             if waiter.wake is not None:
                 self._rouse(waiter)
         if session.going_away and not session.pending:
             self.close()
+
+    def _take_other(self, message: Message) -> None:
+        if self._large is not None and message.type in IN_PIECES:
+            whole = self._large.take(message)
+            if whole is not None:
+                self._take(whole)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -428,6 +453,10 @@ class BlockingLink:
         with self._guard:
             for follower in list(self._followers):
                 self._wake(follower)
+
+    def fail(self, error: BaseException) -> None:
+        """Close. Calls in flight in other threads end with this error."""
+        self._fail(error)
 
     def close(self) -> None:
         """Close. Calls in flight in other threads end with a ConnectionClosedError."""

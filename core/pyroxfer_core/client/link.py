@@ -21,12 +21,18 @@ from ..transport.connection import Connection
 from ..uri import Uri
 from ..wire.features import Feature, Grant
 from ..wire.message import Flags, Message, MessageType
-from ..wire.session import ClientSession
+from ..wire.pieces import Outgoing
+from ..wire.session import IN_PIECES, ClientSession
 from .calls import DAEMON_OBJECT, STREAM_KEY, CallOptions
 from .handshake import connect_message, read_welcome
+from .large import LargeMessages
 
 CANCEL_GRACE_S: Final = 1.0
 """How long a cancelled call may go on sending the rest of what is queued before the connection is given up."""
+
+
+def _never() -> bool:
+    return False
 
 
 ContextFactory = Callable[[int, bool], SerializerContext]
@@ -43,11 +49,15 @@ class Waiter:
         self.error: PyroError | None = None
         self.task: trio.lowlevel.Task | None = None
         self.abandoned = False
-        self.end = 0
-        """Count of bytes queued on the connection at the end of the request."""
+        self.end: int | Outgoing = 0
+        """Count of bytes queued on the connection at the end of the request, or what will know it."""
         self.seq = 0
         self.answered = False
         """An answer came, even if it was none that can be used."""
+
+    def is_settled(self) -> bool:
+        """Whether there is nothing to wait for any more."""
+        return self.reply is not None or self.error is not None
 
     def abort(self, _: RaiseCancelT) -> Abort:
         """The task is cancelled while it waits."""
@@ -84,6 +94,10 @@ class Link:
         """Held during a call towards a peer that takes one at a time."""
         self._token = trio.lowlevel.current_trio_token()
         self._serializers: dict[str, Serializer] = {}
+        self._large: LargeMessages | None = None
+        if Feature.PIECES in self.grant:
+            self._large = LargeMessages(connection, session.pending)
+            connection.in_pieces = self._large.leave
         self._reading = False
         self._flush_planned = False
 
@@ -131,21 +145,25 @@ class Link:
             serializer = self._serializers[name] = make_serializer(name, self.context)
         return serializer
 
-    async def send_oneway(self, end: int) -> None:
+    async def send_oneway(self, end: int | Outgoing) -> None:
         """Wait until a one-way call that was queued has left. Errors before it left whole have outcome NotSent.
 
         Cancelled while it is leaving, the rest of it still leaves, within a second, or the connection is closed.
         """
         try:
             await self.connection.flush()
+            if isinstance(end, Outgoing):
+                await self._send_in_pieces(end)
         except CommunicationError as error:
             error.outcome = self.outcome_at(end)
             raise
         except trio.Cancelled:
+            if isinstance(end, Outgoing) and not end.begun:
+                self.session.forget(end.message)
             await self._flush_in_grace()
             raise
 
-    def post_oneway(self, message: Message) -> int:
+    def post_oneway(self, message: Message) -> int | Outgoing:
         """Queue a call that has no answer, for the next flush. Returns the count of `sent` bytes once it has left.
 
         Raises:
@@ -165,7 +183,7 @@ class Link:
         waiter.seq = message.seq
         return waiter
 
-    def _queue(self, waiter: Waiter | None, message: Message) -> int:
+    def _queue(self, waiter: Waiter | None, message: Message) -> int | Outgoing:
         numbered = False
         try:
             self.session.invoke(waiter, message)
@@ -194,6 +212,8 @@ class Link:
                     await self._let_others_queue()
                 if not connection.flush_nowait():
                     await connection.flush()
+            if type(waiter.end) is Outgoing:
+                await self._send_in_pieces(waiter.end, waiter)
             while waiter.reply is None:
                 if waiter.error is not None:
                     raise waiter.error
@@ -209,6 +229,12 @@ class Link:
         except trio.Cancelled:
             await self.abandon(waiter)
             raise
+
+    async def _send_in_pieces(self, outgoing: Outgoing, waiter: Waiter | None = None) -> None:
+        """Send a large request; it ends early when its answer comes before."""
+        assert self._large is not None, "it took the request over"
+        unwanted = waiter.is_settled if waiter is not None else _never
+        await self._large.sender.send(outgoing, unwanted)
 
     async def _let_others_queue(self) -> None:
         """Let the other tasks of this turn queue their calls too, so that all leave in one send."""
@@ -243,6 +269,7 @@ class Link:
             self.session.pending[event.seq].answered = True
             raise
         if waiter is None:
+            self._take_other(event)
             return
         if waiter.abandoned:
             if event.flags & Flags.ITEMSTREAM:
@@ -254,6 +281,12 @@ class Link:
             trio.lowlevel.reschedule(task)
         if self.session.going_away and all(waiter.abandoned for waiter in self.session.pending.values()):
             self.connection.close()
+
+    def _take_other(self, message: Message) -> None:
+        if self._large is not None and message.type in IN_PIECES:
+            whole = self._large.take(message)
+            if whole is not None:
+                self._take(whole)
 
     def _decline_stream(self, answer: Message) -> None:
         """Close the item stream that a call returned after it was given up: nobody else knows of it."""
@@ -291,7 +324,7 @@ class Link:
         mine.outcome = Outcome.EXECUTED if waiter.answered else self.outcome_at(waiter.end)
         return mine
 
-    def outcome_at(self, end: int) -> Outcome:
+    def outcome_at(self, end: int | Outgoing) -> Outcome:
         """What is certain about a request that was queued up to this count of bytes, and has no answer."""
         return Outcome.UNKNOWN if self.connection.sent >= end else Outcome.NOT_SENT
 
@@ -304,6 +337,9 @@ class Link:
             return
         if not self.grant.bits & Feature.CANCEL:
             self._fail(ConnectionClosedError("a call on this connection was cancelled"))
+            return
+        if isinstance(waiter.end, Outgoing) and not waiter.end.begun:
+            self.session.forget(waiter.end.message)
             return
         self.connection.queue(self.session.cancel(waiter.seq))
         await self._flush_in_grace()

@@ -41,7 +41,8 @@ class Feature:
     GOAWAY: Final = 0x10
     KEY: Final = 0x20
     OUT_OF_BAND: Final = 0x200
-    ALL: Final = 0x1F | KEY | OUT_OF_BAND
+    PIECES: Final = 0x400
+    ALL: Final = 0x1F | KEY | OUT_OF_BAND | PIECES
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,11 @@ class MessageType:
     PING: Final = 6
     CANCEL: Final = 64
     GOAWAY: Final = 65
+    BEGIN: Final = 69
+    PIECE: Final = 70
+    ITEMS: Final = 71
+    CREDIT: Final = 72
+    STOP: Final = 73
 
 
 class Flags:

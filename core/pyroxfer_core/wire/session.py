@@ -5,6 +5,7 @@
     CONNECTING --CONNECTOK--> OPEN         GREETING --accept()--> OPEN
     CONNECTING --CONNECTFAIL--> CLOSED     GREETING --refuse()--> CLOSED
     OPEN --RESULT, PING, GOAWAY--> OPEN    OPEN --INVOKE, PING, CANCEL--> OPEN
+    OPEN --BEGIN, PIECE--> OPEN            OPEN --BEGIN, PIECE--> OPEN
 
 Anything else is a ProtocolError, and the connection is finished.
 """
@@ -43,13 +44,18 @@ _CLIENT: Final = {
     (State.OPEN, MessageType.RESULT): State.OPEN,
     (State.OPEN, MessageType.PING): State.OPEN,
     (State.OPEN, MessageType.GOAWAY): State.OPEN,
+    (State.OPEN, MessageType.BEGIN): State.OPEN,
+    (State.OPEN, MessageType.PIECE): State.OPEN,
 }
 _SERVER: Final = {
     (State.START, MessageType.CONNECT): State.GREETING,
     (State.OPEN, MessageType.INVOKE): State.OPEN,
     (State.OPEN, MessageType.PING): State.OPEN,
     (State.OPEN, MessageType.CANCEL): State.OPEN,
+    (State.OPEN, MessageType.BEGIN): State.OPEN,
+    (State.OPEN, MessageType.PIECE): State.OPEN,
 }
+IN_PIECES: Final = frozenset({MessageType.BEGIN, MessageType.PIECE})
 
 
 def _next_state(table: dict[tuple[State, int], State], state: State, message: Message) -> State:
@@ -175,6 +181,8 @@ class ClientSession(Generic[Waiter]):
             if Feature.GOAWAY not in self.grant:
                 raise ProtocolError("GOAWAY was not agreed on")
             self.going_away = True
+        elif message.type in IN_PIECES and Feature.PIECES not in self.grant:
+            raise ProtocolError("pieces were not agreed on")
         return None
 
     @staticmethod
@@ -223,6 +231,11 @@ class ServerSession:
             self._consider(message)
         elif message.type == MessageType.CANCEL and Feature.CANCEL not in self.grant:
             raise ProtocolError("CANCEL was not agreed on")
+        elif message.type in IN_PIECES:
+            if self._granted is not None:  # the first message of the client may be a large one
+                self._confirm(message)
+            if Feature.PIECES not in self.grant:
+                raise ProtocolError("pieces were not agreed on")
 
     def _consider(self, message: Message) -> None:
         offer = features.read_offer(message.annotations.pop(FEATURES_KEY, None))

@@ -88,7 +88,7 @@ class Running:
         self._process.stdout.close()
 
 
-MODES = ("pinned", "spread")
+MODES = ("pinned",)
 PAIRS = [(client, backend) for client in STOCK for backend in (client, "trio")]
 
 

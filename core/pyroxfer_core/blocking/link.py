@@ -90,6 +90,9 @@ class BlockingLink:
         self.released = False
         """The user closed the proxy: calls that were waiting end, instead of moving to a fresh connection."""
         self.closed = False
+        self.forsaken = False
+        """It belongs to the process that this one was forked from."""
+        self.first_seq = first_seq
         _links.add(self)
 
     def greet(self, settings: Settings, make_context: ContextFactory, handshake: Any, options: CallOptions) -> None:
@@ -451,7 +454,7 @@ class BlockingLink:
 
     def forsake(self) -> None:
         """Give the connection to the parent after a fork: two processes cannot share it."""
-        self.closed = True
+        self.closed = self.forsaken = True
         if not self.lent:
             self.sock.close()
 

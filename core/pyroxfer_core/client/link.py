@@ -76,6 +76,8 @@ class Link:
         self.uri = Uri("PYRO:x@unknown:0")
         """Where this leads, after name lookup."""
         self.object_id = ""
+        self.first_seq = session.seq
+        """Sequence number before the first call on it."""
         self.released = False
         """The user closed the proxy: calls that were queued end, instead of moving to a fresh connection."""
         self.turn = trio.Lock()

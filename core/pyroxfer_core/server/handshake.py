@@ -16,6 +16,7 @@ from ..serializers.plain import read_plain
 from ..settings import SAFE_SERIALIZERS, Settings
 from ..transport.connection import Connection
 from ..wire.codec import codec_for
+from ..wire.features import Feature
 from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
 from ..wire.session import ServerSession
@@ -125,7 +126,8 @@ async def _welcome(
     serializer = make_serializer(message.serializer, context or SerializerContext(version))
     value: Any = verdict.response
     if version != 48 or message.flags & Flags.META_ON_CONNECT:
-        value = {"handshake": verdict.response, "meta": metadata_value(verdict.metadata, version)}
+        meta = metadata_value(verdict.metadata, version, own=session.may_grant(Feature.KEY))
+        value = {"handshake": verdict.response, "meta": meta}
     answer = session.accept(message, serializer.dumps(value), verdict.annotations, message.correlation_id)
     if settings.compression:
         smaller = deflate_for(version, answer.body, message_type=answer.type, flags=answer.flags)
@@ -134,14 +136,19 @@ async def _welcome(
     await connection.send(answer)
 
 
-def metadata_value(metadata: Metadata, version: int) -> dict[str, Any]:
-    """Metadata as each library's clients get it: lists in protocol 48, sets in 502."""
+def metadata_value(metadata: Metadata, version: int, *, own: bool = False) -> dict[str, Any]:
+    """Metadata as each library's clients get it: lists in protocol 48, sets in 502; more for clients of ours."""
     shape: Any = list if version == 48 else set
-    return {
+    value: dict[str, Any] = {
         "methods": shape(metadata.methods),
         "oneway": shape(metadata.oneway),
         "attrs": shape(metadata.attrs),
     }
+    if own and metadata.idempotent:
+        value["idempotent"] = shape(metadata.idempotent)
+    if own and metadata.session:
+        value["session"] = True
+    return value
 
 
 async def refuse(connection: Connection, session: ServerSession, text: str, message: Message | None) -> None:

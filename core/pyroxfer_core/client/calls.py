@@ -25,6 +25,7 @@ from ..wire.features import (
 )
 from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
+from ..wire.scattered import joined
 
 DAEMON_OBJECT: Final = "Pyro.Daemon"
 STREAM_KEY: Final = "STRM"
@@ -108,7 +109,7 @@ def plain_body(message: Message, limit: int) -> Body:
 def deflated(body: Body, version: int, settings: Settings) -> tuple[Body, int]:
     if not settings.compression:
         return body, 0
-    smaller = deflate_for(version, body, message_type=MessageType.INVOKE, flags=0)
+    smaller = deflate_for(version, joined(body), message_type=MessageType.INVOKE, flags=0)
     return (body, 0) if smaller is None else (smaller, Flags.COMPRESSED)
 
 
@@ -145,7 +146,7 @@ def encode_call(
                 flags |= received.flags & Flags.COMPRESSED
                 name = received.serializer
                 return Message(MessageType.INVOKE, 0, name, flags, received.body, annotations, options.correlation_id)
-            args, kwargs = blob.deserialized(), {}
+            args, kwargs, serializer = blob.deserialized(), {}, serializer.for_anybody()
         body: Body = serializer.dumps_call(object_id, method, args, kwargs)
     except SerializeError as error:
         error.outcome = Outcome.NOT_SENT

@@ -355,6 +355,7 @@ async def greet(
     except BaseException:
         connection.close()
         raise
-    link = Link(connection, session, make_context(version, Feature.TYPED in session.grant))
+    grant = session.grant
+    link = Link(connection, session, make_context(version, Feature.TYPED in grant).granted(grant))
     link.metadata, link.response = welcome.metadata, welcome.response
     return link

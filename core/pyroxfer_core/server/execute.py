@@ -16,11 +16,13 @@ from ..objects.table import Entry
 from ..serializers.base import Call, Serializer, text_of, traceback_lines
 from ..serializers.blob import SerializedBlob
 from ..serializers.exceptions import ExceptionWrapper
+from ..serializers.outofband import has_parts
 from ..transport.faults import part
 from ..wire.blobinfo import read_blob_info
 from ..wire.features import CALL_KEY, DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature
 from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
+from ..wire.scattered import joined
 from .streams import PLAIN, EndOfStream, is_stream
 from .workers import PoolBusyError, ThreadEndedError
 
@@ -89,6 +91,8 @@ def is_slow_to_read(message: Message) -> bool:
     size = len(message.body)
     if size <= SLOW_BYTES or message.flags & _KEEPSERIALIZED:
         return False
+    if message.serializer == "msgpack" and has_parts(message.body):
+        return False  # they are taken as they are
     return message.serializer != "msgpack" or size > SLOW_MSGPACK_BYTES or message.flags & _COMPRESSED != 0
 
 
@@ -287,7 +291,7 @@ def _stream_result(peer: Peer, job: Job, value: Any) -> Message:
 
 
 def _deflate(peer: Peer, answer: Message) -> None:
-    smaller = deflate_for(peer.version, answer.body, message_type=answer.type, flags=answer.flags)
+    smaller = deflate_for(peer.version, joined(answer.body), message_type=answer.type, flags=answer.flags)
     if smaller is not None:
         answer.body = smaller
         answer.flags |= Flags.COMPRESSED

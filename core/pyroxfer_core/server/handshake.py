@@ -203,4 +203,4 @@ def error_body(serializer: str, version: int, text: str) -> bytes:
     Raises:
         SerializeError: there is no such serializer.
     """
-    return make_serializer(serializer, SerializerContext(version)).dumps_exception(PyroError(text))
+    return bytes(make_serializer(serializer, SerializerContext(version)).dumps_exception(PyroError(text)))

@@ -147,8 +147,8 @@ class Peer:
         return serializer
 
     def _context(self) -> SerializerContext:
-        own = self.session.grant.bits & Feature.TYPED != 0
-        return self.daemon.serializer_context(self.version, own)
+        grant = self.session.grant
+        return self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
 
     def known_instance(self, entry: Entry) -> Any:
         """The object that a call goes to if it exists already; None when it must be made."""

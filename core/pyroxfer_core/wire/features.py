@@ -40,7 +40,8 @@ class Feature:
     TYPED: Final = 0x08
     GOAWAY: Final = 0x10
     KEY: Final = 0x20
-    ALL: Final = 0x3F
+    OUT_OF_BAND: Final = 0x200
+    ALL: Final = 0x1F | KEY | OUT_OF_BAND
 
 
 @dataclass(frozen=True, slots=True)

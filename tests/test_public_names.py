@@ -36,6 +36,9 @@ PUBLIC = {
         CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError Outcome ProtocolError
         PyroError RefusedError RemoteError SecurityError SerializeError TimeoutError
     """,
+    "pyroxfer_core.gateway": """
+        Gateway GatewayOptions app
+    """,
     "pyroxfer_core.nameserver": """
         NameServer RunningNameServer locate_ns resolve start_ns
     """,

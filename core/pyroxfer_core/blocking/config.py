@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ..errors import SecurityError
+from ..logs import configure_logging
 from ..settings import SAFE_SERIALIZERS, Settings
 
 log = logging.getLogger("pyroxfer.config")
@@ -37,6 +38,8 @@ HONOURED: Final[Mapping[str, Any]] = {
     "PREFER_IP_VERSION": 0,
     "ITER_STREAM_LIFETIME": 0.0,
     "ITER_STREAM_LINGER": 30.0,
+    "LOGFILE": "{stderr}",
+    "LOGLEVEL": None,
 }
 """Items that have a meaning here, with Pyro5's default, or Pyro4's where Pyro5 has none."""
 REFUSED: Final[Mapping[str, Any]] = {"SSL": False, "FLAME_ENABLED": False}
@@ -61,8 +64,6 @@ ACCEPTED: Final[Mapping[str, Any]] = {
     "SERPENT_BYTES_REPR": False,
     "ITER_STREAMING": True,
     "LOGWIRE": False,
-    "LOGFILE": "",
-    "LOGLEVEL": None,
     "SSL_SERVERCERT": "",
     "SSL_SERVERKEY": "",
     "SSL_SERVERKEYPASSWD": "",
@@ -183,6 +184,7 @@ class Configuration:
 
     def _loaded(self) -> dict[str, Any]:
         if self._values is None:
+            configure_logging()
             self.reset()
         values = self._values
         assert values is not None, "reset() makes it"

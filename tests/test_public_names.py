@@ -21,6 +21,7 @@ PUBLIC = {
         accept_handshake behavior bind_tcp callback configure_logging current_call error_body errors expose idempotent
         introduce
         locate_ns oneway open_connection open_futures open_side_stream resolve serve serve_connections
+        refusal wanted_object
     """,
     "pyroxfer_core.blocking": """
         BatchProxy CommunicationError ConnectionClosedError Daemon DaemonError DaemonObject Future FutureResult
@@ -31,7 +32,7 @@ PUBLIC = {
     """,
     "pyroxfer_core.wire": """
         BLOB_INFO BlobInfo Body BodyPart Codec Decoder End Flags HOP_KEYS Head Message MessageType V48 V502 codec_for
-        read_blob_info write_blob_info
+        hops_of read_blob_info renumber with_hops write_blob_info
     """,
     "pyroxfer_core.errors": """
         CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError Outcome ProtocolError

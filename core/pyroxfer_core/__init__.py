@@ -21,6 +21,8 @@ from .server.handshake import Hello as Hello
 from .server.handshake import Verdict as Verdict
 from .server.handshake import accept_handshake as accept_handshake
 from .server.handshake import error_body as error_body
+from .server.handshake import refusal as refusal
+from .server.handshake import wanted_object as wanted_object
 from .server.serving import serve as serve
 from .settings import Settings as Settings
 from .transport.connection import Connection as Connection

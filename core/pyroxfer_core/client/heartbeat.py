@@ -12,23 +12,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from ..errors import ConnectionClosedError, PyroError
-from ..wire.message import Message, MessageType
+from ..wire.session import heartbeat
 
 if TYPE_CHECKING:
     from ..transport.connection import Connection
 
 QUESTIONS: Final = 2
 """Questions in a row that may stay without an answer; the connection is given up an interval after the last."""
-
-
-def question() -> Message:
-    """Are you there?"""
-    return Message(MessageType.HEARTBEAT, 0, "ping", 0, b"")
-
-
-def answer() -> Message:
-    """Yes."""
-    return Message(MessageType.ALIVE, 0, "ping", 0, b"")
 
 
 def silent(peer: str, interval_s: float) -> ConnectionClosedError:
@@ -66,9 +56,8 @@ class Pulse:
         if awaited is None or awaited is not self._awaited or progress != self._progress:
             self._awaited, self._progress, self._unanswered = awaited, progress, 0
             return None
-        if connection.unsent:  # a question would have to wait behind what is leaving
-            if connection.sent != self._sent:
-                self._sent, self._unanswered = connection.sent, 0
+        if connection.unsent and connection.sent != self._sent:  # a question would wait behind what is leaving
+            self._sent, self._unanswered = connection.sent, 0
         if self._unanswered >= QUESTIONS:
             return False
         self._unanswered += 1
@@ -94,7 +83,9 @@ class Watched(Protocol):
         """End the connection and all calls on it."""
 
 
-_watched: Final[trio.lowlevel.RunVar[dict[float, weakref.WeakSet[Watched]]]] = trio.lowlevel.RunVar("pyroxfer_watched")
+_watched: Final[trio.lowlevel.RunVar[dict[float, weakref.WeakSet[Watched]]]] = trio.lowlevel.RunVar(
+    "pyroxfer_watched"
+)
 
 
 def watch(link: Watched, interval_s: float) -> None:
@@ -134,7 +125,7 @@ def _look_at(link: Watched, interval_s: float) -> None:
     try:
         if not verdict:
             raise silent(connection.peer, interval_s)
-        connection.queue(question())
+        connection.queue(heartbeat())
         connection.flush_nowait()
     except PyroError as error:
         link.give_up(error)

@@ -38,6 +38,9 @@ PUBLIC = {
         CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError Outcome ProtocolError
         PyroError RefusedError RemoteError SecurityError SerializeError SessionLost TimeoutError
     """,
+    "pyroxfer_core.gateway": """
+        Gateway GatewayOptions app
+    """,
     "pyroxfer_core.nameserver": """
         NameServer RunningNameServer locate_ns resolve start_ns
     """,

@@ -135,6 +135,11 @@ class Peer:
         return self.connection.codec.version
 
     @property
+    def is_own(self) -> bool:
+        """Whether the other side is this library, which speaks both protocols."""
+        return self.session.grant.bits != 0
+
+    @property
     def in_flight(self) -> int:
         """Calls running or waiting in a lane."""
         return self._in_flight

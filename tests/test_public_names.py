@@ -19,7 +19,8 @@ PUBLIC = {
     "pyroxfer_core": """
         BatchProxy Connection Daemon Hello Metadata Proxy SerializedBlob ServerSession Settings SideStream Uri Verdict
         accept_handshake behavior bind_tcp callback current_call error_body errors expose introduce locate_ns oneway
-        open_connection open_futures open_side_stream resolve serve serve_connections
+        open_connection open_futures open_side_stream resolve serve serve_connections tls_client_context
+        tls_server_context
     """,
     "pyroxfer_core.blocking": """
         BatchProxy CommunicationError ConnectionClosedError Daemon DaemonError DaemonObject Future FutureResult
@@ -33,7 +34,7 @@ PUBLIC = {
         read_blob_info write_blob_info
     """,
     "pyroxfer_core.errors": """
-        CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError Outcome ProtocolError
+        AuthenticationError CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError Outcome ProtocolError
         PyroError RefusedError RemoteError SecurityError SerializeError TimeoutError
     """,
     "pyroxfer_core.nameserver": """

@@ -1,6 +1,8 @@
 """The RPC core of pyroxfer: speaks the protocols of Pyro4 and Pyro5 on trio."""
 
 from . import errors as errors
+from .certificates import tls_client_context as tls_client_context
+from .certificates import tls_server_context as tls_server_context
 from .client.batch import BatchProxy as BatchProxy
 from .client.introduce import introduce as introduce
 from .client.proxy import Proxy as Proxy

@@ -9,6 +9,7 @@
         ├── ConnectionClosedError    the world broke it: connection refused, reset, ended
         ├── TimeoutError             the time allowed ran out
         ├── RefusedError             the server refused before dispatch: busy, draining, denied
+        ├── AuthenticationError      one end is not who the other accepts: certificate, token (a SecurityError too)
         ├── SerializeError           a value cannot be written, or bytes cannot be read back
         └── ProtocolError            the peer spoke wrongly
             └── MessageTooLargeError a message is over the limit
@@ -85,6 +86,12 @@ class TimeoutError(CommunicationError):
 
 class RefusedError(CommunicationError):
     """The server refused the call before running it (busy, draining, denied): outcome NotSent."""
+
+    outcome = Outcome.NOT_SENT
+
+
+class AuthenticationError(SecurityError, CommunicationError):
+    """One end could not prove who it is, or the other does not accept it: certificate, token (outcome NotSent)."""
 
     outcome = Outcome.NOT_SENT
 

@@ -6,12 +6,19 @@ import builtins
 import select
 import socket
 import time
-from typing import Final
+from typing import Any, Final, Protocol
 
 from ..errors import ConnectionClosedError, Outcome, TimeoutError
 from ..transport.sockets import reason_of, set_keepalive
 from ..uri import Uri
 from ..wire.message import Body
+
+
+class HasFileno(Protocol):
+    """Something that poll can watch."""
+
+    def fileno(self) -> int: ...
+
 
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -64,7 +71,22 @@ def _connected(family: int, address: object, timeout_s: float) -> socket.socket:
     return sock
 
 
-def wait_for(sock: socket.socket, events: int, deadline: float | None) -> None:
+class BlockingSocket(Protocol):
+    """What a link needs of its socket: a plain one has it, and so has one under TLS."""
+
+    def fileno(self) -> int: ...
+    def getsockname(self) -> Any: ...
+    def settimeout(self, seconds: float | None, /) -> None: ...
+    def recv(self, count: int, /) -> bytes: ...
+    def recv_into(self, buffer: Any, /) -> int: ...
+    def send(self, data: Any, flags: int = ..., /) -> int: ...
+    def sendall(self, data: Any, /) -> None: ...
+    def sendmsg(self, buffers: Any, /) -> int: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def close(self) -> None: ...
+
+
+def wait_for(sock: HasFileno, events: int, deadline: float | None) -> None:
     """Wait until the socket is ready.
 
     Raises:
@@ -80,7 +102,7 @@ def wait_for(sock: socket.socket, events: int, deadline: float | None) -> None:
             raise builtins.TimeoutError
 
 
-def send_by(sock: socket.socket, data: Body, deadline: float) -> None:
+def send_by(sock: BlockingSocket, data: Body, deadline: float) -> None:
     """Send everything by ``deadline``. The socket itself stays blocking: other threads may be reading from it.
 
     Raises:

@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ..client.calls import CallOptions
 from ..client.handshake import connect_message, read_welcome
@@ -30,7 +30,8 @@ from ..wire import Decoder, codec_for
 from ..wire.features import Feature, Grant
 from ..wire.message import Message
 from ..wire.session import ClientSession
-from .connect import send_by, wait_for
+from .connect import BlockingSocket, send_by, wait_for
+from .tls import BlockingTls
 from .waiting import Waiter, as_ours, copy_for, seconds_left
 
 RECEIVE_BYTES: Final = 64 * 1024
@@ -44,15 +45,31 @@ TURN_CHECK_S: Final = 1.0
 ContextFactory = Callable[[int, bool], SerializerContext]
 
 
+class _Poll(Protocol):
+    """Tells whether something came on a connection."""
+
+    def poll(self, milliseconds: int, /) -> object: ...
+
+
 class BlockingLink:
     """One connection, made by `greet` or `assume_connected`."""
 
     def __init__(
-        self, sock: socket.socket, version: int, settings: Settings, object_id: str, location: str, first_seq: int = 0
+        self,
+        sock: BlockingSocket,
+        version: int,
+        settings: Settings,
+        object_id: str,
+        location: str,
+        first_seq: int = 0,
     ) -> None:
         self.sock = sock
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
+        self._poll: _Poll
+        if isinstance(sock, BlockingTls):
+            self._poll = sock
+        else:
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
         self._hmac_key = settings.hmac_key if version == 48 else None
         self._codec = codec_for(version)
         self._encode = self._codec.encode
@@ -130,6 +147,10 @@ class BlockingLink:
     def own(self) -> bool:
         """Whether the peer keeps the types of all values."""
         return self.session.grant.bits & Feature.TYPED != 0
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The daemon's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without TLS."""
+        return self.sock.getpeercert(binary_form) if isinstance(self.sock, BlockingTls) else None
 
     @property
     def usable(self) -> bool:
@@ -260,7 +281,7 @@ class BlockingLink:
             if not self.closed and self._may_read(reader):
                 while not self.closed and self._poll.poll(0):
                     self._receive_and_take()
-        except PyroError as error:
+        except (PyroError, OSError) as error:
             self._fail(error)
         finally:
             self._settle(reader)

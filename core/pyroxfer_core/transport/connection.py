@@ -15,7 +15,8 @@ from ..uri import Uri
 from ..wire import Decoder, codec_for
 from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
-from .sockets import connect_socket, is_local, peer_text, reason_of, set_options
+from .open import open_socket
+from .sockets import StreamSocket, is_local, peer_text, reason_of, set_options
 
 
 def _nothing() -> None:
@@ -42,12 +43,12 @@ class Connection:
     with the rest, in order.
 
     Args:
-        sock: a connected socket; it is made non-blocking and belongs to the connection from now on.
+        sock: a connected socket, plain or under TLS; it is made non-blocking and belongs to the connection.
         decoder: reads what comes in; it knows the protocol, or finds out.
         hmac_key: signs what goes out (protocol 48).
     """
 
-    def __init__(self, sock: socket.socket, decoder: Decoder, *, hmac_key: bytes | None = None) -> None:
+    def __init__(self, sock: StreamSocket, decoder: Decoder, *, hmac_key: bytes | None = None) -> None:
         set_options(sock)
         self._sock = sock
         self.decoder = decoder
@@ -75,7 +76,7 @@ class Connection:
         return f"<Connection to {self.peer}{' broken' if self.broken else ''}>"
 
     @property
-    def sock(self) -> socket.socket:
+    def sock(self) -> StreamSocket:
         """The socket, for looking at."""
         return self._sock
 
@@ -160,7 +161,7 @@ class Connection:
         self.decoder.feed(data)
         return bool(data)
 
-    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+    async def _wait(self, wait: Callable[[StreamSocket], Awaitable[None]]) -> None:
         try:
             await wait(self._sock)
         except (trio.ClosedResourceError, OSError, ValueError) as error:
@@ -350,10 +351,10 @@ async def open_connection(
         collect: bodies up to this size arrive as one Message; larger ones in pieces. None collects everything.
 
     Raises:
-        ConnectionClosedError, TimeoutError: as `connect_socket`.
+        ConnectionClosedError, TimeoutError, AuthenticationError: as `open_socket`.
     """
     settings = settings or Settings()
-    sock = await connect_socket(where, settings.connect_timeout_s)
+    sock = await open_socket(where, settings)
     decoder = Decoder(
         codec_for(version),
         max_message=settings.max_message_bytes,

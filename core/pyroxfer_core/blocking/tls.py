@@ -1,0 +1,148 @@
+"""TLS for threads: a non-blocking TLS socket behind the calls of a blocking one."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import select
+import socket
+import ssl
+import threading
+import time
+from typing import Any
+
+from ..errors import CommunicationError, Outcome, PyroError, TimeoutError
+from ..transport.sockets import peer_text
+from ..transport.tls import TlsSocket, begin_tls, tls_error
+from ..wire.message import Body
+from .connect import wait_for
+
+
+class BlockingTls:
+    """A TLS connection of which one thread may receive while another sends, as on a plain socket.
+
+    OpenSSL lets one thread at a time use a connection, so nobody holds it while waiting for the network.
+    """
+
+    def __init__(self, tls: TlsSocket) -> None:
+        self._tls = tls
+        self._using = threading.Lock()
+        self._timeout: float | None = None
+
+    def fileno(self) -> int:
+        """The descriptor, -1 once closed."""
+        return self._tls.fileno()
+
+    def getsockname(self) -> Any:
+        """As of any socket."""
+        return self._tls.getsockname()
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The daemon's certificate, as `ssl.SSLSocket.getpeercert` gives it."""
+        return self._tls.getpeercert(binary_form)
+
+    def settimeout(self, seconds: float | None) -> None:
+        """How long one call may wait; None as long as it takes."""
+        self._timeout = seconds
+
+    def _deadline(self) -> float | None:
+        return None if self._timeout is None else time.monotonic() + self._timeout
+
+    def poll(self, milliseconds: int) -> bool:
+        """Whether a read would not wait: data, the end, or an error is there. Never waits itself."""
+        with self._using:
+            try:
+                self._tls.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                return False
+            except (OSError, PyroError):
+                pass  # the next read says so
+            return True
+
+    def recv(self, count: int) -> bytes:
+        """Plain bytes; empty at the end."""
+        until = self._deadline()
+        while True:
+            with self._using:
+                try:
+                    return self._tls.recv(count)
+                except BlockingIOError:
+                    pass
+            wait_for(self, select.POLLIN, until)
+
+    def recv_into(self, buffer: Body) -> int:
+        """The same into a buffer."""
+        until = self._deadline()
+        while True:
+            with self._using:
+                try:
+                    return self._tls.recv_into(buffer)
+                except BlockingIOError:
+                    pass
+            wait_for(self, select.POLLIN, until)
+
+    def send(self, data: Body, flags: int = 0) -> int:
+        """Send a part; ``MSG_DONTWAIT`` raises BlockingIOError instead of waiting."""
+        until = self._deadline()
+        while True:
+            with self._using:
+                try:
+                    return self._tls.send(data)
+                except BlockingIOError:
+                    if flags & socket.MSG_DONTWAIT:
+                        raise
+            wait_for(self, select.POLLOUT, until)
+
+    def sendall(self, data: Body) -> None:
+        """Send everything."""
+        view = memoryview(data)
+        while view:
+            view = view[self.send(view) :]
+
+    def sendmsg(self, buffers: list[Body]) -> int:
+        """Send a part of the first buffer."""
+        return self.send(buffers[0])
+
+    def shutdown(self, how: int) -> None:
+        """Say goodbye to the peer."""
+        with self._using, contextlib.suppress(OSError):
+            self._tls.shutdown(how)
+
+    def close(self) -> None:
+        """Close without a goodbye: after a fork the connection goes on in the parent."""
+        self._tls.drop()
+
+
+def secure(sock: socket.socket, context: ssl.SSLContext, hostname: str, timeout_s: float) -> BlockingTls:
+    """Do the TLS handshake on a connected socket, which is closed when that fails.
+
+    Raises:
+        AuthenticationError, ProtocolError, ConnectionClosedError: as `start_tls` (outcome NotSent).
+        TimeoutError: it was not done in time (outcome NotSent).
+    """
+    peer = peer_text(sock)
+    until = time.monotonic() + timeout_s
+    try:
+        tls = begin_tls(sock, context, server_hostname=hostname)
+    except CommunicationError as error:
+        error.outcome = Outcome.NOT_SENT
+        raise
+    try:
+        while True:
+            try:
+                tls.do_handshake()
+                return BlockingTls(TlsSocket(tls))
+            except ssl.SSLWantReadError:
+                wait_for(tls, select.POLLIN, until)
+            except ssl.SSLWantWriteError:
+                wait_for(tls, select.POLLOUT, until)
+    except BaseException as error:
+        tls.close()
+        if isinstance(error, builtins.TimeoutError):
+            text = f"no TLS handshake with {hostname} within {timeout_s:g} s"
+            raise TimeoutError(text, outcome=Outcome.NOT_SENT) from error
+        if isinstance(error, (OSError, ValueError)):
+            ours = tls_error(error, peer, client=True, hostname=hostname)
+            ours.outcome = Outcome.NOT_SENT
+            raise ours from error
+        raise

@@ -7,6 +7,7 @@ from .client.batch import BatchProxy as BatchProxy
 from .client.introduce import introduce as introduce
 from .client.proxy import Proxy as Proxy
 from .futures import open_futures as open_futures
+from .logs import configure_logging as configure_logging
 from .nameserver.lookup import locate_ns as locate_ns
 from .nameserver.lookup import resolve as resolve
 from .objects.context import current_call as current_call
@@ -14,6 +15,7 @@ from .objects.expose import Metadata as Metadata
 from .objects.expose import behavior as behavior
 from .objects.expose import callback as callback
 from .objects.expose import expose as expose
+from .objects.expose import idempotent as idempotent
 from .objects.expose import oneway as oneway
 from .serializers.blob import SerializedBlob as SerializedBlob
 from .server.daemon import Daemon as Daemon
@@ -21,6 +23,8 @@ from .server.handshake import Hello as Hello
 from .server.handshake import Verdict as Verdict
 from .server.handshake import accept_handshake as accept_handshake
 from .server.handshake import error_body as error_body
+from .server.handshake import refusal as refusal
+from .server.handshake import wanted_object as wanted_object
 from .server.serving import serve as serve
 from .settings import Settings as Settings
 from .transport.connection import Connection as Connection
@@ -28,6 +32,7 @@ from .transport.connection import open_connection as open_connection
 from .transport.listen import serve_connections as serve_connections
 from .transport.side import SideStream as SideStream
 from .transport.side import open_side_stream as open_side_stream
+from .transport.sockets import StreamSocket as StreamSocket
 from .transport.sockets import bind_tcp as bind_tcp
 from .uri import Uri as Uri
 from .wire.session import ServerSession as ServerSession

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ..errors import SecurityError
+from ..logs import configure_logging
 from ..settings import SAFE_SERIALIZERS, Settings
 
 log = logging.getLogger("pyroxfer.config")
@@ -38,6 +39,8 @@ HONOURED: Final[Mapping[str, Any]] = {
     "PREFER_IP_VERSION": 0,
     "ITER_STREAM_LIFETIME": 0.0,
     "ITER_STREAM_LINGER": 30.0,
+    "LOGFILE": "{stderr}",
+    "LOGLEVEL": None,
     "SSL": False,
     "SSL_SERVERCERT": "",
     "SSL_SERVERKEY": "",
@@ -71,8 +74,6 @@ ACCEPTED: Final[Mapping[str, Any]] = {
     "SERPENT_BYTES_REPR": False,
     "ITER_STREAMING": True,
     "LOGWIRE": False,
-    "LOGFILE": "",
-    "LOGLEVEL": None,
 }
 """Items that programs may set and that change nothing here."""
 DEFAULTS: Final[Mapping[str, Any]] = {**HONOURED, **REFUSED, **ACCEPTED}
@@ -191,6 +192,7 @@ class Configuration:
 
     def _loaded(self) -> dict[str, Any]:
         if self._values is None:
+            configure_logging()
             self.reset()
         values = self._values
         assert values is not None, "reset() makes it"

@@ -9,6 +9,7 @@ import time
 from typing import Any, Final, Protocol
 
 from ..errors import ConnectionClosedError, Outcome, TimeoutError
+from ..transport.connection import MAX_BUFFERS
 from ..transport.sockets import reason_of, set_keepalive
 from ..uri import Uri
 from ..wire.message import Body
@@ -81,7 +82,7 @@ class BlockingSocket(Protocol):
     def recv_into(self, buffer: Any, /) -> int: ...
     def send(self, data: Any, flags: int = ..., /) -> int: ...
     def sendall(self, data: Any, /) -> None: ...
-    def sendmsg(self, buffers: Any, /) -> int: ...
+    def sendmsg(self, buffers: Any, ancdata: Any = ..., flags: int = ..., /) -> int: ...
     def shutdown(self, how: int, /) -> None: ...
     def close(self) -> None: ...
 
@@ -115,3 +116,21 @@ def send_by(sock: BlockingSocket, data: Body, deadline: float) -> None:
             view = view[sock.send(view, socket.MSG_DONTWAIT) :]
         except BlockingIOError:
             wait_for(sock, select.POLLOUT, deadline)
+
+
+def send_buffers(sock: BlockingSocket, buffers: list[Body], deadline: float | None) -> None:
+    """Send several buffers as one message, without joining them. Errors as `send_by`; None waits without limit."""
+    flags = 0 if deadline is None else socket.MSG_DONTWAIT
+    while buffers:
+        try:
+            sent = sock.sendmsg(buffers[:MAX_BUFFERS], (), flags)
+        except BlockingIOError:
+            wait_for(sock, select.POLLOUT, deadline)
+            continue
+        done = 0
+        while done < len(buffers) and sent >= len(buffers[done]):
+            sent -= len(buffers[done])
+            done += 1
+        buffers = buffers[done:]
+        if sent:
+            buffers[0] = memoryview(buffers[0])[sent:]

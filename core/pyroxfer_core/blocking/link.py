@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol
 
 from ..client.calls import CallOptions
@@ -29,13 +30,13 @@ from ..settings import Settings
 from ..wire import Decoder, codec_for
 from ..wire.features import Feature, Grant
 from ..wire.message import Message
+from ..wire.scattered import JOIN_BELOW, buffers_of
 from ..wire.session import ClientSession
-from .connect import BlockingSocket, send_by, wait_for
+from .connect import BlockingSocket, send_buffers, send_by, wait_for
 from .tls import BlockingTls
 from .waiting import Waiter, as_ours, copy_for, seconds_left
 
 RECEIVE_BYTES: Final = 64 * 1024
-JOIN_BELOW: Final = 64 * 1024
 CANCEL_CHECK_S: Final = 0.001
 CANCEL_GRACE_S: Final = 1.0
 """How long giving up a call may take: another thread may be sending at that moment."""
@@ -65,9 +66,12 @@ class BlockingLink:
     ) -> None:
         self.sock = sock
         self._poll: _Poll
+        self._wait_readable: Callable[[float | None], None]
         if isinstance(sock, BlockingTls):
             self._poll = sock
+            self._wait_readable = sock.wait_readable
         else:
+            self._wait_readable = partial(wait_for, sock, select.POLLIN)
             self._poll = select.poll()
             self._poll.register(sock, select.POLLIN)
         self._hmac_key = settings.hmac_key if version == 48 else None
@@ -107,6 +111,9 @@ class BlockingLink:
         self.released = False
         """The user closed the proxy: calls that were waiting end, instead of moving to a fresh connection."""
         self.closed = False
+        self.forsaken = False
+        """It belongs to the process that this one was forked from."""
+        self.first_seq = first_seq
         _links.add(self)
 
     def greet(self, settings: Settings, make_context: ContextFactory, handshake: Any, options: CallOptions) -> None:
@@ -128,7 +135,7 @@ class BlockingLink:
             self.close()
             raise as_ours(error, "handshake") from error
         self.metadata, self.response, self.welcome = welcome.metadata, welcome.response, answer
-        self._context = make_context(self.version, Feature.TYPED in self.grant)
+        self._context = make_context(self.version, Feature.TYPED in self.grant).granted(self.grant)
         self.sock.settimeout(None)
 
     def assume_connected(self, make_context: ContextFactory) -> None:
@@ -249,14 +256,12 @@ class BlockingLink:
                     error.outcome = Outcome.NOT_SENT
                 raise
             try:
-                if deadline is not None:
+                if not small:
+                    send_buffers(self.sock, [data, *buffers_of(message.body)], deadline)
+                elif deadline is not None:
                     send_by(self.sock, data, deadline)
-                    if not small:
-                        send_by(self.sock, message.body, deadline)
-                elif small:
-                    self.sock.sendall(data)
                 else:
-                    self._send_large(data, message)
+                    self.sock.sendall(data)
             except BaseException as error:  # half a request spoils the stream, whatever stopped it
                 self.session.pending.pop(message.seq, None)
                 self._fail(ConnectionClosedError("the connection broke while a request was leaving"))
@@ -264,15 +269,6 @@ class BlockingLink:
 
     def _head(self, message: Message) -> bytes:
         return self._codec.encode_head(message, len(message.body))
-
-    def _send_large(self, head: bytes, message: Message) -> None:
-        """Head and body in one send as far as the kernel takes them, without joining them."""
-        body = message.body
-        sent = self.sock.sendmsg([head, body])
-        if sent < len(head):
-            self.sock.sendall(head[sent:])
-            sent = len(head)
-        self.sock.sendall(memoryview(body)[sent - len(head) :])
 
     def _look(self) -> None:
         """Something came while nobody was reading: the answer to an abandoned call, a goodbye, or the end."""
@@ -317,7 +313,7 @@ class BlockingLink:
         try:
             while waiter.reply is None and waiter.error is None:
                 if deadline is not None:
-                    wait_for(self.sock, select.POLLIN, deadline)
+                    self._wait_readable(deadline)
                 self._receive_and_take()
         except BaseException as error:
             if self._buffer[0]:
@@ -421,7 +417,7 @@ class BlockingLink:
         """The answer to the handshake, which nothing can follow; whole by ``deadline``, however it drips in."""
         decoder = self._decoder
         while (event := decoder.next_event()) is None:
-            wait_for(self.sock, select.POLLIN, deadline)
+            self._wait_readable(deadline)
             data = self.sock.recv(RECEIVE_BYTES)
             decoder.feed(data)
             if not data:
@@ -472,7 +468,7 @@ class BlockingLink:
 
     def forsake(self) -> None:
         """Give the connection to the parent after a fork: two processes cannot share it."""
-        self.closed = True
+        self.closed = self.forsaken = True
         if not self.lent:
             self.sock.close()
 

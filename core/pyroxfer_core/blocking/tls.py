@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-from ..errors import CommunicationError, Outcome, PyroError, TimeoutError
+from ..errors import CommunicationError, Outcome, TimeoutError
 from ..transport.sockets import peer_text
 from ..transport.tls import TlsSocket, begin_tls, tls_error
 from ..wire.message import Body
@@ -55,9 +55,14 @@ class BlockingTls:
                 self._tls.recv(1, socket.MSG_PEEK)
             except BlockingIOError:
                 return False
-            except (OSError, PyroError):
+            except OSError:
                 pass  # the next read says so
             return True
+
+    def wait_readable(self, deadline: float | None) -> None:
+        """Wait until a read would not wait. Errors as `wait_for`."""
+        while not self.poll(0):
+            wait_for(self, select.POLLIN, deadline)
 
     def recv(self, count: int) -> bytes:
         """Plain bytes; empty at the end."""
@@ -99,9 +104,9 @@ class BlockingTls:
         while view:
             view = view[self.send(view) :]
 
-    def sendmsg(self, buffers: list[Body]) -> int:
+    def sendmsg(self, buffers: list[Body], ancdata: object = (), flags: int = 0) -> int:
         """Send a part of the first buffer."""
-        return self.send(buffers[0])
+        return self.send(buffers[0], flags)
 
     def shutdown(self, how: int) -> None:
         """Say goodbye to the peer."""

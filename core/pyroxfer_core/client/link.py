@@ -76,6 +76,8 @@ class Link:
         self.uri = Uri("PYRO:x@unknown:0")
         """Where this leads, after name lookup."""
         self.object_id = ""
+        self.first_seq = session.seq
+        """Sequence number before the first call on it."""
         self.released = False
         """The user closed the proxy: calls that were queued end, instead of moving to a fresh connection."""
         self.turn = trio.Lock()
@@ -353,6 +355,7 @@ async def greet(
     except BaseException:
         connection.close()
         raise
-    link = Link(connection, session, make_context(version, Feature.TYPED in session.grant))
+    grant = session.grant
+    link = Link(connection, session, make_context(version, Feature.TYPED in grant).granted(grant))
     link.metadata, link.response = welcome.metadata, welcome.response
     return link

@@ -16,7 +16,7 @@ from .addresses import is_loopback
 from .broadcast import BroadcastResponder, open_responder
 from .rules import NAME_SERVER
 from .service import NameServer
-from .storage import Entry, open_storage
+from .storage import Entry, open_registry
 
 OWN_TAGS: Final = frozenset({"class:Pyro4.naming.NameServer", "class:Pyro5.nameserver.NameServer"})
 """Metadata of the own entry: programs of either library find it by the tag of theirs."""
@@ -75,12 +75,13 @@ async def start_ns(
     settings = settings or Settings()
     daemon = Daemon(host, port, unixsocket, nathost, natport, settings)
     async with AsyncExitStack() as stack:
-        opened = await trio.to_thread.run_sync(open_storage, storage)
+        opened = await trio.to_thread.run_sync(open_registry, storage)
         stack.push_async_callback(opened.aclose)
         stack.callback(daemon.close)
         daemon.bind()
         name_server = NameServer(opened, allow_loopback=allow_loopback)
-        await opened.put(NAME_SERVER, Entry(str(daemon.register(name_server, NAME_SERVER)), OWN_TAGS))
+        await opened.put(NAME_SERVER, Entry.single(str(daemon.register(name_server, NAME_SERVER)), OWN_TAGS))
+        await stack.enter_async_context(_in_background(opened.run))
         responder = None
         if broadcast and no_broadcast_reason(daemon) is None:
             bcport = settings.ns_broadcast_port if bcport is None else bcport

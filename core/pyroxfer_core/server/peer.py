@@ -32,6 +32,7 @@ from ..wire.message import Flags, Message, MessageType
 from ..wire.session import ServerSession
 from .execute import SLOW_BYTES, Job, decode, execute, failure, is_slow_to_read, read_call
 from .handshake import accept_handshake
+from .keys import run_keyed
 from .lanes import Lanes
 from .streams import StreamTable
 from .waits import resumed
@@ -134,6 +135,11 @@ class Peer:
         return sock.getpeercert(binary_form) if isinstance(sock, TlsSocket) else None
 
     @property
+    def is_own(self) -> bool:
+        """Whether the other side is this library, which speaks both protocols."""
+        return self.session.grant.bits != 0
+
+    @property
     def in_flight(self) -> int:
         """Calls running or waiting in a lane."""
         return self._in_flight
@@ -152,8 +158,8 @@ class Peer:
         return serializer
 
     def _context(self) -> SerializerContext:
-        own = self.session.grant.bits & Feature.TYPED != 0
-        return self.daemon.serializer_context(self.version, own)
+        grant = self.session.grant
+        return self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
 
     def known_instance(self, entry: Entry) -> Any:
         """The object that a call goes to if it exists already; None when it must be made."""
@@ -247,7 +253,7 @@ class Peer:
         if job.deadline is not None and not self._limit(worker, job.deadline):
             worker.answer = self._refused(job, "the deadline passed before the call began")
             return False
-        running = execute(self, job)
+        running = execute(self, job) if type(job) is Job else run_keyed(self, job)
         waited = False
         # a one-way call that runs here is one too many: reading waits for it
         if self.session.grant.bits & _CONCURRENT and not job.message.flags & _ONEWAY:
@@ -408,7 +414,8 @@ class Peer:
     async def _run_next_oneway(self) -> None:
         """Whichever task the loop starts first takes the call that came first."""
         try:
-            await execute(self, self._unbegun.popleft())
+            job = self._unbegun.popleft()
+            await (execute(self, job) if type(job) is Job else run_keyed(self, job))
         finally:
             self._oneways -= 1
 
@@ -491,6 +498,11 @@ class Peer:
             del self._running[seq]
             self._call_ended()
             self._refuse_cancelled(job)
+
+    def gave_up(self, job: Job) -> bool:
+        """Whether the caller said that it does not want the answer of a running call."""
+        worker = self._running.get(job.message.seq)
+        return worker is not None and worker.cut
 
     def _refused(self, job: Job, text: str) -> Message | None:
         """The answer to a call that was not begun."""

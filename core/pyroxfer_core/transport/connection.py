@@ -9,14 +9,15 @@ from typing import Final
 
 import trio
 
-from ..errors import ConnectionClosedError, PyroError
+from ..errors import CommunicationError, ConnectionClosedError, PyroError
 from ..settings import Settings
 from ..uri import Uri
 from ..wire import Decoder, codec_for
 from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
+from ..wire.scattered import JOIN_BELOW, buffers_of
 from .open import open_socket
-from .sockets import StreamSocket, is_local, peer_text, reason_of, set_options
+from .sockets import StreamSocket, is_local, lost_connection, peer_text, reason_of, set_options
 
 
 def _nothing() -> None:
@@ -26,8 +27,6 @@ def _nothing() -> None:
 Event = Message | Head | BodyPart | End
 
 RECEIVE_BYTES: Final = 64 * 1024
-JOIN_BELOW: Final = 64 * 1024
-"""Head and body of a message up to this size are joined into one buffer; above, both are handed to one sendmsg."""
 READS_PER_TURN: Final = 16
 """Reads in a row that need no wait before others get a turn: a busy peer must not starve the rest."""
 LINGER_S: Final = 1.0
@@ -167,11 +166,11 @@ class Connection:
         except (trio.ClosedResourceError, OSError, ValueError) as error:
             raise self._lost(error) from error
 
-    def _lost(self, error: BaseException) -> ConnectionClosedError:
+    def _lost(self, error: BaseException) -> CommunicationError:
         if isinstance(error, trio.ClosedResourceError) or self._sock.fileno() < 0:
             return ConnectionClosedError("the connection was closed here")
         self.broken = self.ended = True
-        return ConnectionClosedError(f"connection to {self.peer} lost: {reason_of(error)}")
+        return lost_connection(error, f"connection to {self.peer} lost: {reason_of(error)}")
 
     async def send(self, message: Message) -> None:
         """Send one message.
@@ -203,7 +202,7 @@ class Connection:
             self._out.append(data)
             self.queued += len(data)
             return self.queued
-        return self.queue_encoded(codec.encode_head(message, len(message.body)), message.body)
+        return self.queue_encoded(codec.encode_head(message, len(message.body)), *buffers_of(message.body))
 
     def queue_encoded(self, *buffers: Body) -> int:
         """Hand encoded bytes over for the next flush; see `queue`."""

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from ..errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
+from ..errors import AuthenticationError, CommunicationError, ConnectionClosedError, Outcome, TimeoutError
 from ..uri import Uri
 
 BACKLOG: Final = 1024
@@ -41,6 +41,17 @@ class StreamSocket(Protocol):
     def sendmsg(self, buffers: Any, /) -> int: ...
     def shutdown(self, how: int, /) -> None: ...
     def close(self) -> None: ...
+
+
+class PeerRefusedError(ConnectionAbortedError):
+    """The peer ended a TLS connection because of what this side showed of itself; the text says what to do."""
+
+
+def lost_connection(error: BaseException, text: str) -> CommunicationError:
+    """Ours for an error of a connection."""
+    return (
+        AuthenticationError(reason_of(error)) if isinstance(error, PeerRefusedError) else ConnectionClosedError(text)
+    )
 
 
 def set_options(sock: StreamSocket) -> None:

@@ -7,15 +7,16 @@ buffers when measured, and it holds less memory for a connection that was busy o
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import ssl
 from typing import Any, Final
 
 import trio
 
-from ..errors import AuthenticationError, CommunicationError, ConnectionClosedError, ProtocolError
+from ..errors import AuthenticationError, ConnectionClosedError, ProtocolError
 from ..wire.message import Body
-from .sockets import peer_text, reason_of
+from .sockets import PeerRefusedError, peer_text, reason_of
 
 TURN_BYTES: Final = 256 * 1024
 """Most bytes of one call: decrypting more would keep other tasks waiting."""
@@ -41,7 +42,7 @@ class TlsSocket:
     def __init__(self, tls: ssl.SSLSocket) -> None:
         self._tls = tls
         self._peeked = b""
-        self._fault: Exception | None = None
+        self._fault: OSError | None = None
         self._shut = False
         self._burst = 0
 
@@ -79,7 +80,11 @@ class TlsSocket:
         return self._tls.version()
 
     def recv(self, count: int, flags: int = 0) -> bytes:
-        """Plain bytes; empty at the end. ``MSG_PEEK`` leaves them for the next call."""
+        """Plain bytes; empty at the end. ``MSG_PEEK`` leaves them for the next call.
+
+        With a ``count`` of 16 KiB or more nothing that was decrypted stays behind, so that the kernel knows whether
+        there is more.
+        """
         if self._peeked:
             data = self._peeked[:count]
             if not flags:
@@ -109,11 +114,11 @@ class TlsSocket:
         """A whole record came: more may be there."""
         parts, size = [data], len(data)
         try:
-            while size < count and data:
+            while size + _RECORD <= count and data:  # a record is read whole, or epoll would not tell of its rest
                 data = self._read(count - size)
                 parts.append(data)
                 size += len(data)
-        except (OSError, CommunicationError):
+        except OSError:
             pass  # it will come again
         return b"".join(parts)
 
@@ -170,12 +175,12 @@ class TlsSocket:
                 total += count
                 if count < len(buffer):
                     break
-        except (OSError, CommunicationError):
+        except OSError:
             if not total:
                 raise
         return total
 
-    def _failed(self, error: Exception) -> Exception:
+    def _failed(self, error: Exception) -> OSError:
         """What an error of OpenSSL or the system means; the same again for whoever comes after it."""
         if self._fault is None:
             self._fault = _meaning(error, peer_text(self._tls))
@@ -206,13 +211,15 @@ class TlsSocket:
         self._tls.close()
 
 
-def _meaning(error: Exception, peer: str) -> Exception:
+def _meaning(error: Exception, peer: str) -> OSError:
     """An error of a connection whose handshake is done."""
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-        return ConnectionResetError("the stream was cut: it ended without a TLS close_notify")
+        return ConnectionResetError(errno.ECONNRESET, "the stream was cut: it ended without a TLS close_notify")
     if isinstance(error, ssl.SSLError):
-        return tls_error(error, peer, client=True) if _is_verdict(error) else ConnectionResetError(_words(error))
-    return error if isinstance(error, OSError) else ConnectionResetError(str(error))
+        if _is_verdict(error):
+            return PeerRefusedError(errno.ECONNABORTED, str(tls_error(error, peer, client=True)))
+        return ConnectionResetError(errno.ECONNRESET, _words(error))
+    return error if isinstance(error, OSError) else ConnectionResetError(errno.ECONNRESET, str(error))
 
 
 def _is_verdict(error: ssl.SSLError) -> bool:

@@ -143,6 +143,12 @@ class Decoder:
             self._break(error)
             raise
 
+    def take_rest(self) -> bytes:
+        """Hand out what was fed and has not become an event: its owner goes on by itself, or feeds it again."""
+        rest = bytes(memoryview(self._data)[self._offset :])
+        self._data, self._offset = b"", 0
+        return rest
+
     def eof(self) -> None:
         """The stream ended. ProtocolError when inside a message; call once ``next_event`` gave None."""
         if self._broken is not None:

@@ -231,6 +231,10 @@ class ServerSession:
             nonce = secrets.token_bytes(features.NONCE_SIZE)
             self._granted = Grant(bits & self._offer & Feature.ALL, nonce, self._epoch)
 
+    def may_grant(self, feature: int) -> bool:
+        """Whether the client offered a feature that this daemon grants, in force or not yet."""
+        return self._granted is not None and feature in self._granted
+
     def _confirm(self, message: Message) -> None:
         granted, self._granted = self._granted, None
         answer = features.read_offer(message.annotations.pop(FEATURES_KEY, None))

@@ -101,6 +101,8 @@ class TlsSocket:
         return self._read_on(data, count)
 
     def _read(self, count: int) -> bytes:
+        if self._fault is not None:
+            raise self._fault  # after an alert OpenSSL would call it an end
         try:
             data = self._tls.read(count)
         except _WANT:
@@ -125,7 +127,7 @@ class TlsSocket:
     def recv_into(self, buffer: Body) -> int:
         """The same into a buffer, as much as is there."""
         view = memoryview(buffer)[:TURN_BYTES]
-        if self._peeked or self._shut:
+        if self._peeked or self._shut or self._fault is not None:
             data = self.recv(len(view))
             view[: len(data)] = data
             return len(data)

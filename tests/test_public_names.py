@@ -21,7 +21,7 @@ PUBLIC = {
         StreamSocket Uri Verdict
         accept_handshake behavior bind_tcp callback configure_logging current_call error_body errors expose idempotent
         introduce
-        locate_ns oneway open_connection open_futures open_side_stream resolve serve serve_connections
+        keep_registered locate_ns oneway open_connection open_futures open_side_stream resolve serve serve_connections
         refusal tls_client_context tls_server_context wanted_object
     """,
     "pyroxfer_core.blocking": """
@@ -43,7 +43,7 @@ PUBLIC = {
         Gateway GatewayOptions app
     """,
     "pyroxfer_core.nameserver": """
-        NameServer RunningNameServer locate_ns resolve start_ns
+        NameServer RunningNameServer keep_registered locate_ns resolve start_ns
     """,
 }
 PYRO5_API = """

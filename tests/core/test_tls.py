@@ -514,3 +514,16 @@ def test_authorities_that_cannot_be_used(certificates: Certificates, tmp_path: P
 @pytest.fixture(autouse=True)
 def _log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
+
+
+def test_a_call_that_takes_long_is_waited_for(certificates: Certificates) -> None:
+    """Heartbeats work under TLS as without: the daemon is asked now and then whether it is still there."""
+    settings = certificates.settings(heartbeat_s=0.1)
+    service = Service()
+    with serving(blocking.Daemon(settings=settings)) as daemon:
+        uri = daemon.register(service, "service")
+        with blocking.Proxy(uri, settings=settings) as proxy:
+            timer = threading.Timer(0.5, service.release.set)
+            timer.start()
+            assert proxy.wait("done") == "done"
+            timer.join()

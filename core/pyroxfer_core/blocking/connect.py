@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import select
 import socket
+import struct
 import time
 from typing import Any, Final, Protocol
 
@@ -77,6 +78,8 @@ class BlockingSocket(Protocol):
 
     def fileno(self) -> int: ...
     def getsockname(self) -> Any: ...
+    def getsockopt(self, level: int, option: int, length: int = ..., /) -> Any: ...
+    def setsockopt(self, level: int, option: int, value: Any, /) -> None: ...
     def settimeout(self, seconds: float | None, /) -> None: ...
     def recv(self, count: int, /) -> bytes: ...
     def recv_into(self, buffer: Any, /) -> int: ...
@@ -85,6 +88,16 @@ class BlockingSocket(Protocol):
     def sendmsg(self, buffers: Any, ancdata: Any = ..., flags: int = ..., /) -> int: ...
     def shutdown(self, how: int, /) -> None: ...
     def close(self) -> None: ...
+
+
+def limit_silence(sock: BlockingSocket, receive_s: float, send_s: float) -> None:
+    """Let a blocking ``recv`` or ``send`` that nothing comes of for so long fail with BlockingIOError.
+
+    The kernel looks at the clock, so it costs nothing while something comes.
+    """
+    for option, seconds in ((socket.SO_RCVTIMEO, receive_s), (socket.SO_SNDTIMEO, send_s)):
+        whole, part = divmod(round(seconds * 1_000_000), 1_000_000)
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", whole, part))
 
 
 def wait_for(sock: HasFileno, events: int, deadline: float | None) -> None:
@@ -125,6 +138,8 @@ def send_buffers(sock: BlockingSocket, buffers: list[Body], deadline: float | No
         try:
             sent = sock.sendmsg(buffers[:MAX_BUFFERS], (), flags)
         except BlockingIOError:
+            if deadline is None:  # the limit on silence is over
+                raise
             wait_for(sock, select.POLLOUT, deadline)
             continue
         done = 0

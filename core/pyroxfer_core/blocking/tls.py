@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import math
 import select
 import socket
 import ssl
@@ -28,6 +29,7 @@ class BlockingTls:
         self._tls = tls
         self._using = threading.Lock()
         self._timeout: float | None = None
+        self._silence = math.inf, math.inf
 
     def fileno(self) -> int:
         """The descriptor, -1 once closed."""
@@ -37,6 +39,14 @@ class BlockingTls:
         """As of any socket."""
         return self._tls.getsockname()
 
+    def getsockopt(self, level: int, option: int, length: int = 0) -> Any:
+        """As of any socket."""
+        return self._tls.getsockopt(level, option, length) if length else self._tls.getsockopt(level, option)
+
+    def setsockopt(self, level: int, option: int, value: Any) -> None:
+        """As of any socket."""
+        self._tls.setsockopt(level, option, value)
+
     def getpeercert(self, binary_form: bool = False) -> Any:
         """The daemon's certificate, as `ssl.SSLSocket.getpeercert` gives it."""
         return self._tls.getpeercert(binary_form)
@@ -45,8 +55,20 @@ class BlockingTls:
         """How long one call may wait; None as long as it takes."""
         self._timeout = seconds
 
-    def _deadline(self) -> float | None:
-        return None if self._timeout is None else time.monotonic() + self._timeout
+    def limit_silence(self, receive_s: float, send_s: float) -> None:
+        """Let a read or a send that nothing comes of for so long fail with BlockingIOError."""
+        self._silence = receive_s, send_s
+
+    def _wait(self, event: int) -> None:
+        """Wait for the network once."""
+        limit = self._silence[event == select.POLLOUT]
+        longest = min(limit, math.inf if self._timeout is None else self._timeout)
+        try:
+            wait_for(self, event, None if longest == math.inf else time.monotonic() + longest)
+        except builtins.TimeoutError:
+            if limit == longest:
+                raise BlockingIOError from None
+            raise
 
     def poll(self, milliseconds: int) -> bool:
         """Whether a read would not wait: data, the end, or an error is there. Never waits itself."""
@@ -66,29 +88,26 @@ class BlockingTls:
 
     def recv(self, count: int) -> bytes:
         """Plain bytes; empty at the end."""
-        until = self._deadline()
         while True:
             with self._using:
                 try:
                     return self._tls.recv(count)
                 except BlockingIOError:
                     pass
-            wait_for(self, select.POLLIN, until)
+            self._wait(select.POLLIN)
 
     def recv_into(self, buffer: Body) -> int:
         """The same into a buffer."""
-        until = self._deadline()
         while True:
             with self._using:
                 try:
                     return self._tls.recv_into(buffer)
                 except BlockingIOError:
                     pass
-            wait_for(self, select.POLLIN, until)
+            self._wait(select.POLLIN)
 
     def send(self, data: Body, flags: int = 0) -> int:
         """Send a part; ``MSG_DONTWAIT`` raises BlockingIOError instead of waiting."""
-        until = self._deadline()
         while True:
             with self._using:
                 try:
@@ -96,7 +115,7 @@ class BlockingTls:
                 except BlockingIOError:
                     if flags & socket.MSG_DONTWAIT:
                         raise
-            wait_for(self, select.POLLOUT, until)
+            self._wait(select.POLLOUT)
 
     def sendall(self, data: Body) -> None:
         """Send everything."""

@@ -67,6 +67,10 @@ class TlsSocket:
         """Only False has a meaning here."""
         self._tls.setblocking(flag)
 
+    def getsockopt(self, level: int, option: int, length: int = 0) -> Any:
+        """As of any socket."""
+        return self._tls.getsockopt(level, option, length) if length else self._tls.getsockopt(level, option)
+
     def setsockopt(self, level: int, option: int, value: int) -> None:
         """As of any socket."""
         self._tls.setsockopt(level, option, value)

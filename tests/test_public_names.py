@@ -20,7 +20,7 @@ PUBLIC = {
         BatchProxy Connection Daemon Hello Metadata Proxy SerializedBlob ServerSession Settings SideStream Uri Verdict
         accept_handshake behavior bind_tcp callback configure_logging current_call error_body errors expose idempotent
         introduce
-        locate_ns oneway open_connection open_futures open_side_stream resolve serve serve_connections
+        keep_registered locate_ns oneway open_connection open_futures open_side_stream resolve serve serve_connections
         refusal wanted_object
     """,
     "pyroxfer_core.blocking": """
@@ -38,8 +38,11 @@ PUBLIC = {
         CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError Outcome ProtocolError
         PyroError RefusedError RemoteError SecurityError SerializeError SessionLost TimeoutError
     """,
+    "pyroxfer_core.gateway": """
+        Gateway GatewayOptions app
+    """,
     "pyroxfer_core.nameserver": """
-        NameServer RunningNameServer locate_ns resolve start_ns
+        NameServer RunningNameServer keep_registered locate_ns resolve start_ns
     """,
 }
 PYRO5_API = """

@@ -6,6 +6,7 @@ from .client.introduce import introduce as introduce
 from .client.proxy import Proxy as Proxy
 from .futures import open_futures as open_futures
 from .logs import configure_logging as configure_logging
+from .nameserver.keeping import keep_registered as keep_registered
 from .nameserver.lookup import locate_ns as locate_ns
 from .nameserver.lookup import resolve as resolve
 from .objects.context import current_call as current_call

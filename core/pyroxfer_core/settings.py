@@ -37,6 +37,9 @@ class Settings:
     """Most annotations of one message."""
     connect_timeout_s: float = 10.0
     """Connecting and the handshake together, on both sides."""
+    heartbeat_s: float = 5.0
+    """A peer of ours that owes an answer for so long is asked whether it is alive, and again after the same time; one
+    more without a sign of life, and the call is Unknown. 0 never asks."""
     call_timeout_s: float | None = None
     """Default deadline of a call; None waits as long as the connection lives."""
     strict_session: bool = False

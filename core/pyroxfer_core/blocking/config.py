@@ -28,6 +28,7 @@ HONOURED: Final[Mapping[str, Any]] = {
     "NS_BCHOST": None,
     "NS_BCPORT": 9091,
     "NS_LOOKUP_DELAY": 0.0,
+    "NS_AUTOCLEAN": 0.0,
     "COMPRESSION": False,
     "COMMTIMEOUT": 0.0,
     "MAX_RETRIES": 0,
@@ -45,7 +46,6 @@ HONOURED: Final[Mapping[str, Any]] = {
 REFUSED: Final[Mapping[str, Any]] = {"SSL": False, "FLAME_ENABLED": False}
 """Items that must not be ignored in silence: whoever sets one relies on it."""
 ACCEPTED: Final[Mapping[str, Any]] = {
-    "NS_AUTOCLEAN": 0.0,
     "BROADCAST_ADDRS": ["<broadcast>", "0.0.0.0"],  # noqa: S104  # Pyro's default, only shown
     "POLLTIMEOUT": 2.0,
     "SERVERTYPE": "thread",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import select
 import socket
+import struct
 import time
 from typing import Final
 
@@ -65,6 +66,16 @@ def _connected(family: int, address: object, timeout_s: float) -> socket.socket:
     return sock
 
 
+def limit_silence(sock: socket.socket, receive_s: float, send_s: float) -> None:
+    """Let a blocking ``recv`` or ``send`` that nothing comes of for so long fail with BlockingIOError.
+
+    The kernel looks at the clock, so it costs nothing while something comes.
+    """
+    for option, seconds in ((socket.SO_RCVTIMEO, receive_s), (socket.SO_SNDTIMEO, send_s)):
+        whole, part = divmod(round(seconds * 1_000_000), 1_000_000)
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", whole, part))
+
+
 def wait_for(sock: socket.socket, events: int, deadline: float | None) -> None:
     """Wait until the socket is ready.
 
@@ -103,6 +114,8 @@ def send_buffers(sock: socket.socket, buffers: list[Body], deadline: float | Non
         try:
             sent = sock.sendmsg(buffers[:MAX_BUFFERS], (), flags)
         except BlockingIOError:
+            if deadline is None:  # the limit on silence is over
+                raise
             wait_for(sock, select.POLLOUT, deadline)
             continue
         done = 0

@@ -17,6 +17,7 @@ import trio
 
 from ..errors import ConnectionClosedError, DaemonError, PyroError, RefusedError, SecurityError
 from ..objects.context import CallContext, current_context_var
+from ..objects.describe import describe_members
 from ..objects.expose import Metadata, expose, oneway, reset_exposed
 from ..objects.table import DAEMON_ID, ObjectTable
 from ..serializers.base import SerializerContext
@@ -466,6 +467,11 @@ class DaemonObject:
         meta = self._daemon.table.get(object_id).exposed.metadata
         shape: Any = list if as_lists else set
         return {"methods": shape(meta.methods), "oneway": shape(meta.oneway), "attrs": shape(meta.attrs)}
+
+    async def describe(self, object_id: str) -> dict[str, Any]:
+        """Exposed members of an object with their documentation and parameters, as plain data."""
+        entry = self._daemon.table.get(object_id)
+        return describe_members(entry.target if entry.is_class else type(entry.target))
 
     async def get_next_stream_item(self, stream_id: str) -> Any:
         """The next item of an item stream."""

@@ -25,6 +25,16 @@ class Watched(Protocol):
     def on_ready(self, events: int) -> None:
         """Something happened; may close any channel, its own included."""
 
+    def give_up(self) -> None:
+        """Serving it failed: end it."""
+
+
+def _give_up(owner: Watched) -> None:
+    try:
+        owner.give_up()
+    except Exception:
+        log.exception("and its end was not orderly either")
+
 
 class Hub:
     """Watches sockets inside `run`; everything happens in the thread, and between the steps, of trio."""
@@ -61,7 +71,11 @@ class Hub:
         for number, events in self._epoll.poll(0, MAX_EVENTS):
             owner = watched.get(number)
             if owner is not None:
-                owner.on_ready(events)
+                try:
+                    owner.on_ready(events)
+                except Exception:
+                    log.exception("a connection ended with an unexpected error")
+                    _give_up(owner)
 
     def close(self) -> None:
         """The end: nobody is watched any more."""

@@ -79,7 +79,12 @@ def test_a_result_does_not_change_while_it_is_being_sent() -> None:
 
 def test_a_memoryview_arrives_as_bytes_however_it_lies_in_memory() -> None:
     """Small or large, of wide items, or with gaps."""
-    for view in (memoryview(BIG), memoryview(b"small"), memoryview(array.array("d", range(9000))), memoryview(BIG)[::2]):
+    for view in (
+        memoryview(BIG),
+        memoryview(b"small"),
+        memoryview(array.array("d", range(9000))),
+        memoryview(BIG)[::2],
+    ):
         if view.nbytes < LARGE:
             assert there_and_back(view) == bytes(view)
         else:

@@ -12,6 +12,7 @@ import trio
 
 from ..errors import NamingError
 from ..nameserver.broadcast import QUERY, BroadcastResponder
+from ..nameserver.cleaning import Cleaner
 from ..nameserver.rules import NAME_SERVER
 from ..nameserver.server import OWN_TAGS, no_broadcast_reason
 from ..nameserver.service import NameServer
@@ -25,8 +26,10 @@ from .names import run_async
 class NameServerDaemon(Daemon):
     """A daemon that serves a name server under its well-known name.
 
+    With ``config.NS_AUTOCLEAN`` it removes addresses at which nobody answers any more.
+
     Raises:
-        ValueError: no such storage.
+        ValueError: no such storage, or ``NS_AUTOCLEAN`` is shorter than 3 seconds.
         NamingError: the storage cannot be had.
     """
 
@@ -42,6 +45,7 @@ class NameServerDaemon(Daemon):
         self._storage: Registry = open_registry(storage or "memory")
         try:
             port = config.NS_PORT if port is None else port
+            self._cleaner = Cleaner(self._storage, config.NS_AUTOCLEAN) if config.NS_AUTOCLEAN > 0 else None
             super().__init__(config.NS_HOST if host is None else host, port, unixsocket, nathost, natport)
         except BaseException:
             run_async(self._storage.aclose)
@@ -59,6 +63,8 @@ class NameServerDaemon(Daemon):
     ) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._storage.run)
+            if self._cleaner is not None:
+                nursery.start_soon(self._cleaner.run)
             await super()._serve_all(listener, task_status=task_status)
             nursery.cancel_scope.cancel()
 

@@ -26,9 +26,10 @@ from ..serializers.base import Call, Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..transport.connection import Connection
+from ..transport.tls import TlsSocket
 from ..wire.features import Feature
 from ..wire.message import Flags, Message, MessageType
-from ..wire.session import ServerSession
+from ..wire.session import ServerSession, alive
 from .execute import SLOW_BYTES, Job, decode, execute, failure, is_slow_to_read, read_call
 from .handshake import accept_handshake
 from .keys import run_keyed
@@ -47,12 +48,18 @@ IDLE_WORKERS: Final = 64
 TAKE_AT_ONCE: Final = 64
 """Requests in a row that came together before other connections get a turn."""
 _INVOKE, _ONEWAY, _BATCH, _CONCURRENT = MessageType.INVOKE, Flags.ONEWAY, Flags.BATCH, Feature.CONCURRENT
+ALIVE_S: Final = 1.0
+"""How often a client is told that its large request is still being read."""
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
 
 
 def _raise(error: Exception) -> NoReturn:
     raise error
+
+
+def _same(call: Call) -> Call:
+    return call
 
 
 class _Worker:
@@ -127,6 +134,11 @@ class Peer:
     def version(self) -> int:
         """48 or 502."""
         return self.connection.codec.version
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The client's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without TLS."""
+        sock = self.connection.sock
+        return sock.getpeercert(binary_form) if isinstance(sock, TlsSocket) else None
 
     @property
     def is_own(self) -> bool:
@@ -330,18 +342,35 @@ class Peer:
         except SerializeError:
             return None  # it will be told so
         limit, readers = self.settings.max_message_bytes, self.daemon.readers
-        try:
-            call = await trio.to_thread.run_sync(
-                read_call, message, serializer, limit, limiter=readers, abandon_on_cancel=True
-            )
-        except Exception as error:
-            return partial(_raise, error)
-        return lambda: call
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._say_alive)  # nobody reads questions meanwhile
+            try:
+                call = await trio.to_thread.run_sync(
+                    read_call, message, serializer, limit, limiter=readers, abandon_on_cancel=True
+                )
+            except Exception as error:
+                read: Callable[[], Call] = partial(_raise, error)
+            else:
+                read = partial(_same, call)
+            nursery.cancel_scope.cancel()
+        return read
+
+    async def _say_alive(self) -> None:
+        """Tell a client again and again that it is not forgotten."""
+        while Feature.HEARTBEAT in self.session.grant:
+            await trio.sleep(ALIVE_S)
+            try:
+                self.connection.queue(alive())
+                self.connection.flush_nowait()
+            except PyroError:
+                return
 
     def _take_other(self, message: Message) -> None:
         if message.type == MessageType.PING:
             self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
-        else:
+        elif message.type == MessageType.HEARTBEAT:
+            self.connection.queue(alive())
+        elif message.type == MessageType.CANCEL:
             self._cancel(message.seq)
 
     def _end(self) -> None:

@@ -40,8 +40,9 @@ class Feature:
     TYPED: Final = 0x08
     GOAWAY: Final = 0x10
     KEY: Final = 0x20
+    HEARTBEAT: Final = 0x40
     OUT_OF_BAND: Final = 0x200
-    ALL: Final = 0x1F | KEY | OUT_OF_BAND
+    ALL: Final = 0x1F | KEY | HEARTBEAT | OUT_OF_BAND
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,11 @@ def read_offer(annotation: Body | None) -> tuple[int, bytes] | None:
         return None
     version, bits, nonce = _OFFER.unpack(annotation)
     return (bits, nonce) if version == _VERSION else None
+
+
+def consistent(bits: int) -> int:
+    """The bits without those that make no sense without others."""
+    return bits if bits & Feature.CONCURRENT else bits & ~Feature.HEARTBEAT
 
 
 def write_grant(grant: Grant, client_nonce: bytes) -> bytes:

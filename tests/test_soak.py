@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts" / "soaklib"))
-
 from fleet import Usage
 from load import Ledger, sha256
 from soak import broken_promises, grown
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_short_soak_finds_nothing_lost_run_twice_or_grown() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import click
 
@@ -36,12 +37,10 @@ def sources_and_target(paths: tuple[str, ...], target: str | None) -> tuple[tupl
 def send(
     paths: tuple[str, ...],
     target: str | None,
-    channel: str,
-    if_exists: str,
-    durability: str,
     quiet: bool,
     json: bool,
     no_progress: bool,
+    **options: Any,
 ) -> None:
     """Send files and folders to a file server.
 
@@ -57,10 +56,8 @@ def send(
             receipts = await send_files(
                 sources if len(sources) > 1 else sources[0],
                 address,
-                channel=channel,
-                if_exists=if_exists,
-                durability=durability,
                 progress=progress,
+                **options,
             )
         if not (quiet or json):
             click.echo(summary(receipts, str(address.uri.location or address.uri)), err=True)

@@ -65,3 +65,19 @@ peers_environment() {
     environment .peers "$python" "${PEERS[@]}"
     export PYROXFER_PEERS=$PWD/.peers/bin/python
 }
+
+OTHERS=(rpyc==6.0.2 grpcio==1.85.1 zerorpc==0.6.3) # other libraries that the benchmark compares with
+
+# What only the benchmark needs: other libraries beside Pyro, and the C program that shows what the machine can do.
+benchmark_environment() {
+    local python
+    python=$(find_python)
+    peers_environment
+    environment .bench-peers "$python" "${PEERS[@]}" "${OTHERS[@]}"
+    export PYROXFER_BENCH_PEERS=$PWD/.bench-peers/bin/python
+    if command -v cc >/dev/null; then
+        cc -O2 -o .bench-peers/limit scripts/benchlib/programs/limit.c || say "limit.c does not build here; its rows are left out"
+    else
+        say "no C compiler here; the rows of the limit program are left out"
+    fi
+}

@@ -18,26 +18,31 @@ PUBLIC = {
     """,
     "pyroxfer_core": """
         BatchProxy Connection Daemon Hello Metadata Proxy SerializedBlob ServerSession Settings SideStream Uri Verdict
-        accept_handshake behavior bind_tcp callback current_call error_body errors expose introduce locate_ns oneway
-        open_connection open_futures open_side_stream resolve serve serve_connections
+        accept_handshake behavior bind_tcp callback configure_logging current_call error_body errors expose idempotent
+        introduce
+        keep_registered locate_ns oneway open_connection open_futures open_side_stream resolve serve serve_connections
+        refusal wanted_object
     """,
     "pyroxfer_core.blocking": """
         BatchProxy CommunicationError ConnectionClosedError Daemon DaemonError DaemonObject Future FutureResult
         NamingError ProtocolError Proxy PyroError SecurityError SerializeError SerializedBlob SerializerBase Settings
-        TimeoutError URI asyncproxy batch behavior callback config current_context expose locateNS locate_ns oneway
-        register_class_to_dict register_dict_to_class resolve serve startNS startNSloop start_ns start_ns_loop
-        type_meta unregister_class_to_dict unregister_dict_to_class
+        TimeoutError URI asyncproxy batch behavior callback config current_context expose idempotent locateNS
+        locate_ns oneway register_class_to_dict register_dict_to_class resolve serve startNS startNSloop start_ns
+        start_ns_loop type_meta unregister_class_to_dict unregister_dict_to_class
     """,
     "pyroxfer_core.wire": """
         BLOB_INFO BlobInfo Body BodyPart Codec Decoder End Flags HOP_KEYS Head Message MessageType V48 V502 codec_for
-        read_blob_info write_blob_info
+        hops_of read_blob_info renumber with_hops write_blob_info
     """,
     "pyroxfer_core.errors": """
         CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError Outcome ProtocolError
-        PyroError RefusedError RemoteError SecurityError SerializeError TimeoutError
+        PyroError RefusedError RemoteError SecurityError SerializeError SessionLost TimeoutError
+    """,
+    "pyroxfer_core.gateway": """
+        Gateway GatewayOptions app
     """,
     "pyroxfer_core.nameserver": """
-        NameServer RunningNameServer locate_ns resolve start_ns
+        NameServer RunningNameServer keep_registered locate_ns resolve start_ns
     """,
 }
 PYRO5_API = """

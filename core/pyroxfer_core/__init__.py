@@ -5,6 +5,8 @@ from .client.batch import BatchProxy as BatchProxy
 from .client.introduce import introduce as introduce
 from .client.proxy import Proxy as Proxy
 from .futures import open_futures as open_futures
+from .logs import configure_logging as configure_logging
+from .nameserver.keeping import keep_registered as keep_registered
 from .nameserver.lookup import locate_ns as locate_ns
 from .nameserver.lookup import resolve as resolve
 from .objects.context import current_call as current_call
@@ -12,6 +14,7 @@ from .objects.expose import Metadata as Metadata
 from .objects.expose import behavior as behavior
 from .objects.expose import callback as callback
 from .objects.expose import expose as expose
+from .objects.expose import idempotent as idempotent
 from .objects.expose import oneway as oneway
 from .serializers.blob import SerializedBlob as SerializedBlob
 from .server.daemon import Daemon as Daemon
@@ -19,6 +22,8 @@ from .server.handshake import Hello as Hello
 from .server.handshake import Verdict as Verdict
 from .server.handshake import accept_handshake as accept_handshake
 from .server.handshake import error_body as error_body
+from .server.handshake import refusal as refusal
+from .server.handshake import wanted_object as wanted_object
 from .server.serving import serve as serve
 from .settings import Settings as Settings
 from .transport.connection import Connection as Connection

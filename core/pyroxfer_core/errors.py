@@ -8,6 +8,7 @@
     └── CommunicationError           the call or the connection failed; ``outcome`` says what is certain
         ├── ConnectionClosedError    the world broke it: connection refused, reset, ended
         ├── TimeoutError             the time allowed ran out
+        ├── SessionLost              the object made for a lost connection is gone with it
         ├── RefusedError             the server refused before dispatch: busy, draining, denied
         ├── SerializeError           a value cannot be written, or bytes cannot be read back
         └── ProtocolError            the peer spoke wrongly
@@ -81,6 +82,14 @@ class ConnectionClosedError(CommunicationError):
 
 class TimeoutError(CommunicationError):
     """The time allowed for connecting or for the call ran out."""
+
+
+class SessionLost(CommunicationError):  # the contract's word
+    """The object made for a connection is gone with it. The call was not sent, and the next one connects anew.
+
+    Raised once for each loss, towards peers of ours whose object lives as long as the connection, and with
+    ``Settings(strict_session=True)`` towards stock peers, who do not tell whether it does.
+    """
 
 
 class RefusedError(CommunicationError):

@@ -37,8 +37,13 @@ class Settings:
     """Most annotations of one message."""
     connect_timeout_s: float = 10.0
     """Connecting and the handshake together, on both sides."""
+    heartbeat_s: float = 5.0
+    """A peer of ours that owes an answer for so long is asked whether it is alive, and again after the same time; one
+    more without a sign of life, and the call is Unknown. 0 never asks."""
     call_timeout_s: float | None = None
     """Default deadline of a call; None waits as long as the connection lives."""
+    strict_session: bool = False
+    """Raise SessionLost instead of connecting anew to a stock peer after a connection with calls was lost."""
     max_connections: int = 10_000
     """Connections a daemon holds at once; more wait in the listen queue."""
     max_half_open: int = 500
@@ -55,6 +60,12 @@ class Settings:
     """How long an item stream may live at all; 0 is without limit."""
     shutdown_grace_s: float = 5.0
     """How long running calls may go on once a daemon is closing."""
+    key_lifetime_s: float = 600.0
+    """How long a daemon remembers the result of a call with a key: within it the same call does not run again."""
+    max_keys: int = 100_000
+    """Keys a daemon remembers, about half a KiB each; beyond it calls with a new key are refused as NotSent."""
+    max_key_result_bytes: int = 64 * MIB
+    """Results kept for keys, all together; beyond it the oldest are dropped, and only that they ran is known."""
     ns_host: str = "localhost"
     """Where to look for the name server."""
     ns_port: int = 9090

@@ -103,7 +103,7 @@ class Conversation:
         """End now."""
         self._scope.cancel()
 
-    def look_after_client(self) -> None:
+    def look(self, now: float) -> None:
         """Called now and then: give a call up whose client has left. A call must be as old as the last look."""
         if not self._forwarding.waits_for_backend:
             self._last_look = None

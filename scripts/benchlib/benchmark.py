@@ -7,10 +7,11 @@ import sys
 
 import dispatch
 import files
+import others
 import report
 import rpc
 
-SUITES = {"rpc": rpc, "files": files, "dispatch": dispatch}
+SUITES = {"rpc": rpc, "others": others, "files": files, "dispatch": dispatch}
 QUICK = 3
 FULL = 5
 """Repetitions."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import report
+import tools
 from measure import Comparison, Contestant, Sample, in_turns
 from processes import OURS, ROOT, Server, command, program, run_client, stock
 
@@ -27,15 +28,27 @@ NOTE = """\
 1 GiB (Pyro5's regular and iterator ways: 64 MiB) from the page cache to a new file, nothing synced on either
 side. Pyro5 uses marshal, its fastest serializer for bytes: 10 MiB a call, items of 105 kB, annotations of 500
 kB, and its raw way is sendfile to recv(60000). Ours has digests on at both ends and ends with a receipt.
-`server MiB` is the server's largest resident size."""
+The limit in C is sendfile to splice, without a digest; rsync, nginx with curl, and scp run as whole processes.
+`server MiB` is the server's largest resident size. The small files go into an empty folder; each of ours has a
+receipt of its own, durability none, and the time includes the start of the command."""
+SMALL = "Small files"
+SMALL_COUNT = 2000
+SMALL_BYTES = 16 * 1024
 
 
 def measure(repetitions: int, quick: bool) -> dict[str, Any]:
-    """One table: everything to a file."""
-    print("files: 1 GiB", file=sys.stderr)
+    """A table for one large file, one for many small ones."""
+    for peer in tools.absent():
+        print(f"files: {peer} is not installed here, so its rows are left out", file=sys.stderr)
     with source_folder() as source:
-        samples = in_turns(contestants(source), repetitions)
-    return {"To a file": report.section(UNIT, samples, comparisons())}
+        print("files: 1 GiB", file=sys.stderr)
+        large = in_turns(contestants(source), repetitions)
+        print(f"files: {SMALL_COUNT} of 16 KiB", file=sys.stderr)
+        small = in_turns(small_contestants(source), repetitions)
+    return {
+        "To a file": report.section(UNIT, large, comparisons()),
+        SMALL: report.section("files/s", small, small_comparisons()),
+    }
 
 
 @contextmanager
@@ -55,6 +68,9 @@ def source_folder() -> Iterator[Path]:
         with open(source / "big", "wb") as file:
             for _ in range(WHOLE // MIB):
                 file.write(os.urandom(MIB))
+        (source / "small").mkdir()
+        for number in range(SMALL_COUNT):
+            (source / "small" / f"{number:04}").write_bytes(os.urandom(SMALL_BYTES))
         yield source
     finally:
         shutil.rmtree(FOLDER)
@@ -84,7 +100,7 @@ def fresh_target() -> Iterator[Path]:
         yield target
     finally:
         for path in target.iterdir():
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sample(server: Server, client: list[str]) -> Sample:
@@ -104,6 +120,9 @@ PAIRS = {"raw": "raw", "annot": "annotation", "iter": "iterator"}
 def contestants(source: Path) -> list[Contestant]:
     """Those that are compared stand next to each other."""
     found = [Contestant("Pyro5 regular", partial(download_from_pyro5, source, "regular"))]
+    found += [
+        Contestant(name, partial(way, source / "big", WHOLE)) for name, way in OTHERS.items() if tools.present(name)
+    ]
     for channel, way in PAIRS.items():
         found.append(Contestant(f"Pyro5 {way}", partial(download_from_pyro5, source, way)))
         for direction in ("download", "upload"):
@@ -111,11 +130,85 @@ def contestants(source: Path) -> list[Contestant]:
     return found
 
 
+def limit_in_c(path: Path, size: int) -> Sample:
+    with fresh_target() as target, Server([tools.NEEDED["limit in C"][0], "file-server", str(path)]) as server:
+        port = server.uri.rpartition(":")[2]
+        return sample(server, [tools.NEEDED["limit in C"][0], "file-client", port, str(target / "big")])
+
+
+def rsync_daemon(path: Path, size: int) -> Sample:
+    with fresh_target() as target, tools.rsync(path.parent) as daemon:
+        source = f"rsync://127.0.0.1:{daemon.port}/all/{path.name}"
+        return of_tool(size, *tools.timed(daemon, ["rsync", "-a", source, f"{target}/"]))
+
+
+def nginx_and_curl(path: Path, size: int) -> Sample:
+    with fresh_target() as target, tools.nginx(path.parent) as server:
+        url = f"http://127.0.0.1:{server.port}/{path.name}"
+        return of_tool(size, *tools.timed(server, ["curl", "-sf", "-o", str(target / path.name), url]))
+
+
+def scp(path: Path, size: int) -> Sample:
+    with fresh_target() as target, tools.sshd() as (server, options):
+        return of_tool(size, *tools.timed(server, ["scp", *options, "-r", f"127.0.0.1:{path}", f"{target}/"]))
+
+
+def of_tool(size: int, seconds: float, cpu_s: float) -> Sample:
+    return Sample(size / seconds / 1e6, {"CPU s/GiB": cpu_s / size * WHOLE, "server MiB": 0.0})
+
+
+OTHERS = {"limit in C": limit_in_c, "rsync daemon": rsync_daemon, "nginx and curl": nginx_and_curl, "scp": scp}
+
+
+def small_contestants(source: Path) -> list[Contestant]:
+    size = SMALL_COUNT * SMALL_BYTES
+    tools_there = {name: OTHERS[name] for name in ("rsync daemon", "scp") if tools.present(name)}
+    found = [Contestant(name, partial(per_file, way, source / "small", size)) for name, way in tools_there.items()]
+    for direction in ("upload", "download"):
+        found.append(Contestant(f"ours, {direction}", partial(small_with_ours, source / "small", direction)))
+    return found
+
+
+def per_file(way: Callable[[Path, int], Sample], folder: Path, size: int) -> Sample:
+    taken = way(folder, size)
+    return Sample(
+        taken.value * 1e6 / SMALL_BYTES, {"CPU µs a file": taken.extra["CPU s/GiB"] * SMALL_BYTES / WHOLE * 1e6}
+    )
+
+
+def small_with_ours(folder: Path, direction: str) -> Sample:
+    with fresh_target() as target:
+        served = target if direction == "upload" else folder.parent
+        with Server(command("pyroxfer", "serve", served)) as server:
+            place = server.uri if direction == "upload" else f"{server.uri}/small"
+            words = ["send", folder, f"{place}/"] if direction == "upload" else ["get", place, f"{target}/"]
+            before = server.cpu_s()
+            seconds, used = tools.timed(None, command("pyroxfer", *words, "-q", "--durability", "none"))
+            used += server.cpu_s() - before
+        assert len(list((target / "small").iterdir())) == SMALL_COUNT
+    return Sample(SMALL_COUNT / seconds, {"CPU µs a file": used / SMALL_COUNT * 1e6})
+
+
+def small_comparisons() -> list[Comparison]:
+    return [
+        Comparison(f"{direction}, against {peer}", f"ours, {direction}", [peer], wanted)
+        for direction in ("upload", "download")
+        for peer, wanted in (("rsync daemon", 0.9), ("scp", 3.0))
+    ]
+
+
+WANTED = {
+    "raw": {"Pyro5 raw": 1.2, "limit in C": 0.75, "rsync daemon": 2.5, "nginx and curl": 1.2},
+    "annot": {"Pyro5 annotation": 2.0},
+    "iter": {"Pyro5 iterator": 1.5},
+}
+"""For each channel: the peers, and how many times faster the project wants to be."""
+
+
 def comparisons() -> list[Comparison]:
     return [
-        Comparison(
-            f"{channel}, {direction}", f"{channel}, {direction}", [f"Pyro5 {way}"], 1.0 if channel == "raw" else None
-        )
-        for channel, way in PAIRS.items()
+        Comparison(f"{channel}, {direction}, against {peer}", f"{channel}, {direction}", [peer], wanted)
+        for channel, peers in WANTED.items()
         for direction in ("download", "upload")
+        for peer, wanted in peers.items()
     ]

@@ -25,6 +25,11 @@ def stock() -> str:
     return os.environ.get("PYROXFER_PEERS", str(ROOT / ".peers" / "bin" / "python"))
 
 
+def others() -> str:
+    """The interpreter that has the other libraries we compare with."""
+    return os.environ.get("PYROXFER_BENCH_PEERS", str(ROOT / ".bench-peers" / "bin" / "python"))
+
+
 def command(name: str, *arguments: object) -> list[str]:
     """A command of ours, from the environment that runs the benchmark."""
     return [str(Path(OURS).parent / name), *map(str, arguments)]
@@ -42,6 +47,14 @@ def cores(wanted: Cores) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, ALL_CORES)
+
+
+def cpu_of_tree(pid: int) -> float:
+    """Processor seconds of a process, of its children that live, and of those it has waited for."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return own + sum(map(cpu_of_tree, map(int, children)))
 
 
 class Server:
@@ -65,8 +78,7 @@ class Server:
 
     def cpu_s(self) -> float:
         """Processor seconds used so far, kernel included."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_of_tree(self.pid)
 
     def peak_rss_mib(self) -> float:
         """Largest resident size so far."""

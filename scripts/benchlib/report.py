@@ -17,7 +17,7 @@ from processes import ROOT, stock
 
 DATA = ROOT / "docs" / "measurements.json"
 PAGE = ROOT / "docs" / "measurements.md"
-ORDER = ("rpc", "files", "dispatch")
+ORDER = ("rpc", "others", "files", "dispatch")
 OUR_PACKAGES = ("trio", "serpent", "msgpack", "blake3")
 THEIR_PACKAGES = ("Pyro5", "serpent", "msgpack")
 

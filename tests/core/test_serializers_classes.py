@@ -248,7 +248,7 @@ class TestExceptions:
         assert vars(error)["_pyroTraceback"] == ["trace\n"]
 
     def test_key_order_on_the_wire(self) -> None:
-        body = make_serializer("serpent", PEERS["48"]).dumps_exception(ValueError("x"), ["t"])
+        body = bytes(make_serializer("serpent", PEERS["48"]).dumps_exception(ValueError("x"), ["t"]))
         assert body.endswith(
             b"{'__class__':'builtins.ValueError','__exception__':True,'args':('x',),"
             b"'attributes':{'_pyroTraceback':['t']}}"

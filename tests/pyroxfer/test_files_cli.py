@@ -435,8 +435,8 @@ def test_every_error_has_its_code_and_a_text(error: Exception, code: int) -> Non
 
 
 def test_arguments_follow_cp() -> None:
-    assert sources_and_target(("a", "b", "c"), None) == (("a", "b"), "c")
-    assert sources_and_target(("a", "b"), "t") == (("a", "b"), "t")
+    assert sources_and_target(("a", "b", "c"), None, "s") == (("a", "b"), "c")
+    assert sources_and_target(("a", "b"), "t", "s") == (("a", "b"), "t")
     assert sources_and_destination(("a",), None) == (("a",), ".")
     assert sources_and_destination(("a", "b"), None) == (("a",), "b")
     assert sources_and_destination(("a", "b"), "t") == (("a", "b"), "t")

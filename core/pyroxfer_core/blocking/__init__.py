@@ -14,6 +14,7 @@ from ..futures import FutureResult as FutureResult
 from ..objects.expose import behavior as behavior
 from ..objects.expose import callback as callback
 from ..objects.expose import expose as expose
+from ..objects.expose import idempotent as idempotent
 from ..objects.expose import oneway as oneway
 from ..serializers.blob import SerializedBlob as SerializedBlob
 from ..serializers.registry import register_class_to_dict as register_class_to_dict

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ..errors import SecurityError
+from ..logs import configure_logging
 from ..settings import SAFE_SERIALIZERS, Settings
 
 log = logging.getLogger("pyroxfer.config")
@@ -27,6 +28,7 @@ HONOURED: Final[Mapping[str, Any]] = {
     "NS_BCHOST": None,
     "NS_BCPORT": 9091,
     "NS_LOOKUP_DELAY": 0.0,
+    "NS_AUTOCLEAN": 0.0,
     "COMPRESSION": False,
     "COMMTIMEOUT": 0.0,
     "MAX_RETRIES": 0,
@@ -37,12 +39,13 @@ HONOURED: Final[Mapping[str, Any]] = {
     "PREFER_IP_VERSION": 0,
     "ITER_STREAM_LIFETIME": 0.0,
     "ITER_STREAM_LINGER": 30.0,
+    "LOGFILE": "{stderr}",
+    "LOGLEVEL": None,
 }
 """Items that have a meaning here, with Pyro5's default, or Pyro4's where Pyro5 has none."""
 REFUSED: Final[Mapping[str, Any]] = {"SSL": False, "FLAME_ENABLED": False}
 """Items that must not be ignored in silence: whoever sets one relies on it."""
 ACCEPTED: Final[Mapping[str, Any]] = {
-    "NS_AUTOCLEAN": 0.0,
     "BROADCAST_ADDRS": ["<broadcast>", "0.0.0.0"],  # noqa: S104  # Pyro's default, only shown
     "POLLTIMEOUT": 2.0,
     "SERVERTYPE": "thread",
@@ -61,8 +64,6 @@ ACCEPTED: Final[Mapping[str, Any]] = {
     "SERPENT_BYTES_REPR": False,
     "ITER_STREAMING": True,
     "LOGWIRE": False,
-    "LOGFILE": "",
-    "LOGLEVEL": None,
     "SSL_SERVERCERT": "",
     "SSL_SERVERKEY": "",
     "SSL_SERVERKEYPASSWD": "",
@@ -183,6 +184,7 @@ class Configuration:
 
     def _loaded(self) -> dict[str, Any]:
         if self._values is None:
+            configure_logging()
             self.reset()
         values = self._values
         assert values is not None, "reset() makes it"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import builtins
 import select
 import socket
+import struct
 import time
 from typing import Final
 
 from ..errors import ConnectionClosedError, Outcome, TimeoutError
+from ..transport.connection import MAX_BUFFERS
 from ..transport.sockets import reason_of, set_keepalive
 from ..uri import Uri
 from ..wire.message import Body
@@ -64,6 +66,16 @@ def _connected(family: int, address: object, timeout_s: float) -> socket.socket:
     return sock
 
 
+def limit_silence(sock: socket.socket, receive_s: float, send_s: float) -> None:
+    """Let a blocking ``recv`` or ``send`` that nothing comes of for so long fail with BlockingIOError.
+
+    The kernel looks at the clock, so it costs nothing while something comes.
+    """
+    for option, seconds in ((socket.SO_RCVTIMEO, receive_s), (socket.SO_SNDTIMEO, send_s)):
+        whole, part = divmod(round(seconds * 1_000_000), 1_000_000)
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", whole, part))
+
+
 def wait_for(sock: socket.socket, events: int, deadline: float | None) -> None:
     """Wait until the socket is ready.
 
@@ -93,3 +105,23 @@ def send_by(sock: socket.socket, data: Body, deadline: float) -> None:
             view = view[sock.send(view, socket.MSG_DONTWAIT) :]
         except BlockingIOError:
             wait_for(sock, select.POLLOUT, deadline)
+
+
+def send_buffers(sock: socket.socket, buffers: list[Body], deadline: float | None) -> None:
+    """Send several buffers as one message, without joining them. Errors as `send_by`; None waits without limit."""
+    flags = 0 if deadline is None else socket.MSG_DONTWAIT
+    while buffers:
+        try:
+            sent = sock.sendmsg(buffers[:MAX_BUFFERS], (), flags)
+        except BlockingIOError:
+            if deadline is None:  # the limit on silence is over
+                raise
+            wait_for(sock, select.POLLOUT, deadline)
+            continue
+        done = 0
+        while done < len(buffers) and sent >= len(buffers[done]):
+            sent -= len(buffers[done])
+            done += 1
+        buffers = buffers[done:]
+        if sent:
+            buffers[0] = memoryview(buffers[0])[sent:]

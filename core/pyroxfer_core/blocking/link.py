@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from ..client.calls import CallOptions
 from ..client.handshake import connect_message, read_welcome
+from ..client.heartbeat import QUESTIONS, silent
 from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, SerializeError, TimeoutError
 from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
@@ -28,13 +29,13 @@ from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..wire import Decoder, codec_for
 from ..wire.features import Feature, Grant
-from ..wire.message import Message
-from ..wire.session import ClientSession
-from .connect import send_by, wait_for
+from ..wire.message import Message, MessageType
+from ..wire.scattered import JOIN_BELOW, buffers_of
+from ..wire.session import ClientSession, alive, heartbeat
+from .connect import limit_silence, send_buffers, send_by, wait_for
 from .waiting import Waiter, as_ours, copy_for, seconds_left
 
 RECEIVE_BYTES: Final = 64 * 1024
-JOIN_BELOW: Final = 64 * 1024
 CANCEL_CHECK_S: Final = 0.001
 CANCEL_GRACE_S: Final = 1.0
 """How long giving up a call may take: another thread may be sending at that moment."""
@@ -89,7 +90,13 @@ class BlockingLink:
         """The socket belongs to the user and is never closed here."""
         self.released = False
         """The user closed the proxy: calls that were waiting end, instead of moving to a fresh connection."""
+        self._heartbeat_s = 0.0
+        """How long a peer of ours may owe an answer before it is asked; 0: it is not asked."""
+        self._unanswered = 0
         self.closed = False
+        self.forsaken = False
+        """It belongs to the process that this one was forked from."""
+        self.first_seq = first_seq
         _links.add(self)
 
     def greet(self, settings: Settings, make_context: ContextFactory, handshake: Any, options: CallOptions) -> None:
@@ -111,8 +118,11 @@ class BlockingLink:
             self.close()
             raise as_ours(error, "handshake") from error
         self.metadata, self.response, self.welcome = welcome.metadata, welcome.response, answer
-        self._context = make_context(self.version, Feature.TYPED in self.grant)
+        self._context = make_context(self.version, Feature.TYPED in self.grant).granted(self.grant)
         self.sock.settimeout(None)
+        if settings.heartbeat_s and Feature.HEARTBEAT in self.grant:
+            self._heartbeat_s = settings.heartbeat_s
+            limit_silence(self.sock, self._heartbeat_s, self._heartbeat_s * (QUESTIONS + 1))
 
     def assume_connected(self, make_context: ContextFactory) -> None:
         """Skip the handshake: the socket is the user's, and both ends know what they connected."""
@@ -228,30 +238,21 @@ class BlockingLink:
                     error.outcome = Outcome.NOT_SENT
                 raise
             try:
-                if deadline is not None:
+                if not small:
+                    send_buffers(self.sock, [data, *buffers_of(message.body)], deadline)
+                elif deadline is not None:
                     send_by(self.sock, data, deadline)
-                    if not small:
-                        send_by(self.sock, message.body, deadline)
-                elif small:
-                    self.sock.sendall(data)
                 else:
-                    self._send_large(data, message)
+                    self.sock.sendall(data)
             except BaseException as error:  # half a request spoils the stream, whatever stopped it
+                if isinstance(error, BlockingIOError):
+                    error = silent(self.location, self._heartbeat_s)
                 self.session.pending.pop(message.seq, None)
                 self._fail(ConnectionClosedError("the connection broke while a request was leaving"))
                 raise as_ours(error, "call", Outcome.NOT_SENT) from error
 
     def _head(self, message: Message) -> bytes:
         return self._codec.encode_head(message, len(message.body))
-
-    def _send_large(self, head: bytes, message: Message) -> None:
-        """Head and body in one send as far as the kernel takes them, without joining them."""
-        body = message.body
-        sent = self.sock.sendmsg([head, body])
-        if sent < len(head):
-            self.sock.sendall(head[sent:])
-            sent = len(head)
-        self.sock.sendall(memoryview(body)[sent - len(head) :])
 
     def _look(self) -> None:
         """Something came while nobody was reading: the answer to an abandoned call, a goodbye, or the end."""
@@ -296,12 +297,25 @@ class BlockingLink:
         try:
             while waiter.reply is None and waiter.error is None:
                 if deadline is not None:
-                    wait_for(self.sock, select.POLLIN, deadline)
-                self._receive_and_take()
+                    self._wait_readable(deadline)
+                try:
+                    self._receive_and_take()
+                except BlockingIOError:
+                    self._heard_nothing()
         except BaseException as error:
             if self._buffer[0]:
                 self._fail(error)
             raise
+
+    def _wait_readable(self, deadline: float) -> None:
+        step = self._heartbeat_s
+        while step and time.monotonic() + step < deadline:
+            try:
+                wait_for(self.sock, select.POLLIN, time.monotonic() + step)
+                return
+            except builtins.TimeoutError:
+                self._heard_nothing()
+        wait_for(self.sock, select.POLLIN, deadline)
 
     def _may_read(self, waiter: Waiter) -> bool:
         """Whether nobody else reads; the duty is taken then, and given back by `_settle`."""
@@ -418,12 +432,43 @@ class BlockingLink:
             raise
         except KeyError:  # another thread ended the session at this very moment
             raise ConnectionClosedError("the connection was closed") from None
-        if waiter is not None and not waiter.abandoned:
+        if waiter is None:
+            self._take_other(message)
+        elif not waiter.abandoned:
             waiter.reply = message
             if waiter.wake is not None:
                 self._rouse(waiter)
         if session.going_away and not session.pending:
             self.close()
+
+    def _take_other(self, message: Message) -> None:
+        self._unanswered = 0
+        if message.type == MessageType.HEARTBEAT:
+            self._send_aside(alive())
+
+    def _heard_nothing(self) -> None:
+        """The time for a sign of life is over: ask, or give the peer up after a few questions.
+
+        Raises:
+            ConnectionClosedError: it is given up.
+        """
+        if self._unanswered >= QUESTIONS:
+            raise silent(self.location, self._heartbeat_s)
+        self._unanswered += 1
+        self._send_aside(heartbeat())
+
+    def _send_aside(self, message: Message) -> None:
+        """Send a small message of our own, unless a thread is sending a request: then there is no need to."""
+        if self._sending.locked():
+            return
+        data = self._encode(message, hmac_key=self._hmac_key)
+        with self._sending:
+            try:
+                sent = self.sock.send(data, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return  # it takes nothing at all at the moment
+        if sent != len(data):
+            raise ConnectionClosedError(f"{self.location} takes nothing any more")
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -451,7 +496,7 @@ class BlockingLink:
 
     def forsake(self) -> None:
         """Give the connection to the parent after a fork: two processes cannot share it."""
-        self.closed = True
+        self.closed = self.forsaken = True
         if not self.lent:
             self.sock.close()
 

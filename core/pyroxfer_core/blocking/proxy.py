@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import socket
 import threading
 import time
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from ..client.calls import DAEMON_OBJECT, CallOptions, StreamStart, encode_call, read_reply, user_annotations
 from ..client.handshake import read_metadata
 from ..client.proxy import CLOCK_SLACK_S
+from ..client.retry import Attempts, RetryBudget, is_cut_off, loses_session, pause_before, session_lost
 from ..client.versions import remember_version, versions_to_try
 from ..errors import (
     CommunicationError,
@@ -20,7 +20,6 @@ from ..errors import (
     Outcome,
     ProtocolError,
     PyroError,
-    RefusedError,
     TimeoutError,
 )
 from ..objects.expose import Metadata
@@ -29,13 +28,15 @@ from ..serializers.base import SerializerContext
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..uri import Uri
+from ..wire.features import STOCK
 from ..wire.message import Body, Flags, Message, MessageType
 from .asynchronous import call_async
 from .config import config
 from .connect import connect
-from .context import call_options, current_context
+from .context import NO_OPTIONS, call_options, current_context
 from .forwarding import Forwarding
 from .link import BlockingLink
+from .method import Method
 from .streams import StreamIterator
 
 if TYPE_CHECKING:
@@ -45,9 +46,6 @@ T = TypeVar("T")
 
 _UNANSWERED: Final = (Outcome.UNKNOWN, Outcome.NOT_SENT)
 _NOTHING: Final = Metadata(frozenset(), frozenset(), frozenset())
-BACKOFF_S: Final = 0.05
-"""First pause before a call that was not sent is tried again; it doubles, with jitter, up to `MAX_BACKOFF_S`."""
-MAX_BACKOFF_S: Final = 2.0
 
 
 class Proxy(Forwarding):
@@ -81,6 +79,7 @@ class Proxy(Forwarding):
         self._pyroHandshake: Any = "hello"
         self._pyroTimeout = self._pyroSettings.call_timeout_s
         self._pyroMaxRetries: int = config.MAX_RETRIES
+        self._pyroBudget = RetryBudget()
         self._pyroSerializer: str | None = self._pyroSettings.serializer
         self._pyroMeta: Metadata | None = None
         self._pyroLink: BlockingLink | None = None
@@ -116,12 +115,12 @@ class Proxy(Forwarding):
     def __getattr__(self, name: str) -> Any:
         meta = self.__dict__.get("_pyroMeta")
         if meta is not None and name in meta.methods:
-            return partial(call_async, self, name) if self._pyroAsynchronous else partial(self._pyroCall, name)
+            return partial(call_async, self, name) if self._pyroAsynchronous else Method(self._pyroCall, name)
         if name.startswith("_pyro") or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)
         meta = self._pyroMetadata()
         if meta is None or name in meta.methods:
-            return partial(call_async, self, name) if self._pyroAsynchronous else partial(self._pyroCall, name)
+            return partial(call_async, self, name) if self._pyroAsynchronous else Method(self._pyroCall, name)
         if name in meta.attrs:
             return self._pyroInvoke("__getattr__", (name,), None)
         raise AttributeError(f"remote object '{self._pyroUri}' has no exposed attribute or method '{name}'")
@@ -250,14 +249,14 @@ class Proxy(Forwarding):
             except CommunicationError as error:
                 last = error
             if attempt + 1 < tries:
-                time.sleep(_pause(attempt))
+                time.sleep(pause_before(attempt))
         raise ConnectionClosedError("failed to reconnect") from last
 
     def _pyroMetadata(self) -> Metadata | None:
         if self._pyroMeta is not None:
             return self._pyroMeta
         deadline = time.monotonic() + self._pyroTimeout if self._pyroTimeout else None
-        return self._pyroRetry(deadline, lambda link: link.metadata)
+        return self._pyroAttempts(deadline, lambda link: link.metadata)
 
     def _pyroConnected(self) -> BlockingLink:
         link = self._pyroLink
@@ -269,7 +268,15 @@ class Proxy(Forwarding):
                 return link
             if link is not None:
                 self._pyroSeq = link.session.seq
+                if self._pyroLosesSession(link):
+                    self._pyroLink = None
+                    raise session_lost(self._pyroUri)
             return self._pyroConnectAnew()
+
+    def _pyroLosesSession(self, link: BlockingLink) -> bool:
+        """Whether an object of the caller's may be gone with a connection. What a parent process had is not ours."""
+        used = link.session.seq != link.first_seq and not link.forsaken
+        return used and loses_session(link.metadata, link.grant, self._pyroSettings)
 
     def _pyroConnectAnew(self) -> BlockingLink:
         link = self._pyroOnSocket(self._pyroSocket) if self._pyroSocket is not None else self._pyroConnect()
@@ -365,30 +372,77 @@ class Proxy(Forwarding):
         link = self._pyroLink
         timeout = self._pyroTimeout
         deadline = time.monotonic() + timeout if timeout else None
+        failed: CommunicationError | None = None
         if link is not None:
             try:
                 return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
-            except ConnectionClosedError as error:
-                if error.outcome is not Outcome.NOT_SENT or link.released:
-                    raise
-        return self._pyroRetry(
-            deadline, lambda link: self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
-        )
+            except CommunicationError as error:
+                failed = error
 
-    def _pyroRetry(self, deadline: float | None, run: Callable[[BlockingLink], T]) -> T:
-        """Connect and run, as often as `_pyroMaxRetries` allows, and only while the call cannot have run."""
-        attempt = 0
+        def run(link: BlockingLink) -> Any:
+            return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
+
+        return self._pyroAttempts(deadline, run, methodname, link=link, error=failed)
+
+    def _pyroCallWith(self, options: CallOptions, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """``proxy.method.options(...)(*args, **kwargs)``."""
+        timeout = options.deadline or self._pyroTimeout
+        deadline = time.monotonic() + timeout if timeout else None
+
+        def run(link: BlockingLink) -> Any:
+            return self._pyroCallOn(link, method, args, kwargs, deadline=deadline, options=options)
+
+        return self._pyroAttempts(deadline, run, method, keyed=options.key is not None)
+
+    def _pyroAttempts(
+        self,
+        deadline: float | None,
+        run: Callable[[BlockingLink], T],
+        method: str = "",
+        *,
+        keyed: bool = False,
+        link: BlockingLink | None = None,
+        error: CommunicationError | None = None,
+    ) -> T:
+        """Connect and run; again at once when a connection turned out to be gone, else as `Attempts` allows.
+
+        Args:
+            link, error: how the first attempt failed, when it was made already.
+        """
+        attempts = Attempts(self._pyroBudget, keyed=keyed, retries=self._pyroMaxRetries)
+        fresh = self._pyroLink is None
         while True:
+            if error is not None:
+                if not fresh and link is not None and not link.released and is_cut_off(error):
+                    fresh = True
+                else:
+                    self._pyroTryAgain(attempts, link, error, deadline, method)
+            link = None
             try:
-                return run(self._pyroConnected())
-            except (ConnectionClosedError, RefusedError, TimeoutError) as error:
-                if error.outcome is not Outcome.NOT_SENT or attempt >= self._pyroMaxRetries:
-                    raise
-                pause = _pause(attempt)
-                if deadline is not None and time.monotonic() + pause >= deadline:
-                    raise
-            time.sleep(pause)
-            attempt += 1
+                link = self._pyroConnected()
+                attempts.check_daemon(link.grant)
+                return run(link)
+            except CommunicationError as caught:
+                error = caught
+
+    def _pyroTryAgain(
+        self,
+        attempts: Attempts,
+        link: BlockingLink | None,
+        error: CommunicationError,
+        deadline: float | None,
+        method: str,
+    ) -> None:
+        """Wait before the next attempt of a call that failed, or raise what became of it."""
+        pause = None
+        if link is None:
+            pause = attempts.failed(error, self._pyroSeq, STOCK, idempotent=False)
+        elif not link.released:
+            idempotent = link.metadata is not None and method in link.metadata.idempotent
+            pause = attempts.failed(error, link.session.seq, link.grant, idempotent=idempotent)
+        if pause is None or (deadline is not None and time.monotonic() + pause >= deadline):
+            raise attempts.verdict(error)
+        time.sleep(pause)
 
     def _pyroCallOn(
         self,
@@ -399,6 +453,7 @@ class Proxy(Forwarding):
         flags: int = 0,
         object_id: str | None = None,
         deadline: float | None = None,
+        options: CallOptions | None = None,
     ) -> Any:
         """Run one call on this connection, whatever becomes of it."""
         meta = link.metadata
@@ -414,7 +469,7 @@ class Proxy(Forwarding):
             args,
             kwargs,
             flags,
-            self._pyroOptions() if self._pyroHooked else call_options(),
+            self._pyroOptions(options) if self._pyroHooked or options is not None else call_options(),
             self._pyroSettings,
             None if deadline is None else deadline - time.monotonic(),
         )
@@ -437,24 +492,21 @@ class Proxy(Forwarding):
         body = serializer.dumps_call(DAEMON_OBJECT, "close_stream", [stream_id], {})
         return Message(MessageType.INVOKE, 0, serializer.name, Flags.ONEWAY, body)
 
-    def _pyroOptions(self) -> CallOptions:
+    def _pyroOptions(self, own: CallOptions | None = None) -> CallOptions:
+        """What a call carries: what belongs to this thread, what the hook adds, and options of its own."""
         options = call_options()
-        own = self._pyroAnnotations() if self._pyroHooked else None
-        if not own:
+        hooked = self._pyroAnnotations() if self._pyroHooked else None
+        if not hooked and own is None:
             return options
-        return CallOptions(None, {**options.annotations, **own}, options.correlation_id)
+        own = own or NO_OPTIONS
+        annotations = {**options.annotations, **(hooked or {}), **own.annotations}
+        return CallOptions(None, annotations, own.correlation_id or options.correlation_id, key=own.key)
 
     def _pyroAnswered(self, answer: Message) -> None:
         annotations = user_annotations(answer)
         current_context.answered(annotations)
         if self._pyroHooked:
             self._pyroResponseAnnotations(annotations, answer.type)
-
-
-def _pause(attempt: int) -> float:
-    """Seconds to wait before the next attempt: doubling, and never the same for two clients."""
-    longest: float = min(BACKOFF_S * 2.0 ** min(attempt, 16), MAX_BACKOFF_S)
-    return longest * random.uniform(0.5, 1.0)
 
 
 def proxy_from_state(state: ProxyState, settings: Settings) -> Proxy:

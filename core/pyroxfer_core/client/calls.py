@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,9 +13,19 @@ from ..serializers.base import Serializer
 from ..serializers.blob import SerializedBlob
 from ..settings import Settings
 from ..wire.blobinfo import write_blob_info
-from ..wire.features import DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature, Grant
+from ..wire.features import (
+    CALL_KEY,
+    DEADLINE_KEY,
+    HOP_KEYS,
+    MAX_KEY_SIZE,
+    MIN_KEY_SIZE,
+    OUTCOME_KEY,
+    Feature,
+    Grant,
+)
 from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
+from ..wire.scattered import joined
 
 DAEMON_OBJECT: Final = "Pyro.Daemon"
 STREAM_KEY: Final = "STRM"
@@ -34,6 +45,8 @@ class CallOptions:
     """16 bytes, or None."""
     read_ahead: int = 1
     """Item requests of a stream in flight at once."""
+    key: bytes | None = None
+    """Under one key a method of an object runs at most once in the life of a daemon of ours; see `key_bytes`."""
 
 
 def correlation_bytes(value: uuid.UUID | bytes | None) -> bytes | None:
@@ -46,6 +59,41 @@ def correlation_bytes(value: uuid.UUID | bytes | None) -> bytes | None:
     if data is not None and len(data) != 16:
         raise ProtocolError("a correlation id is a UUID, or 16 bytes")
     return data
+
+
+def key_bytes(key: str | bytes | None) -> bytes | None:
+    """A key as it travels.
+
+    Raises:
+        PyroError: it is not 16 to 64 bytes (text counts in UTF-8).
+    """
+    if key is None:
+        return None
+    data = key.encode() if isinstance(key, str) else bytes(key)
+    if not MIN_KEY_SIZE <= len(data) <= MAX_KEY_SIZE:
+        what = f"a key is {MIN_KEY_SIZE} to {MAX_KEY_SIZE} bytes, at least 128 random bits"
+        raise PyroError(f"{what}, for instance secrets.token_urlsafe(); this one has {len(data)}")
+    return data
+
+
+def checked_options(
+    deadline: float | None = None,
+    annotations: Mapping[str, Body] | None = None,
+    correlation_id: uuid.UUID | bytes | None = None,
+    read_ahead: int = 1,
+    key: str | bytes | None = None,
+) -> CallOptions:
+    """Options as a user gives them.
+
+    Raises:
+        PyroError: one has an unusable value.
+    """
+    if deadline is not None and not 0 < deadline < math.inf:
+        raise PyroError(f"a deadline is a positive number of seconds, not {deadline!r}")
+    if not 1 <= read_ahead <= 1024:
+        raise PyroError(f"read_ahead is 1 to 1024 requests, not {read_ahead!r}")
+    correlation = correlation_bytes(correlation_id)
+    return CallOptions(deadline, dict(annotations or {}), correlation, read_ahead, key_bytes(key))
 
 
 def plain_body(message: Message, limit: int) -> Body:
@@ -61,7 +109,7 @@ def plain_body(message: Message, limit: int) -> Body:
 def deflated(body: Body, version: int, settings: Settings) -> tuple[Body, int]:
     if not settings.compression:
         return body, 0
-    smaller = deflate_for(version, body, message_type=MessageType.INVOKE, flags=0)
+    smaller = deflate_for(version, joined(body), message_type=MessageType.INVOKE, flags=0)
     return (body, 0) if smaller is None else (smaller, Flags.COMPRESSED)
 
 
@@ -86,6 +134,8 @@ def encode_call(
     annotations = dict(options.annotations) if options.annotations else {}
     if deadline_s is not None and grant.bits & Feature.DEADLINE:
         annotations[DEADLINE_KEY] = grant.deadline(int(deadline_s * 1000))
+    if options.key is not None and grant.bits & Feature.KEY:
+        annotations[CALL_KEY] = grant.key(options.key)
     try:
         if args and isinstance(args, tuple) and isinstance(args[0], SerializedBlob):
             blob = _only_blob(args, kwargs)
@@ -96,7 +146,7 @@ def encode_call(
                 flags |= received.flags & Flags.COMPRESSED
                 name = received.serializer
                 return Message(MessageType.INVOKE, 0, name, flags, received.body, annotations, options.correlation_id)
-            args, kwargs = blob.deserialized(), {}
+            args, kwargs, serializer = blob.deserialized(), {}, serializer.for_anybody()
         body: Body = serializer.dumps_call(object_id, method, args, kwargs)
     except SerializeError as error:
         error.outcome = Outcome.NOT_SENT

@@ -64,12 +64,15 @@ def read_welcome(
 
 
 def read_metadata(meta: Mapping[str, Any]) -> Metadata:
-    """The three name sets, which arrive as lists, tuples or sets.
+    """The name sets, which arrive as lists, tuples or sets.
 
     Raises:
         ProtocolError: not names.
     """
-    return Metadata(*(_names(meta.get(key, ())) for key in ("methods", "oneway", "attrs")))
+    methods, oneway, attrs, again = (
+        _names(meta.get(key, ())) for key in ("methods", "oneway", "attrs", "idempotent")
+    )
+    return Metadata(methods, oneway, attrs, again, session=meta.get("session") is True)
 
 
 def _names(values: Iterable[Any]) -> frozenset[str]:

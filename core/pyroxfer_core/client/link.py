@@ -21,9 +21,10 @@ from ..transport.connection import Connection
 from ..uri import Uri
 from ..wire.features import Feature, Grant
 from ..wire.message import Flags, Message, MessageType
-from ..wire.session import ClientSession
+from ..wire.session import ClientSession, alive
 from .calls import DAEMON_OBJECT, STREAM_KEY, CallOptions
 from .handshake import connect_message, read_welcome
+from .heartbeat import Pulse, watch
 
 CANCEL_GRACE_S: Final = 1.0
 """How long a cancelled call may go on sending the rest of what is queued before the connection is given up."""
@@ -76,10 +77,13 @@ class Link:
         self.uri = Uri("PYRO:x@unknown:0")
         """Where this leads, after name lookup."""
         self.object_id = ""
+        self.first_seq = session.seq
+        """Sequence number before the first call on it."""
         self.released = False
         """The user closed the proxy: calls that were queued end, instead of moving to a fresh connection."""
         self.turn = trio.Lock()
         """Held during a call towards a peer that takes one at a time."""
+        self.pulse = Pulse()
         self._token = trio.lowlevel.current_trio_token()
         self._serializers: dict[str, Serializer] = {}
         self._reading = False
@@ -203,7 +207,7 @@ class Link:
             return waiter.reply
         except PyroError as error:
             self._fail(error)
-            raise self._outcome(waiter, error) from error
+            raise self._outcome(waiter, waiter.error or error) from error
         except trio.Cancelled:
             await self.abandon(waiter)
             raise
@@ -241,6 +245,7 @@ class Link:
             self.session.pending[event.seq].answered = True
             raise
         if waiter is None:
+            self._take_other(event)
             return
         if waiter.abandoned:
             if event.flags & Flags.ITEMSTREAM:
@@ -252,6 +257,25 @@ class Link:
             trio.lowlevel.reschedule(task)
         if self.session.going_away and all(waiter.abandoned for waiter in self.session.pending.values()):
             self.connection.close()
+
+    def _take_other(self, message: Message) -> None:
+        if message.type == MessageType.ALIVE:
+            self.pulse.heard()
+        elif message.type == MessageType.HEARTBEAT:
+            self.connection.queue(alive())
+            self.connection.flush_nowait()
+
+    @property
+    def awaited(self) -> object:
+        """The call that waits for longest; None when nobody waits."""
+        for waiter in self.session.pending.values():
+            if not waiter.abandoned:
+                return waiter
+        return None
+
+    def give_up(self, error: PyroError) -> None:
+        """Close, and let the calls in flight fail with this."""
+        self._fail(error)
 
     def _decline_stream(self, answer: Message) -> None:
         """Close the item stream that a call returned after it was given up: nobody else knows of it."""
@@ -353,6 +377,9 @@ async def greet(
     except BaseException:
         connection.close()
         raise
-    link = Link(connection, session, make_context(version, Feature.TYPED in session.grant))
+    grant = session.grant
+    link = Link(connection, session, make_context(version, Feature.TYPED in grant).granted(grant))
     link.metadata, link.response = welcome.metadata, welcome.response
+    if settings.heartbeat_s and Feature.HEARTBEAT in session.grant:
+        watch(link, settings.heartbeat_s)
     return link

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import AsyncIterator, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Outcome, PyroError, SerializeError
+from ..errors import Outcome, SerializeError
 from ..wire.message import Body, Message
-from .calls import CallOptions, correlation_bytes, user_annotations
+from .calls import CallOptions, checked_options, user_annotations
 from .items import ItemStream
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ class Member:
         annotations: Mapping[str, Body] | None = None,
         correlation_id: uuid.UUID | bytes | None = None,
         read_ahead: int = 1,
+        key: str | bytes | None = None,
     ) -> Member:
         """The same member with options for the calls made through it.
 
@@ -51,15 +51,14 @@ class Member:
             annotations: four ASCII characters to bytes.
             correlation_id: a UUID that the daemon passes on to its own calls.
             read_ahead: item requests in flight when the call returns an item stream.
+            key: 16 to 64 bytes, or text of that length, with at least 128 random bits. A daemon of ours runs this
+                method of this object at most once under it, and gives everybody who calls again the same answer; so
+                the call may be sent again when a connection is lost. Stock daemons know no keys and get none.
 
         Raises:
             PyroError: an option has an unusable value.
         """
-        if deadline is not None and not 0 < deadline < math.inf:
-            raise PyroError(f"a deadline is a positive number of seconds, not {deadline!r}")
-        if not 1 <= read_ahead <= 1024:
-            raise PyroError(f"read_ahead is 1 to 1024 requests, not {read_ahead!r}")
-        options = CallOptions(deadline, dict(annotations or {}), correlation_bytes(correlation_id), read_ahead)
+        options = checked_options(deadline, annotations, correlation_id, read_ahead, key)
         return Member(self._proxy, self._name, options)
 
 

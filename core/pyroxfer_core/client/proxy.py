@@ -25,12 +25,13 @@ from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..transport.connection import open_connection
 from ..uri import Uri
-from ..wire.features import Feature
+from ..wire.features import STOCK, Feature
 from ..wire.message import Flags, Message
 from .calls import CallOptions, StreamStart, encode_call, read_reply
 from .items import ItemStream
 from .link import Link, Waiter, greet
 from .member import Call, Member
+from .retry import Attempts, RetryBudget, is_cut_off, loses_session, session_lost
 from .versions import remember_version, versions_to_try
 
 _NO_OPTIONS: Final = CallOptions()
@@ -68,6 +69,7 @@ class Proxy:
         self._pyroLeaving: list[Link] = []
         """Connections to a daemon that is going away, with calls still in flight."""
         self._pyroSeq = 0
+        self._pyroBudget = RetryBudget()
         self._pyroConnecting = trio.Lock()
 
     def __repr__(self) -> str:
@@ -157,17 +159,22 @@ class Proxy:
         raise TimeoutError(f"{call.method} took longer than {at - now:.3g} s ({outcome.value})", outcome=outcome)
 
     async def _pyroAttempts(self, call: Call, deadline: float | None, served: CallContext | None) -> Any:
-        """Send; when the connection turns out to be gone before the call left whole, once more on a fresh one.
+        """Send; at once on a fresh connection when the old one turns out to be gone before the call left whole.
 
-        A call that was only queued goes on to the next connection as often as others spoil the one it waits for.
+        A call that was only queued goes on to the next connection as often as others spoil the one it waits for. What
+        else may be sent again, and when, is decided by `Attempts`.
         """
         await trio.lowlevel.checkpoint_if_cancelled()  # a call that is cancelled already does not leave
         fresh = self._pyroLink is None
+        attempts: Attempts | None = None
         while True:
             link = self._pyroLink
-            if link is None or not link.usable:
-                link = await self._pyroConnected()
             try:
+                if link is None or not link.usable:
+                    link = None
+                    link = await self._pyroConnected()
+                if attempts is not None:
+                    attempts.check_daemon(link.grant)
                 if not link.concurrent:
                     async with link.turn:
                         if link.connection.broken and not link.released:
@@ -179,15 +186,35 @@ class Proxy:
                     return None
                 call.reply = await link.wait(waiter)
                 return self._pyroResult(link, call, call.reply)
-            except ConnectionClosedError as error:
-                if fresh or error.outcome is not Outcome.NOT_SENT or link.released:
-                    raise
-                fresh = True
             except CommunicationError as error:
-                if error.outcome is not Outcome.EXECUTED and deadline is not None:
-                    call.certain = error.outcome
-                    await self._pyroLetDeadlineSpeak(deadline)
-                raise
+                if not fresh and link is not None and not link.released and is_cut_off(error):
+                    fresh = True
+                    continue
+                attempts = attempts or Attempts(self._pyroBudget, keyed=call.options.key is not None)
+                await self._pyroTryAgain(call, link, error, attempts, deadline)
+
+    async def _pyroTryAgain(
+        self, call: Call, link: Link | None, error: CommunicationError, attempts: Attempts, deadline: float | None
+    ) -> None:
+        """Wait before the next attempt of a call that failed, or raise what became of it."""
+        if (
+            deadline is not None
+            and error.outcome is not Outcome.EXECUTED
+            and type(error) is not ConnectionClosedError
+        ):
+            call.certain = Outcome.UNKNOWN if attempts.unsure else error.outcome
+            await self._pyroLetDeadlineSpeak(deadline)
+        pause = None
+        if link is None and self._pyroSeq:  # a place where nobody ever was is not asked again
+            pause = attempts.failed(error, self._pyroSeq, STOCK, idempotent=False)
+        elif link is not None and not link.released:
+            idempotent = link.metadata is not None and call.method in link.metadata.idempotent
+            pause = attempts.failed(error, link.session.seq, link.grant, idempotent=idempotent)
+        if pause is None or (deadline is not None and trio.current_time() + pause >= deadline):
+            raise attempts.verdict(error)
+        call.certain = Outcome.UNKNOWN if attempts.unsure else None
+        call.link = None
+        await trio.sleep(pause)
 
     async def _pyroInTurn(self, link: Link, call: Call, deadline: float | None, served: CallContext | None) -> Any:
         """The same towards a peer that takes one call at a time."""
@@ -259,6 +286,8 @@ class Proxy:
             if link is not None:
                 self._pyroSeq = link.session.seq
                 self._pyroRetire(link)
+                if loses_session(link.metadata, link.grant, self._pyroSettings) and self._pyroSeq != link.first_seq:
+                    raise session_lost(self._pyroUri)
             link = await self._pyroConnect()
             self._pyroTakeMetadata(link)
             self._pyroLink = link

@@ -52,6 +52,10 @@ class Caller(Protocol):
         """The protocol it speaks: 48 or 502."""
 
     @property
+    def is_own(self) -> bool:
+        """Whether the other side is this library, which speaks both protocols."""
+
+    @property
     def resources(self) -> TrackedResources:
         """What is closed with it."""
 

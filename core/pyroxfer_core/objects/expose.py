@@ -111,6 +111,13 @@ def oneway(method: T) -> T:
     return method
 
 
+def idempotent(method: T) -> T:
+    """Running this method twice does no more than running it once: a proxy of ours may send a call of it again when
+    the connection was lost before the answer came. Stock proxies take no notice."""
+    method._pyroIdempotent = True  # type: ignore[attr-defined]  # our own mark
+    return method
+
+
 def callback(method: T) -> T:
     """Errors of this method are logged at this side too, not only answered."""
     method._pyroCallback = True  # type: ignore[attr-defined]  # Pyro's mark
@@ -160,6 +167,10 @@ class Metadata:
     methods: frozenset[str]
     oneway: frozenset[str]
     attrs: frozenset[str]
+    idempotent: frozenset[str] = frozenset()
+    """Methods that may be run again when it is not known whether they ran; told between two ends of this library."""
+    session: bool = False
+    """The object lives as long as the connection; told between two ends of this library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +220,9 @@ class Exposed:
             methods=frozenset(self._kinds),
             oneway=frozenset(name for name, kind in self._kinds.items() if kind.is_oneway),
             attrs=frozenset(attrs),
+            idempotent=frozenset(
+                name for name in self._kinds if getattr(getattr(clazz, name), "_pyroIdempotent", False)
+            ),
         )
 
     def find(self, instance: Any, name: str) -> tuple[Callable[..., Any], MethodKind]:

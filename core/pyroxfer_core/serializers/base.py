@@ -5,10 +5,11 @@ from __future__ import annotations
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from ..errors import PyroError, SecurityError, SerializeError
+from ..wire.features import Feature, Grant
 from ..wire.message import Body
 from .classes import CLASS_MARK, ClassCodec
 from .exceptions import exception_to_dict
@@ -28,6 +29,8 @@ class SerializerContext:
     """Protocol 48 or 502."""
     own: bool = False
     """The peer is one of ours: every value keeps its type, and our own error classes travel."""
+    out_of_band: bool = False
+    """Large bytes and arrays travel behind the body."""
     registry: ClassRegistry = field(default=DEFAULT_REGISTRY)
     proxy_factory: Callable[[ProxyState], Any] | None = None
     """Makes a proxy of a received state; without it the state itself is handed out."""
@@ -35,6 +38,10 @@ class SerializerContext:
     """The state of a value that is a proxy, None for any other value."""
     autoproxy: Callable[[Any], ProxyState | None] | None = None
     """The proxy that stands for an object served by this process, None for any other value."""
+
+    def granted(self, grant: Grant) -> SerializerContext:
+        """The same context with what was agreed with the peer."""
+        return replace(self, out_of_band=Feature.OUT_OF_BAND in grant and self.own)
 
 
 class Serializer(ABC):
@@ -49,9 +56,21 @@ class Serializer(ABC):
     def __init__(self, context: SerializerContext) -> None:
         self.context = context
         self._classes = ClassCodec(context, serpent=self.name == "serpent")
+        self._for_anybody: Serializer | None = None
 
-    def dumps_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
-        """The body of a call. ``kwargs`` is None for attribute access and batches."""
+    def for_anybody(self) -> Serializer:
+        """This serializer as towards a stock peer, for what is passed on to readers that are not known."""
+        if not self.context.own:
+            return self
+        if self._for_anybody is None:
+            self._for_anybody = type(self)(replace(self.context, own=False, out_of_band=False))
+        return self._for_anybody
+
+    def dumps_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body:
+        """The body of a call. ``kwargs`` is None for attribute access and batches.
+
+        Bytes of 16 KiB and more may not be changed before the body was sent.
+        """
         try:
             return self._write_call(object_id, method, args, kwargs)
         except (SerializeError, SecurityError):
@@ -59,8 +78,8 @@ class Serializer(ABC):
         except Exception as exc:  # libraries and converters fail in their own ways
             raise self._cannot("write", exc) from exc
 
-    def dumps(self, value: Any) -> bytes:
-        """The body of one value."""
+    def dumps(self, value: Any) -> Body:
+        """The body of one value, of which it keeps nothing that can still change."""
         try:
             return self._write(value)
         except (SerializeError, SecurityError):
@@ -86,7 +105,7 @@ class Serializer(ABC):
         except Exception as exc:
             raise self._cannot("read", exc) from exc
 
-    def dumps_exception(self, exc: BaseException, traceback_lines: list[str] | None = None) -> bytes:
+    def dumps_exception(self, exc: BaseException, traceback_lines: list[str] | None = None) -> Body:
         """The body of an exception answer; an exception that cannot be written is described in a PyroError."""
         vocabulary = vocabulary_for(self.context.version, self.context.own)
         try:
@@ -98,10 +117,10 @@ class Serializer(ABC):
             return self.dumps(exception_to_dict(PyroError(_writable(text)), vocabulary, lines))
 
     @abstractmethod
-    def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes: ...
+    def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body: ...
 
     @abstractmethod
-    def _write(self, value: Any) -> bytes: ...
+    def _write(self, value: Any) -> Body: ...
 
     @abstractmethod
     def _read_call(self, body: Body) -> Any: ...

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from ..wire.marshal import read
 from ..wire.message import Body
+from .arrays import CONTAINERS, refuse_arrays
 from .base import Arguments, Serializer
 from .json import array_to_plain
 
@@ -38,6 +39,8 @@ class MarshalSerializer(Serializer):
 
     def _plain(self, value: Any) -> Any:
         if isinstance(value, _NATIVE):
+            if type(value) in CONTAINERS:
+                refuse_arrays(value)  # the writer would take their memory for bytes
             return value
         if isinstance(value, array.array):
             return array_to_plain(value)

@@ -15,9 +15,11 @@ import msgpack
 
 from ..errors import SerializeError
 from ..wire.message import Body
+from .arrays import ARRAY, is_array, read_array, write_array
 from .base import Arguments, Serializer, SerializerContext
-from .classes import CLASS_MARK
+from .classes import CLASS_MARK, ClassCodec
 from .json import array_to_plain
+from .outofband import LARGE, MAX_PARTS, NO_PARTS, PART, Parts, PartWriter, has_parts, is_large, split
 
 _LARGE: Final = 1 << 20
 """A packer keeps the memory of its largest result, in bytes; above this size another one takes its place."""
@@ -34,9 +36,12 @@ _DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID = 0x46, 0x47, 0x48, 0x49, 0
 _COMPLEX_FORMAT: Final = struct.Struct(">dd")
 _TIMEDELTA_FORMAT: Final = struct.Struct(">iII")
 _CONTAINERS: Final = frozenset({list, dict, tuple})
-_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+_TEXT_AND_NUMBERS: Final = frozenset({type(None), bool, int, float, str})
+_SCALARS: Final = _TEXT_AND_NUMBERS | {bytes}
 """Types that msgpack has itself."""
-_MEANT: Final = _CONTAINERS | {bytearray}
+_RAW: Final = frozenset({bytes, bytearray, memoryview})
+_MEANT: Final = _CONTAINERS | _RAW
+"""Types that may have to be written in another way than msgpack's own, or hold such values."""
 
 
 class _PlainPacker:
@@ -116,69 +121,101 @@ _STOCK_READERS: Final[dict[int, Callable[[bytes], Any]]] = {
 
 
 class _OwnForm:
-    """Values with their types: what msgpack lacks travels as an extension; containers are packed inside it."""
+    """Values with their types: what msgpack lacks travels as an extension; containers are packed inside it.
 
-    def __init__(self, to_dict: Callable[[Any], dict[str, Any]], revive: Callable[[Any], Any]) -> None:
-        self._to_dict = to_dict
-        self._revive = revive
-        self.unpack_extension = partial(self._unpack_extension, 0)
+    Args:
+        out_of_band: large values travel behind the body.
+    """
 
-    def pack(self, value: Any) -> bytes:
-        if type(value) in _MEANT and _holds_bytearray((value,)):
-            value = _mark_bytearrays(value)
-        try:
-            return _PLAIN.pack(value)
-        except (TypeError, OverflowError, ValueError):
-            return self._pack_nested(value, 0)
+    def __init__(self, classes: ClassCodec, *, out_of_band: bool) -> None:
+        self._classes = classes
+        self._revive = classes.revive
+        self._out_of_band = out_of_band
+        self.unpack_extension = partial(self._unpack_extension, NO_PARTS, 0)
 
-    def pack_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
+    def pack(self, value: Any) -> Body:
+        marked = type(value) in _MEANT and _holds_marked((value,))
+        if not marked:
+            try:
+                return _PLAIN.pack(value)
+            except (TypeError, OverflowError, ValueError):
+                pass
+        return self._pack_thoroughly(value, snapshot=True, marked=marked)
+
+    def pack_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body:
         values = list(args)
-        if _holds_bytearray(values) or (kwargs and _holds_bytearray(kwargs.values())):
-            values, kwargs = _mark_bytearrays(values), _mark_bytearrays(kwargs)
-        try:
-            return _PLAIN.pack([object_id, method, values, kwargs])
-        except (TypeError, OverflowError, ValueError):
-            return self._pack_nested([object_id, method, values, kwargs], 0)
+        call = [object_id, method, values, kwargs]
+        marked = _holds_marked(values) or bool(kwargs and _holds_marked(kwargs.values()))
+        if not marked:
+            try:
+                return _PLAIN.pack(call)
+            except (TypeError, OverflowError, ValueError):
+                pass
+        return self._pack_thoroughly(call, snapshot=False, marked=marked)
 
-    def _pack_nested(self, value: Any, depth: int) -> bytes:
+    def _pack_thoroughly(self, value: Any, *, snapshot: bool, marked: bool) -> Body:
+        """Pack a value that is not plain; ``marked``: some of it must be replaced before the packer sees it."""
+        parts = PartWriter(snapshot=snapshot, room=MAX_PARTS if self._out_of_band else 0)
+        return parts.body(self._pack_nested(_mark(value, parts) if marked else value, parts, 0))
+
+    def _pack_nested(self, value: Any, parts: PartWriter, depth: int) -> bytes:
         _check_depth(depth)
-        default = partial(self._default, depth)
+        default = partial(self._default, parts, depth)
         packed: bytes = msgpack.packb(value, use_bin_type=True, strict_types=True, default=default)
         return packed
 
-    def _default(self, depth: int, value: Any) -> Any:
+    def _default(self, parts: PartWriter, depth: int, value: Any) -> Any:
         kind = type(value)
         write = _OWN_WRITERS.get(kind)
         if write is not None:
             return write(value)
         code = _NESTED.get(kind)
         if code is not None:
-            return msgpack.ExtType(code, self._pack_nested(list(value), depth + 1))
+            return msgpack.ExtType(code, self._pack_nested(list(value), parts, depth + 1))
         for base, plain in _BASES.items():
             if isinstance(value, base):
-                return self._as_builtin(depth, plain(value))
-        return _mark_bytearrays(self._to_dict(value))
+                return self._as_builtin(parts, depth, plain(value))
+        known = self._classes.known_to_dict(value)
+        if known is None:
+            if self._out_of_band and is_array(value):
+                return write_array(value, parts)
+            known = self._classes.state_to_dict(value)
+        return _mark(known, parts)
 
-    def _as_builtin(self, depth: int, value: Any) -> Any:
+    def _as_builtin(self, parts: PartWriter, depth: int, value: Any) -> Any:
         """The packer asks once for each value, so what it cannot take must be an extension already."""
         kind = type(value)
-        return self._default(depth, value) if kind in _OWN_WRITERS or kind in _NESTED else value
+        if kind in _OWN_WRITERS or kind in _NESTED:
+            return self._default(parts, depth, _mark(value, parts))
+        return _mark(value, parts)
 
-    def _unpack_extension(self, depth: int, code: int, data: bytes) -> Any:
+    def unpack_with_parts(self, body: Body) -> tuple[Any, Body]:
+        """The value of a body with parts behind it, and the msgpack body alone."""
+        packed, parts = split(body)
+        hook = partial(self._unpack_extension, parts, 0)
+        value = msgpack.unpackb(packed, raw=False, strict_map_key=False, ext_hook=hook)
+        parts.finish()
+        return value, packed
+
+    def _unpack_extension(self, parts: Parts, depth: int, code: int, data: bytes) -> Any:
         read = _OWN_READERS.get(code)
         if read is not None:
             return read(data)
+        if code == PART:
+            return parts.read(data)
+        if code == ARRAY and self._out_of_band:
+            return read_array(data, parts)
         if code not in _NESTED_CODES:
             raise SerializeError(f"msgpack cannot read extension type {code}")
-        members = self._unpack_nested(data, depth + 1)
+        members = self._unpack_nested(data, parts, depth + 1)
         if code == _TUPLE:
             return tuple(members)
         # Members of a set are made alive at once: the dict that stands for an object cannot be a member.
         return (set if code == _SET else frozenset)(map(self._revive, members))
 
-    def _unpack_nested(self, data: bytes, depth: int) -> list[Any]:
+    def _unpack_nested(self, data: bytes, parts: Parts, depth: int) -> list[Any]:
         _check_depth(depth)
-        hook = partial(self._unpack_extension, depth)
+        hook = partial(self._unpack_extension, parts, depth)
         members = msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=hook)
         if not isinstance(members, list):
             raise SerializeError("msgpack cannot read this value: members were expected in a tuple or set")
@@ -190,29 +227,39 @@ def _check_depth(depth: int) -> None:
         raise SerializeError(f"msgpack: tuples and sets are nested deeper than {_MAX_NESTED}")
 
 
-def _holds_bytearray(values: Iterable[Any]) -> bool:
-    """Whether a bytearray is somewhere in ``values``. The packer takes one for bytes, so it must be known before."""
+def _holds_marked(values: Iterable[Any]) -> bool:
+    """Whether ``values`` hold something that the packer would take for something else, or that is large.
+
+    It takes a bytearray for bytes, so that must be known before.
+    """
     kinds = set(map(type, values))
     if kinds.isdisjoint(_MEANT):
         return False
-    if bytearray in kinds:
+    if bytearray in kinds or memoryview in kinds:
         return True
+    if len(kinds) == 1 and bytes in kinds:
+        return max(map(len, values)) >= LARGE
     for value in values:
         kind = type(value)
-        if kind in _CONTAINERS and _holds_bytearray(value.values() if kind is dict else value):
+        if kind in _CONTAINERS:
+            if _holds_marked(value.values() if kind is dict else value):
+                return True
+        elif kind is bytes and len(value) >= LARGE:
             return True
     return False
 
 
-def _mark_bytearrays(value: Any) -> Any:
-    """A copy of the containers of ``value`` in which every bytearray is an extension."""
+def _mark(value: Any, parts: PartWriter) -> Any:
+    """A copy of the containers of ``value`` in which every bytearray is an extension, and large bytes are gone."""
     kind = type(value)
-    if kind is bytearray:
-        return msgpack.ExtType(_BYTEARRAY, bytes(value))
+    if kind in _RAW:
+        if is_large(value) and not parts.full:
+            return parts.reference(value)
+        return msgpack.ExtType(_BYTEARRAY, bytes(value)) if kind is bytearray else value
     if kind is dict:
-        return {key: _mark_bytearrays(item) for key, item in value.items()}
+        return {key: _mark(item, parts) for key, item in value.items()}
     if kind is list or kind is tuple:
-        return kind(map(_mark_bytearrays, value))
+        return kind([_mark(item, parts) for item in value])
     return value
 
 
@@ -244,10 +291,10 @@ _BASES: Final[dict[type, Callable[[Any], Any]]] = {
     float: float.__float__,
     str: str.__str__,
     bytes: bytes,
-    bytearray: lambda value: msgpack.ExtType(_BYTEARRAY, bytes(value)),
-    dict: lambda value: _mark_bytearrays(dict(value)),
-    list: lambda value: _mark_bytearrays(list(value)),
-    tuple: lambda value: _mark_bytearrays(tuple(value)),
+    bytearray: bytearray,
+    dict: dict,
+    list: list,
+    tuple: tuple,
     set: set,
     frozenset: frozenset,
 }
@@ -284,28 +331,35 @@ class MsgpackSerializer(Serializer):
 
     def __init__(self, context: SerializerContext) -> None:
         super().__init__(context)
-        to_dict = self._classes.to_dict
-        form = _OwnForm(to_dict, self._classes.revive) if context.own else _StockForm(to_dict)
+        classes = self._classes
+        self._own = _OwnForm(classes, out_of_band=context.out_of_band) if context.own else None
+        form = self._own or _StockForm(classes.to_dict)
         self._form: _OwnForm | _StockForm = form
         self._unpack_extension = form.unpack_extension
+        self._flat = _SCALARS if self._own is None else _TEXT_AND_NUMBERS
 
-    def dumps_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
+    def dumps_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body:
         """The body of a call. Plain arguments are written alike in both forms, and at once."""
-        if not kwargs and _SCALARS.issuperset(map(type, args)):
+        if not kwargs and self._flat.issuperset(map(type, args)):
             try:
                 return _PLAIN.pack([object_id, method, list(args), kwargs])
             except (OverflowError, ValueError):  # a large integer
                 pass
         return super().dumps_call(object_id, method, args, kwargs)
 
-    def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
+    def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body:
         return self._form.pack_call(object_id, method, args, kwargs)
 
-    def _write(self, value: Any) -> bytes:
+    def _write(self, value: Any) -> Body:
         return self._form.pack(value)
 
     def _read(self, body: Body) -> Any:
-        value = msgpack.unpackb(body, raw=False, strict_map_key=False, ext_hook=self._unpack_extension)
+        try:
+            value = msgpack.unpackb(body, raw=False, strict_map_key=False, ext_hook=self._unpack_extension)
+        except msgpack.FormatError:
+            if self._own is None or not has_parts(body):
+                raise
+            value, body = self._own.unpack_with_parts(body)
         return value if type(body) is bytes and CLASS_MARK not in body else self._revive(body, value)
 
     _read_call = _read

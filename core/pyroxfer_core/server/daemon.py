@@ -9,7 +9,7 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import trio
 
 from ..errors import ConnectionClosedError, DaemonError, PyroError, RefusedError, SecurityError
 from ..objects.context import CallContext, current_context_var
+from ..objects.describe import describe_members
 from ..objects.expose import Metadata, expose, oneway, reset_exposed
 from ..objects.table import DAEMON_ID, ObjectTable
 from ..serializers.base import SerializerContext
@@ -29,6 +30,7 @@ from ..transport.sockets import bind_tcp, bind_unix, is_loopback_host, remove_so
 from ..uri import Uri
 from ..wire.message import Body
 from .handshake import Hello, Judge, Verdict
+from .keys import KeyTable
 from .peer import Peer
 from .streams import StreamTable
 from .workers import WorkerPool
@@ -90,6 +92,7 @@ class Daemon:
         self.streams = StreamTable(self.pool, self.settings.stream_linger_s, self.settings.stream_lifetime_s)
         self.readers = trio.CapacityLimiter(READERS)
         """Threads that read large requests."""
+        self.keys = KeyTable(self.settings)
         self.epoch = secrets.token_bytes(16)
         """Changes with every daemon."""
         self.peers: set[Peer] = set()
@@ -306,6 +309,7 @@ class Daemon:
         while True:
             await trio.sleep(SWEEP_S)
             await self.streams.sweep()
+            self.keys.sweep()
 
     def run_detached(self, run_call: Callable[[], Awaitable[None]]) -> None:
         """Run a call that goes on when its client leaves."""
@@ -384,7 +388,9 @@ class Daemon:
         if object_id is None:
             return Metadata(frozenset(), frozenset(), frozenset())
         try:
-            return self.table.get(object_id).exposed.metadata
+            entry = self.table.get(object_id)
+            metadata = entry.exposed.metadata
+            return metadata if entry.mode != "session" else replace(metadata, session=True)
         except PyroError:
             raise PyroError("unknown object") from None
 
@@ -461,6 +467,11 @@ class DaemonObject:
         meta = self._daemon.table.get(object_id).exposed.metadata
         shape: Any = list if as_lists else set
         return {"methods": shape(meta.methods), "oneway": shape(meta.oneway), "attrs": shape(meta.attrs)}
+
+    async def describe(self, object_id: str) -> dict[str, Any]:
+        """Exposed members of an object with their documentation and parameters, as plain data."""
+        entry = self._daemon.table.get(object_id)
+        return describe_members(entry.target if entry.is_class else type(entry.target))
 
     async def get_next_stream_item(self, stream_id: str) -> Any:
         """The next item of an item stream."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..errors import CommunicationError, Outcome, PyroError, RefusedError, SerializeError
+from ..errors import CommunicationError, Outcome, ProtocolError, PyroError, RefusedError, SerializeError
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import MethodKind
 from ..objects.invoke import BATCH_METHOD, batch_calls, prepare, prepare_method, reply_for_exception
@@ -16,11 +16,13 @@ from ..objects.table import Entry
 from ..serializers.base import Call, Serializer, text_of, traceback_lines
 from ..serializers.blob import SerializedBlob
 from ..serializers.exceptions import ExceptionWrapper
+from ..serializers.outofband import has_parts
 from ..transport.faults import part
 from ..wire.blobinfo import read_blob_info
-from ..wire.features import DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature
+from ..wire.features import CALL_KEY, DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature
 from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
+from ..wire.scattered import joined
 from .streams import PLAIN, EndOfStream, is_stream
 from .workers import PoolBusyError, ThreadEndedError
 
@@ -36,6 +38,7 @@ _RESULT: Final = MessageType.RESULT
 SLOW_BYTES: Final = 64 * 1024
 """Text formats take some 100 ns a byte and more, and a compressed body inflates to a thousand times its size."""
 SLOW_MSGPACK_BYTES: Final = 4 * 1024 * 1024
+_NO_HOP: Final = (None, None)
 _SPECIAL: Final = ("_", "<", "")
 """First letters of methods that are more than a method of the object."""
 _OUTCOME_LETTERS: Final = {Outcome.NOT_SENT: b"N", Outcome.UNKNOWN: b"U"}
@@ -75,11 +78,21 @@ class Job(CallContext):
         return self.message.flags & _ONEWAY != 0
 
 
+class KeyedJob(Job):
+    """A request with a key: it runs at most once."""
+
+    __slots__ = ("key",)
+
+    key: bytes
+
+
 def is_slow_to_read(message: Message) -> bool:
     """Whether reading a request takes so long that other connections must not wait for it."""
     size = len(message.body)
     if size <= SLOW_BYTES or message.flags & _KEEPSERIALIZED:
         return False
+    if message.serializer == "msgpack" and has_parts(message.body):
+        return False  # they are taken as they are
     return message.serializer != "msgpack" or size > SLOW_MSGPACK_BYTES or message.flags & _COMPRESSED != 0
 
 
@@ -106,22 +119,32 @@ def decode(peer: Peer, message: Message, serializer: Serializer, read: Callable[
     """
     kwargs: dict[str, Any] | None
     annotations = message.annotations
-    deadline = _take_hop_annotations(peer, annotations) if annotations else None
+    deadline, key = _take_hop_annotations(peer, annotations) if annotations else _NO_HOP
     if message.flags & _KEEPSERIALIZED:
         object_id, method, args, kwargs = _decode_blob(peer, message, serializer)
     elif read is not None:
         object_id, method, args, kwargs = read()
     else:
         object_id, method, args, kwargs = read_call(message, serializer, peer.settings.max_message_bytes)
-    return Job(peer, message, serializer, peer.table.get(object_id), method, args, kwargs, deadline)
+    entry = peer.table.get(object_id)
+    if key is None:
+        return Job(peer, message, serializer, entry, method, args, kwargs, deadline)
+    if entry.mode == "session":
+        text = f"a key needs an object that outlives the connection, and {object_id!r} is made anew for each"
+        raise ProtocolError(text)
+    job = KeyedJob(peer, message, serializer, entry, method, args, kwargs, deadline)
+    job.key = key
+    return job
 
 
-def _take_hop_annotations(peer: Peer, annotations: dict[str, Body]) -> float | None:
-    """Hide what belongs to the connection, or to another one, from the handler. Returns the call's deadline."""
-    milliseconds = peer.session.grant.read_deadline(annotations.get(DEADLINE_KEY))
-    for key in HOP_KEYS:
-        annotations.pop(key, None)
-    return None if milliseconds is None else trio.current_time() + milliseconds / 1000
+def _take_hop_annotations(peer: Peer, annotations: dict[str, Body]) -> tuple[float | None, bytes | None]:
+    """Hide what belongs to the connection, or to another one, from the handler. Returns the deadline and the key."""
+    grant = peer.session.grant
+    milliseconds = grant.read_deadline(annotations.get(DEADLINE_KEY))
+    key = grant.read_key(annotations.get(CALL_KEY))
+    for name in HOP_KEYS:
+        annotations.pop(name, None)
+    return None if milliseconds is None else trio.current_time() + milliseconds / 1000, key
 
 
 def _decode_blob(
@@ -268,7 +291,7 @@ def _stream_result(peer: Peer, job: Job, value: Any) -> Message:
 
 
 def _deflate(peer: Peer, answer: Message) -> None:
-    smaller = deflate_for(peer.version, answer.body, message_type=answer.type, flags=answer.flags)
+    smaller = deflate_for(peer.version, joined(answer.body), message_type=answer.type, flags=answer.flags)
     if smaller is not None:
         answer.body = smaller
         answer.flags |= Flags.COMPRESSED

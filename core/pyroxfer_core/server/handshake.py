@@ -12,9 +12,11 @@ from ..errors import CommunicationError, ConnectionClosedError, ProtocolError, P
 from ..objects.expose import Metadata
 from ..serializers.base import SerializerContext, text_of
 from ..serializers.factory import make_serializer
-from ..settings import Settings
+from ..serializers.plain import read_plain
+from ..settings import SAFE_SERIALIZERS, Settings
 from ..transport.connection import Connection
 from ..wire.codec import codec_for
+from ..wire.features import Feature
 from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
 from ..wire.session import ServerSession
@@ -124,7 +126,8 @@ async def _welcome(
     serializer = make_serializer(message.serializer, context or SerializerContext(version))
     value: Any = verdict.response
     if version != 48 or message.flags & Flags.META_ON_CONNECT:
-        value = {"handshake": verdict.response, "meta": metadata_value(verdict.metadata, version)}
+        meta = metadata_value(verdict.metadata, version, own=session.may_grant(Feature.KEY))
+        value = {"handshake": verdict.response, "meta": meta}
     answer = session.accept(message, serializer.dumps(value), verdict.annotations, message.correlation_id)
     if settings.compression:
         smaller = deflate_for(version, answer.body, message_type=answer.type, flags=answer.flags)
@@ -133,14 +136,19 @@ async def _welcome(
     await connection.send(answer)
 
 
-def metadata_value(metadata: Metadata, version: int) -> dict[str, Any]:
-    """Metadata as each library's clients get it: lists in protocol 48, sets in 502."""
+def metadata_value(metadata: Metadata, version: int, *, own: bool = False) -> dict[str, Any]:
+    """Metadata as each library's clients get it: lists in protocol 48, sets in 502; more for clients of ours."""
     shape: Any = list if version == 48 else set
-    return {
+    value: dict[str, Any] = {
         "methods": shape(metadata.methods),
         "oneway": shape(metadata.oneway),
         "attrs": shape(metadata.attrs),
     }
+    if own and metadata.idempotent:
+        value["idempotent"] = shape(metadata.idempotent)
+    if own and metadata.session:
+        value["session"] = True
+    return value
 
 
 async def refuse(connection: Connection, session: ServerSession, text: str, message: Message | None) -> None:
@@ -159,10 +167,40 @@ async def refuse(connection: Connection, session: ServerSession, text: str, mess
         pass  # it did not wait for the answer
 
 
+def wanted_object(serializer: str, body: Body, flags: int, limit: int) -> str | None:
+    """The object id in the body of CONNECT, for forwarders: plain values only, no class is built.
+
+    Args:
+        limit: most bytes of the body, inflated.
+
+    Returns:
+        None: the client does not say (Pyro4 without metadata).
+
+    Raises:
+        SerializeError, ProtocolError, MessageTooLargeError: the body cannot be read.
+    """
+    if flags & Flags.COMPRESSED:
+        body = inflate(body, limit)
+    data = read_plain(serializer, body)
+    if not isinstance(data, dict) or "handshake" not in data:
+        raise SerializeError("'handshake'")
+    object_id = data.get("object")
+    if object_id is not None and not isinstance(object_id, str):
+        raise SerializeError("the object id is not text")
+    return object_id
+
+
+def refusal(version: int, text: str, serializer: str, seq: int) -> bytes:
+    """An encoded CONNECTFAIL, for forwarders that refuse a client in place of a backend."""
+    name = serializer if serializer in SAFE_SERIALIZERS else FALLBACK_SERIALIZER
+    body = make_serializer(name, SerializerContext(version)).dumps(text)
+    return codec_for(version).encode(Message(MessageType.CONNECTFAIL, seq, name, 0, body))
+
+
 def error_body(serializer: str, version: int, text: str) -> bytes:
     """The body of an exception answer of class PyroError, for forwarders that answer in place of a backend.
 
     Raises:
         SerializeError: there is no such serializer.
     """
-    return make_serializer(serializer, SerializerContext(version)).dumps_exception(PyroError(text))
+    return bytes(make_serializer(serializer, SerializerContext(version)).dumps_exception(PyroError(text)))

@@ -28,9 +28,10 @@ from ..settings import Settings
 from ..transport.connection import Connection
 from ..wire.features import Feature
 from ..wire.message import Flags, Message, MessageType
-from ..wire.session import ServerSession
+from ..wire.session import ServerSession, alive
 from .execute import SLOW_BYTES, Job, decode, execute, failure, is_slow_to_read, read_call
 from .handshake import accept_handshake
+from .keys import run_keyed
 from .lanes import Lanes
 from .streams import StreamTable
 from .waits import resumed
@@ -46,12 +47,18 @@ IDLE_WORKERS: Final = 64
 TAKE_AT_ONCE: Final = 64
 """Requests in a row that came together before other connections get a turn."""
 _INVOKE, _ONEWAY, _BATCH, _CONCURRENT = MessageType.INVOKE, Flags.ONEWAY, Flags.BATCH, Feature.CONCURRENT
+ALIVE_S: Final = 1.0
+"""How often a client is told that its large request is still being read."""
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
 
 
 def _raise(error: Exception) -> NoReturn:
     raise error
+
+
+def _same(call: Call) -> Call:
+    return call
 
 
 class _Worker:
@@ -128,6 +135,11 @@ class Peer:
         return self.connection.codec.version
 
     @property
+    def is_own(self) -> bool:
+        """Whether the other side is this library, which speaks both protocols."""
+        return self.session.grant.bits != 0
+
+    @property
     def in_flight(self) -> int:
         """Calls running or waiting in a lane."""
         return self._in_flight
@@ -146,8 +158,8 @@ class Peer:
         return serializer
 
     def _context(self) -> SerializerContext:
-        own = self.session.grant.bits & Feature.TYPED != 0
-        return self.daemon.serializer_context(self.version, own)
+        grant = self.session.grant
+        return self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
 
     def known_instance(self, entry: Entry) -> Any:
         """The object that a call goes to if it exists already; None when it must be made."""
@@ -241,7 +253,7 @@ class Peer:
         if job.deadline is not None and not self._limit(worker, job.deadline):
             worker.answer = self._refused(job, "the deadline passed before the call began")
             return False
-        running = execute(self, job)
+        running = execute(self, job) if type(job) is Job else run_keyed(self, job)
         waited = False
         # a one-way call that runs here is one too many: reading waits for it
         if self.session.grant.bits & _CONCURRENT and not job.message.flags & _ONEWAY:
@@ -324,18 +336,35 @@ class Peer:
         except SerializeError:
             return None  # it will be told so
         limit, readers = self.settings.max_message_bytes, self.daemon.readers
-        try:
-            call = await trio.to_thread.run_sync(
-                read_call, message, serializer, limit, limiter=readers, abandon_on_cancel=True
-            )
-        except Exception as error:
-            return partial(_raise, error)
-        return lambda: call
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._say_alive)  # nobody reads questions meanwhile
+            try:
+                call = await trio.to_thread.run_sync(
+                    read_call, message, serializer, limit, limiter=readers, abandon_on_cancel=True
+                )
+            except Exception as error:
+                read: Callable[[], Call] = partial(_raise, error)
+            else:
+                read = partial(_same, call)
+            nursery.cancel_scope.cancel()
+        return read
+
+    async def _say_alive(self) -> None:
+        """Tell a client again and again that it is not forgotten."""
+        while Feature.HEARTBEAT in self.session.grant:
+            await trio.sleep(ALIVE_S)
+            try:
+                self.connection.queue(alive())
+                self.connection.flush_nowait()
+            except PyroError:
+                return
 
     def _take_other(self, message: Message) -> None:
         if message.type == MessageType.PING:
             self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
-        else:
+        elif message.type == MessageType.HEARTBEAT:
+            self.connection.queue(alive())
+        elif message.type == MessageType.CANCEL:
             self._cancel(message.seq)
 
     def _end(self) -> None:
@@ -402,7 +431,8 @@ class Peer:
     async def _run_next_oneway(self) -> None:
         """Whichever task the loop starts first takes the call that came first."""
         try:
-            await execute(self, self._unbegun.popleft())
+            job = self._unbegun.popleft()
+            await (execute(self, job) if type(job) is Job else run_keyed(self, job))
         finally:
             self._oneways -= 1
 
@@ -485,6 +515,11 @@ class Peer:
             del self._running[seq]
             self._call_ended()
             self._refuse_cancelled(job)
+
+    def gave_up(self, job: Job) -> bool:
+        """Whether the caller said that it does not want the answer of a running call."""
+        worker = self._running.get(job.message.seq)
+        return worker is not None and worker.cut
 
     def _refused(self, job: Job, text: str) -> Message | None:
         """The answer to a call that was not begun."""

@@ -15,6 +15,7 @@ from ..uri import Uri
 from ..wire import Decoder, codec_for
 from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
+from ..wire.scattered import JOIN_BELOW, buffers_of
 from .sockets import connect_socket, is_local, peer_text, reason_of, set_options
 
 
@@ -25,8 +26,6 @@ def _nothing() -> None:
 Event = Message | Head | BodyPart | End
 
 RECEIVE_BYTES: Final = 64 * 1024
-JOIN_BELOW: Final = 64 * 1024
-"""Head and body of a message up to this size are joined into one buffer; above, both are handed to one sendmsg."""
 READS_PER_TURN: Final = 16
 """Reads in a row that need no wait before others get a turn: a busy peer must not starve the rest."""
 LINGER_S: Final = 1.0
@@ -202,7 +201,7 @@ class Connection:
             self._out.append(data)
             self.queued += len(data)
             return self.queued
-        return self.queue_encoded(codec.encode_head(message, len(message.body)), message.body)
+        return self.queue_encoded(codec.encode_head(message, len(message.body)), *buffers_of(message.body))
 
     def queue_encoded(self, *buffers: Body) -> int:
         """Hand encoded bytes over for the next flush; see `queue`."""

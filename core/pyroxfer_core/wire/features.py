@@ -16,10 +16,13 @@ from .message import Body
 FEATURES_KEY: Final = "PXFT"
 DEADLINE_KEY: Final = "PXDL"
 OUTCOME_KEY: Final = "PXOC"
-HOP_KEYS: Final = frozenset({FEATURES_KEY, DEADLINE_KEY, OUTCOME_KEY})
+CALL_KEY: Final = "PXKY"
+HOP_KEYS: Final = frozenset({FEATURES_KEY, DEADLINE_KEY, OUTCOME_KEY, CALL_KEY})
 """Annotations that belong to one connection: hidden from handlers and callers, never forwarded."""
 
 NONCE_SIZE: Final = 16
+MIN_KEY_SIZE: Final = 16
+MAX_KEY_SIZE: Final = 64
 MAX_DEADLINE_MS: Final = 0xFFFFFFFF
 
 _VERSION: Final = 1
@@ -36,7 +39,10 @@ class Feature:
     DEADLINE: Final = 0x04
     TYPED: Final = 0x08
     GOAWAY: Final = 0x10
-    ALL: Final = 0x1F
+    KEY: Final = 0x20
+    HEARTBEAT: Final = 0x40
+    OUT_OF_BAND: Final = 0x200
+    ALL: Final = 0x1F | KEY | HEARTBEAT | OUT_OF_BAND
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,17 @@ class Grant:
             return None
         prefix, milliseconds = _DEADLINE.unpack(annotation)
         return int(milliseconds) if prefix == self.nonce[:4] else None
+
+    def key(self, value: bytes) -> bytes:
+        """The value of a ``PXKY`` annotation on this connection."""
+        return self.nonce[:4] + value
+
+    def read_key(self, annotation: Body | None) -> bytes | None:
+        """The key of a ``PXKY`` annotation; None when absent, malformed, not agreed on, or of another connection."""
+        if annotation is None or not self.bits & Feature.KEY:
+            return None
+        fits = MIN_KEY_SIZE <= len(annotation) - 4 <= MAX_KEY_SIZE and annotation[:4] == self.nonce[:4]
+        return bytes(annotation[4:]) if fits else None
 
     def outcome(self, letter: bytes) -> bytes:
         """The value of a ``PXOC`` annotation on this connection; ``letter`` is ``N`` or ``U``."""
@@ -86,6 +103,11 @@ def read_offer(annotation: Body | None) -> tuple[int, bytes] | None:
         return None
     version, bits, nonce = _OFFER.unpack(annotation)
     return (bits, nonce) if version == _VERSION else None
+
+
+def consistent(bits: int) -> int:
+    """The bits without those that make no sense without others."""
+    return bits if bits & Feature.CONCURRENT else bits & ~Feature.HEARTBEAT
 
 
 def write_grant(grant: Grant, client_nonce: bytes) -> bytes:

@@ -21,6 +21,8 @@ class MessageType:
     PING: Final = 6
     CANCEL: Final = 64
     GOAWAY: Final = 65
+    HEARTBEAT: Final = 66
+    ALIVE: Final = 67
 
 
 class Flags:

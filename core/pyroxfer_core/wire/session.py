@@ -5,6 +5,7 @@
     CONNECTING --CONNECTOK--> OPEN         GREETING --accept()--> OPEN
     CONNECTING --CONNECTFAIL--> CLOSED     GREETING --refuse()--> CLOSED
     OPEN --RESULT, PING, GOAWAY--> OPEN    OPEN --INVOKE, PING, CANCEL--> OPEN
+    OPEN --HEARTBEAT, ALIVE--> OPEN        OPEN --HEARTBEAT, ALIVE--> OPEN
 
 Anything else is a ProtocolError, and the connection is finished.
 """
@@ -43,13 +44,40 @@ _CLIENT: Final = {
     (State.OPEN, MessageType.RESULT): State.OPEN,
     (State.OPEN, MessageType.PING): State.OPEN,
     (State.OPEN, MessageType.GOAWAY): State.OPEN,
+    (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
+    (State.OPEN, MessageType.ALIVE): State.OPEN,
 }
 _SERVER: Final = {
     (State.START, MessageType.CONNECT): State.GREETING,
     (State.OPEN, MessageType.INVOKE): State.OPEN,
     (State.OPEN, MessageType.PING): State.OPEN,
     (State.OPEN, MessageType.CANCEL): State.OPEN,
+    (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
+    (State.OPEN, MessageType.ALIVE): State.OPEN,
 }
+_AGREED: Final = {
+    MessageType.CANCEL: (Feature.CANCEL, "CANCEL"),
+    MessageType.GOAWAY: (Feature.GOAWAY, "GOAWAY"),
+    MessageType.HEARTBEAT: (Feature.HEARTBEAT, "HEARTBEAT"),
+    MessageType.ALIVE: (Feature.HEARTBEAT, "ALIVE"),
+}
+"""What each message of our own needs to have been agreed on."""
+
+
+def _check_agreed(grant: Grant, message: Message) -> None:
+    feature, name = _AGREED.get(message.type, (0, ""))
+    if name and feature not in grant:
+        raise ProtocolError(f"{name} was not agreed on")
+
+
+def heartbeat() -> Message:
+    """Are you there?"""
+    return Message(MessageType.HEARTBEAT, 0, "ping", 0, b"")
+
+
+def alive() -> Message:
+    """Yes."""
+    return Message(MessageType.ALIVE, 0, "ping", 0, b"")
 
 
 def _next_state(table: dict[tuple[State, int], State], state: State, message: Message) -> State:
@@ -171,9 +199,9 @@ class ClientSession(Generic[Waiter]):
         self.state = _next_state(_CLIENT, self.state, message)
         if message.type == MessageType.CONNECTOK:
             self._take_grant(message)
-        elif message.type == MessageType.GOAWAY:
-            if Feature.GOAWAY not in self.grant:
-                raise ProtocolError("GOAWAY was not agreed on")
+            return None
+        _check_agreed(self.grant, message)
+        if message.type == MessageType.GOAWAY:
             self.going_away = True
         return None
 
@@ -221,15 +249,19 @@ class ServerSession:
         self.state = _next_state(_SERVER, self.state, message)
         if message.type == MessageType.CONNECT:
             self._consider(message)
-        elif message.type == MessageType.CANCEL and Feature.CANCEL not in self.grant:
-            raise ProtocolError("CANCEL was not agreed on")
+        else:
+            _check_agreed(self.grant, message)
 
     def _consider(self, message: Message) -> None:
         offer = features.read_offer(message.annotations.pop(FEATURES_KEY, None))
         if offer is not None:
             bits, self._client_nonce = offer
             nonce = secrets.token_bytes(features.NONCE_SIZE)
-            self._granted = Grant(bits & self._offer & Feature.ALL, nonce, self._epoch)
+            self._granted = Grant(features.consistent(bits & self._offer & Feature.ALL), nonce, self._epoch)
+
+    def may_grant(self, feature: int) -> bool:
+        """Whether the client offered a feature that this daemon grants, in force or not yet."""
+        return self._granted is not None and feature in self._granted
 
     def _confirm(self, message: Message) -> None:
         granted, self._granted = self._granted, None

@@ -9,7 +9,10 @@ from typing import Final
 
 import click
 
+from pyroxfer_core import configure_logging
+
 from ..names import printable
+from .configured import ENVIRONMENT, Configured
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("pyroxfer.cli.serve:serve", "Serve a folder to others."),
@@ -20,8 +23,14 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "rm": ("pyroxfer.cli.look:rm", "Remove a file or an empty folder on a file server."),
     "ns": ("pyroxfer_core.cli.ns:ns", "Run a name server."),
     "nsc": ("pyroxfer_core.cli.nsc:nsc", "Ask or change a name server."),
+    "gateway": ("pyroxfer_core.cli.gateway:gateway", "Serve objects, and a page to try them, over HTTP."),
+    "echo": ("pyroxfer_core.cli.echo:echo", "Run an object that answers test calls."),
+    "config": ("pyroxfer.cli.config:config", "Show or check the configuration."),
 }
 """Name to where it is, and its line in the help: showing the help imports none of them."""
+
+
+LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 
 
 class LazyGroup(click.Group):
@@ -41,7 +50,15 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, with the nearest command named when there is none of that name."""
+        """As click does it, with the defaults of the configuration file, and with the nearest command named when
+        there is none of that name."""
+        name, command, rest = self._resolve(ctx, args)
+        configured = ctx.find_object(Configured)
+        if configured is not None and name is not None and command is not None and name != "config":
+            ctx.default_map = {**(ctx.default_map or {}), name: configured.of_command(name, command, ctx)}
+        return name, command, rest
+
+    def _resolve(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         near = difflib.get_close_matches(args[0], COMMANDS, n=1) if args and args[0] not in COMMANDS else []
         if near:
             ctx.fail(f"No such command '{printable(args[0])}'. Did you mean '{near[0]}'?")
@@ -58,11 +75,34 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         ctx.exit()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def _configure(ctx: click.Context, _: click.Parameter, path: str | None) -> None:
+    """Read the configuration file before any option is looked at. Completion goes on without a file that is wrong."""
+    if ctx.resilient_parsing:
+        return
+    assert isinstance(ctx.command, click.Group), "an option of the group"
+    ctx.obj = Configured.read(path)
+    ctx.default_map = ctx.obj.of_the_group(ctx.command, ctx)
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": ENVIRONMENT},
+)
+@click.option(
+    "--config",
+    metavar="FILE",
+    is_eager=True,
+    expose_value=False,
+    callback=_configure,
+    help="Configuration file (TOML).  [default: pyroxfer/config.toml in the user's configuration folder]",
+)
+@click.option("--server", metavar="ADDRESS", help="Where `send` goes when no target is named.")
+@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), help="Write a log of this level.")
+@click.option("--log-file", metavar="FILE", help="Append the log to this file, not to standard error.")
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
 )
-def main() -> None:
+def main(server: str | None, log_level: str | None, log_file: str | None) -> None:  # `send` asks for the server
     """Move files between machines, verified at both ends.
 
     \b
@@ -73,3 +113,9 @@ def main() -> None:
     Exit codes: 0 committed, 1 other, 2 usage, 3 not found, 4 refused, 5 network, 6 integrity, 7 source changed,
     8 no space, 9 exists, 10 some files failed, 11 time-out, 12 protocol or version, 130/143 signals.
     """
+    try:
+        configure_logging(log_level, log_file)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except OSError as error:
+        raise click.UsageError(f"{error.filename}: cannot write the log there: {error.strerror}") from None

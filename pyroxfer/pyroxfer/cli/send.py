@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -14,7 +13,7 @@ from .run import run
 from .shared import transfer_options
 
 
-def sources_and_target(paths: tuple[str, ...], target: str | None) -> tuple[tuple[str, ...], str]:
+def sources_and_target(paths: tuple[str, ...], target: str | None, server: str | None) -> tuple[tuple[str, ...], str]:
     """What is to be sent and where to, by the rules of cp.
 
     Raises:
@@ -24,10 +23,9 @@ def sources_and_target(paths: tuple[str, ...], target: str | None) -> tuple[tupl
         return paths, target
     if len(paths) > 1:
         return paths[:-1], paths[-1]
-    target = os.environ.get("PYROXFER_SERVER")
-    if not target:
+    if not server:
         raise click.UsageError("where to? Name an address last, such as HOST:PORT/, or set PYROXFER_SERVER.")
-    return paths, target
+    return paths, server
 
 
 @click.command()
@@ -48,7 +46,8 @@ def send(
     with a slash at its end, or when it names a folder, things are put into it. Without TO the server in
     PYROXFER_SERVER is used.
     """
-    sources, place = sources_and_target(paths, target)
+    server = click.get_current_context().find_root().params.get("server")
+    sources, place = sources_and_target(paths, target, server)
 
     async def main() -> None:
         address = parse_address(place)

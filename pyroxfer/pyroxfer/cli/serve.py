@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
 
 import click
 import trio
@@ -22,10 +21,10 @@ from ..names import printable
 from ..serving import FileServer
 from .run import run
 
-logger = logging.getLogger("pyroxfer.service")
 
-GOODBYE_S: Final = 2.0
-"""How long a server that stops tries to take its name out of the name server."""
+<
+
+logger = logging.getLogger("pyroxfer.service")
 
 
 @click.command()
@@ -111,18 +110,12 @@ async def _registered(server: FileServer, name: str | None) -> AsyncIterator[Non
     if name is None:
         yield
         return
-    from pyroxfer_core import locate_ns  # the name server's client is needed by nobody else here
+    from pyroxfer_core import keep_registered  # the name server's client is needed by nobody else here
 
     name, at, place = name.partition("@")
     host, port = parse_listen(place) if at else (None, None)
-    async with await locate_ns(host, port) as names:
-        await names.register(name, str(server.uri))
-    try:
+    async with keep_registered({name: server.uri}, host=host, port=port):
         yield
-    finally:
-        with trio.move_on_after(GOODBYE_S, shield=True), contextlib.suppress(core_errors.PyroError):
-            async with await locate_ns(host, port) as names:
-                await names.remove(name)
 
 
 def _announce(server: FileServer, folder: str, name: str | None, insecure: bool) -> None:

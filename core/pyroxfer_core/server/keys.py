@@ -1,0 +1,207 @@
+"""Calls with a key run at most once: the first of a key is reserved here before it runs, others share its answer.
+
+A call that runs under a key belongs to no connection. It ends early only when its deadline passes, the last caller
+that waits for it says that it does not want the answer, or the daemon stops; then nobody knows how far it came, and
+that is what every later caller is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ..errors import CommunicationError, Outcome, ProtocolError, RefusedError, SerializeError
+from ..settings import Settings
+from ..wire.features import OUTCOME_KEY
+from ..wire.message import Flags, Message
+from .execute import Job, KeyedJob, execute, failure
+
+if TYPE_CHECKING:
+    from .peer import Peer
+
+_Scope = tuple[object, str, str, bytes]
+"""Whose key, of which object and method."""
+_NEVER: Final = float("inf")
+
+
+class _Execution:
+    """One key: the call that runs, or ran, under it."""
+
+    __slots__ = ("answer", "digest", "done", "expires", "job", "letter", "scope", "waiters", "where")
+
+    def __init__(self, where: _Scope, digest: bytes, job: KeyedJob) -> None:
+        self.where = where
+        self.digest = digest
+        """Of the arguments as they came."""
+        self.job: KeyedJob | None = job
+        """Until it has ended."""
+        self.scope = trio.CancelScope(deadline=_NEVER if job.deadline is None else job.deadline)
+        self.done = trio.Event()
+        self.waiters = 0
+        self.answer: Message | None = None
+        """None: it was cut short, or its answer is kept no longer."""
+        self.letter: str | None = None
+        """What is certain when the answer is not the method's own: ``N`` or ``U``."""
+        self.expires = _NEVER
+
+
+class KeyTable:
+    """The keys of one daemon.
+
+    Args:
+        settings: ``key_lifetime_s``, ``max_keys`` and ``max_key_result_bytes`` bound what is remembered.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._known: dict[_Scope, _Execution] = {}
+        self._ended: deque[_Execution] = deque()
+        """In the order in which they expire."""
+        self._kept: deque[_Execution] = deque()
+        """Those whose answers are kept, oldest first."""
+        self._kept_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def enter(self, peer: Peer, job: KeyedJob) -> _Execution:
+        """The execution that a call takes part in; reserved, and started, if there is none yet.
+
+        Raises:
+            ProtocolError: the key belongs to a call with other arguments.
+            RefusedError: too many keys are remembered.
+        """
+        where = (None, job.entry.object_id, job.method, job.key)
+        digest = _digest(job.message)
+        known = self._known.get(where)
+        if known is not None and known.expires > trio.current_time():
+            if known.digest != digest:
+                raise ProtocolError("the key of this call was used with other arguments before")
+            _extend(known, job.deadline)
+            return known
+        self.sweep()
+        if len(self._known) >= self._settings.max_keys:
+            raise RefusedError(f"busy: {len(self._known)} keys are remembered already; try again later")
+        execution = self._known[where] = _Execution(where, digest, job)
+        peer.daemon.run_detached(lambda: self._run(execution, peer, job))
+        return execution
+
+    async def _run(self, execution: _Execution, peer: Peer, job: KeyedJob) -> None:
+        try:
+            with execution.scope:
+                answer = await execute(peer, job)
+                if answer is not None and answer.flags & Flags.ITEMSTREAM:
+                    answer = await _without_stream(peer, job, answer)
+                self._take_answer(execution, peer, answer)
+        finally:
+            self._finish(execution)
+
+    @staticmethod
+    def _take_answer(execution: _Execution, peer: Peer, answer: Message | None) -> None:
+        execution.answer = answer
+        if answer is not None:
+            execution.letter = peer.session.grant.read_outcome(answer.annotations.pop(OUTCOME_KEY, None))
+
+    def _finish(self, execution: _Execution) -> None:
+        """Remember how it ended, unless it was refused before it began: then the key is as good as new."""
+        execution.job = None
+        execution.done.set()
+        if execution.letter == "N":
+            del self._known[execution.where]
+            return
+        execution.expires = trio.current_time() + self._settings.key_lifetime_s
+        self._ended.append(execution)
+        if execution.answer is not None:
+            self._kept.append(execution)
+            self._kept_bytes += _size(execution.answer)
+            while self._kept_bytes > self._settings.max_key_result_bytes:
+                self._drop_answer(self._kept.popleft())
+
+    def _drop_answer(self, execution: _Execution) -> None:
+        answer, execution.answer = execution.answer, None
+        if answer is not None:
+            execution.letter = "E"
+            self._kept_bytes -= _size(answer)
+
+    def sweep(self) -> None:
+        """Forget what expired."""
+        now = trio.current_time()
+        ended = self._ended
+        while ended and ended[0].expires <= now:
+            execution = ended.popleft()
+            self._drop_answer(execution)
+            if self._known.get(execution.where) is execution:
+                del self._known[execution.where]
+        while self._kept and self._kept[0].answer is None:
+            self._kept.popleft()
+
+
+def _digest(message: Message) -> bytes:
+    digest = hashlib.blake2b(message.body, digest_size=16)
+    digest.update(f"{message.serializer} {message.flags & ~Flags.ONEWAY}".encode())
+    return digest.digest()
+
+
+def _size(answer: Message) -> int:
+    return len(answer.body) + sum(map(len, answer.annotations.values()))
+
+
+def _extend(execution: _Execution, deadline: float | None) -> None:
+    """Another caller waits: the handler may run as long as the most patient one allows."""
+    if execution.job is None:
+        return
+    latest = max(execution.scope.deadline, _NEVER if deadline is None else deadline)
+    execution.scope.deadline = latest
+    execution.job.deadline = None if latest == _NEVER else latest
+
+
+async def _without_stream(peer: Peer, job: KeyedJob, answer: Message) -> Message | None:
+    """An item stream belongs to one connection, and cannot be handed to everybody who asks again."""
+    await peer.streams.close(bytes(answer.annotations["STRM"]).decode("ascii"))
+    error = SerializeError("the call ran, but an item stream cannot be the result of a call with a key")
+    return failure(peer, job.message, job.serializer, error, dispatched=True)
+
+
+async def run_keyed(peer: Peer, job: Job) -> Message | None:
+    """Run a call with a key, or wait for the one that runs, or answer from what is remembered.
+
+    Returns:
+        The answer; None for a one-way call.
+
+    When cancelled, the call goes on without this caller, unless nobody else waits and this one gave it up.
+    """
+    assert isinstance(job, KeyedJob), "other calls do not come here"
+    try:
+        execution = peer.daemon.keys.enter(peer, job)
+    except CommunicationError as error:
+        error.outcome = Outcome.NOT_SENT
+        return failure(peer, job.message, job.serializer, error, dispatched=False)
+    execution.waiters += 1
+    try:
+        await execution.done.wait()
+    except trio.Cancelled:
+        if execution.waiters == 1 and peer.gave_up(job):
+            execution.scope.cancel()
+        raise
+    finally:
+        execution.waiters -= 1
+    return None if job.oneway else _answer_to(peer, job, execution)
+
+
+def _answer_to(peer: Peer, job: Job, execution: _Execution) -> Message | None:
+    answer, letter = execution.answer, execution.letter
+    if answer is not None:
+        message = job.message
+        annotations = dict(answer.annotations)
+        if letter is not None:
+            annotations[OUTCOME_KEY] = peer.session.grant.outcome(letter.encode())
+        seq, correlation = message.seq, message.correlation_id
+        return Message(answer.type, seq, answer.serializer, answer.flags, answer.body, annotations, correlation)
+    if letter == "E":
+        ran = SerializeError("the call ran, but its result is kept no longer")
+        return failure(peer, job.message, job.serializer, ran, dispatched=True)
+    cut = CommunicationError("the call was cut short while it was running", outcome=Outcome.UNKNOWN)
+    return failure(peer, job.message, job.serializer, cut, dispatched=False)

@@ -1,0 +1,51 @@
+"""Logging by environment, in fresh processes: Pyro's variables and our own, and never over a program's own set-up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LOG = "import logging; logging.getLogger('some').debug('a line')"
+CONFIGURE = f"import pyroxfer_core as core; core.configure_logging(); {LOG}"
+FACADE = f"from pyroxfer_core.blocking import config; config.HOST; {LOG}"
+OWN_FIRST = f"import logging; logging.basicConfig(level='ERROR'); {CONFIGURE}"
+
+
+def stderr_of(program: str, **variables: str) -> str:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYRO_", "PYROXFER_LOG"))}
+    done = subprocess.run([sys.executable, "-c", program], env=kept | variables, capture_output=True, text=True)
+    return done.stderr
+
+
+@pytest.mark.parametrize("program", [CONFIGURE, FACADE])
+@pytest.mark.parametrize("variable", ["PYRO_LOGLEVEL", "PYROXFER_LOG_LEVEL"])
+def test_a_level_in_the_environment_turns_the_log_on(program: str, variable: str) -> None:
+    assert "some DEBUG a line" in stderr_of(program, **{variable: "DEBUG"})
+    assert "a line" not in stderr_of(program, **{variable: "INFO"})
+
+
+@pytest.mark.parametrize("program", [CONFIGURE, FACADE])
+def test_the_file_in_the_environment_takes_the_log(program: str, tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    assert not stderr_of(program, PYRO_LOGLEVEL="DEBUG", PYRO_LOGFILE=str(file))
+    assert "a line" in file.read_text()
+    assert "a line" in stderr_of(program, PYRO_LOGLEVEL="DEBUG", PYRO_LOGFILE="{stderr}")
+
+
+def test_our_own_names_go_before_those_of_pyro(tmp_path: Path) -> None:
+    assert "a line" in stderr_of(CONFIGURE, PYRO_LOGLEVEL="ERROR", PYROXFER_LOG_LEVEL="DEBUG")
+
+
+@pytest.mark.parametrize("program", ["import pyroxfer_core, pyroxfer_core.blocking; " + LOG, OWN_FIRST])
+def test_importing_changes_nothing_and_neither_does_a_program_with_a_log_of_its_own(program: str) -> None:
+    """The environment is read when something asks for it, and a set-up that the program made first stays."""
+    assert "a line" not in stderr_of(program, PYRO_LOGLEVEL="DEBUG")
+
+
+def test_a_level_that_does_not_exist_is_named_with_its_variable() -> None:
+    text = stderr_of(CONFIGURE, PYRO_LOGLEVEL="LOUD")
+    assert "ValueError: PYRO_LOGLEVEL is 'LOUD'; choose one of: DEBUG" in text

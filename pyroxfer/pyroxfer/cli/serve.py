@@ -21,9 +21,6 @@ from ..names import printable
 from ..serving import FileServer
 from .run import run
 
-
-<
-
 logger = logging.getLogger("pyroxfer.service")
 
 

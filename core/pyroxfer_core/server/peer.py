@@ -26,6 +26,7 @@ from ..serializers.base import Call, Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..transport.connection import Connection
+from ..transport.tls import TlsSocket
 from ..wire.features import Feature
 from ..wire.message import Flags, Message, MessageType
 from ..wire.session import ServerSession, alive
@@ -133,6 +134,11 @@ class Peer:
     def version(self) -> int:
         """48 or 502."""
         return self.connection.codec.version
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The client's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without TLS."""
+        sock = self.connection.sock
+        return sock.getpeercert(binary_form) if isinstance(sock, TlsSocket) else None
 
     @property
     def is_own(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from ..errors import DaemonError
+from ..errors import DaemonError, SecurityError
 from ..objects.table import DAEMON_ID
 from ..serializers.vocabulary import ProxyState
 from ..server import daemon as trio_daemon
@@ -82,7 +82,12 @@ class Daemon(trio_daemon.Daemon):
         settings: Settings | None = None,
     ) -> None:
         host = str(config.HOST if host is None else host)
-        settings = settings or config.settings()
+        if settings is None:
+            settings = config.settings()
+            if config.SSL and settings.ssl_server_context is None:
+                raise SecurityError(
+                    "config.SSL is on: a daemon needs config.SSL_SERVERCERT, the file of its certificate"
+                )
         local = unixsocket is not None or connected_socket is not None
         if not local:
             nathost = nathost or config.NATHOST

@@ -28,6 +28,7 @@ from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection
+from ..transport.tls import TlsSocket
 from ..wire.features import Feature
 from ..wire.message import Flags, Message, MessageType
 from ..wire.session import ServerSession, alive
@@ -139,6 +140,11 @@ class Peer:
     def version(self) -> int:
         """48 or 502."""
         return self.connection.codec.version
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The client's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without TLS."""
+        sock = self.connection.sock
+        return sock.getpeercert(binary_form) if isinstance(sock, TlsSocket) else None
 
     @property
     def is_own(self) -> bool:

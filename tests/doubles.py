@@ -177,6 +177,8 @@ class FaultProxy:
         self.counted = [0, 0]
         self._watched: Cut | None = None
         self._changed = trio.Event()
+        self._open = trio.Event()
+        self._open.set()
         self.location = ""
         self.connections = 0
 
@@ -190,6 +192,10 @@ class FaultProxy:
         self._watched.to_server = self.counted[0] + to_server
         self._watched.to_client = self.counted[1] + to_client
         self._changed.set()
+
+    def hold(self) -> None:
+        """Pass nothing on any more, without closing anything."""
+        self._open = trio.Event()
 
     async def _serve(self, client: trio.SocketStream) -> None:
         self.connections += 1
@@ -234,6 +240,7 @@ class FaultProxy:
                 data = await source.receive_some(65536)
                 if not data:
                     break
+                await self._open.wait()
                 limit = cut.to_client if direction else cut.to_server
                 data = data[: int(min(len(data), limit - counted[direction]))]
                 await target.send_all(data)

@@ -18,7 +18,7 @@ PACKAGES = {
     "pyroxfer": ROOT / "pyroxfer" / "pyroxfer",
 }
 FLOORS = {
-    **dict.fromkeys(("errors", "logs", "settings", "uri"), 0),
+    **dict.fromkeys(("errors", "logs", "settings", "uri", "certificates"), 0),
     "wire": 1,
     **dict.fromkeys(("serializers", "objects"), 2),
     "transport": 3,
@@ -33,7 +33,7 @@ THIRD_PARTY = {
     2: {"serpent", "msgpack", "numpy"},
     3: {"trio"},
     4: {"trio"},
-    5: {"trio", "click", "tqdm"},
+    5: {"trio", "click", "tqdm", "httptools"},
 }
 """Packages from outside the standard library that a floor may import."""
 
@@ -194,7 +194,7 @@ def test_nothing_hands_bytes_to_something_stronger_than_needed(package: str) -> 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_only_declared_packages_are_imported(package: str) -> None:
     """Nothing is imported that an installation would not bring."""
-    declared = {"trio", "serpent", "msgpack", "numpy", "tqdm", "click", "msgspec", "blake3", *PACKAGES}
+    declared = {"trio", "serpent", "msgpack", "numpy", "tqdm", "click", "msgspec", "blake3", "httptools", *PACKAGES}
     undeclared = [
         str(found)
         for found in all_imports(package)
@@ -259,6 +259,7 @@ HEAVY = (
     "sqlite3",
     "blake3",
     "msgspec",
+    "httptools",
     "asyncio",
     "http",
     "unittest",

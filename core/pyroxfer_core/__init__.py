@@ -1,11 +1,14 @@
 """The RPC core of pyroxfer: speaks the protocols of Pyro4 and Pyro5 on trio."""
 
 from . import errors as errors
+from .certificates import tls_client_context as tls_client_context
+from .certificates import tls_server_context as tls_server_context
 from .client.batch import BatchProxy as BatchProxy
 from .client.introduce import introduce as introduce
 from .client.proxy import Proxy as Proxy
 from .futures import open_futures as open_futures
 from .logs import configure_logging as configure_logging
+from .nameserver.keeping import keep_registered as keep_registered
 from .nameserver.lookup import locate_ns as locate_ns
 from .nameserver.lookup import resolve as resolve
 from .objects.context import current_call as current_call
@@ -21,6 +24,8 @@ from .server.handshake import Hello as Hello
 from .server.handshake import Verdict as Verdict
 from .server.handshake import accept_handshake as accept_handshake
 from .server.handshake import error_body as error_body
+from .server.handshake import refusal as refusal
+from .server.handshake import wanted_object as wanted_object
 from .server.serving import serve as serve
 from .settings import Settings as Settings
 from .transport.connection import Connection as Connection
@@ -28,6 +33,7 @@ from .transport.connection import open_connection as open_connection
 from .transport.listen import serve_connections as serve_connections
 from .transport.side import SideStream as SideStream
 from .transport.side import open_side_stream as open_side_stream
+from .transport.sockets import StreamSocket as StreamSocket
 from .transport.sockets import bind_tcp as bind_tcp
 from .uri import Uri as Uri
 from .wire.session import ServerSession as ServerSession

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import ssl
+from dataclasses import dataclass, field, replace
 
 from .errors import PyroError
 
@@ -25,7 +26,13 @@ class Settings:
     """48 or 502 to force the protocol a proxy speaks; None tries 502 first and 48 when that is refused."""
     compression: bool = False
     """Compress what we send (zlib, as Pyro does). What comes in compressed is always read."""
-    hmac_key: bytes | None = None
+    ssl_server_context: ssl.SSLContext | None = None
+    """With it a daemon speaks TLS, and nothing else, on its TCP port. With ``verify_mode`` CERT_REQUIRED the client's
+    certificate says who it is. `tls_server_context` makes one from files."""
+    ssl_client_context: ssl.SSLContext | None = None
+    """With it connections to TCP ports are TLS. The host name is checked unless the context says otherwise.
+    `tls_client_context` makes one from files."""
+    hmac_key: bytes | None = field(default=None, repr=False)
     """Shared secret of protocol 48. With it, a daemon refuses the other protocol and side streams."""
     remote_tracebacks: bool | None = None
     """Send tracebacks to callers. None: only to peers on loopback or on a unix socket."""
@@ -37,6 +44,9 @@ class Settings:
     """Most annotations of one message."""
     connect_timeout_s: float = 10.0
     """Connecting and the handshake together, on both sides."""
+    heartbeat_s: float = 5.0
+    """A peer of ours that owes an answer for so long is asked whether it is alive, and again after the same time; one
+    more without a sign of life, and the call is Unknown. 0 never asks."""
     call_timeout_s: float | None = None
     """Default deadline of a call; None waits as long as the connection lives."""
     strict_session: bool = False

@@ -24,6 +24,8 @@ class Backend:
     max_in_flight: int | None = None
     """Calls it runs at once; None is without limit."""
     in_flight: int = 0
+    clients: int = 0
+    """Clients whose connection belongs to it."""
     draining: bool = False
     """A draining backend finishes its calls and gets no new ones."""
     failures: int = 0
@@ -121,6 +123,7 @@ class BackendGroup:
     def failed(self, backend: Backend, now: float, reason: str) -> bool:
         """It refused a connection: leave it alone for a while. True when it had been up."""
         was_up = backend.failures == 0
+        backend.refused_versions.clear()  # whatever comes up there next may speak them
         backend.failures += 1
         backend.reason = reason
         backend.failed_at = now

@@ -53,7 +53,11 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     name: Text
     backends: tuple[BackendConfig, ...]
     match: Text | None = None
-    """Exact topic, or a prefix followed by ``*``. Default: the name."""
+    """Exact topic, a prefix followed by ``*``, or a glob. Default: the name."""
+    objects: tuple[Text, ...] = ()
+    """Transparent mode: clients that ask for one of these object ids (or prefixes, or globs) are led to a backend."""
+    stateless: bool = False
+    """Transparent mode: each call may go to another backend."""
     policy: str = "round-robin"
     method: Text | None = None
     """What is called on the backends. Default: the method the client called."""
@@ -80,6 +84,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Names clients may call. Stock proxies refuse every other name by themselves."""
     oneway: tuple[Text, ...] = ()
     """Those of the names which clients call without waiting for an answer."""
+    default: Text | None = None
+    """The service for clients that do not say which object they want (Pyro4 without metadata)."""
     register: Text | None = None
     """A name to register in the name server while running."""
     nameserver: Text | None = None
@@ -220,6 +226,7 @@ def _problems_of(config: Config) -> Iterator[str]:
         yield "services: at least one is needed"
     yield from _duplicates("services", "name", [service.name for service in config.services])
     yield from _duplicates("services", "match", [service.pattern for service in config.services])
+    yield from _check_objects(config)
     for index, service in enumerate(config.services):
         yield from _check_service(service, f"services[{index}]", f"PYRO:{config.object}@{config.listen}")
 
@@ -271,6 +278,23 @@ def _check_names(config: Config) -> Iterator[str]:
     for index, name in enumerate(config.oneway):
         if name not in config.all_methods:
             yield f"oneway[{index}]: {name!r} is not one of the methods"
+
+
+def _check_objects(config: Config) -> Iterator[str]:
+    """Each object leads to one service, and none is the dispatcher's own."""
+    taken: dict[str, str] = {}
+    for number, service in enumerate(config.services):
+        for index, pattern in enumerate(service.objects):
+            path = f"services[{number}].objects[{index}]"
+            if pattern == config.object:
+                yield f"{path}: {pattern!r} is the dispatcher's own object"
+            elif pattern in taken:
+                yield f"{path}: {pattern!r} is taken by {taken[pattern]}"
+            taken.setdefault(pattern, path)
+    names = [service.name for service in config.services]
+    if config.default is not None and config.default not in names:
+        near = difflib.get_close_matches(config.default, names, n=1, cutoff=0.0)
+        yield f"default: no service {config.default!r}" + (f"; the nearest one is {near[0]!r}" if near else "")
 
 
 def _check_method(name: str, path: str) -> Iterator[str]:

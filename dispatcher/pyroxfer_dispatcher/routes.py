@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pyroxfer_core.wire import BlobInfo, Body, read_blob_info, write_blob_info
@@ -11,6 +14,7 @@ from pyroxfer_core.wire import BlobInfo, Body, read_blob_info, write_blob_info
 from .backends import BackendGroup
 
 WILDCARD: Final = "*"
+_SPECIAL: Final = frozenset("*?[")
 MAX_REMEMBERED: Final = 1024
 """Routing annotations whose meaning is remembered; then remembering begins anew."""
 MAX_REMEMBERED_BYTES: Final = 256
@@ -20,26 +24,33 @@ MAX_SHOWN: Final = 80
 
 
 class RouteTable:
-    """Exact topics and prefixes (``orders.*``), each leading to one service.
+    """Patterns, each leading to one service: exact topics, prefixes (``orders.*``), and globs (``*.orders.eu-?``).
 
-    An exact topic wins over every prefix, a longer prefix over a shorter one; a bare ``*`` takes the rest.
+    An exact topic wins over every prefix, a longer prefix over a shorter one, a prefix over a glob, a glob over those
+    that come after it; a bare ``*`` takes the rest.
 
     Args:
         routes: pattern to service name.
 
     Raises:
-        ValueError: a pattern is empty or has a ``*`` before its end.
+        ValueError: a pattern is empty.
     """
 
     def __init__(self, routes: Mapping[str, str] | Iterable[tuple[str, str]]) -> None:
         self._exact: dict[str, str] = {}
         self._prefixes: dict[str, str] = {}
+        self._globs: list[tuple[re.Pattern[str], str]] = []
+        self._patterns: list[str] = []
         for pattern, service in dict(routes).items():
             check_pattern(pattern)
-            if pattern.endswith(WILDCARD):
+            self._patterns.append(pattern)
+            if _SPECIAL.isdisjoint(pattern):
+                self._exact[pattern] = service
+            elif pattern.endswith(WILDCARD) and _SPECIAL.isdisjoint(pattern[:-1]):
                 self._prefixes[pattern[:-1]] = service
             else:
-                self._exact[pattern] = service
+                self._globs.append((re.compile(fnmatch.translate(pattern)), service))
+        self._rest = self._prefixes.pop("", None)
         self._lengths = sorted({len(prefix) for prefix in self._prefixes}, reverse=True)
 
     def find(self, topic: str) -> str | None:
@@ -52,23 +63,23 @@ class RouteTable:
             service = prefixes.get(topic[:length])
             if service is not None:
                 return service
-        return None
+        for glob, service in self._globs:
+            if glob.match(topic):
+                return service
+        return self._rest
 
     def __repr__(self) -> str:
-        patterns = [*self._exact, *(prefix + WILDCARD for prefix in self._prefixes)]
-        return f"<RouteTable {', '.join(patterns)}>"
+        return f"<RouteTable {', '.join(self._patterns)}>"
 
 
 def check_pattern(pattern: str) -> None:
-    """Refuse what is neither an exact topic nor a prefix with one ``*`` at its end.
+    """Refuse what is no pattern.
 
     Raises:
         ValueError: with a sentence that says what is wrong.
     """
     if not pattern:
-        raise ValueError("a pattern is an exact topic or a prefix followed by *, not an empty text")
-    if WILDCARD in pattern[:-1]:
-        raise ValueError(f"{pattern!r} has a * before its end; a pattern is an exact topic or a prefix followed by *")
+        raise ValueError("a pattern is an exact topic, a prefix followed by * or a glob, not an empty text")
 
 
 def topic_of(info: object) -> str | None:
@@ -86,6 +97,10 @@ class Service:
     group: BackendGroup
     method: str | None = None
     """Called on the backends instead of the method the client called."""
+    stateless: bool = False
+    """Its objects keep nothing of a connection: each call of a client may go to another backend."""
+    tally: Counter[str] = field(default_factory=Counter)
+    """What became of its calls, by name."""
 
 
 class Aim:
@@ -118,13 +133,32 @@ class Directory:
     Args:
         object_id: the dispatcher's own.
         services: by the names to which the routes lead.
+        objects: routes from object ids, for clients that know nothing of the dispatcher.
+        default: the service for clients that do not say which object they want.
     """
 
-    def __init__(self, object_id: str, routes: RouteTable, services: Mapping[str, Service]) -> None:
+    def __init__(
+        self,
+        object_id: str,
+        routes: RouteTable,
+        services: Mapping[str, Service],
+        objects: RouteTable | None = None,
+        default: str | None = None,
+    ) -> None:
         self.object_id = object_id
         self.routes = routes
         self.services = services
+        self.objects = RouteTable(()) if objects is None else objects
+        self._default = default
         self._known: dict[bytes, Aim] = {}
+
+    def service_of(self, object_id: str | None) -> Service | None:
+        """The service that a client wants which knows nothing of the dispatcher; None for every other client."""
+        if object_id is None:
+            name = self._default
+        else:
+            name = None if object_id == self.object_id else self.objects.find(object_id)
+        return None if name is None else self.services[name]
 
     def find(self, annotation: Body) -> Aim:
         """Where a blob is meant to go. Reading an annotation costs more than the rest of a call, so it is remembered.

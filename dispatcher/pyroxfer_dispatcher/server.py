@@ -6,6 +6,8 @@ import contextlib
 import logging
 import secrets
 import socket
+from collections.abc import Iterator
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final
 
@@ -32,8 +34,14 @@ from .admin import note
 from .backends import Backend, BackendGroup
 from .config import Config, ServiceConfig, check_config
 from .conversation import Conversation
-from .links import COLLECT_BYTES, LinkPool
+from .dialects import BlobDialect, SealedDialect
+from .frames import Splitter
+from .hub import Hub
+from .links import COLLECT_BYTES, LinkPool, OwnLinks
+from .pinned import Pinned
+from .relay import Relay
 from .routes import Directory, RouteTable, Service
+from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, alone, is_looping, read_opening
 
 LOOK_S: Final = 0.25
 """How often calls under way are checked for clients that left. One look costs a system call per waiting call."""
@@ -65,14 +73,18 @@ class Dispatcher:
         self._settings = _settings_for(config)
         self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
         self._epoch = secrets.token_bytes(16)
-        self._pool = LinkPool(self._settings, self._resolve)
-        self._conversations: set[Conversation] = set()
+        self._hub = Hub()
+        self._pool = LinkPool(self._settings, self._resolve, self._hub)
+        self._opener = Opener(self._settings, self._resolve)
+        self._conversations: set[Conversation | Pinned] = set()
         self._stopping = False
         self._all_gone = trio.Event()
         self._listener: socket.socket | None = None
         self._port: int | None = None
         self._nursery_manager: Any = None
+        self._nursery: trio.Nursery
         self._background = trio.CancelScope()
+        self._serving = trio.CancelScope(shield=True)
 
     def __repr__(self) -> str:
         place = self.location if self._port is not None else "not listening"
@@ -105,7 +117,7 @@ class Dispatcher:
             self._close_listener()
             raise
         self._nursery_manager = trio.open_nursery()
-        nursery = await self._nursery_manager.__aenter__()
+        nursery = self._nursery = await self._nursery_manager.__aenter__()
         nursery.start_soon(self._run_background, self._listener)
         note(logging.INFO, "listening", location=self.location, object=self.config.object)
         return self
@@ -122,6 +134,7 @@ class Dispatcher:
                 await self._unregister()
                 await self._end_conversations()
         finally:
+            self._serving.cancel()
             manager, self._nursery_manager = self._nursery_manager, None
             try:
                 if error is None or _is_cancellation(error):
@@ -131,6 +144,7 @@ class Dispatcher:
                         await manager.__aexit__(None, None, None)
             finally:
                 self._pool.close()
+                self._hub.close()
                 note(logging.INFO, "stopped")
 
     def abort(self) -> None:
@@ -145,23 +159,114 @@ class Dispatcher:
         with self._background:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._look_after_clients)
+                nursery.start_soon(self._run_hub)
                 await serve_connections([listener], self._greet, settings=self._settings, collect=COLLECT_BYTES)
 
+    async def _run_hub(self) -> None:
+        """Shielded like the conversations, which need it to their end."""
+        with self._serving:
+            await self._hub.run()
+
     async def _greet(self, client: Connection) -> None:
-        """One client, from its first byte to its last. Nothing of this library's own is granted: calls are serial."""
+        """One client, from its first byte to its last."""
+        opening = await read_opening(client, self._settings)
+        if opening is not None and not self._stopping:
+            service = self.directory.service_of(opening.object_id)
+            if service is not None:
+                await self._lead(client, opening, service)
+                return
+            client.decoder.feed(opening.message.data + opening.rest)
+        await self._greet_here(client)
+
+    async def _lead(self, client: Connection, opening: Opening, service: Service) -> None:
+        """Transparent mode: the client talks to a backend from the first message on."""
+        opener = self._opener
+        if service.stateless:
+            opening = alone(opening, self._settings.max_annotations)
+        try:
+            if is_looping(opening):
+                text = f"NotSent: passed {MAX_HOPS} dispatchers already; they lead to each other"
+                raise Refused(text, opener.refuse(opening, text))
+            link = await opener.open_any(service, opening)
+        except Refused as refused:
+            service.tally["refused"] += 1
+            note(logging.WARNING, "client_refused", client=client.peer, service=service.name, reason=refused)
+            with contextlib.suppress(PyroError):
+                await client.finish(refused.answer)
+            return
+        try:
+            with trio.fail_after(self._settings.connect_timeout_s):
+                await client.send_encoded(link.answer)
+            client.settled()
+            await (self._spread if service.stateless else self._pin)(client, opening, service, link)
+        finally:
+            link.connection.close()
+
+    async def _spread(self, client: Connection, opening: Opening, service: Service, link: Link) -> None:
+        """Each call may go to another backend."""
+        limit = self._settings.max_message_bytes
+        links = OwnLinks(self._opener, opening, self._hub, limit)
+        conversation = Conversation(
+            self._hub,
+            self._nursery,
+            links,
+            SealedDialect(service, opening.codec.version, link.backend, signed=opening.signed),
+            opening.codec,
+            Splitter(opening.codec, max_message=limit),
+            stall_s=self.config.stall_timeout,
+        )
+        links.put(links.adopt(link))
+        try:
+            with self._held(conversation):
+                await conversation.run((client.sock, opening.rest), client.peer)
+        finally:
+            links.close()
+
+    async def _pin(self, client: Connection, opening: Opening, service: Service, link: Link) -> None:
+        """Everything goes to the backend that answered CONNECT."""
+        pinned = Pinned(
+            self._hub,
+            service,
+            Relay(service.group, link.backend),
+            opening.codec,
+            signed=opening.signed,
+            stall_s=self.config.stall_timeout,
+            limit=self._settings.max_message_bytes,
+        )
+        with self._held(pinned):
+            await pinned.run((client.sock, opening.rest), (link.connection.sock, link.rest))
+
+    @contextlib.contextmanager
+    def _held(self, conversation: Conversation | Pinned) -> Iterator[None]:
+        """Known to whoever stops or looks; a dispatcher that stops waits for the end of this block."""
+        self._conversations.add(conversation)
+        try:
+            if self._stopping:
+                conversation.stop()
+            yield
+        finally:
+            self._conversations.discard(conversation)
+            if self._stopping and not self._conversations:
+                self._all_gone.set()
+
+    async def _greet_here(self, client: Connection) -> None:
+        """A client of the dispatcher's own object. Nothing of this library's own is granted: calls are serial."""
         session = ServerSession(self._epoch, offer=0)
         hello = await accept_handshake(client, session, self._settings, None, self._judge)
         if hello is None or self._stopping:
             return
         client.decoder.max_message = self._settings.max_message_bytes
-        conversation = Conversation(client, self.directory, self._pool, self.config.stall_timeout)
-        self._conversations.add(conversation)
-        try:
-            await conversation.run()
-        finally:
-            self._conversations.discard(conversation)
-            if self._stopping and not self._conversations:
-                self._all_gone.set()
+        conversation = Conversation(
+            self._hub,
+            self._nursery,
+            self._pool,
+            BlobDialect(self.directory),
+            client.codec,
+            client.decoder,
+            stall_s=self.config.stall_timeout,
+        )
+        with self._held(conversation):
+            await conversation.run((client.sock, b""), client.peer)
 
     async def _judge(self, hello: Hello) -> Verdict:
         """A client may ask for our object, or (Pyro4 without metadata) not say what it wants."""
@@ -173,7 +278,7 @@ class Dispatcher:
         while True:
             await trio.sleep(LOOK_S)
             for conversation in tuple(self._conversations):
-                conversation.look_after_client()
+                conversation.look(monotonic())
 
     async def _end_conversations(self) -> None:
         """Cut between calls; a call under way has its grace."""
@@ -233,12 +338,13 @@ def make_directory(config: Config) -> Directory:
     """The services of a configuration, all backends taken for live."""
     services = {service.name: _service(service) for service in config.services}
     routes = RouteTable((service.pattern, service.name) for service in config.services)
-    return Directory(config.object, routes, services)
+    objects = RouteTable((pattern, service.name) for service in config.services for pattern in service.objects)
+    return Directory(config.object, routes, services, objects, config.default)
 
 
 def _service(config: ServiceConfig) -> Service:
     group = BackendGroup(Backend(entry.name, entry.uri, entry.max_in_flight) for entry in config.backends)
-    return Service(config.name, group, config.method)
+    return Service(config.name, group, config.method, config.stateless)
 
 
 def _settings_for(config: Config) -> Settings:

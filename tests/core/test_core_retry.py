@@ -42,7 +42,7 @@ LOST = ConnectionClosedError
     [
         (LOST, Outcome.NOT_SENT, False, False, STOCK, True),
         (RefusedError, Outcome.NOT_SENT, False, False, OWN, True),
-        (TimeoutError, Outcome.NOT_SENT, False, False, OWN, True),
+        (TimeoutError, Outcome.NOT_SENT, False, False, OWN, False),  # it took long enough
         (CommunicationError, Outcome.NOT_SENT, False, False, OWN, False),  # denied: it would be denied again
         (ProtocolError, Outcome.NOT_SENT, False, True, OWN, False),
         (SerializeError, Outcome.NOT_SENT, True, True, OWN, False),
@@ -69,6 +69,13 @@ def test_what_may_go_again(
     attempts = Attempts(RetryBudget(), keyed=keyed)
     pause = attempts.failed(error("it", outcome=outcome), 1, grant, idempotent=idempotent)
     assert (pause is not None) is again
+
+
+def test_a_setting_of_the_user_repeats_connecting_too() -> None:
+    attempts = Attempts(RetryBudget(), keyed=False, retries=1)
+    late = TimeoutError("it", outcome=Outcome.NOT_SENT)
+    assert attempts.failed(late, 1, STOCK, idempotent=False) is not None
+    assert attempts.failed(late, 1, STOCK, idempotent=False) is None
 
 
 def test_three_attempts_and_no_more() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -371,3 +372,44 @@ def test_ctrl_c_is_exit_code_130() -> None:
     with pytest.raises(SystemExit) as caught:
         run_command(command)
     assert caught.value.code == 130
+
+
+KILLS = (250, 500, 750)
+REGISTRATIONS = 1_000
+
+
+async def test_every_acknowledged_registration_survives_kill_9(stack: ExitStack, tmp_path: Path) -> None:
+    """1,000 registrations by eight clients at once; the server is killed three times among them and started again."""
+    storage = f"sql:{tmp_path / 'names.sqlite'}"
+    server = start(stack, "-s", storage)
+    wanted = [f"name-{number}" for number in range(REGISTRATIONS)]
+    acknowledged: set[str] = set()
+
+    async def register_some(port: int, kill_at: int | None, process: subprocess.Popen[str]) -> None:
+        with contextlib.suppress(CommunicationError):
+            async with await locate_ns("localhost", port) as names:
+                while wanted and process.poll() is None:
+                    name = wanted.pop()
+                    try:
+                        await names.register(name, f"PYRO:{name}@localhost:1", metadata=[name])
+                    except CommunicationError:
+                        wanted.append(name)  # unknown: it is registered again
+                        raise
+                    acknowledged.add(name)
+                    if kill_at is not None and len(acknowledged) >= kill_at:
+                        process.kill()
+
+    for kill_at in (*KILLS, None):
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(register_some, server.port, kill_at, server.process)
+        if kill_at is not None:
+            assert kill_at <= len(acknowledged) < kill_at + 8
+            assert server.process.wait(WITHIN_S) == -signal.SIGKILL
+            server = await trio.to_thread.run_sync(functools.partial(start, stack, "-s", storage))
+            async with await locate_ns("localhost", server.port) as names:
+                assert acknowledged <= set(await names.list())
+    async with await locate_ns("localhost", server.port) as names:
+        listing = await names.list(prefix="name-", return_metadata=True)
+    assert len(acknowledged) == REGISTRATIONS
+    assert listing == {name: (f"PYRO:{name}@localhost:1", {name}) for name in acknowledged}

@@ -13,7 +13,7 @@ import pytest
 from pyroxfer_core.errors import NamingError, PyroError
 from pyroxfer_core.nameserver import rules
 from pyroxfer_core.nameserver.service import NameServer
-from pyroxfer_core.nameserver.storage import Entry, Storage, open_storage
+from pyroxfer_core.nameserver.storage import Entry, Registry, open_registry
 from pyroxfer_core.objects.context import CallContext, current_context_var
 from pyroxfer_core.uri import Uri
 
@@ -22,9 +22,9 @@ OWN = "PYRO:Pyro.NameServer@localhost:9090"
 
 
 @contextmanager
-def caller(protocol: int, peer: str = "127.0.0.1:40000") -> Iterator[None]:
+def caller(protocol: int, peer: str = "127.0.0.1:40000", *, own: bool = False) -> Iterator[None]:
     """What follows is called over the network."""
-    context = SimpleNamespace(protocol=protocol, peer=peer)
+    context = SimpleNamespace(protocol=protocol, peer=peer, client=SimpleNamespace(is_own=own))
     token = current_context_var.set(cast(CallContext, context))
     try:
         yield
@@ -33,17 +33,17 @@ def caller(protocol: int, peer: str = "127.0.0.1:40000") -> Iterator[None]:
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
-    opened = open_storage("memory" if request.param == "memory" else f"sql:{tmp_path / 'names.sqlite'}")
-    await opened.put("Pyro.NameServer", Entry(OWN))
-    await opened.put("test.one", Entry(ONE, frozenset({"x", "y"})))
-    await opened.put("test.two", Entry(TWO, frozenset({"y"})))
+async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
+    opened = open_registry("memory" if request.param == "memory" else f"sql:{tmp_path / 'names.sqlite'}")
+    await opened.put("Pyro.NameServer", Entry.single(OWN))
+    await opened.put("test.one", Entry.single(ONE, frozenset({"x", "y"})))
+    await opened.put("test.two", Entry.single(TWO, frozenset({"y"})))
     yield opened
     await opened.aclose()
 
 
 @pytest.fixture
-def ns(storage: Storage) -> NameServer:
+def ns(storage: Registry) -> NameServer:
     return NameServer(storage)
 
 
@@ -164,7 +164,7 @@ async def test_empty_filters_count_for_pyro4_only(ns: NameServer) -> None:
         await ns.list("", "test.one")
 
 
-async def test_loopback_addresses_from_other_machines(storage: Storage) -> None:
+async def test_loopback_addresses_from_other_machines(storage: Registry) -> None:
     strict, lenient = NameServer(storage), NameServer(storage, allow_loopback=True)
     for peer in ("192.0.2.7:4000", "[fe80::1%2]:4000", "gone"):
         with caller(502, peer):
@@ -177,7 +177,7 @@ async def test_loopback_addresses_from_other_machines(storage: Storage) -> None:
             await strict.register("a", "PYRO:a@localhost:1")
 
 
-async def test_a_full_name_server_refuses_new_names_only(storage: Storage) -> None:
+async def test_a_full_name_server_refuses_new_names_only(storage: Registry) -> None:
     ns = NameServer(storage, max_entries=3)
     await ns.register("test.one", TWO)
     with pytest.raises(NamingError, match="full: it holds 3 names"):
@@ -186,9 +186,10 @@ async def test_a_full_name_server_refuses_new_names_only(storage: Storage) -> No
     await ns.register("new", ONE)
 
 
-async def test_exactly_pyros_members_are_exposed() -> None:
+async def test_pyros_members_and_ours_are_exposed() -> None:
     exposed = {name for name, member in vars(NameServer).items() if getattr(member, "_pyroExposed", False) is True}
     assert exposed - {"_pyroExposed"} == {
         "ping", "count", "lookup", "register", "set_metadata", "remove", "list", "yplookup",
+        "lookup_all", "renew", "revoke", "watch",
     }  # fmt: skip
     assert rules.NAME_SERVER == "Pyro.NameServer"

@@ -198,6 +198,7 @@ class TestInstances:
 class FakeCaller:
     address: str = "peer"
     version: int = 502
+    is_own: bool = False
     resources: TrackedResources = field(default_factory=TrackedResources)
 
 

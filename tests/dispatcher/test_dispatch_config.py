@@ -127,8 +127,15 @@ BAD: list[tuple[str, list[str]]] = [
         ["services[0].policy: 'random' is not known; choose one of: round-robin"],
     ),
     (
-        HEAD + "match = 'a*b'\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
-        ["services[0].match: 'a*b' has a * before its end; a pattern is an exact topic or a prefix followed by *"],
+        HEAD + "objects = ['a', 'a', 'pyroxfer.dispatcher']\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
+        [
+            "services[0].objects[1]: 'a' is taken by services[0].objects[0]",
+            "services[0].objects[2]: 'pyroxfer.dispatcher' is the dispatcher's own object",
+        ],
+    ),
+    (
+        "default = 'sun'\n" + HEAD + "[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
+        ["default: no service 'sun'; the nearest one is 's'"],
     ),
     (
         HEAD + "method = '__init__'\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",

@@ -329,16 +329,16 @@ async def test_sqlite_files_go_both_ways(library: str, tmp_path: Path) -> None:
     await trio.to_thread.run_sync(stock, STOCK_STORAGE, library, "write", path)
     storage = SqliteStorage(path)
     assert await storage.select(Query()) == {
-        "plain": Entry("PYRO:plain@localhost:1"),
-        "tagged": Entry("PYRO:tagged@localhost:2", frozenset({"x", "y"})),
+        "plain": Entry.single("PYRO:plain@localhost:1"),
+        "tagged": Entry.single("PYRO:tagged@localhost:2", frozenset({"x", "y"})),
     }
-    await storage.put("plain", Entry("PYRO:changed@localhost:3", frozenset({"z"})))
-    await storage.put("ours", Entry("PYRO:ours@localhost:4"))
+    await storage.put("plain", Entry.single("PYRO:changed@localhost:3", frozenset({"z"})))
+    await storage.put("ours", Entry.single("PYRO:ours@localhost:4"))
     await storage.remove(["tagged"])
     expected = {"plain": ["PYRO:changed@localhost:3", ["z"]], "ours": ["PYRO:ours@localhost:4", []]}
     assert await trio.to_thread.run_sync(stock, STOCK_STORAGE, library, "read", path) == expected
     await trio.to_thread.run_sync(stock, STOCK_STORAGE, library, "write", path)
-    assert (await storage.get("tagged")) == Entry("PYRO:tagged@localhost:2", frozenset({"x", "y"}))
+    assert (await storage.get("tagged")) == Entry.single("PYRO:tagged@localhost:2", frozenset({"x", "y"}))
     await storage.aclose()
     assert len(await trio.to_thread.run_sync(stock, STOCK_STORAGE, library, "read", path)) == 3
 

@@ -126,7 +126,7 @@ async def answers_of_ours(calls: list[tuple[str, dict[str, Any]]], protocol: int
 
 @contextmanager
 def called_by(protocol: int) -> Iterator[None]:
-    context = SimpleNamespace(protocol=protocol, peer="127.0.0.1:40000")
+    context = SimpleNamespace(protocol=protocol, peer="127.0.0.1:40000", client=SimpleNamespace(is_own=False))
     token = current_context_var.set(cast(CallContext, context))
     yield
     current_context_var.reset(token)

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from ..errors import DaemonError
+from ..errors import DaemonError, SecurityError
 from ..objects.table import DAEMON_ID
 from ..serializers.vocabulary import ProxyState
 from ..server import daemon as trio_daemon
@@ -82,7 +82,12 @@ class Daemon(trio_daemon.Daemon):
         settings: Settings | None = None,
     ) -> None:
         host = str(config.HOST if host is None else host)
-        settings = settings or config.settings()
+        if settings is None:
+            settings = config.settings()
+            if config.SSL and settings.ssl_server_context is None:
+                raise SecurityError(
+                    "config.SSL is on: a daemon needs config.SSL_SERVERCERT, the file of its certificate"
+                )
         local = unixsocket is not None or connected_socket is not None
         if not local:
             nathost = nathost or config.NATHOST
@@ -358,23 +363,25 @@ def serve(
 ) -> None:
     """Serve objects until interrupted, as Pyro5's function of this name.
 
+    Names are kept in the name server while this runs, and taken back at the end: see `keep_registered`.
+
     Args:
         objects: objects or classes to names; a name is registered in the name server with ``use_ns``, otherwise it is
             the object's id. None makes one up.
         verbose: print the URI of each object.
     """
-    from .names import locate_ns  # only needed with a name server
-
-    with daemon or Daemon(host, port) as server:
-        name_server = locate_ns() if use_ns else None
+    with daemon or Daemon(host, port) as server, contextlib.ExitStack() as stack:
+        names: dict[str, Uri] = {}
         for thing, name in objects.items():
             uri = server.register(thing, None if use_ns else name)
-            if name_server is not None and name:
-                name_server.register(name, str(uri))
+            if name:
+                names[name] = uri
             if verbose:
                 print(f"Object {thing!r}:\n    uri = {uri}" + (f"\n    name = {name}" if name else ""))  # noqa: T201
-        if name_server is not None:
-            name_server._pyroRelease()
+        if use_ns:
+            from .registration import registered  # only needed with a name server
+
+            server.combine(stack.enter_context(registered(names)))
         if verbose:
             print("Pyro daemon running.")  # noqa: T201
         server.requestLoop()

@@ -17,10 +17,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Protocol
 
 from ..client.calls import CallOptions
 from ..client.handshake import connect_message, read_welcome
+from ..client.heartbeat import QUESTIONS, silent
 from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, SerializeError, TimeoutError
 from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
@@ -28,12 +30,13 @@ from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..wire import Decoder, codec_for
 from ..wire.features import Feature, Grant
-from ..wire.message import Message
+from ..wire.message import Message, MessageType
 from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
-from ..wire.session import IN_PIECES, ClientSession
-from .connect import send_buffers, send_by, wait_for
+from ..wire.session import IN_PIECES, ClientSession, alive, heartbeat
+from .connect import BlockingSocket, limit_silence, send_buffers, send_by, wait_for
 from .large import LargeMessages
+from .tls import BlockingTls
 from .waiting import Waiter, as_ours, copy_for, seconds_left
 
 RECEIVE_BYTES: Final = 64 * 1024
@@ -46,15 +49,34 @@ TURN_CHECK_S: Final = 1.0
 ContextFactory = Callable[[int, bool], SerializerContext]
 
 
+class _Poll(Protocol):
+    """Tells whether something came on a connection."""
+
+    def poll(self, milliseconds: int, /) -> object: ...
+
+
 class BlockingLink:
     """One connection, made by `greet` or `assume_connected`."""
 
     def __init__(
-        self, sock: socket.socket, version: int, settings: Settings, object_id: str, location: str, first_seq: int = 0
+        self,
+        sock: BlockingSocket,
+        version: int,
+        settings: Settings,
+        object_id: str,
+        location: str,
+        first_seq: int = 0,
     ) -> None:
         self.sock = sock
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
+        self._poll: _Poll
+        self._wait_for_bytes: Callable[[float | None], None]
+        if isinstance(sock, BlockingTls):
+            self._poll = sock
+            self._wait_for_bytes = sock.wait_readable
+        else:
+            self._wait_for_bytes = partial(wait_for, sock, select.POLLIN)
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
         self._hmac_key = settings.hmac_key if version == 48 else None
         self._codec = codec_for(version)
         self._encode = self._codec.encode
@@ -92,6 +114,9 @@ class BlockingLink:
         """The socket belongs to the user and is never closed here."""
         self.released = False
         """The user closed the proxy: calls that were waiting end, instead of moving to a fresh connection."""
+        self._heartbeat_s = 0.0
+        """How long a peer of ours may owe an answer before it is asked; 0: it is not asked."""
+        self._unanswered = 0
         self.closed = False
         self.forsaken = False
         """It belongs to the process that this one was forked from."""
@@ -121,6 +146,13 @@ class BlockingLink:
         if Feature.PIECES in self.grant:
             self._large = LargeMessages(self, settings.max_message_bytes)
         self.sock.settimeout(None)
+        if settings.heartbeat_s and Feature.HEARTBEAT in self.grant:
+            self._heartbeat_s = settings.heartbeat_s
+            limits = self._heartbeat_s, self._heartbeat_s * (QUESTIONS + 1)
+            if isinstance(self.sock, BlockingTls):
+                self.sock.limit_silence(*limits)
+            else:
+                limit_silence(self.sock, *limits)
 
     def assume_connected(self, make_context: ContextFactory) -> None:
         """Skip the handshake: the socket is the user's, and both ends know what they connected."""
@@ -138,6 +170,10 @@ class BlockingLink:
     def own(self) -> bool:
         """Whether the peer keeps the types of all values."""
         return self.session.grant.bits & Feature.TYPED != 0
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The daemon's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without TLS."""
+        return self.sock.getpeercert(binary_form) if isinstance(self.sock, BlockingTls) else None
 
     @property
     def usable(self) -> bool:
@@ -250,6 +286,8 @@ class BlockingLink:
                 else:
                     self.sock.sendall(data)
             except BaseException as error:  # half a request spoils the stream, whatever stopped it
+                if isinstance(error, BlockingIOError):
+                    error = silent(self.location, self._heartbeat_s)
                 self.session.pending.pop(message.seq, None)
                 self._fail(ConnectionClosedError("the connection broke while a request was leaving"))
                 raise as_ours(error, "call", Outcome.NOT_SENT) from error
@@ -269,7 +307,7 @@ class BlockingLink:
             if not self.closed and self._may_read(reader):
                 while not self.closed and self._poll.poll(0):
                     self._receive_and_take()
-        except PyroError as error:
+        except (PyroError, OSError) as error:
             self._fail(error)
         finally:
             self._settle(reader)
@@ -305,12 +343,25 @@ class BlockingLink:
         try:
             while waiter.reply is None and waiter.error is None:
                 if deadline is not None:
-                    wait_for(self.sock, select.POLLIN, deadline)
-                self._receive_and_take()
+                    self._wait_readable(deadline)
+                try:
+                    self._receive_and_take()
+                except BlockingIOError:
+                    self._heard_nothing()
         except BaseException as error:
             if self._buffer[0]:
                 self._fail(error)
             raise
+
+    def _wait_readable(self, deadline: float) -> None:
+        step = self._heartbeat_s
+        while step and time.monotonic() + step < deadline:
+            try:
+                self._wait_for_bytes(time.monotonic() + step)
+                return
+            except builtins.TimeoutError:
+                self._heard_nothing()
+        self._wait_for_bytes(deadline)
 
     def _may_read(self, waiter: Waiter) -> bool:
         """Whether nobody else reads; the duty is taken then, and given back by `_settle`."""
@@ -409,7 +460,7 @@ class BlockingLink:
         """The answer to the handshake, which nothing can follow; whole by ``deadline``, however it drips in."""
         decoder = self._decoder
         while (event := decoder.next_event()) is None:
-            wait_for(self.sock, select.POLLIN, deadline)
+            self._wait_for_bytes(deadline)
             data = self.sock.recv(RECEIVE_BYTES)
             decoder.feed(data)
             if not data:
@@ -437,10 +488,37 @@ class BlockingLink:
             self.close()
 
     def _take_other(self, message: Message) -> None:
+        self._unanswered = 0
         if self._large is not None and message.type in IN_PIECES:
             whole = self._large.take(message)
             if whole is not None:
                 self._take(whole)
+        elif message.type == MessageType.HEARTBEAT:
+            self._send_aside(alive())
+
+    def _heard_nothing(self) -> None:
+        """The time for a sign of life is over: ask, or give the peer up after a few questions.
+
+        Raises:
+            ConnectionClosedError: it is given up.
+        """
+        if self._unanswered >= QUESTIONS:
+            raise silent(self.location, self._heartbeat_s)
+        self._unanswered += 1
+        self._send_aside(heartbeat())
+
+    def _send_aside(self, message: Message) -> None:
+        """Send a small message of our own, unless a thread is sending a request: then there is no need to."""
+        if self.sending.locked():
+            return
+        data = self._encode(message, hmac_key=self._hmac_key)
+        with self.sending:
+            try:
+                sent = self.sock.send(data, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return  # it takes nothing at all at the moment
+        if sent != len(data):
+            raise ConnectionClosedError(f"{self.location} takes nothing any more")
 
     # --- the end -------------------------------------------------------------------------------------------------
 

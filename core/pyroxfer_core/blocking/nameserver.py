@@ -12,11 +12,11 @@ import trio
 
 from ..errors import NamingError
 from ..nameserver.broadcast import QUERY, BroadcastResponder
+from ..nameserver.cleaning import Cleaner
 from ..nameserver.rules import NAME_SERVER
 from ..nameserver.server import OWN_TAGS, no_broadcast_reason
 from ..nameserver.service import NameServer
-from ..nameserver.storage import Entry, open_storage
-from ..nameserver.storage.base import Storage
+from ..nameserver.storage import Entry, Registry, open_registry
 from ..uri import Uri
 from .config import config
 from .daemon import Daemon
@@ -26,8 +26,10 @@ from .names import run_async
 class NameServerDaemon(Daemon):
     """A daemon that serves a name server under its well-known name.
 
+    With ``config.NS_AUTOCLEAN`` it removes addresses at which nobody answers any more.
+
     Raises:
-        ValueError: no such storage.
+        ValueError: no such storage, or ``NS_AUTOCLEAN`` is shorter than 3 seconds.
         NamingError: the storage cannot be had.
     """
 
@@ -40,20 +42,31 @@ class NameServerDaemon(Daemon):
         natport: int | None = None,
         storage: str | None = None,
     ) -> None:
-        self._storage: Storage = open_storage(storage or "memory")
+        self._storage: Registry = open_registry(storage or "memory")
         try:
             port = config.NS_PORT if port is None else port
+            self._cleaner = Cleaner(self._storage, config.NS_AUTOCLEAN) if config.NS_AUTOCLEAN > 0 else None
             super().__init__(config.NS_HOST if host is None else host, port, unixsocket, nathost, natport)
         except BaseException:
             run_async(self._storage.aclose)
             raise
         self.nameserver = NameServer(self._storage)
-        entry = Entry(str(self.register(self.nameserver, NAME_SERVER)), OWN_TAGS)
+        entry = Entry.single(str(self.register(self.nameserver, NAME_SERVER)), OWN_TAGS)
         run_async(self._storage.put, NAME_SERVER, entry)
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         run_async(self._storage.aclose)
+
+    async def _serve_all(
+        self, listener: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._storage.run)
+            if self._cleaner is not None:
+                nursery.start_soon(self._cleaner.run)
+            await super()._serve_all(listener, task_status=task_status)
+            nursery.cancel_scope.cancel()
 
 
 class BroadcastServer:

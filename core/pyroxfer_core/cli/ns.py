@@ -32,6 +32,7 @@ class Options:
     nathost: str | None
     natport: int | None
     allow_loopback: bool
+    autoclean: float
     insecure: bool
 
     @property
@@ -59,6 +60,13 @@ _PORT = click.IntRange(0, 65535)
 @click.option("--nathost", help="Host name or address that clients outside of a NAT use.")
 @click.option("--natport", type=_PORT, help="Port that they use (0: the same as inside).")
 @click.option("--allow-loopback", is_flag=True, help="Let other machines register loopback addresses.")
+@click.option(
+    "--autoclean",
+    type=float,
+    default=0.0,
+    metavar="SECONDS",
+    help="Try all addresses without a lease this often, and remove those that are dead (at least 3).",
+)
 @click.option("--insecure", is_flag=True, help="Allow listening beyond this machine without authentication and TLS.")
 def ns(bcport: int | None, **options: object) -> None:
     """Run a name server until it is interrupted."""
@@ -84,6 +92,7 @@ async def _serve(options: Options, settings: Settings) -> None:
             bchost=options.bchost,
             bcport=options.bcport,
             allow_loopback=options.allow_loopback,
+            autoclean_s=options.autoclean,
             settings=settings.with_changes(insecure=options.insecure),
         ) as running:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as stop_signals:

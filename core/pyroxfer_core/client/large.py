@@ -55,6 +55,6 @@ class LargeMessages:
         """See `LargeAnswers.take`."""
         return self._answers.take(message)
 
-    def leave(self, request: Message) -> Outgoing:
-        """A request as one to be sent in pieces. Errors as `Connection.queue`."""
-        return Outgoing(request, self._codec)
+    def leave(self, message: Message) -> Outgoing | None:
+        """A request as one to be sent in pieces; None for anything else. Errors as `Connection.queue`."""
+        return Outgoing(message, self._codec) if message.type == MessageType.INVOKE else None

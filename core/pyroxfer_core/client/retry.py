@@ -34,6 +34,7 @@ BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 2.0
 
 _NOT_SENT, _UNKNOWN = Outcome.NOT_SENT, Outcome.UNKNOWN
+_AGAIN: Final = (ConnectionClosedError, RefusedError)
 _SEQUENCE: Final = 0x10000
 
 
@@ -78,15 +79,17 @@ class Attempts:
     Args:
         budget: of the proxy.
         keyed: the call carries a key.
-        retries: how often a call that was not sent may go again.
+        retries: how often a call that was not sent may go again, when the user said it. Then also after a time-out of
+            connecting, which takes long.
     """
 
-    __slots__ = ("_budget", "_count", "_epoch", "_keyed", "_retries", "_unsure")
+    __slots__ = ("_again", "_budget", "_count", "_epoch", "_keyed", "_retries", "_unsure")
 
-    def __init__(self, budget: RetryBudget, *, keyed: bool, retries: int = MAX_ATTEMPTS - 1) -> None:
+    def __init__(self, budget: RetryBudget, *, keyed: bool, retries: int | None = None) -> None:
         self._budget = budget
         self._keyed = keyed
-        self._retries = retries
+        self._retries = MAX_ATTEMPTS - 1 if retries is None else retries
+        self._again = _AGAIN if retries is None else (*_AGAIN, TimeoutError)
         self._count = 0
         self._unsure: CommunicationError | None = None
         self._epoch: bytes | None = None
@@ -117,9 +120,7 @@ class Attempts:
                 self._epoch = grant.epoch
             self._unsure = self._unsure or error
             allowed = max(allowed, MAX_ATTEMPTS - 1)
-        elif error.outcome is not _NOT_SENT or not isinstance(
-            error, (ConnectionClosedError, RefusedError, TimeoutError)
-        ):
+        elif error.outcome is not _NOT_SENT or not isinstance(error, self._again):
             return None
         elif self._unsure is not None:
             allowed = max(allowed, MAX_ATTEMPTS - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Final
+from typing import Any, Final
 
 from ..errors import NamingError
 from ..uri import Uri
@@ -20,6 +20,10 @@ MAX_TAGS: Final = 100
 """Tags of one entry or one query."""
 MAX_TAG_CHARACTERS: Final = 4_000
 """Characters of all of them together."""
+
+MIN_TTL_S: Final = 1.0
+MAX_TTL_S: Final = 86_400.0
+"""Seconds of a lease."""
 
 
 def check_name(name: object, what: str = "name") -> str:
@@ -68,6 +72,45 @@ def check_tags(tags: object, what: str = "metadata") -> frozenset[str]:
     if sum(map(len, checked)) > MAX_TAG_CHARACTERS:
         raise NamingError(f"the tags in {what} are too long: at most {MAX_TAG_CHARACTERS} characters are possible")
     return checked
+
+
+def check_protocols(protocols: object) -> frozenset[int]:
+    """The protocols as a set.
+
+    Raises:
+        TypeError: not a collection.
+        NamingError: something else than 48 and 502.
+    """
+    if not isinstance(protocols, (list, tuple, set, frozenset)):
+        raise TypeError("protocols should be a collection of 48 and 502")
+    if not all(type(protocol) is int and protocol in (48, 502) for protocol in protocols):
+        raise NamingError("protocols can only be 48 (Pyro4) and 502 (Pyro5)")
+    return frozenset(protocols)
+
+
+def check_ttl(ttl: Any) -> float:
+    """The seconds of a lease.
+
+    Raises:
+        TypeError: not a number.
+        NamingError: shorter than MIN_TTL_S or longer than MAX_TTL_S.
+    """
+    if type(ttl) not in (int, float):
+        raise TypeError("ttl must be a number of seconds")
+    if not MIN_TTL_S <= ttl <= MAX_TTL_S:
+        raise NamingError(f"a lease lasts from {MIN_TTL_S:g} to {MAX_TTL_S:g} seconds, not {ttl:g}")
+    return float(ttl)
+
+
+def check_revision(revision: object) -> int | None:
+    """The revision to go on from, or None.
+
+    Raises:
+        TypeError: something else.
+    """
+    if revision is not None and type(revision) is not int:
+        raise TypeError("after must be a revision that the name server told, or None")
+    return revision
 
 
 def check_reachable(name: str, uri: Uri, *, remote: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -13,10 +13,12 @@ from ..server.daemon import Daemon
 from ..settings import Settings
 from ..uri import NS_PORT, Uri
 from .addresses import is_loopback
+from .background import in_background
 from .broadcast import BroadcastResponder, open_responder
+from .cleaning import Cleaner
 from .rules import NAME_SERVER
 from .service import NameServer
-from .storage import Entry, open_storage
+from .storage import Entry, open_registry
 
 OWN_TAGS: Final = frozenset({"class:Pyro4.naming.NameServer", "class:Pyro5.nameserver.NameServer"})
 """Metadata of the own entry: programs of either library find it by the tag of theirs."""
@@ -55,6 +57,7 @@ async def start_ns(
     bchost: str = "",
     bcport: int | None = None,
     allow_loopback: bool = False,
+    autoclean_s: float = 0.0,
     settings: Settings | None = None,
 ) -> AsyncIterator[RunningNameServer]:
     """Run a name server while the body of ``async with`` runs.
@@ -66,26 +69,31 @@ async def start_ns(
         bchost: address to listen on for broadcasts, empty for all; ``bcport`` defaults to
             ``settings.ns_broadcast_port``.
         allow_loopback: let other machines register loopback addresses.
+        autoclean_s: period in seconds (at least 3) of trying all addresses that have no lease, to remove those at
+            which nobody has answered for 20 seconds; 0 leaves them alone.
 
     Raises:
-        ValueError: no such storage, or the NAT options do not fit together.
+        ValueError: no such storage, too short a period, or the NAT options do not fit together.
         NamingError: the storage, or the UDP port, cannot be had.
         CommunicationError, SecurityError: the address cannot be had (see Daemon.bind).
     """
     settings = settings or Settings()
     daemon = Daemon(host, port, unixsocket, nathost, natport, settings)
     async with AsyncExitStack() as stack:
-        opened = await trio.to_thread.run_sync(open_storage, storage)
+        opened = await trio.to_thread.run_sync(open_registry, storage)
         stack.push_async_callback(opened.aclose)
         stack.callback(daemon.close)
         daemon.bind()
         name_server = NameServer(opened, allow_loopback=allow_loopback)
-        await opened.put(NAME_SERVER, Entry(str(daemon.register(name_server, NAME_SERVER)), OWN_TAGS))
+        await opened.put(NAME_SERVER, Entry.single(str(daemon.register(name_server, NAME_SERVER)), OWN_TAGS))
+        await stack.enter_async_context(in_background(opened.run))
+        if autoclean_s:
+            await stack.enter_async_context(in_background(Cleaner(opened, autoclean_s).run))
         responder = None
         if broadcast and no_broadcast_reason(daemon) is None:
             bcport = settings.ns_broadcast_port if bcport is None else bcport
             responder = await open_responder(daemon.uri_for(NAME_SERVER, nat=False), bchost, bcport)
-            await stack.enter_async_context(_in_background(responder.run))
+            await stack.enter_async_context(in_background(responder.run))
         await stack.enter_async_context(daemon)
         yield RunningNameServer(daemon, name_server, responder)
 
@@ -98,16 +106,3 @@ def no_broadcast_reason(daemon: Daemon) -> str | None:
     if ":" in address:
         return "IPv6"
     return "localhost" if is_loopback(address) else None
-
-
-@asynccontextmanager
-async def _in_background(run: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Run a task during the body. An error of the body comes out as it is, not in a group."""
-    manager = trio.open_nursery()
-    nursery = await manager.__aenter__()
-    nursery.start_soon(run)
-    try:
-        yield
-    finally:
-        nursery.cancel_scope.cancel()
-        await manager.__aexit__(None, None, None)

@@ -1,8 +1,11 @@
-"""The object behind ``Pyro.NameServer``: the API of Pyro4's name server and of Pyro5's in one."""
+"""The object behind ``Pyro.NameServer``: the APIs of Pyro4's and of Pyro5's name server, and what goes beyond."""
 
 from __future__ import annotations
 
 import builtins
+import random
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Final
 
 import trio
@@ -11,13 +14,25 @@ from ..errors import NamingError, PyroError
 from ..objects.context import current_call
 from ..objects.expose import expose
 from ..uri import Uri
-from .addresses import is_this_machine
+from .addresses import is_loopback, is_this_machine
 from .matching import matching_names
-from .rules import NAME_SERVER, check_name, check_reachable, check_tags, check_uri
-from .storage import Entry, MemoryStorage, Query, Storage
+from .rules import (
+    NAME_SERVER,
+    check_name,
+    check_protocols,
+    check_reachable,
+    check_revision,
+    check_tags,
+    check_ttl,
+    check_uri,
+)
+from .storage import Address, Entry, MemoryStorage, Query, Registry
+from .watching import Item, details, follow
 
-MAX_ENTRIES: Final = 100_000
-"""Names one server holds: 20 MB of usual entries, and with every text at its limit no more than 0.6 GB."""
+MAX_ENTRIES: Final = 200_000
+"""Names one server holds: 100 MB of usual entries."""
+MAX_ADDRESSES: Final = 100
+"""Addresses of one name."""
 
 Tags = set[str] | builtins.list[str]
 """Metadata as the caller's library has it: a list towards protocol 48, a set towards 502."""
@@ -27,10 +42,10 @@ Listing = dict[str, str] | dict[str, tuple[str, Tags]]
 
 @expose
 class NameServer:
-    """A flat space of names, each with a URI and metadata tags.
+    """A flat space of names, each with one or more URIs and metadata tags.
 
     Args:
-        storage: where the entries live, in memory by default. Whoever made it closes it.
+        registry: where the entries live, in memory by default. Whoever made it closes it, and runs it for leases.
         allow_loopback: accept loopback addresses from other machines.
         max_entries: names held at once; registering more is refused.
 
@@ -39,50 +54,83 @@ class NameServer:
     """
 
     def __init__(
-        self, storage: Storage | None = None, *, allow_loopback: bool = False, max_entries: int = MAX_ENTRIES
+        self, registry: Registry | None = None, *, allow_loopback: bool = False, max_entries: int = MAX_ENTRIES
     ) -> None:
-        self._storage = storage if storage is not None else MemoryStorage()
+        self._registry = registry if registry is not None else MemoryStorage()
         self._allow_loopback = allow_loopback
         self._max_entries = max_entries
         self._regex_children = trio.CapacityLimiter(2)
+
+    # --- Pyro's methods ----------------------------------------------------------------------------------------
 
     async def ping(self) -> None:
         """Answers when the name server is there."""
 
     async def count(self) -> int:
         """Number of names, the name server's own included."""
-        return await self._storage.count()
+        return await self._registry.count()
 
     async def lookup(self, name: str, return_metadata: bool = False) -> Uri | tuple[Uri, Tags]:
-        """The URI registered under a name, with its metadata when asked for.
+        """A URI registered under a name, with the metadata of the name when asked for.
+
+        Of several addresses one at random of those that the caller can use: in its protocol, and, when it is on
+        another machine, not on loopback if there is another.
 
         Raises:
-            NamingError: ``unknown name: …``.
+            NamingError: ``unknown name: …``, or no address of it speaks the caller's protocol.
         """
-        entry = await self._storage.get(check_name(name))
+        entry = await self._registry.get(check_name(name))
         if entry is None:
             raise NamingError(f"unknown name: {name}")
-        uri = Uri(entry.uri)
+        uri = Uri(_choose(name, entry))
         return (uri, _tags(entry)) if return_metadata else uri
 
-    async def register(self, name: str, uri: Uri | str, safe: bool = False, metadata: Any = None) -> None:
-        """Store a URI and metadata under a name, in place of what was there unless ``safe``.
+    async def register(
+        self,
+        name: str,
+        uri: Uri | str,
+        safe: bool = False,
+        metadata: Any = None,
+        *,
+        ttl: float | None = None,
+        lease: str | None = None,
+        add: bool = False,
+        protocols: Any = None,
+    ) -> str | None:
+        """Store a URI and metadata under a name, in place of what was there unless ``safe`` or ``add``.
 
         When this returns, the entry survives whatever the storage promises to survive.
 
+        Args:
+            ttl: seconds after which the address is removed, unless ``renew`` is called again and again with the lease
+                that is returned then.
+            lease: id of a lease that was returned before: the address is removed when that one ends.
+            add: keep the other addresses of the name.
+            protocols: 48, 502 or both, what is spoken there. Unless given, what a stock client speaks that registers
+                it, and unknown when the client is one of ours.
+
+        Returns: the id of the new lease, with ``ttl``.
+
         Raises:
-            NamingError: ``name already registered: …`` with ``safe``; an address nobody, or nobody else, can
-                connect to; too many names.
+            NamingError: ``name already registered: …`` with ``safe``; ``unknown lease: …``; an address nobody, or
+                nobody else, can connect to; too many names or addresses.
             PyroError: not a URI.
         """
         checked = check_uri(uri)
         check_name(name)
-        entry = Entry(uri.rstrip("\n") if isinstance(uri, str) else str(checked), check_tags(metadata))
+        text = uri.rstrip("\n") if isinstance(uri, str) else str(checked)
+        spoken = _spoken_by_caller(checked) if protocols is None else check_protocols(protocols)
+        address = Address(text, check_tags(metadata), spoken)
         check_reachable(name, checked, remote=not self._allow_loopback and _caller_is_remote())
-        if await self._storage.count() >= self._max_entries and await self._storage.get(name) is None:
-            raise NamingError(f"this name server is full: it holds {self._max_entries} names")
-        if not await self._storage.put(name, entry, replace=not safe):
+        await self._check_room(name, add)
+        leased = await self._with_lease(address, ttl, lease)
+        if add:
+            await self._registry.add(name, leased)
+        elif not await self._registry.put(name, Entry((leased,)), replace=not safe):
+            if ttl is not None:
+                await self._registry.revoke(str(leased.lease))
             raise NamingError(f"name already registered: {name}")
+        return None if ttl is None else leased.lease
 
     async def set_metadata(self, name: str, metadata: Any) -> None:
         """Replace the metadata of an entry; None or an empty collection clears it.
@@ -90,22 +138,35 @@ class NameServer:
         Raises:
             NamingError: ``unknown name: …``.
         """
-        if not await self._storage.set_metadata(check_name(name), check_tags(metadata)):
+        if not await self._registry.set_metadata(check_name(name), check_tags(metadata)):
             raise NamingError(f"unknown name: {name}")
 
-    async def remove(self, name: str | None = None, prefix: str | None = None, regex: str | None = None) -> int:
+    async def remove(
+        self,
+        name: str | None = None,
+        prefix: str | None = None,
+        regex: str | None = None,
+        *,
+        uri: Uri | str | None = None,
+    ) -> int:
         """Remove one name, or those with a prefix, or those a pattern matches; never the name server's own entry.
 
-        Returns: the number of entries removed. When it returns, the removal is as durable as a registration.
+        Args:
+            uri: with a name: only this address of it.
+
+        Returns: the number of entries removed, or of addresses with ``uri``. When it returns, the removal is as
+            durable as a registration.
         """
         if name and check_name(name) != NAME_SERVER:
-            removed = await self._storage.remove([name])
+            if uri is not None:
+                return int(await self._registry.remove_address(name, str(check_uri(uri))))
+            removed = await self._registry.remove([name])
             if removed or not _caller_is_pyro4():  # there an unknown name falls through to the other filters
                 return removed
         if not prefix and not regex:
             return 0
         entries = await self._by_prefix(prefix) if prefix else await self._by_regex(regex)
-        return await self._storage.remove([found for found in entries if found != NAME_SERVER])
+        return await self._registry.remove([found for found in entries if found != NAME_SERVER])
 
     async def list(
         self,
@@ -115,7 +176,9 @@ class NameServer:
         metadata_any: Any = None,
         return_metadata: bool = False,
     ) -> Listing:
-        """Entries by name; all of them, or those that pass the one filter that is given.
+        """Entries by name, each with its first address; all of them, or those that pass the one filter that is given.
+
+        By metadata, as programs search for what they will call: those only that the caller can use, see `lookup`.
 
         Raises:
             ValueError: more than one filter.
@@ -129,10 +192,11 @@ class NameServer:
         if prefix:
             return _listing(await self._by_prefix(prefix), return_metadata)
         query = _tag_query(metadata_all, metadata_any)
-        return _listing(await self._storage.select(query), return_metadata)
+        entries = await self._registry.select(query)
+        return _listing(entries if query == Query() else _usable(entries), return_metadata)
 
     async def yplookup(self, meta_all: Any = None, meta_any: Any = None, return_metadata: bool = True) -> Listing:
-        """Entries that have all, or any, of some tags; nothing when there are no tags.
+        """Entries that have all, or any, of some tags, as far as the caller can use them; nothing without tags.
 
         Raises:
             ValueError: both criteria are given.
@@ -142,15 +206,114 @@ class NameServer:
         query = _tag_query(meta_all or None, meta_any or None)
         if query == Query():
             return {}
-        return _listing(await self._storage.select(query), return_metadata)
+        return _listing(_usable(await self._registry.select(query)), return_metadata)
+
+    # --- beyond Pyro -------------------------------------------------------------------------------------------
+
+    async def renew(self, lease: str) -> float:
+        """Make a lease last for its whole time again.
+
+        Returns: seconds until it ends, unless it is renewed again.
+
+        Raises:
+            NamingError: ``unknown lease: …``: it ended, and its addresses are gone; register them again.
+        """
+        seconds = await self._registry.renew(check_name(lease, "lease"))
+        if seconds is None:
+            raise NamingError(f"unknown lease: {lease}")
+        return seconds
+
+    async def revoke(self, lease: str) -> None:
+        """End a lease and remove its addresses at once; an unknown one is no error."""
+        await self._registry.revoke(check_name(lease, "lease"))
+
+    async def lookup_all(self, name: str) -> dict[str, Any]:
+        """Everything known of a name: ``addresses`` (each with ``uri``, ``metadata``, ``protocols``, and ``ttl`` when
+        it has a lease) and ``metadata`` of all of them.
+
+        Raises:
+            NamingError: ``unknown name: …``.
+        """
+        entry = await self._registry.get(check_name(name))
+        if entry is None:
+            raise NamingError(f"unknown name: {name}")
+        return details(entry)
+
+    async def watch(self, after: int | None = None, prefix: str = "") -> AsyncGenerator[Item, None]:
+        """An item stream without end: the entries as they are, then every change, in order.
+
+        Each item is a dictionary: ``entries`` from names to what `lookup_all` tells, or None for those that are gone;
+        and ``revision``, None while the entries at the beginning are still incomplete.
+
+        Args:
+            after: a revision that an item carried: only what changed after it.
+            prefix: names that begin with it only.
+
+        Raises:
+            NamingError: ``revision … is not known any more``: too many changes since, or another registry; watch
+                without ``after``.
+        """
+        async with aclosing(follow(self._registry, check_revision(after), check_name(prefix, "prefix"))) as items:
+            async for item in items:
+                yield item
+
+    # --- helpers -----------------------------------------------------------------------------------------------
+
+    async def _check_room(self, name: str, add: bool) -> None:
+        if not add and await self._registry.count() < self._max_entries:
+            return
+        entry = await self._registry.get(name)
+        if entry is None:
+            if await self._registry.count() >= self._max_entries:
+                raise NamingError(f"this name server is full: it holds {self._max_entries} names")
+        elif add and len(entry.addresses) >= MAX_ADDRESSES:
+            raise NamingError(f"{name!r} has {MAX_ADDRESSES} addresses already, more are not possible")
+
+    async def _with_lease(self, address: Address, ttl: float | None, lease: str | None) -> Address:
+        if ttl is not None and lease is not None:
+            raise ValueError("give either ttl or lease, not both")
+        if lease is not None:
+            seconds = await self.renew(lease)
+        elif ttl is not None:
+            seconds = check_ttl(ttl)
+            lease = await self._registry.grant(seconds)
+        else:
+            return address
+        return Address(address.uri, address.metadata, address.protocols, lease, seconds)
 
     async def _by_prefix(self, prefix: str) -> dict[str, Entry]:
-        return await self._storage.select(Query(prefix=check_name(prefix, "prefix")))
+        return await self._registry.select(Query(prefix=check_name(prefix, "prefix")))
 
     async def _by_regex(self, regex: Any) -> dict[str, Entry]:
         check_name(regex, "regex")
-        entries = await self._storage.select(Query())
+        entries = await self._registry.select(Query())
         return {name: entries[name] for name in await matching_names(regex, entries, self._regex_children)}
+
+
+def _choose(name: str, entry: Entry) -> str:
+    """URI text for the caller."""
+    addresses = entry.addresses
+    if len(addresses) == 1 and not addresses[0].protocols:
+        return addresses[0].uri
+    protocol = _caller_protocol()
+    usable = [address.uri for address in addresses if address.speaks(protocol)]
+    if not usable:
+        spoken = " and ".join(str(one) for one in sorted(frozenset().union(*(at.protocols for at in addresses))))
+        raise NamingError(
+            f"{name!r} cannot be used with protocol {protocol}: it was registered for protocol {spoken}"
+        )
+    if len(usable) > 1 and _caller_is_remote():
+        usable = [uri for uri in usable if not is_loopback(Uri(uri).host or "localhost")] or usable
+    return usable[0] if len(usable) == 1 else random.choice(usable)
+
+
+def _usable(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """The entries, and their addresses, that the caller can use."""
+    protocol = _caller_protocol()
+    if protocol is None:
+        return entries
+    kept = {name: entry.without(lambda address: not address.speaks(protocol)) for name, entry in entries.items()}
+    return {name: entry for name, entry in kept.items() if entry is not None}
 
 
 def _refuse_several_filters(*filters: Any) -> None:
@@ -166,12 +329,17 @@ def _tag_query(all_of: Any, any_of: Any) -> Query:
 
 def _listing(entries: dict[str, Entry], return_metadata: bool) -> Listing:
     if return_metadata:
-        return {name: (entry.uri, _tags(entry)) for name, entry in entries.items()}
+        as_list = _caller_is_pyro4()
+        return {name: (entry.uri, _shaped(entry, as_list)) for name, entry in entries.items()}
     return {name: entry.uri for name, entry in entries.items()}
 
 
 def _tags(entry: Entry) -> Tags:
-    return sorted(entry.metadata) if _caller_is_pyro4() else set(entry.metadata)
+    return _shaped(entry, _caller_is_pyro4())
+
+
+def _shaped(entry: Entry, as_list: bool) -> Tags:
+    return sorted(entry.metadata) if as_list else set(entry.metadata)
 
 
 def _caller() -> Any:
@@ -185,6 +353,18 @@ def _caller() -> Any:
 def _caller_is_pyro4() -> bool:
     caller = _caller()
     return caller is not None and caller.protocol == 48
+
+
+def _caller_protocol() -> int | None:
+    """The only protocol that the caller speaks; None for our own library, which speaks both."""
+    caller = _caller()
+    return None if caller is None or caller.client.is_own else int(caller.protocol)
+
+
+def _spoken_by_caller(uri: Uri) -> frozenset[int]:
+    """A stock program registers what it serves itself, with the library it calls us with."""
+    protocol = _caller_protocol()
+    return frozenset() if protocol is None or uri.protocol != "PYRO" else frozenset({protocol})
 
 
 def _caller_is_remote() -> bool:

@@ -12,7 +12,8 @@ from ..errors import CommunicationError, ConnectionClosedError, ProtocolError, P
 from ..objects.expose import Metadata
 from ..serializers.base import SerializerContext, text_of
 from ..serializers.factory import make_serializer
-from ..settings import Settings
+from ..serializers.plain import read_plain
+from ..settings import SAFE_SERIALIZERS, Settings
 from ..transport.connection import Connection
 from ..wire.codec import codec_for
 from ..wire.features import Feature
@@ -164,6 +165,36 @@ async def refuse(connection: Connection, session: ServerSession, text: str, mess
         await connection.finish(codec.encode(answer, hmac_key=connection.hmac_key if codec.version == 48 else None))
     except CommunicationError:
         pass  # it did not wait for the answer
+
+
+def wanted_object(serializer: str, body: Body, flags: int, limit: int) -> str | None:
+    """The object id in the body of CONNECT, for forwarders: plain values only, no class is built.
+
+    Args:
+        limit: most bytes of the body, inflated.
+
+    Returns:
+        None: the client does not say (Pyro4 without metadata).
+
+    Raises:
+        SerializeError, ProtocolError, MessageTooLargeError: the body cannot be read.
+    """
+    if flags & Flags.COMPRESSED:
+        body = inflate(body, limit)
+    data = read_plain(serializer, body)
+    if not isinstance(data, dict) or "handshake" not in data:
+        raise SerializeError("'handshake'")
+    object_id = data.get("object")
+    if object_id is not None and not isinstance(object_id, str):
+        raise SerializeError("the object id is not text")
+    return object_id
+
+
+def refusal(version: int, text: str, serializer: str, seq: int) -> bytes:
+    """An encoded CONNECTFAIL, for forwarders that refuse a client in place of a backend."""
+    name = serializer if serializer in SAFE_SERIALIZERS else FALLBACK_SERIALIZER
+    body = make_serializer(name, SerializerContext(version)).dumps(text)
+    return codec_for(version).encode(Message(MessageType.CONNECTFAIL, seq, name, 0, body))
 
 
 def error_body(serializer: str, version: int, text: str) -> bytes:

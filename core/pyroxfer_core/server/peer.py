@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -24,17 +25,20 @@ from ..objects.context import TrackedResources
 from ..objects.table import Entry, ObjectTable
 from ..serializers.base import Call, Serializer, SerializerContext
 from ..serializers.factory import make_serializer
+from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection
+from ..transport.tls import TlsSocket
 from ..wire.features import Feature
 from ..wire.message import Flags, Message, MessageType
 from ..wire.pieces import Outgoing
-from ..wire.session import IN_PIECES, ServerSession
+from ..wire.session import IN_PIECES, ServerSession, alive
 from .execute import SLOW_BYTES, Job, decode, execute, failure, is_slow_to_read, read_call
 from .handshake import accept_handshake
 from .keys import run_keyed
 from .lanes import Lanes
 from .large import LargeMessages
+from .reverse import ReverseCalls
 from .streams import StreamTable
 from .waits import resumed
 from .workers import WorkerPool
@@ -51,12 +55,19 @@ TAKE_AT_ONCE: Final = 64
 _INVOKE, _ONEWAY, _BATCH, _CONCURRENT = MessageType.INVOKE, Flags.ONEWAY, Flags.BATCH, Feature.CONCURRENT
 MAX_UNSENT: Final = 8 * 1024 * 1024
 """Bytes of answers to a peer of ours that may wait for it while its next requests are read."""
+ALIVE_S: Final = 1.0
+"""How often a client is told that its large request is still being read."""
+_ABOUT_REVERSE: Final = (MessageType.SERVES, MessageType.RESULT)
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
 
 
 def _raise(error: Exception) -> NoReturn:
     raise error
+
+
+def _same(call: Call) -> Call:
+    return call
 
 
 class _Worker:
@@ -98,6 +109,8 @@ class Peer:
         """The session objects of this connection."""
         self._making = trio.Lock()
         self.resources = TrackedResources()
+        self.reverse: ReverseCalls | None = None
+        """Calls to objects of the client's own daemon."""
         self.finishing = False
         """Close once the answer that is due has left."""
         tracebacks = self.settings.remote_tracebacks
@@ -133,10 +146,24 @@ class Peer:
         """48 or 502."""
         return self.connection.codec.version
 
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The client's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without TLS."""
+        sock = self.connection.sock
+        return sock.getpeercert(binary_form) if isinstance(sock, TlsSocket) else None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the other side is this library, which speaks both protocols."""
+        return self.session.grant.bits != 0
+
     @property
     def in_flight(self) -> int:
         """Calls running or waiting in a lane."""
         return self._in_flight
+
+    def running(self) -> list[Job]:
+        """The calls that run."""
+        return [worker.job for worker in self._running.values() if worker is not None and worker.job is not None]
 
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer.
@@ -148,12 +175,14 @@ class Peer:
         if serializer is None:
             if name not in self.settings.accepted_serializers:
                 raise SerializeError(f"message used serializer that is not accepted: {name}")
-            serializer = self._serializers[name] = make_serializer(name, self._context())
+            serializer = self._serializers[name] = make_serializer(name, self.context())
         return serializer
 
-    def _context(self) -> SerializerContext:
+    def context(self) -> SerializerContext:
+        """How values are written for and read from this peer."""
         grant = self.session.grant
-        return self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
+        context = self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
+        return replace(context, proxy_factory=self._make_proxy) if Feature.REVERSE in grant else context
 
     def known_instance(self, entry: Entry) -> Any:
         """The object that a call goes to if it exists already; None when it must be made."""
@@ -193,6 +222,8 @@ class Peer:
             daemon.call_ended()
             connection.in_pieces = None
             connection.close()
+            if self.reverse is not None:
+                self.reverse.end()
             self.resources.close_all()
             with trio.CancelScope(shield=True):
                 await self.streams.connection_lost(self)
@@ -276,6 +307,18 @@ class Peer:
         worker.scope.deadline = deadline
         return True
 
+    def _start(self, job: Job) -> None:
+        """Run a call in a task of its own."""
+        if self._idle:
+            worker = self._idle.pop()
+            worker.job = job
+            task, worker.task = worker.task, None
+            assert task is not None, "idle workers are parked"
+            trio.lowlevel.reschedule(task)
+        else:
+            assert self._nursery is not None, "the connection is being served"
+            self._nursery.start_soon(self._work, _Worker(job))
+
     def _hand_over_reading(self) -> None:
         """A call is about to wait: let another task read."""
         if self._reading or self._ended:
@@ -335,13 +378,28 @@ class Peer:
         except SerializeError:
             return None  # it will be told so
         limit, readers = self.settings.max_message_bytes, self.daemon.readers
-        try:
-            call = await trio.to_thread.run_sync(
-                read_call, message, serializer, limit, limiter=readers, abandon_on_cancel=True
-            )
-        except Exception as error:
-            return partial(_raise, error)
-        return lambda: call
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._say_alive)  # nobody reads questions meanwhile
+            try:
+                call = await trio.to_thread.run_sync(
+                    read_call, message, serializer, limit, limiter=readers, abandon_on_cancel=True
+                )
+            except Exception as error:
+                read: Callable[[], Call] = partial(_raise, error)
+            else:
+                read = partial(_same, call)
+            nursery.cancel_scope.cancel()
+        return read
+
+    async def _say_alive(self) -> None:
+        """Tell a client again and again that it is not forgotten."""
+        while Feature.HEARTBEAT in self.session.grant:
+            await trio.sleep(ALIVE_S)
+            try:
+                self.connection.queue(alive())
+                self.connection.flush_nowait()
+            except PyroError:
+                return
 
     def _take_other(self, message: Message) -> Message | None:
         """Take what is no request; the request that it completes."""
@@ -349,8 +407,15 @@ class Peer:
             self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
         elif message.type in IN_PIECES:
             return self._large_messages().take(message)
-        else:
+        elif message.type == MessageType.HEARTBEAT:
+            self.connection.queue(alive())
+        elif message.type == MessageType.ALIVE:
+            if self.reverse is not None:
+                self.reverse.alive()
+        elif message.type == MessageType.CANCEL:
             self._cancel(message.seq)
+        elif message.type in _ABOUT_REVERSE:
+            self._take_reverse(message)
         return None
 
     def _large_messages(self) -> LargeMessages:
@@ -360,7 +425,9 @@ class Peer:
         return self._large
 
     def _in_pieces(self, answer: Message) -> Outgoing | None:
-        return self._large_messages().leave(answer) if Feature.PIECES in self.session.grant else None
+        if Feature.PIECES not in self.session.grant or answer.type != MessageType.RESULT:
+            return None
+        return self._large_messages().leave(answer)
 
     def answer_leaves(self) -> None:
         """A large answer counts as a call in flight until it has left."""
@@ -391,6 +458,22 @@ class Peer:
         except PyroError as error:
             log.debug("%s", error)
             self.connection.close()
+
+    def _take_reverse(self, message: Message) -> None:
+        """The client serves objects itself, or answers a call to one."""
+        if self.reverse is None:
+            self.reverse = ReverseCalls(self)
+        if message.type == MessageType.SERVES:
+            self.reverse.served(message)
+        else:
+            self.reverse.take(message)
+
+    def _make_proxy(self, state: ProxyState) -> Any:
+        """The proxy that arrived in a value; one for an object of the client's calls over this connection."""
+        proxy = self.daemon.make_proxy(state)
+        if self.reverse is not None:
+            self.reverse.lead(proxy, state)
+        return proxy
 
     def _end(self) -> None:
         """The connection is over: running calls are cancelled."""

@@ -17,5 +17,8 @@ from .message import Flags as Flags
 from .message import Head as Head
 from .message import Message as Message
 from .message import MessageType as MessageType
+from .patch import hops_of as hops_of
+from .patch import renumber as renumber
+from .patch import with_hops as with_hops
 from .v48 import V48 as V48
 from .v502 import V502 as V502

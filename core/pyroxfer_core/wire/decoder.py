@@ -96,6 +96,11 @@ class Decoder:
         """Bytes of memory held for input that has not become an event yet."""
         return len(self._data) + (0 if self._collected is None else len(self._collected))
 
+    @property
+    def progress(self) -> tuple[int, int, int]:
+        """Changes whenever a part of an incomplete message comes in."""
+        return self._filled, self._remaining, len(self._data) - self._offset
+
     def feed(self, data: Body) -> None:
         """Add received bytes (copied unless ``bytes``). Drain ``next_event`` before feeding again to bound memory."""
         if self._broken is not None:
@@ -143,6 +148,12 @@ class Decoder:
         except PyroError as error:
             self._break(error)
             raise
+
+    def take_rest(self) -> bytes:
+        """Hand out what was fed and has not become an event: its owner goes on by itself, or feeds it again."""
+        rest = bytes(memoryview(self._data)[self._offset :])
+        self._data, self._offset = b"", 0
+        return rest
 
     def eof(self) -> None:
         """The stream ended. ProtocolError when inside a message; call once ``next_event`` gave None."""

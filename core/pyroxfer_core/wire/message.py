@@ -21,6 +21,9 @@ class MessageType:
     PING: Final = 6
     CANCEL: Final = 64
     GOAWAY: Final = 65
+    HEARTBEAT: Final = 66
+    ALIVE: Final = 67
+    SERVES: Final = 68
     BEGIN: Final = 69
     PIECE: Final = 70
     ITEMS: Final = 71

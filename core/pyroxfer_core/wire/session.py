@@ -6,6 +6,8 @@
     CONNECTING --CONNECTFAIL--> CLOSED     GREETING --refuse()--> CLOSED
     OPEN --RESULT, PING, GOAWAY--> OPEN    OPEN --INVOKE, PING, CANCEL--> OPEN
     OPEN --BEGIN, PIECE--> OPEN            OPEN --BEGIN, PIECE--> OPEN
+    OPEN --HEARTBEAT, ALIVE--> OPEN        OPEN --HEARTBEAT, ALIVE--> OPEN
+    OPEN --INVOKE, CANCEL--> OPEN          OPEN --SERVES, RESULT--> OPEN      (calls in the reverse direction)
 
 Anything else is a ProtocolError, and the connection is finished.
 """
@@ -46,6 +48,10 @@ _CLIENT: Final = {
     (State.OPEN, MessageType.GOAWAY): State.OPEN,
     (State.OPEN, MessageType.BEGIN): State.OPEN,
     (State.OPEN, MessageType.PIECE): State.OPEN,
+    (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
+    (State.OPEN, MessageType.ALIVE): State.OPEN,
+    (State.OPEN, MessageType.INVOKE): State.OPEN,
+    (State.OPEN, MessageType.CANCEL): State.OPEN,
 }
 _SERVER: Final = {
     (State.START, MessageType.CONNECT): State.GREETING,
@@ -54,8 +60,47 @@ _SERVER: Final = {
     (State.OPEN, MessageType.CANCEL): State.OPEN,
     (State.OPEN, MessageType.BEGIN): State.OPEN,
     (State.OPEN, MessageType.PIECE): State.OPEN,
+    (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
+    (State.OPEN, MessageType.ALIVE): State.OPEN,
+    (State.OPEN, MessageType.SERVES): State.OPEN,
+    (State.OPEN, MessageType.RESULT): State.OPEN,
 }
 IN_PIECES: Final = frozenset({MessageType.BEGIN, MessageType.PIECE})
+_FROM_DAEMON: Final = {
+    MessageType.BEGIN: (Feature.PIECES, "BEGIN"),
+    MessageType.PIECE: (Feature.PIECES, "PIECE"),
+    MessageType.GOAWAY: (Feature.GOAWAY, "GOAWAY"),
+    MessageType.HEARTBEAT: (Feature.HEARTBEAT, "HEARTBEAT"),
+    MessageType.ALIVE: (Feature.HEARTBEAT, "ALIVE"),
+    MessageType.INVOKE: (Feature.REVERSE, "INVOKE from the daemon"),
+    MessageType.CANCEL: (Feature.REVERSE, "CANCEL from the daemon"),
+}
+_FROM_CLIENT: Final = {
+    MessageType.BEGIN: (Feature.PIECES, "BEGIN"),
+    MessageType.PIECE: (Feature.PIECES, "PIECE"),
+    MessageType.CANCEL: (Feature.CANCEL, "CANCEL"),
+    MessageType.HEARTBEAT: (Feature.HEARTBEAT, "HEARTBEAT"),
+    MessageType.ALIVE: (Feature.HEARTBEAT, "ALIVE"),
+    MessageType.SERVES: (Feature.REVERSE, "SERVES"),
+    MessageType.RESULT: (Feature.REVERSE, "RESULT from the client"),
+}
+"""What each message that is not Pyro's needs to have been agreed on."""
+
+
+def _check_agreed(agreed: dict[int, tuple[int, str]], grant: Grant, message: Message) -> None:
+    feature, name = agreed.get(message.type, (0, ""))
+    if name and feature not in grant:
+        raise ProtocolError(f"{name} was not agreed on")
+
+
+def heartbeat() -> Message:
+    """Are you there?"""
+    return Message(MessageType.HEARTBEAT, 0, "ping", 0, b"")
+
+
+def alive() -> Message:
+    """Yes."""
+    return Message(MessageType.ALIVE, 0, "ping", 0, b"")
 
 
 def _next_state(table: dict[tuple[State, int], State], state: State, message: Message) -> State:
@@ -130,6 +175,19 @@ class ClientSession(Generic[Waiter]):
             self._confirm = None
         return message
 
+    def serves(self, location: str) -> Message:
+        """The SERVES message: objects at this location may be called over this connection; empty takes all back."""
+        message = Message(MessageType.SERVES, 0, "ping", 0, location.encode())
+        if self._confirm is not None:
+            message.annotations[FEATURES_KEY] = self._confirm
+            self._confirm = None
+        return message
+
+    def assume_reverse(self, grant: Grant) -> None:
+        """Be the caller on a connection that was made by the other side."""
+        self.state = State.OPEN
+        self.grant = grant
+
     def _free_seq(self, seq: int) -> int:
         if len(self.pending) > 0xFFFE:
             raise ProtocolError("65535 calls are in flight on this connection already")
@@ -177,12 +235,10 @@ class ClientSession(Generic[Waiter]):
         self.state = _next_state(_CLIENT, self.state, message)
         if message.type == MessageType.CONNECTOK:
             self._take_grant(message)
-        elif message.type == MessageType.GOAWAY:
-            if Feature.GOAWAY not in self.grant:
-                raise ProtocolError("GOAWAY was not agreed on")
+            return None
+        _check_agreed(_FROM_DAEMON, self.grant, message)
+        if message.type == MessageType.GOAWAY:
             self.going_away = True
-        elif message.type in IN_PIECES and Feature.PIECES not in self.grant:
-            raise ProtocolError("pieces were not agreed on")
         return None
 
     @staticmethod
@@ -229,20 +285,17 @@ class ServerSession:
         self.state = _next_state(_SERVER, self.state, message)
         if message.type == MessageType.CONNECT:
             self._consider(message)
-        elif message.type == MessageType.CANCEL and Feature.CANCEL not in self.grant:
-            raise ProtocolError("CANCEL was not agreed on")
-        elif message.type in IN_PIECES:
-            if self._granted is not None:  # the first message of the client may be a large one
+        else:
+            if message.type in (MessageType.SERVES, MessageType.BEGIN) and self._granted is not None:
                 self._confirm(message)
-            if Feature.PIECES not in self.grant:
-                raise ProtocolError("pieces were not agreed on")
+            _check_agreed(_FROM_CLIENT, self.grant, message)
 
     def _consider(self, message: Message) -> None:
         offer = features.read_offer(message.annotations.pop(FEATURES_KEY, None))
         if offer is not None:
             bits, self._client_nonce = offer
             nonce = secrets.token_bytes(features.NONCE_SIZE)
-            self._granted = Grant(bits & self._offer & Feature.ALL, nonce, self._epoch)
+            self._granted = Grant(features.consistent(bits & self._offer & Feature.ALL), nonce, self._epoch)
 
     def may_grant(self, feature: int) -> bool:
         """Whether the client offered a feature that this daemon grants, in force or not yet."""
@@ -257,6 +310,11 @@ class ServerSession:
     def assume_connected(self) -> None:
         """Skip the handshake, as on a user-supplied connected socket."""
         self.state = State.OPEN
+
+    def assume_reverse(self, grant: Grant) -> None:
+        """Be called on a connection that was made by this side."""
+        self.state = State.OPEN
+        self.grant = grant
 
     def goaway(self) -> Message:
         """The GOAWAY message; only for a peer that was granted it."""

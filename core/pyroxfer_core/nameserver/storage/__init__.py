@@ -1,7 +1,9 @@
 """Where the entries of a name server live."""
 
+from .base import Address as Address
+from .base import Changes as Changes
 from .base import Entry as Entry
 from .base import Query as Query
-from .base import Storage as Storage
-from .choose import open_storage as open_storage
+from .base import Registry as Registry
+from .choose import open_registry as open_registry
 from .memory import MemoryStorage as MemoryStorage

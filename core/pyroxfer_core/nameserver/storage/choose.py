@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .base import Storage
+from .base import Registry
 from .memory import MemoryStorage
 
 
-def open_storage(choice: str) -> Storage:
+def open_registry(choice: str) -> Registry:
     """Open ``memory`` or ``sql:FILE``, in Pyro's own spelling. May block on the disk.
 
     Raises:

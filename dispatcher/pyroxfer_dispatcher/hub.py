@@ -1,0 +1,83 @@
+"""One task that watches all sockets of calls in passage and calls back: no task, and no wake-up, per message."""
+
+from __future__ import annotations
+
+import logging
+import select
+from typing import Final, Protocol
+
+import trio
+
+from pyroxfer_core import StreamSocket
+
+log = logging.getLogger("pyroxfer.dispatcher")
+
+READ: Final = select.EPOLLIN
+WRITE: Final = select.EPOLLOUT
+LEFT: Final = select.EPOLLRDHUP
+MAX_EVENTS: Final = 256
+"""Sockets served between two looks at the rest of the program."""
+
+
+class Watched(Protocol):
+    """Somebody who owns a socket."""
+
+    def on_ready(self, events: int) -> None:
+        """Something happened; may close any channel, its own included."""
+
+    def give_up(self) -> None:
+        """Serving it failed: end it."""
+
+
+def _give_up(owner: Watched) -> None:
+    try:
+        owner.give_up()
+    except Exception:
+        log.exception("and its end was not orderly either")
+
+
+class Hub:
+    """Watches sockets inside `run`; everything happens in the thread, and between the steps, of trio."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watched: dict[int, Watched] = {}
+
+    def watch(self, sock: StreamSocket, owner: Watched, events: int) -> None:
+        """Call ``owner`` when one of the events can happen without waiting."""
+        number = sock.fileno()
+        self._epoll.register(number, events)
+        self._watched[number] = owner
+
+    def change(self, sock: StreamSocket, events: int) -> None:
+        """Wait for other events. A socket whose peer is gone is always reported."""
+        self._epoll.modify(sock.fileno(), events)
+
+    def forget(self, sock: StreamSocket) -> None:
+        """Stop watching; before the socket is closed."""
+        number = sock.fileno()
+        if self._watched.pop(number, None) is not None:
+            self._epoll.unregister(number)
+
+    async def run(self) -> None:
+        """Serve until cancelled. An owner that fails loses its socket; the others go on."""
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            self.turn()
+
+    def turn(self) -> None:
+        """Serve whoever is ready now."""
+        watched = self._watched
+        for number, events in self._epoll.poll(0, MAX_EVENTS):
+            owner = watched.get(number)
+            if owner is not None:
+                try:
+                    owner.on_ready(events)
+                except Exception:
+                    log.exception("a connection ended with an unexpected error")
+                    _give_up(owner)
+
+    def close(self) -> None:
+        """The end: nobody is watched any more."""
+        self._watched.clear()
+        self._epoll.close()

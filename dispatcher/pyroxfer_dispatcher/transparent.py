@@ -1,0 +1,235 @@
+"""Clients that know nothing of the dispatcher: led to a backend by the object that their first message asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Final
+
+import trio
+
+from pyroxfer_core import Connection, Settings, Uri, open_connection, refusal, wanted_object
+from pyroxfer_core.errors import (
+    ConnectionClosedError,
+    MessageTooLargeError,
+    ProtocolError,
+    PyroError,
+    SerializeError,
+    TimeoutError,
+)
+from pyroxfer_core.wire import HOP_KEYS, Body, Codec, Message, MessageType, hops_of, with_hops
+
+from .admin import note
+from .backends import Backend
+from .frames import Event, Sealed, Splitter, unseal
+from .routes import Service
+
+MAX_HOPS: Final = 4
+"""Forwarders that a CONNECT may pass: more is a loop."""
+MAX_WELCOME_BYTES: Final = 1024 * 1024
+"""Most bytes of a backend's answer to CONNECT, which names all members of the object."""
+RECEIVE_BYTES: Final = 64 * 1024
+
+Resolver = Callable[[Uri], Awaitable[Uri]]
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The first message of a client, whole."""
+
+    message: Sealed
+    codec: Codec
+    rest: bytes
+    """What the client sent behind it."""
+    object_id: str | None
+    """None: it does not say, or in a serializer that builds more than plain values."""
+    signed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A backend that has answered this client's CONNECT."""
+
+    backend: Backend
+    connection: Connection
+    answer: bytes
+    rest: bytes
+
+
+class Refused(PyroError):
+    """The client is not let in; ``answer`` is what to tell it, encoded."""
+
+    def __init__(self, text: str, answer: bytes) -> None:
+        super().__init__(text)
+        self.answer = answer
+
+
+async def read_opening(client: Connection, settings: Settings) -> Opening | None:
+    """Read CONNECT, without answering.
+
+    Returns:
+        None when this is no CONNECT that can be read. What came is left to the connection's own decoder, which knows
+        what to answer.
+    """
+    splitter = Splitter(max_message=settings.max_handshake_bytes, collect=settings.max_handshake_bytes)
+    data = client.decoder.take_rest()
+    opening = None
+    with contextlib.suppress(ProtocolError, SerializeError, ConnectionClosedError):
+        with trio.move_on_at(client.greet_by):
+            event = splitter.take(data)
+            while event is None:
+                more = await _receive(client)
+                data += more
+                event = splitter.take(more)
+            opening = _opening(event, splitter, settings)
+    if opening is None:
+        client.decoder.feed(data)
+    return opening
+
+
+def _opening(event: Event, splitter: Splitter, settings: Settings) -> Opening | None:
+    if type(event) is not Sealed or event.type != MessageType.CONNECT:
+        return None
+    body, signed = unseal(event, splitter.codec, settings.max_annotations)
+    object_id = None
+    if event.serializer in settings.accepted_serializers:
+        object_id = wanted_object(event.serializer, body, event.flags, settings.max_handshake_bytes)
+    return Opening(event, splitter.codec, splitter.take_rest(), object_id, signed)
+
+
+def alone(opening: Opening, limit: int) -> Opening:
+    """The same opening without what its client offers to agree on: no single backend could keep to it."""
+    message, codec = opening.message, opening.codec
+    area = message.data[codec.header_size : message.body_at]
+    annotations, correlation_id, _ = codec.parse_annotations(area, limit)
+    if opening.signed or HOP_KEYS.isdisjoint(annotations):
+        return opening
+    kept: dict[str, Body] = {key: value for key, value in annotations.items() if key not in HOP_KEYS}
+    hello = Message(
+        message.type,
+        message.seq,
+        message.serializer,
+        message.flags,
+        message.data[message.body_at :],
+        kept,
+        message.correlation_id or correlation_id,
+    )
+    data = with_hops(codec.encode(hello), codec.version, hops_of(message.data, codec.version))
+    return replace(opening, message=replace(message, data=data, body_at=len(data) - len(hello.body)))
+
+
+async def _receive(connection: Connection) -> bytes:
+    """The next bytes of a connection that nobody decodes. ConnectionClosedError at its end."""
+    while True:
+        try:
+            data = connection.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(connection.sock)
+            continue
+        except OSError as error:
+            raise ConnectionClosedError(f"connection to {connection.peer} lost: {error.strerror}") from error
+        if not data:
+            raise ConnectionClosedError(f"{connection.peer} closed the connection during the handshake")
+        return data
+
+
+class Opener:
+    """Opens connections to backends in the name of a client, by its own CONNECT.
+
+    Args:
+        resolve: turns PYRONAME into PYRO.
+    """
+
+    def __init__(self, settings: Settings, resolve: Resolver) -> None:
+        self._settings = settings
+        self._resolve = resolve
+
+    async def open_any(self, service: Service, opening: Opening) -> Link:
+        """A connection to a backend chosen by the service's rule.
+
+        Raises:
+            Refused: there is none, or every one of them said no.
+        """
+        passed_over: dict[Backend, str] = {}
+        answer: bytes | None = None
+        while (backend := service.group.pick(monotonic(), passed_over)) is not None:
+            try:
+                return await self.open(service, backend, opening)
+            except Refused as refused:
+                answer = refused.answer
+                passed_over[backend] = str(refused)
+            except PyroError as error:
+                passed_over[backend] = str(error)
+            finally:
+                service.group.release(backend)
+        state = service.group.describe(monotonic(), passed_over)
+        text = f"NotSent: no live backend of service {service.name!r}: {state}"
+        raise Refused(text, answer or self.refuse(opening, text))
+
+    async def open(self, service: Service, backend: Backend, opening: Opening) -> Link:
+        """A connection to this backend.
+
+        Raises:
+            Refused: it said no.
+            PyroError: it cannot be reached, or talks another protocol.
+        """
+        version = opening.codec.version
+        if version in backend.refused_versions:
+            raise ProtocolError(f"does not speak protocol {version}")
+        try:
+            with trio.fail_after(self._settings.connect_timeout_s):
+                link = await self._greet(backend, opening)
+        except (Refused, ProtocolError):
+            raise
+        except (PyroError, trio.TooSlowError) as error:
+            reason = str(error) or f"no answer within {self._settings.connect_timeout_s:g} s"
+            if service.group.failed(backend, monotonic(), reason):
+                note(logging.WARNING, "backend_down", backend=backend.name, uri=backend.uri, reason=reason)
+            raise TimeoutError(reason) from error
+        if service.group.opened(backend):
+            note(logging.INFO, "backend_up", backend=backend.name, uri=backend.uri)
+        return link
+
+    def refuse(self, opening: Opening, text: str) -> bytes:
+        """CONNECTFAIL for a client."""
+        message = opening.message
+        return refusal(opening.codec.version, text, message.serializer, message.seq)
+
+    async def _greet(self, backend: Backend, opening: Opening) -> Link:
+        version = opening.codec.version
+        uri = await self._resolve(backend.uri)
+        connection = await open_connection(uri, version=version, settings=self._settings)
+        try:
+            hello = opening.message.data
+            await connection.send_encoded(with_hops(hello, version, hops_of(hello, version) + 1))
+            answer, rest = await self._read_welcome(connection, backend, opening)
+        except BaseException:
+            connection.close()
+            raise
+        return Link(backend, connection, answer, rest)
+
+    async def _read_welcome(self, connection: Connection, backend: Backend, opening: Opening) -> tuple[bytes, bytes]:
+        splitter = Splitter(opening.codec, max_message=MAX_WELCOME_BYTES, collect=MAX_WELCOME_BYTES)
+        answer: Event | None = None
+        try:
+            while answer is None:
+                answer = splitter.take(await _receive(connection))
+        except MessageTooLargeError:
+            raise
+        except ProtocolError:
+            backend.refused_versions.add(opening.codec.version)
+            raise
+        assert isinstance(answer, Sealed), "everything up to the limit is collected"
+        if answer.type == MessageType.CONNECTFAIL:
+            raise Refused("refused the client's handshake", answer.data)
+        if answer.type != MessageType.CONNECTOK:
+            raise ProtocolError(f"answered CONNECT with a message of type {answer.type}")
+        return answer.data, splitter.take_rest()
+
+
+def is_looping(opening: Opening) -> bool:
+    """Whether a client's CONNECT has passed more forwarders than any sane chain has."""
+    return hops_of(opening.message.data, opening.codec.version) >= MAX_HOPS

@@ -1,4 +1,4 @@
-"""The headers of all messages in the log, on request. Bodies never get there: they may hold what nobody should read."""
+"""The headers of all messages in the log, on request. Never a body: it may hold what nobody should read."""
 
 from __future__ import annotations
 

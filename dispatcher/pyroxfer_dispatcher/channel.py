@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from pyroxfer_core import StreamSocket
 from pyroxfer_core.wire import Body
 
 from .hub import LEFT, READ, WRITE, Hub
@@ -15,6 +16,8 @@ RECEIVE_BYTES: Final = 128 * 1024
 HIGH_WATER: Final = 128 * 1024
 """With more than this waiting to go out, whoever sends it should stop."""
 
+Opened = tuple[StreamSocket, bytes]
+"""A connection after its handshake: its socket, and what came behind the handshake already."""
 Take = Callable[[bytes], None]
 Lose = Callable[[str], None]
 Drain = Callable[[], None]
@@ -40,13 +43,14 @@ class Channel:
         "_on_lost",
         "_out",
         "_paused",
+        "_received",
         "_sock",
         "closed",
         "pending",
         "queued",
     )
 
-    def __init__(self, hub: Hub, sock: socket.socket, on_data: Take, on_lost: Lose) -> None:
+    def __init__(self, hub: Hub, sock: StreamSocket, on_data: Take, on_lost: Lose) -> None:
         self._hub = hub
         self._sock = sock
         self._on_data = on_data
@@ -57,6 +61,7 @@ class Channel:
         self.closed = False
         self.pending = 0
         """Bytes that wait to go out."""
+        self._received = 0
         self.queued = 0
         """Bytes handed over so far; those up to ``queued - pending`` have left."""
         self._events = READ | LEFT
@@ -70,6 +75,22 @@ class Channel:
     def on_drained(self, call: Drain) -> None:
         """Call this once when everything has left."""
         self._on_drained = call
+
+    @property
+    def moved(self) -> int:
+        """Bytes that went through so far, both ways."""
+        return self._received + self.queued - self.pending
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing waits to be read, not even the end."""
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     # -- in
 
@@ -105,6 +126,7 @@ class Channel:
             self._lost(error.strerror or "connection lost")
             return
         if data:
+            self._received += len(data)
             self._on_data(data)
         else:
             self._lost("it closed the connection")
@@ -146,6 +168,27 @@ class Channel:
             self.pending += size - sent
             self._watch_for(self._events | WRITE)
 
+    def write_both(self, head: Body, body: Body) -> None:
+        """Send two buffers in a row, with one call where nothing waits before them."""
+        if self.closed or self._out:
+            self.write(head)
+            self.write(body)
+            return
+        size = len(head) + len(body)
+        self.queued += size
+        try:
+            sent = self._sock.sendmsg((head, body))
+        except OSError:
+            sent = 0
+        if sent != size:
+            self._keep(head, body, sent)
+
+    def _keep(self, head: Body, body: Body, sent: int) -> None:
+        begun = len(head) - sent
+        self._out = [memoryview(head)[sent:], body] if begun > 0 else [memoryview(body)[-begun:]]
+        self.pending = len(head) + len(body) - sent
+        self._watch_for(self._events | WRITE)
+
     def _push(self) -> None:
         out = self._out
         while out:
@@ -175,11 +218,15 @@ class Channel:
             self._hub.forget(self._sock)
             self._sock.close()
 
-    def detach(self) -> socket.socket:
+    def detach(self) -> StreamSocket:
         """Give the socket back, unwatched."""
         self.closed = True
         self._hub.forget(self._sock)
         return self._sock
+
+    def give_up(self) -> None:
+        """Called by the hub when serving this failed."""
+        self._lost("an error inside the dispatcher")
 
     def _lost(self, reason: str) -> None:
         self.close()

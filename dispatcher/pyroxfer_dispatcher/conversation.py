@@ -1,20 +1,20 @@
-"""The shell around one `Forwarding`: reads from client and backend, carries commands out, decides nothing."""
+"""The shell around one `Forwarding`: takes what client and backend say, carries commands out, decides nothing."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from time import monotonic
-from types import CoroutineType
 from typing import Any, Final
 
 import trio
 
-from pyroxfer_core import Connection, error_body
-from pyroxfer_core.errors import CommunicationError, ProtocolError, PyroError, RefusedError, TimeoutError
-from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType
+from pyroxfer_core import error_body
+from pyroxfer_core.errors import PyroError, RefusedError
+from pyroxfer_core.wire import BodyPart, Codec, End, Flags, Head, Message, MessageType
 
 from .admin import note
+from .channel import Channel, Opened
 from .commands import (
     Announce,
     CloseBackend,
@@ -31,6 +31,7 @@ from .commands import (
     ReplyStream,
     UseKeptBackend,
 )
+from .dialects import Dialect
 from .events import (
     BackendLost,
     BackendOpened,
@@ -39,161 +40,274 @@ from .events import (
     CannotCarry,
     ClientLost,
     Event,
+    Piece,
     ReplyArrived,
     ReplyEnded,
     ReplyPartArrived,
     RequestSent,
 )
 from .forwarding import Forwarding, Phase
-from .links import Link, LinkPool
-from .routes import Directory
+from .frames import Sealed
+from .hub import Hub
+from .links import Link, LinkSource, Reader
+
+_JOIN_BELOW: Final = 64 * 1024
+"""Head and body up to this size leave as one buffer."""
+
+Peer = str
+_TAKES_FROM_CLIENT: Final = frozenset({Phase.IDLE, Phase.SENDING, Phase.DRAINING})
+_TAKES_FROM_BACKEND: Final = frozenset({Phase.WAITING, Phase.REPLYING})
 
 
 class Conversation:
-    """One connected client, after its handshake. Runs in the task of its connection; no task is started per call.
+    """One connected client, after its handshake. No task is started per call; all is done as the hub reports it.
 
     Args:
-        stall_s: seconds a piece of a message may take before its sender or receiver counts as lost.
+        nursery: for opening connections to backends, which takes waiting.
+        stall_s: seconds without progress within a message after which its sender or receiver counts as lost.
     """
 
-    def __init__(self, client: Connection, directory: Directory, pool: LinkPool, stall_s: float) -> None:
-        self._client = client
-        self._pool = pool
+    def __init__(
+        self,
+        hub: Hub,
+        nursery: trio.Nursery,
+        links: LinkSource,
+        dialect: Dialect,
+        codec: Codec,
+        reader: Reader,
+        *,
+        stall_s: float,
+    ) -> None:
+        self._hub = hub
+        self._nursery = nursery
+        self._links = links
+        self._codec = codec
+        self._reader = reader
         self._stall_s = stall_s
-        self._version = client.codec.version
-        self._forwarding = Forwarding(directory, self._version)
+        self._forwarding = Forwarding(dialect, codec.version)
+        self._client: Channel
+        self._peer = "?"
         self._link: Link | None = None
         self._kept: Link | None = None
-        self._scope = trio.CancelScope(shield=True)
-        """Only this object ends the conversation, so that stopping the dispatcher cuts no call."""
-        self._performing = False
-        self._last_look: object = None
+        self._opening: trio.CancelScope | None = None
+        self._end_waits = False
+        """The end of the request has come from the client, but not all of it has left for the backend."""
+        self._working = False
+        self._client_left = False
+        self._progress: object = None
+        self._progress_at = 0.0
         self._stopping = False
+        self._ended = trio.Event()
 
-    async def run(self) -> None:
+    async def run(self, client: Opened, peer: str) -> None:
         """Forward calls until the client leaves. Every link is given back or closed, however this ends."""
-        forwarding = self._forwarding
+        self._peer = peer
+        self._client = Channel(self._hub, client[0], self._client_said, self._client_lost)
         try:
-            with self._scope:
-                while (phase := forwarding.phase) is not Phase.CLOSED:
-                    if phase is Phase.WAITING:
-                        event = await self._from_backend()
-                    elif phase is not Phase.IDLE:
-                        event = await self._next_piece()
-                    elif self._stopping:
-                        break
-                    else:
-                        event = await self._from_client()
-                    await self._perform(event)
+            self._client_said(client[1])
+            with trio.CancelScope(shield=True):
+                await self._ended.wait()
         finally:
             self._leave()
 
     @property
     def is_idle(self) -> bool:
         """Whether no call is under way, and no answer on its way."""
-        return self._forwarding.phase is Phase.IDLE and not self._performing
+        return self._forwarding.phase is Phase.IDLE and not self._client.pending
 
     def stop(self) -> None:
         """End between calls: now, or when the call under way is over."""
         self._stopping = True
-        if self.is_idle:
-            self._scope.cancel()
+        self._end_if_idle()
 
     def abort(self) -> None:
         """End now."""
-        self._scope.cancel()
+        self._ended.set()
 
     def look(self, now: float) -> None:
-        """Called now and then: give a call up whose client has left. A call must be as old as the last look."""
-        if not self._forwarding.waits_for_backend:
-            self._last_look = None
-            return
-        call = self._forwarding.call
-        if call is self._last_look and self._client.peek() is False:
-            note(logging.INFO, "client_left", client=self._client.peer, call="cancelled")
-            self._scope.cancel()
-        self._last_look = call
+        """Called now and then: give up what stands still in the middle of a message."""
+        link = self._link
+        out = (self._client, link.channel) if link is not None else (self._client,)
+        within = self._forwarding.phase in (Phase.SENDING, Phase.REPLYING, Phase.DRAINING)
+        progress = (self._forwarding.call_or_none, *((channel.moved, channel.pending) for channel in out))
+        if progress != self._progress or not (within or any(channel.pending for channel in out)):
+            self._progress, self._progress_at = progress, now
+        elif now - self._progress_at > self._stall_s:
+            self._stalled(link)
+
+    def _stalled(self, link: Link | None) -> None:
+        phase = self._forwarding.phase
+        waits_for_backend = phase is Phase.REPLYING and not self._client.pending
+        if link is not None and phase is Phase.SENDING and link.channel.pending:
+            self._handle(BackendLost(f"{link.backend.name} takes no data"))
+        elif waits_for_backend:
+            self._handle(BackendLost(f"nothing came for {self._stall_s:g} s"))
+        else:
+            note(logging.INFO, "client_stalled", client=self._peer, seconds=self._stall_s)
+            self._client.close()
+            self._handle(ClientLost())
+        self._go_on()
 
     def _leave(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
         for command in self._forwarding.handle(ClientLost(), monotonic()):
             assert isinstance(command, CloseBackend), "a lost client leaves nothing else to do"
             self._close_backend(command)
         for link in (self._link, self._kept):
             if link is not None:
-                link.connection.close()
+                link.channel.close()
         self._link = self._kept = None
+        self._client.close()
 
-    # -- events
+    # -- what is said
 
-    async def _next_piece(self) -> Event:
-        """A large message is in passage: whoever sends it must go on."""
-        from_backend = self._forwarding.phase is Phase.REPLYING
-        with trio.move_on_after(self._stall_s):
-            return await (self._from_backend() if from_backend else self._from_client())
-        return BackendLost(f"nothing came for {self._stall_s:g} s") if from_backend else ClientLost()
+    def _client_said(self, data: bytes) -> None:
+        self._reader.feed(data)
+        self._go_on()
+        if self._forwarding.phase not in _TAKES_FROM_CLIENT and self._reader.buffered:
+            self._client.pause()
 
-    async def _from_client(self) -> Event:
+    def _client_lost(self, reason: str) -> None:
+        note(logging.INFO, "client_left", client=self._peer, reason=reason)
+        self._client_left = True
+        if not self._runs_without_client:
+            self._handle(ClientLost())
+        self._go_on()
+
+    @property
+    def _runs_without_client(self) -> bool:
+        """Whether what has come whole of the client may go on: one-way calls, which expect no answer."""
+        phase, call = self._forwarding.phase, self._forwarding.call_or_none
+        if phase is Phase.IDLE:
+            return True
+        return call is not None and bool(call.request.flags & Flags.ONEWAY) and not call.body_pending
+
+    def link_said(self, data: bytes) -> None:
+        """The backend in use said something."""
+        link = self._link
+        if link is None or self._forwarding.phase not in _TAKES_FROM_BACKEND:
+            self._lose_silent_link("it spoke without being asked")
+            return
+        link.reader.feed(data)
+        self._go_on()
+
+    def link_lost(self, reason: str) -> None:
+        """The backend in use is gone, or the one that was kept."""
+        if self._link is None or not self._link.channel.closed:
+            self._lose_silent_link(reason)
+            return
+        self._handle(BackendLost(reason))
+        self._go_on()
+
+    def _lose_silent_link(self, reason: str) -> None:
+        """A kept link ends between its calls: what it held is gone, and so is the client's connection."""
+        if self._link is None and self._kept is not None:
+            note(logging.INFO, "kept_backend_lost", client=self._peer, backend=self._kept.backend.name, reason=reason)
+            self._ended.set()
+        elif self._link is not None:
+            self._link.channel.close()
+            self._handle(BackendLost(reason))
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take what has come, from whoever is to say something now, until there is nothing to take."""
+        if self._working:
+            return
+        self._working = True
         try:
-            event = await _next_event(self._client)
-        except PyroError as error:
-            note(logging.INFO, "client_lost", client=self._client.peer, reason=error)
-            return ClientLost()
-        if type(event) is Message:
-            return BlobArrived(event)
-        if isinstance(event, Head):
-            return BlobArrived(event.message, event.body_length)
-        if isinstance(event, BodyPart | End):
-            return event
-        return ClientLost()
+            while self._step():
+                pass
+        finally:
+            self._working = False
+        self._end_if_idle()
 
-    async def _from_backend(self) -> Event:
+    def _step(self) -> bool:
+        phase = self._forwarding.phase
+        if phase in _TAKES_FROM_BACKEND:
+            return self._step_of_backend()
+        if phase in _TAKES_FROM_CLIENT:
+            return not self._end_waits and self._step_of_client(phase)
+        if phase is Phase.CLOSED:
+            self._close_when_told()
+        return False
+
+    def _step_of_client(self, phase: Phase) -> bool:
+        if phase is Phase.IDLE and (self._stopping or self._client.is_clogged):
+            return False
         try:
-            event = await _next_event(self._held.connection)
+            piece = self._reader.next_event()
         except PyroError as error:
-            return BackendLost(str(error))
-        if type(event) is Message:
-            return ReplyArrived(event)
-        if isinstance(event, Head):
-            return ReplyArrived(event.message, event.body_length)
-        if isinstance(event, BodyPart):
-            return ReplyPartArrived(event.data)
-        return ReplyEnded() if isinstance(event, End) else BackendLost("it closed the connection")
+            note(logging.INFO, "client_lost", client=self._peer, reason=error)
+            self._handle(ClientLost())
+            return True
+        if piece is None:
+            if self._client_left:
+                self._handle(ClientLost())
+                return True
+            self._client.resume()
+            return False
+        self._handle(_from_client(piece))
+        return True
+
+    def _step_of_backend(self) -> bool:
+        link = self._link
+        assert link is not None, "no link is held"
+        try:
+            piece = link.reader.next_event()
+        except PyroError as error:
+            link.channel.close()
+            self._handle(BackendLost(str(error)))
+            return True
+        if piece is None:
+            return False
+        self._handle(_from_backend(piece))
+        return True
 
     # -- commands
 
-    async def _perform(self, event: Event) -> None:
-        """Tell the pure part of an event and do what it says, until nothing follows from that.
-
-        What need not wait is done without a coroutine.
-        """
+    def _handle(self, event: Event) -> None:
+        """Tell the pure part of an event and do what it says, until nothing follows from that."""
         handle = self._forwarding.handle
         now = monotonic()
-        self._performing = True
         follow: Event | None = event
         while follow is not None:
             commands = handle(follow, now)
             follow = None
             for command in commands:
-                done = _CARRY_OUT[type(command)](self, command)
-                follow = await done if isinstance(done, CoroutineType) else done  # type: ignore[assignment]  # an event
-        self._performing = False
+                follow = _CARRY_OUT[type(command)](self, command)
 
     @property
     def _held(self) -> Link:
         assert self._link is not None, "no link is held"
         return self._link
 
-    def _open(self, command: OpenBackend) -> Done:
-        link = self._pool.idle(command.backend, command.version)
-        return self._open_new(command) if link is None else self._opened(link)
+    def _open(self, command: OpenBackend) -> Event | None:
+        link = self._links.idle(command.backend, command.version)
+        if link is not None:
+            return self._opened(link)
+        self._opening = trio.CancelScope(shield=True)
+        self._nursery.start_soon(self._open_new, command, self._opening)
+        return None
 
-    async def _open_new(self, command: OpenBackend) -> Event:
-        try:
-            return self._opened(await self._pool.open(command.backend, command.version))
-        except RefusedError as error:
-            return BackendRefused(str(error))
-        except PyroError as error:
-            return BackendLost(str(error))
+    async def _open_new(self, command: OpenBackend, scope: trio.CancelScope) -> None:
+        event: Event | None = None
+        with scope:
+            try:
+                link = await self._links.open(self._forwarding.call.service, command.backend, command.version)
+            except RefusedError as error:
+                event = BackendRefused(str(error))
+            except PyroError as error:
+                event = BackendLost(str(error))
+            else:
+                if scope.cancel_called:
+                    link.channel.close()
+                    return
+                event = self._opened(link)
+        if event is not None and not scope.cancel_called:
+            self._opening = None
+            self._handle(event)
+            self._go_on()
 
     def _use_kept(self, command: UseKeptBackend) -> Event:
         assert self._kept is not None, "no link was kept"
@@ -201,63 +315,98 @@ class Conversation:
 
     def _opened(self, link: Link) -> Event:
         self._link = link
+        link.owner = self
         return BackendOpened(link.next_seq(), link.object_id, link.version)
 
-    def _forward(self, command: Forward) -> Done:
-        connection = self._held.connection
-        sent = _SENT if command.body_length is None else None
+    def _forward(self, command: Forward) -> Event | None:
+        link = self._held
         try:
-            if _send_nowait(connection, command.message, command.body_length):
-                return sent
-        except CommunicationError as error:
-            return _backend_trouble(error)
-        return self._finish_sending(connection, _backend_trouble, sent)
+            _write(link.channel, link.codec, command.message, command.body_length)
+        except PyroError as error:
+            return CannotCarry(f"the call cannot be put into the backend's protocol: {error}")
+        if command.body_length is not None:
+            self._hold_client_back(link)
+            return None
+        if not link.channel.pending:
+            return _SENT
+        self._end_waits = True
+        link.channel.on_drained(self._request_left)
+        return None
 
-    def _forward_part(self, command: ForwardPart) -> Done:
-        connection = self._held.connection
-        connection.queue_encoded(command.data)
-        return self._finish_sending(connection, _backend_trouble, None)
+    def _request_left(self) -> None:
+        self._end_waits = False
+        self._handle(_SENT)
+        self._go_on()
+
+    def _forward_part(self, command: ForwardPart) -> None:
+        link = self._held
+        link.channel.write(command.data)
+        self._hold_client_back(link)
+
+    def _hold_client_back(self, link: Link) -> None:
+        """A backend that takes less than the client sends decides how fast it goes."""
+        if link.channel.is_clogged:
+            self._end_waits = True
+            self._client.pause()
+            link.channel.on_drained(self._let_client_go_on)
+
+    def _let_client_go_on(self) -> None:
+        self._end_waits = False
+        self._go_on()
 
     def _release(self, command: ReleaseBackend) -> None:
-        self._pool.put(self._held)
-        self._link = None
+        link, self._link = self._held, None
+        self._links.put(link)
 
     def _keep(self, command: KeepBackend) -> None:
         self._kept = self._held
         self._link = None
 
     def _close_backend(self, command: CloseBackend) -> None:
-        link = self._held
-        link.connection.close()
-        self._link = None
+        link, self._link = self._held, None
+        link.channel.close()
+        self._end_waits = False
         if link is self._kept:
             self._kept = None
 
-    def _reply(self, command: Reply) -> Done:
+    def _reply(self, command: Reply) -> Event | None:
+        client = self._client
         try:
-            if _send_nowait(self._client, command.message, command.body_length):
-                return None
-        except CommunicationError as error:
-            return _client_trouble(error)
-        return self._finish_sending(self._client, _client_trouble, None)
+            _write(client, self._codec, command.message, command.body_length)
+        except PyroError as error:
+            return CannotCarry(f"the answer cannot be put into the client's protocol: {error}")
+        if client.pending:
+            self._hold_backend_back()
+        return None
 
-    def _reply_stream(self, command: ReplyStream) -> Done:
+    def _reply_stream(self, command: ReplyStream) -> Event | None:
         message = command.message
-        message.body = error_body(message.serializer, self._version, "result of call is an iterator")
+        message.body = error_body(message.serializer, self._codec.version, "result of call is an iterator")
         message.flags &= ~Flags.COMPRESSED
         return self._reply(Reply(message))
 
-    def _reply_part(self, command: ReplyPart) -> Done:
-        self._client.queue_encoded(command.data)
-        return self._finish_sending(self._client, _client_trouble, None)
+    def _reply_part(self, command: ReplyPart) -> None:
+        self._client.write(command.data)
+        if self._client.is_clogged:
+            self._hold_backend_back()
 
-    def _fail(self, command: Fail) -> Done:
+    def _hold_backend_back(self) -> None:
+        if self._link is not None and self._client.is_clogged:
+            self._link.channel.pause()
+        self._client.on_drained(self._let_backend_go_on)
+
+    def _let_backend_go_on(self) -> None:
+        if self._link is not None:
+            self._link.channel.resume()
+        self._go_on()
+
+    def _fail(self, command: Fail) -> Event | None:
         request = command.request
         outcome = command.outcome.value
-        note(logging.WARNING, "call_failed", client=self._client.peer, outcome=outcome, reason=command.text)
+        note(logging.WARNING, "call_failed", client=self._peer, outcome=outcome, reason=command.text)
         if not command.wants_answer:
             return None
-        body = error_body(request.serializer, self._version, f"{outcome}: {command.text}")
+        body = error_body(request.serializer, self._codec.version, f"{outcome}: {command.text}")
         answer = Message(MessageType.RESULT, request.seq, request.serializer, Flags.EXCEPTION, body)
         answer.correlation_id = request.correlation_id
         return self._reply(Reply(answer))
@@ -270,67 +419,57 @@ class Conversation:
             note(logging.WARNING, "backend_down", backend=backend.name, uri=backend.uri, reason=backend.reason)
 
     def _close_client(self, command: CloseClient) -> None:
-        note(logging.INFO, "client_closed", client=self._client.peer, reason=command.reason)
+        note(logging.INFO, "client_closed", client=self._peer, reason=command.reason)
 
-    async def _finish_sending(
-        self, connection: Connection, trouble: Callable[[CommunicationError], Event], done: Event | None
-    ) -> Event | None:
-        """Send what is queued; a peer that takes nothing for too long is lost. Cut short, it is broken."""
-        try:
-            with trio.move_on_after(self._stall_s):
-                await connection.flush()
-                return done
-        except CommunicationError as error:
-            return trouble(error)
-        return trouble(TimeoutError(f"{connection.peer} takes no data"))
+    # -- the end
 
+    def _end_if_idle(self) -> None:
+        if self._stopping and self.is_idle:
+            self._ended.set()
 
-Done = Event | Coroutine[Any, Any, Event | None] | None
-"""What follows from a command: an event, nothing, or something to be waited for."""
+    def _close_when_told(self) -> None:
+        """The conversation is over: end, once the client has taken its last answer."""
+        if self._client.closed or not self._client.pending:
+            self._ended.set()
+        else:
+            self._client.pause()
+            self._client.on_drained(self._ended.set)
+
 
 _SENT: Final = RequestSent()
 
 
-async def _next_event(connection: Connection) -> Message | Head | BodyPart | End | None:
-    """As ``connection.receive()``, but waiting first: whoever was just sent something has not answered yet.
-
-    Looking at the socket in vain, twice a call, costs a tenth of what passing a small call on costs.
-    """
-    event = connection.receive_nowait()
-    if event is None:
-        await trio.lowlevel.wait_readable(connection.sock)
-        connection.fill_nowait()
-        event = connection.receive_nowait()
-    return await connection.receive_more() if event is None else event
-
-
-def _send_nowait(connection: Connection, message: Message, body_length: int | None) -> bool:
-    """Queue a message, or the head of one, and send what the kernel takes. True when everything left.
+def _write(channel: Channel, codec: Codec, message: Message, body_length: int | None) -> None:
+    """Send a message, or the head of one.
 
     Raises:
         ProtocolError, MessageTooLargeError: it cannot be written in this protocol; nothing was sent.
-        ConnectionClosedError: the peer is gone.
     """
-    if body_length is None:
-        connection.queue(message)
+    if type(message) is Sealed:
+        channel.write(message.data)
+    elif body_length is not None:
+        channel.write(codec.encode_head(message, body_length))
+    elif len(message.body) <= _JOIN_BELOW:
+        channel.write(codec.encode(message))
     else:
-        connection.queue_encoded(connection.codec.encode_head(message, body_length))
-    return connection.flush_nowait()
+        channel.write_both(codec.encode_head(message, len(message.body)), message.body)
 
 
-def _backend_trouble(error: CommunicationError) -> Event:
-    if isinstance(error, ProtocolError):
-        return CannotCarry(f"the call cannot be put into the backend's protocol: {error}")
-    return BackendLost(str(error))
+def _from_client(piece: Piece) -> Event:
+    if isinstance(piece, Message):
+        return BlobArrived(piece)
+    return BlobArrived(piece.message, piece.body_length) if isinstance(piece, Head) else piece
 
 
-def _client_trouble(error: CommunicationError) -> Event:
-    if isinstance(error, ProtocolError):
-        return CannotCarry(f"the answer cannot be put into the client's protocol: {error}")
-    return ClientLost()
+def _from_backend(piece: Piece) -> Event:
+    if isinstance(piece, Message):
+        return ReplyArrived(piece)
+    if isinstance(piece, BodyPart):
+        return ReplyPartArrived(piece.data)
+    return ReplyEnded() if isinstance(piece, End) else ReplyArrived(piece.message, piece.body_length)
 
 
-_CARRY_OUT: Final[dict[type[Command], Callable[[Conversation, Any], Done]]] = {
+_CARRY_OUT: Final[dict[type[Command], Callable[[Conversation, Any], Event | None]]] = {
     OpenBackend: Conversation._open,
     UseKeptBackend: Conversation._use_kept,
     Forward: Conversation._forward,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyroxfer_core.wire import Body, BodyPart, End, Message
+from pyroxfer_core.wire import Body, BodyPart, End, Head, Message
 
 
 @dataclass(slots=True)
@@ -92,3 +92,6 @@ Event = (
     | ReplyEnded
     | ClientLost
 )
+
+Piece = Message | Head | BodyPart | End
+"""What a connection says, whoever reads it."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pyroxfer_core.errors import CommunicationError, Outcome
-from pyroxfer_core.wire import BLOB_INFO, HOP_KEYS, Body, BodyPart, End, Flags, Message, MessageType
+from pyroxfer_core.wire import BodyPart, End, Flags, Message, MessageType
 
 from .backends import Backend
 from .commands import (
@@ -36,6 +36,7 @@ from .commands import (
     ReplyStream,
     UseKeptBackend,
 )
+from .dialects import Dialect, Target
 from .events import (
     BackendLost,
     BackendOpened,
@@ -49,14 +50,10 @@ from .events import (
     ReplyPartArrived,
     RequestSent,
 )
-from .routes import Aim, Directory, Service
+from .routes import Service
 
 MAX_SENDS: Final = 3
 """Connections on which one request is begun; connects that are refused do not count."""
-ANSWERABLE: Final = frozenset({"serpent", "json", "marshal", "msgpack"})
-"""Serializers in which the dispatcher can write an error."""
-
-STREAM_KEY: Final = "STRM"
 
 
 class Phase(enum.IntEnum):
@@ -79,9 +76,8 @@ class _Call:
     body_pending: bool
     """The end of the body has not come yet."""
     body_length: int | None
-    service: Service | None = None
-    aim: Aim | None = None
-    """None for a message that is no blob."""
+    target: Target | None = None
+    """None while it is not known."""
     backend: Backend | None = None
     uses_kept: bool = False
     seq: int = 0
@@ -93,19 +89,30 @@ class _Call:
     error: tuple[Outcome, str] | None = None
     """What to say once the body has been drained."""
 
+    @property
+    def service(self) -> Service:
+        """The one it is meant for."""
+        assert self.target is not None, "no service is known yet"
+        return self.target.service
+
+    @property
+    def fixed(self) -> Backend | None:
+        """The only backend that may take it."""
+        return None if self.target is None else self.target.backend
+
 
 class Forwarding:
     """The conversation with one client, whose calls come one after the other.
 
     Args:
-        directory: what can be reached; its backend groups are shared by all conversations.
+        dialect: knows the messages, and where they go; backend groups are shared by all conversations.
         version: the protocol of the client, 48 or 502; backends are preferably spoken to in the same one, so that
             class names inside bodies are those the client knows.
     """
 
-    def __init__(self, directory: Directory, version: int) -> None:
+    def __init__(self, dialect: Dialect, version: int) -> None:
         self.phase = Phase.IDLE
-        self._directory = directory
+        self._dialect = dialect
         self._version = version
         self._kept: tuple[Service, Backend] | None = None
         self._kept_is_lost = False
@@ -127,9 +134,9 @@ class Forwarding:
         return handler(self, event, now)
 
     @property
-    def waits_for_backend(self) -> bool:
-        """Whether nothing is expected of the client but patience."""
-        return self.phase in (Phase.OPENING, Phase.WAITING, Phase.REPLYING)
+    def call_or_none(self) -> _Call | None:
+        """The call under way, or the last one."""
+        return self._call
 
     @property
     def call(self) -> _Call:
@@ -160,13 +167,13 @@ class Forwarding:
 
     def _aim(self, call: _Call) -> None:
         """Find the service; raises LookupError or ProtocolError (both have a text for the caller)."""
-        request = call.request
-        if request.flags & Flags.KEEPSERIALIZED and BLOB_INFO in request.annotations:
-            call.aim = self._directory.find(request.annotations[BLOB_INFO])
-            call.service = call.aim.service
-            call.uses_kept = self._kept is not None and self._kept[0] is call.service
-        elif self._kept is not None:
-            call.service = self._kept[0]
+        kept = self._kept
+        target = self._dialect.aim(call.request)
+        if target is not None:
+            call.target = target
+            call.uses_kept = kept is not None and kept[0] is target.service
+        elif kept is not None:
+            call.target = Target(kept[0])
             call.uses_kept = True
         else:
             raise LookupError("only calls with one SerializedBlob argument can be dispatched")
@@ -174,15 +181,20 @@ class Forwarding:
     def _choose(self, now: float) -> list[Command]:
         """Pick a backend for the call, or refuse it."""
         call = self.call
-        service = call.service
-        assert service is not None
+        service, fixed = call.service, call.fixed
         self.phase = Phase.OPENING
         if call.uses_kept:
             assert self._kept is not None
             call.backend = self._kept[1]
             service.group.take(call.backend)
             return [UseKeptBackend()]
-        call.backend = service.group.pick(now, call.passed_over)
+        if fixed is None:
+            call.backend = service.group.pick(now, call.passed_over)
+        elif fixed not in call.passed_over:
+            call.backend = fixed
+            service.group.take(fixed)
+        else:
+            call.backend = None
         if call.backend is not None:
             return [OpenBackend(call.backend, self._version)]
         state = service.group.describe(now, call.passed_over)
@@ -190,33 +202,16 @@ class Forwarding:
 
     def _opened(self, event: BackendOpened, now: float) -> list[Command]:
         call = self.call
-        assert call.service is not None
+        assert call.target is not None
         assert call.backend is not None
         came_back = call.service.group.opened(call.backend)
         call.seq = event.seq
         call.version = event.version
         call.sends += 1
         self.phase = Phase.SENDING
-        forward = Forward(self._request_for(call, event), call.body_length)
+        request = self._dialect.request_for(call.request, call.target, event.seq, event.object_id)
+        forward = Forward(request, call.body_length)
         return [Announce(call.backend, True), forward] if came_back else [forward]
-
-    @staticmethod
-    def _request_for(call: _Call, opened: BackendOpened) -> Message:
-        """The same request under another head: sequence number, and the object and method of the backend."""
-        request = call.request
-        annotations = _end_to_end(request.annotations)
-        aim = call.aim
-        if aim is not None:
-            annotations = {**annotations, BLOB_INFO: aim.annotation_for(opened.object_id)}
-        return Message(
-            MessageType.INVOKE,
-            opened.seq,
-            request.serializer,
-            request.flags,
-            request.body,
-            annotations,
-            request.correlation_id,
-        )
 
     def _part(self, event: BodyPart, now: float) -> list[Command]:
         return [ForwardPart(event.data)]
@@ -245,7 +240,7 @@ class Forwarding:
         reply = event.message
         if reply.type != MessageType.RESULT or reply.seq != call.seq:
             return self._abandon(Outcome.UNKNOWN, "the backend answered something else than the call")
-        answer = self._reply_for(call.request, reply)
+        answer = self._dialect.reply_for(call.request, reply)
         if reply.flags & Flags.ITEMSTREAM:
             return self._stream_began(answer, event)
         if event.body_length is None:
@@ -258,29 +253,15 @@ class Forwarding:
         call = self.call
         if event.body_length is not None:
             return self._abandon(Outcome.EXECUTED, "the backend announced an item stream with a result")
-        if STREAM_KEY in answer.annotations and not call.uses_kept:
+        if self._dialect.begins_stream(answer) and not call.uses_kept:
             if self._kept is not None:
                 text = "this connection holds a stream of another backend; use a second proxy"
                 return self._abandon(Outcome.EXECUTED, text)
-            assert call.service is not None
             assert call.backend is not None
             self._kept = (call.service, call.backend)
             call.uses_kept = True
-        foreign = call.version != self._version and answer.serializer in ANSWERABLE
+        foreign = call.version != self._version and self._dialect.can_answer(answer)
         return [self._give_back(), ReplyStream(answer) if foreign else Reply(answer)]
-
-    @staticmethod
-    def _reply_for(request: Message, reply: Message) -> Message:
-        """The same reply under the number the client waits for."""
-        return Message(
-            MessageType.RESULT,
-            request.seq,
-            reply.serializer,
-            reply.flags,
-            reply.body,
-            _end_to_end(reply.annotations),
-            reply.correlation_id,
-        )
 
     def _reply_part(self, event: ReplyPartArrived, now: float) -> list[Command]:
         return [ReplyPart(event.data)]
@@ -305,7 +286,6 @@ class Forwarding:
     def _pass_over(self, reason: str) -> tuple[Service, Backend]:
         self._release()
         call = self.call
-        assert call.service is not None
         assert call.backend is not None
         call.passed_over[call.backend] = reason
         return call.service, call.backend
@@ -345,7 +325,6 @@ class Forwarding:
 
     def _release(self) -> None:
         call = self.call
-        assert call.service is not None
         assert call.backend is not None
         call.service.group.release(call.backend)
 
@@ -370,7 +349,7 @@ class Forwarding:
             return []
         fail = Fail(call.request, outcome, text)
         self.phase = Phase.IDLE
-        if call.request.serializer not in ANSWERABLE and fail.wants_answer:
+        if fail.wants_answer and not self._dialect.can_answer(call.request):
             return self._close(text)
         return [fail, *self._close("the backend of its item streams is lost")] if self._kept_is_lost else [fail]
 
@@ -381,13 +360,6 @@ class Forwarding:
 
 _RELEASE: Final = ReleaseBackend()
 _KEEP: Final = KeepBackend()
-
-
-def _end_to_end(annotations: dict[str, Body]) -> dict[str, Body]:
-    """Annotations without those that belong to one connection; the same dict when there are none."""
-    if HOP_KEYS.isdisjoint(annotations):
-        return annotations
-    return {key: value for key, value in annotations.items() if key not in HOP_KEYS}
 
 
 _Handler = Callable[[Forwarding, Any, float], list[Command]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from pyroxfer_core.errors import MessageTooLargeError, ProtocolError
 from pyroxfer_core.wire import Body, BodyPart, Codec, End, Head, Message, codec_for
@@ -19,6 +19,20 @@ class Sealed(Message):
 
     data: bytes = b""
     """The whole message, or (in a Head) its header: exactly as it came."""
+    body_at: int = 0
+    """Where in ``data`` the body begins, behind header and annotations."""
+
+
+class Header(Protocol):
+    """What a codec tells of a header."""
+
+    type: int
+    flags: int
+    seq: int
+    serializer: str
+    annotations_length: int
+    body_length: int
+    correlation_id: bytes | None
 
 
 Event = Sealed | Head | BodyPart | End
@@ -33,14 +47,17 @@ class Splitter:
         collect: messages up to this size come whole.
     """
 
-    __slots__ = ("_codec", "_collect", "_data", "_left", "max_message")
+    __slots__ = ("_codec", "_collect", "_data", "_is_open", "_left", "_offset", "max_message")
 
     def __init__(self, codec: Codec | None = None, *, max_message: int, collect: int = COLLECT_BYTES) -> None:
         self._codec = codec
         self._collect = collect
         self._data = b""
+        self._offset = 0
         self._left = 0
         """Bytes still to come of a message in pieces."""
+        self._is_open = False
+        """A Head was given out, its End not yet."""
         self.max_message = max_message
 
     @property
@@ -50,71 +67,94 @@ class Splitter:
         return self._codec
 
     @property
-    def rest(self) -> bytes:
-        """What came after the last event."""
-        return self._data
+    def buffered(self) -> int:
+        """Bytes that have not become an event."""
+        return len(self._data) - self._offset
 
-    def feed(self, data: bytes) -> list[Event]:
-        """What can be said now.
+    def take_rest(self) -> bytes:
+        """Give up what has not become an event."""
+        rest = self._data[self._offset :]
+        self._data, self._offset = b"", 0
+        return rest
+
+    def take(self, data: bytes) -> Event | None:
+        """`feed`, then `next_event`."""
+        self.feed(data)
+        return self.next_event()
+
+    def feed(self, data: bytes) -> None:
+        """Add what came."""
+        rest = len(self._data) - self._offset
+        self._data = self._data[self._offset :] + data if rest else data
+        self._offset = 0
+
+    def next_event(self) -> Event | None:
+        """What can be said now, or None.
 
         Raises:
             ProtocolError: this is no message.
             MessageTooLargeError: its announced length is over the limit.
         """
-        if self._data:
-            data = self._data + data
-            self._data = b""
-        events: list[Event] = []
-        offset = 0
-        while offset < len(data):
-            if self._left:
-                offset = self._piece(data, offset, events)
-                continue
-            begun = self._begin(data, offset, events)
-            if not begun:
-                self._data = data[offset:] if offset else data
-                break
-            offset = begun
-        return events
-
-    def _piece(self, data: bytes, offset: int, events: list[Event]) -> int:
-        end = min(len(data), offset + self._left)
-        self._left -= end - offset
-        events.append(BodyPart(data[offset:end]))
-        if not self._left:
-            events.append(End())
-        return end
-
-    def _begin(self, data: bytes, offset: int, events: list[Event]) -> int:
-        """Take the message at the offset; 0 when too little of it is there."""
-        codec = self._codec
-        if codec is None:
-            if len(data) - offset < _PREFIX:
-                return 0
-            codec = self._codec = _codec_of(data[offset : offset + _PREFIX])
-        size = codec.header_size
-        if len(data) - offset < size:
-            if len(data) - offset >= _PREFIX:
+        if self._is_open:
+            return self._piece()
+        data, offset, codec = self._data, self._offset, self._codec
+        available = len(data) - offset
+        if codec is None or available < codec.header_size:
+            if available < _PREFIX:
+                return None
+            if codec is None:
+                codec = self._codec = _codec_of(data[offset : offset + _PREFIX])
+            if available < codec.header_size:
                 codec.check_prefix(data[offset : offset + _PREFIX])
-            return 0
+                return None
         header = codec.parse_header(data, offset)
         length = header.annotations_length + header.body_length
         if length > self.max_message:
             raise MessageTooLargeError(f"message too large ({length}, max={self.max_message})")
-        start = offset + size
-        end = start + length
-        correlation = header.correlation_id
-        if length > self._collect:
-            head = data[offset:start]
-            message = Sealed(header.type, header.seq, header.serializer, header.flags, b"", {}, correlation, head)
-            self._left = length
-            events.append(Head(message, length))
-            return start
+        return self._message(header, offset, offset + codec.header_size, length)
+
+    def _message(self, header: Header, offset: int, start: int, length: int) -> Event | None:
+        data = self._data
+        in_pieces = length > self._collect
+        end = start if in_pieces else start + length
         if end > len(data):
-            return 0
-        whole = data if offset == 0 and end == len(data) else data[offset:end]
-        events.append(Sealed(header.type, header.seq, header.serializer, header.flags, b"", {}, correlation, whole))
-        return end
+            return None
+        kept = data if offset == 0 and end == len(data) else data[offset:end]
+        message = Sealed(
+            header.type,
+            header.seq,
+            header.serializer,
+            header.flags,
+            b"",
+            {},
+            header.correlation_id,
+            kept,
+            start - offset + header.annotations_length,
+        )
+        self._advance(end)
+        if not in_pieces:
+            return message
+        self._is_open, self._left = True, length
+        return Head(message, length)
+
+    def _piece(self) -> BodyPart | End | None:
+        if not self._left:
+            self._is_open = False
+            return End()
+        data, offset = self._data, self._offset
+        end = min(len(data), offset + self._left)
+        if end == offset:
+            return None
+        self._left -= end - offset
+        part = BodyPart(data if offset == 0 and end == len(data) else data[offset:end])
+        self._advance(end)
+        return part
+
+    def _advance(self, end: int) -> None:
+        if end == len(self._data):
+            self._data, self._offset = b"", 0
+        else:
+            self._offset = end
 
 
 def _codec_of(prefix: bytes) -> Codec:
@@ -130,7 +170,5 @@ def unseal(message: Sealed, codec: Codec, limit: int) -> tuple[Body, bool]:
         ProtocolError: the annotations are malformed or too many.
     """
     data = message.data
-    start = codec.header_size
-    end = start + codec.parse_header(data).annotations_length
-    _, _, signature = codec.parse_annotations(data[start:end], limit)
-    return data[end:], signature is not None
+    _, _, signature = codec.parse_annotations(data[codec.header_size : message.body_at], limit)
+    return data[message.body_at :], signature is not None

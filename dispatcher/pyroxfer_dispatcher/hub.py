@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import select
-import socket
 from typing import Final, Protocol
 
 import trio
+
+from pyroxfer_core import StreamSocket
 
 log = logging.getLogger("pyroxfer.dispatcher")
 
@@ -24,6 +25,16 @@ class Watched(Protocol):
     def on_ready(self, events: int) -> None:
         """Something happened; may close any channel, its own included."""
 
+    def give_up(self) -> None:
+        """Serving it failed: end it."""
+
+
+def _give_up(owner: Watched) -> None:
+    try:
+        owner.give_up()
+    except Exception:
+        log.exception("and its end was not orderly either")
+
 
 class Hub:
     """Watches sockets inside `run`; everything happens in the thread, and between the steps, of trio."""
@@ -32,17 +43,17 @@ class Hub:
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
 
-    def watch(self, sock: socket.socket, owner: Watched, events: int) -> None:
+    def watch(self, sock: StreamSocket, owner: Watched, events: int) -> None:
         """Call ``owner`` when one of the events can happen without waiting."""
         number = sock.fileno()
         self._epoll.register(number, events)
         self._watched[number] = owner
 
-    def change(self, sock: socket.socket, events: int) -> None:
+    def change(self, sock: StreamSocket, events: int) -> None:
         """Wait for other events. A socket whose peer is gone is always reported."""
         self._epoll.modify(sock.fileno(), events)
 
-    def forget(self, sock: socket.socket) -> None:
+    def forget(self, sock: StreamSocket) -> None:
         """Stop watching; before the socket is closed."""
         number = sock.fileno()
         if self._watched.pop(number, None) is not None:
@@ -60,7 +71,11 @@ class Hub:
         for number, events in self._epoll.poll(0, MAX_EVENTS):
             owner = watched.get(number)
             if owner is not None:
-                owner.on_ready(events)
+                try:
+                    owner.on_ready(events)
+                except Exception:
+                    log.exception("a connection ended with an unexpected error")
+                    _give_up(owner)
 
     def close(self) -> None:
         """The end: nobody is watched any more."""

@@ -4,64 +4,138 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
 from pyroxfer_core import Connection, Settings, Uri, introduce, open_connection
 from pyroxfer_core.errors import ConnectionClosedError, Outcome, ProtocolError, PyroError, TimeoutError
+from pyroxfer_core.wire import Codec
 
 from .backends import Backend
+from .channel import Channel
+from .events import Piece
+from .frames import Splitter
+from .hub import Hub
+from .routes import Service
+from .transparent import Link as Opened
+from .transparent import Opener, Opening
 
-COLLECT_BYTES: Final = 1024 * 1024
-"""Bodies up to here are passed on whole: starting earlier did not pay on loopback. Larger ones must not be held."""
+COLLECT_BYTES: Final = 128 * 1024
+"""Bodies up to here are passed on whole, so that no slow sender holds a backend; of larger ones nothing is kept."""
 MAX_IDLE: Final = 16
 """Idle connections kept per backend and protocol: each may hold a worker thread of a stock server."""
 
 Resolver = Callable[[Uri], Awaitable[Uri]]
 
 
+class Reader(Protocol):
+    """Turns bytes into events: the wire's decoder, or a splitter."""
+
+    @property
+    def buffered(self) -> int: ...
+
+    def take(self, data: bytes) -> Piece | None: ...
+
+    def feed(self, data: bytes) -> None: ...
+
+    def next_event(self) -> Piece | None: ...
+
+
+class Owner(Protocol):
+    """Whoever uses a link."""
+
+    def link_said(self, data: bytes) -> None: ...
+
+    def link_lost(self, reason: str) -> None: ...
+
+
 class Link:
     """One connection to a backend after its handshake."""
 
-    __slots__ = ("_seq", "backend", "connection", "object_id", "version")
+    __slots__ = ("_pool", "_seq", "backend", "channel", "codec", "object_id", "owner", "reader")
 
-    def __init__(self, backend: Backend, connection: Connection, object_id: str) -> None:
+    def __init__(
+        self, backend: Backend, hub: Hub, connection: Connection, codec: Codec, reader: Reader, object_id: str
+    ) -> None:
         self.backend = backend
-        self.connection = connection
         self.object_id = object_id
-        self.version = connection.codec.version
+        self.codec = codec
+        self.reader = reader
+        self.owner: Owner | None = None
+        """None while it is idle."""
+        self._pool: LinkSource | None = None
         self._seq = 0
+        self.channel = Channel(hub, connection.sock, self._said, self._lost)
+
+    @property
+    def version(self) -> int:
+        """The protocol spoken."""
+        return self.codec.version
 
     def next_seq(self) -> int:
         """The number of the next request."""
         self._seq = (self._seq + 1) & 0xFFFF
         return self._seq
 
+    def rest_in(self, pool: LinkSource) -> None:
+        """Nobody uses it for now; what it says is wrong, and when it leaves the pool is to know."""
+        self.owner = None
+        self._pool = pool
+
     @property
     def is_fresh(self) -> bool:
         """Whether an idle link can take a call: an idle backend is silent unless it closed."""
-        connection = self.connection
-        return not connection.broken and not connection.decoder.buffered and connection.peek() is None
+        return not self.channel.closed and not self.reader.buffered and self.channel.is_silent
+
+    def _said(self, data: bytes) -> None:
+        if self.owner is not None:
+            self.owner.link_said(data)
+        else:
+            self.channel.close()
+            self._lost("it spoke without being asked")
+
+    def _lost(self, reason: str) -> None:
+        if self.owner is not None:
+            self.owner.link_lost(reason)
+        elif self._pool is not None:
+            self._pool.forget(self)
+
+
+class LinkSource(Protocol):
+    """Where a conversation gets its links from."""
+
+    def idle(self, backend: Backend, version: int) -> Link | None:
+        """A link that is there, in the protocol that is tried first, or None."""
+
+    async def open(self, service: Service, backend: Backend, version: int) -> Link:
+        """A new link. PyroError: the backend cannot be reached, or refused; nothing was sent of any call."""
+
+    def put(self, link: Link) -> None:
+        """Take back a link whose call is over."""
+
+    def forget(self, link: Link) -> None:
+        """An idle link is gone."""
 
 
 class LinkPool:
-    """All idle links.
+    """All idle links that any call with a blob may use.
 
     Args:
         resolve: turns PYRONAME into PYRO; asked at every connect, so that a backend may move.
     """
 
-    def __init__(self, settings: Settings, resolve: Resolver) -> None:
+    def __init__(self, settings: Settings, resolve: Resolver, hub: Hub) -> None:
         self._settings = settings
         self._resolve = resolve
+        self._hub = hub
         self._idle: defaultdict[tuple[Backend, int], list[Link]] = defaultdict(list)
 
     def idle(self, backend: Backend, version: int) -> Link | None:
         """An idle link in the protocol that is tried first, or None."""
         return self._fresh(backend, _versions(backend, version)[0])
 
-    async def open(self, backend: Backend, version: int) -> Link:
+    async def open(self, service: Service, backend: Backend, version: int) -> Link:
         """A new link for one call, in the given protocol if the backend speaks it, or an idle one in the other.
 
         Raises:
@@ -75,16 +149,23 @@ class LinkPool:
     def put(self, link: Link) -> None:
         """Take back a link whose call is over."""
         idle = self._idle[link.backend, link.version]
-        if link.connection.broken or len(idle) >= MAX_IDLE:
-            link.connection.close()
+        if link.channel.closed or link.channel.pending or len(idle) >= MAX_IDLE:
+            link.channel.close()
         else:
+            link.rest_in(self)
             idle.append(link)
+
+    def forget(self, link: Link) -> None:
+        """An idle link is gone."""
+        idle = self._idle[link.backend, link.version]
+        if link in idle:
+            idle.remove(link)
 
     def close(self) -> None:
         """Close every idle link."""
         for links in self._idle.values():
             for link in links:
-                link.connection.close()
+                link.channel.close()
         self._idle.clear()
 
     def _fresh(self, backend: Backend, version: int) -> Link | None:
@@ -93,7 +174,7 @@ class LinkPool:
             link = idle.pop()
             if link.is_fresh:
                 return link
-            link.connection.close()
+            link.channel.close()
         return None
 
     async def _open(self, backend: Backend, order: tuple[int, int]) -> Link:
@@ -121,10 +202,64 @@ class LinkPool:
                 raise
             else:
                 refused.discard(version)
-                return Link(backend, connection, str(uri.object))
+                return Link(backend, self._hub, connection, connection.codec, connection.decoder, str(uri.object))
         refused.clear()
         assert refusal is not None
         raise refusal
+
+
+class OwnLinks:
+    """The links of one client in transparent mode: each was opened by the client's own CONNECT, and ends with it."""
+
+    def __init__(self, opener: Opener, opening: Opening, hub: Hub, max_message: int) -> None:
+        self._opener = opener
+        self._opening = opening
+        self._hub = hub
+        self._max_message = max_message
+        self._idle: defaultdict[Backend, list[Link]] = defaultdict(list)
+
+    def adopt(self, opened: Opened) -> Link:
+        """Make a link of a connection whose handshake is done."""
+        codec = self._opening.codec
+        reader = Splitter(codec, max_message=self._max_message)
+        if opened.rest:
+            reader.feed(opened.rest)
+        return Link(opened.backend, self._hub, opened.connection, codec, reader, "")
+
+    def idle(self, backend: Backend, version: int) -> Link | None:
+        """A link that is there, or None."""
+        idle = self._idle[backend]
+        while idle:
+            link = idle.pop()
+            if link.is_fresh:
+                return link
+            link.channel.close()
+        return None
+
+    async def open(self, service: Service, backend: Backend, version: int) -> Link:
+        """Repeat the client's CONNECT. PyroError: as `Opener.open`."""
+        return self.adopt(await self._opener.open(service, backend, self._opening))
+
+    def put(self, link: Link) -> None:
+        """Take back a link whose call is over."""
+        if link.channel.closed or link.channel.pending:
+            link.channel.close()
+        else:
+            link.rest_in(self)
+            self._idle[link.backend].append(link)
+
+    def forget(self, link: Link) -> None:
+        """An idle link is gone."""
+        idle = self._idle[link.backend]
+        if link in idle:
+            idle.remove(link)
+
+    def close(self) -> None:
+        """The client is gone."""
+        for links in self._idle.values():
+            for link in links:
+                link.channel.close()
+        self._idle.clear()
 
 
 def _versions(backend: Backend, preferred: int) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from time import monotonic
 
 import trio
@@ -13,16 +12,13 @@ from pyroxfer_core.errors import PyroError
 from pyroxfer_core.wire import BodyPart, Codec, End, Flags, Head, Message, MessageType
 
 from .admin import note
-from .channel import Channel
+from .channel import Channel, Opened
 from .commands import Fail
-from .forwarding import ANSWERABLE
+from .dialects import ANSWERABLE
 from .frames import Event, Sealed, Splitter
 from .hub import Hub
 from .relay import Relay
 from .routes import Service
-
-Opened = tuple[socket.socket, bytes]
-"""A connection after its handshake: its socket, and what came behind the handshake already."""
 
 
 class Pinned:
@@ -102,9 +98,10 @@ class Pinned:
 
     def _client_said(self, data: bytes) -> None:
         self._progress = monotonic()
-        backend = self._backend
+        backend, events = self._backend, self._from_client
         try:
-            for event in self._from_client.feed(data):
+            events.feed(data)
+            while (event := events.next_event()) is not None:
                 if type(event) is Sealed:
                     self._relay.asked(event, backend.queued + len(event.data))
                     self._count(event)
@@ -149,9 +146,10 @@ class Pinned:
 
     def _backend_said(self, data: bytes) -> None:
         self._progress = monotonic()
-        client = self._client
+        client, events = self._client, self._from_backend
         try:
-            for event in self._from_backend.feed(data):
+            events.feed(data)
+            while (event := events.next_event()) is not None:
                 if type(event) is Sealed:
                     self._relay.answered(event, whole=True)
                     client.write(event.data)

@@ -34,12 +34,14 @@ from .admin import note
 from .backends import Backend, BackendGroup
 from .config import Config, ServiceConfig, check_config
 from .conversation import Conversation
+from .dialects import BlobDialect, SealedDialect
+from .frames import Splitter
 from .hub import Hub
-from .links import COLLECT_BYTES, LinkPool
+from .links import COLLECT_BYTES, LinkPool, OwnLinks
 from .pinned import Pinned
 from .relay import Relay
 from .routes import Directory, RouteTable, Service
-from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, is_looping, read_opening
+from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, alone, is_looping, read_opening
 
 LOOK_S: Final = 0.25
 """How often calls under way are checked for clients that left. One look costs a system call per waiting call."""
@@ -71,15 +73,16 @@ class Dispatcher:
         self._settings = _settings_for(config)
         self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
         self._epoch = secrets.token_bytes(16)
-        self._pool = LinkPool(self._settings, self._resolve)
-        self._opener = Opener(self._settings, self._resolve)
         self._hub = Hub()
+        self._pool = LinkPool(self._settings, self._resolve, self._hub)
+        self._opener = Opener(self._settings, self._resolve)
         self._conversations: set[Conversation | Pinned] = set()
         self._stopping = False
         self._all_gone = trio.Event()
         self._listener: socket.socket | None = None
         self._port: int | None = None
         self._nursery_manager: Any = None
+        self._nursery: trio.Nursery
         self._background = trio.CancelScope()
         self._serving = trio.CancelScope(shield=True)
 
@@ -114,7 +117,7 @@ class Dispatcher:
             self._close_listener()
             raise
         self._nursery_manager = trio.open_nursery()
-        nursery = await self._nursery_manager.__aenter__()
+        nursery = self._nursery = await self._nursery_manager.__aenter__()
         nursery.start_soon(self._run_background, self._listener)
         note(logging.INFO, "listening", location=self.location, object=self.config.object)
         return self
@@ -178,6 +181,8 @@ class Dispatcher:
     async def _lead(self, client: Connection, opening: Opening, service: Service) -> None:
         """Transparent mode: the client talks to a backend from the first message on."""
         opener = self._opener
+        if service.stateless:
+            opening = alone(opening, self._settings.max_annotations)
         try:
             if is_looping(opening):
                 text = f"NotSent: passed {MAX_HOPS} dispatchers already; they lead to each other"
@@ -190,14 +195,35 @@ class Dispatcher:
                 await client.finish(refused.answer)
             return
         try:
-            await self._pin(client, opening, service, link)
+            with trio.fail_after(self._settings.connect_timeout_s):
+                await client.send_encoded(link.answer)
+            client.settled()
+            await (self._spread if service.stateless else self._pin)(client, opening, service, link)
         finally:
             link.connection.close()
 
+    async def _spread(self, client: Connection, opening: Opening, service: Service, link: Link) -> None:
+        """Each call may go to another backend."""
+        limit = self._settings.max_message_bytes
+        links = OwnLinks(self._opener, opening, self._hub, limit)
+        conversation = Conversation(
+            self._hub,
+            self._nursery,
+            links,
+            SealedDialect(service, opening.codec.version, link.backend, signed=opening.signed),
+            opening.codec,
+            Splitter(opening.codec, max_message=limit),
+            stall_s=self.config.stall_timeout,
+        )
+        links.put(links.adopt(link))
+        try:
+            with self._held(conversation):
+                await conversation.run((client.sock, opening.rest), client.peer)
+        finally:
+            links.close()
+
     async def _pin(self, client: Connection, opening: Opening, service: Service, link: Link) -> None:
-        with trio.fail_after(self._settings.connect_timeout_s):
-            await client.send_encoded(link.answer)
-        client.settled()
+        """Everything goes to the backend that answered CONNECT."""
         pinned = Pinned(
             self._hub,
             service,
@@ -230,9 +256,17 @@ class Dispatcher:
         if hello is None or self._stopping:
             return
         client.decoder.max_message = self._settings.max_message_bytes
-        conversation = Conversation(client, self.directory, self._pool, self.config.stall_timeout)
+        conversation = Conversation(
+            self._hub,
+            self._nursery,
+            self._pool,
+            BlobDialect(self.directory),
+            client.codec,
+            client.decoder,
+            stall_s=self.config.stall_timeout,
+        )
         with self._held(conversation):
-            await conversation.run()
+            await conversation.run((client.sock, b""), client.peer)
 
     async def _judge(self, hello: Hello) -> Verdict:
         """A client may ask for our object, or (Pyro4 without metadata) not say what it wants."""

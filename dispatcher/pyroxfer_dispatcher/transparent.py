@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Final
 
@@ -20,11 +20,11 @@ from pyroxfer_core.errors import (
     SerializeError,
     TimeoutError,
 )
-from pyroxfer_core.wire import Codec, MessageType, hops_of, with_hops
+from pyroxfer_core.wire import HOP_KEYS, Body, Codec, Message, MessageType, hops_of, with_hops
 
 from .admin import note
 from .backends import Backend
-from .frames import Sealed, Splitter, unseal
+from .frames import Event, Sealed, Splitter, unseal
 from .routes import Service
 
 MAX_HOPS: Final = 4
@@ -79,25 +79,46 @@ async def read_opening(client: Connection, settings: Settings) -> Opening | None
     opening = None
     with contextlib.suppress(ProtocolError, SerializeError, ConnectionClosedError):
         with trio.move_on_at(client.greet_by):
-            events = splitter.feed(data)
-            while not events:
+            event = splitter.take(data)
+            while event is None:
                 more = await _receive(client)
                 data += more
-                events = splitter.feed(more)
-            opening = _opening(events[0], splitter, data, settings)
+                event = splitter.take(more)
+            opening = _opening(event, splitter, settings)
     if opening is None:
         client.decoder.feed(data)
     return opening
 
 
-def _opening(event: object, splitter: Splitter, data: bytes, settings: Settings) -> Opening | None:
+def _opening(event: Event, splitter: Splitter, settings: Settings) -> Opening | None:
     if type(event) is not Sealed or event.type != MessageType.CONNECT:
         return None
     body, signed = unseal(event, splitter.codec, settings.max_annotations)
     object_id = None
     if event.serializer in settings.accepted_serializers:
         object_id = wanted_object(event.serializer, body, event.flags, settings.max_handshake_bytes)
-    return Opening(event, splitter.codec, data[len(event.data) :], object_id, signed)
+    return Opening(event, splitter.codec, splitter.take_rest(), object_id, signed)
+
+
+def alone(opening: Opening, limit: int) -> Opening:
+    """The same opening without what its client offers to agree on: no single backend could keep to it."""
+    message, codec = opening.message, opening.codec
+    area = message.data[codec.header_size : message.body_at]
+    annotations, correlation_id, _ = codec.parse_annotations(area, limit)
+    if opening.signed or HOP_KEYS.isdisjoint(annotations):
+        return opening
+    kept: dict[str, Body] = {key: value for key, value in annotations.items() if key not in HOP_KEYS}
+    hello = Message(
+        message.type,
+        message.seq,
+        message.serializer,
+        message.flags,
+        message.data[message.body_at :],
+        kept,
+        message.correlation_id or correlation_id,
+    )
+    data = with_hops(codec.encode(hello), codec.version, hops_of(message.data, codec.version))
+    return replace(opening, message=replace(message, data=data, body_at=len(data) - len(hello.body)))
 
 
 async def _receive(connection: Connection) -> bytes:
@@ -192,25 +213,21 @@ class Opener:
 
     async def _read_welcome(self, connection: Connection, backend: Backend, opening: Opening) -> tuple[bytes, bytes]:
         splitter = Splitter(opening.codec, max_message=MAX_WELCOME_BYTES, collect=MAX_WELCOME_BYTES)
-        data = b""
-        events: list[object] = []
-        while not events:
-            more = await _receive(connection)
-            data += more
-            try:
-                events = list(splitter.feed(more))
-            except MessageTooLargeError:
-                raise
-            except ProtocolError:
-                backend.refused_versions.add(opening.codec.version)
-                raise
-        answer = events[0]
+        answer: Event | None = None
+        try:
+            while answer is None:
+                answer = splitter.take(await _receive(connection))
+        except MessageTooLargeError:
+            raise
+        except ProtocolError:
+            backend.refused_versions.add(opening.codec.version)
+            raise
         assert isinstance(answer, Sealed), "everything up to the limit is collected"
         if answer.type == MessageType.CONNECTFAIL:
             raise Refused("refused the client's handshake", answer.data)
         if answer.type != MessageType.CONNECTOK:
             raise ProtocolError(f"answered CONNECT with a message of type {answer.type}")
-        return answer.data, data[len(answer.data) :]
+        return answer.data, splitter.take_rest()
 
 
 def is_looping(opening: Opening) -> bool:

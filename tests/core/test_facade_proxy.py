@@ -229,8 +229,9 @@ def test_what_was_not_sent_is_tried_again() -> None:
         with ThreadPoolExecutor(1) as threads:
             answer = threads.submit(lambda: proxy.echo("late"))
             time.sleep(0.1)
-            with serving(Daemon("127.0.0.1", port)) as daemon:
-                daemon.register(service, "service")
+            daemon = Daemon("127.0.0.1", port)
+            daemon.register(service, "service")
+            with serving(daemon):
                 assert answer.result(WITHIN_S) == "late"
                 proxy._pyroRelease()
     assert service.ran == 1

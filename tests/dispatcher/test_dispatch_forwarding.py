@@ -28,6 +28,7 @@ from pyroxfer_dispatcher.commands import (
     ReplyStream,
     UseKeptBackend,
 )
+from pyroxfer_dispatcher.dialects import BlobDialect
 from pyroxfer_dispatcher.events import (
     BackendLost,
     BackendOpened,
@@ -64,7 +65,7 @@ class Stage:
         mail = Service("mail", BackendGroup([self.c]), method="deliver")
         routes = RouteTable({"orders.*": "orders", "mail": "mail"})
         self.directory = Directory("dispatcher", routes, {"orders": orders, "mail": mail})
-        self.forwarding = Forwarding(self.directory, 502)
+        self.forwarding = Forwarding(BlobDialect(self.directory), 502)
         self.now = 0.0
 
     def perform(self, play: Play) -> None:
@@ -373,7 +374,7 @@ def test_an_answer_to_something_else_is_no_answer(stage: Stage, wrong: Message) 
 
 def test_a_full_backend_is_passed_over_and_named(stage: Stage) -> None:
     stage.a.max_in_flight = stage.b.max_in_flight = 1
-    others = [Forwarding(stage.directory, 502) for _ in range(2)]
+    others = [Forwarding(BlobDialect(stage.directory), 502) for _ in range(2)]
     for other in others:
         other.handle(BlobArrived(request()), 0)
     assert stage.in_flight == [1, 1, 0]

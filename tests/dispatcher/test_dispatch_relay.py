@@ -10,7 +10,7 @@ from pyroxfer_core import Uri
 from pyroxfer_core.errors import MessageTooLargeError, Outcome, ProtocolError
 from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType, codec_for
 from pyroxfer_dispatcher.backends import Backend, BackendGroup
-from pyroxfer_dispatcher.frames import Sealed, Splitter
+from pyroxfer_dispatcher.frames import Event, Sealed, Splitter
 from pyroxfer_dispatcher.relay import MAX_UNDER_WAY, Relay
 
 INVOKE, RESULT, PING = MessageType.INVOKE, MessageType.RESULT, MessageType.PING
@@ -32,6 +32,15 @@ def relay(backend: Backend) -> Relay:
 
 # -- splitting
 
+
+def fed(splitter: Splitter, data: bytes) -> list[Event]:
+    splitter.feed(data)
+    events = []
+    while (event := splitter.next_event()) is not None:
+        events.append(event)
+    return events
+
+
 SIZES = st.lists(st.integers(0, 300), min_size=1, max_size=5)
 
 
@@ -42,7 +51,7 @@ def test_every_byte_comes_out_as_it_went_in(version: int, sizes: list[int], step
     messages = [Message(INVOKE, n, "json", 0, bytes(size), {"USER": b"u" * n}) for n, size in enumerate(sizes)]
     data = b"".join(map(codec.encode, messages))
     splitter = Splitter(max_message=1000, collect=150)
-    events = [event for at in range(0, len(data), step) for event in splitter.feed(data[at : at + step])]
+    events = [event for at in range(0, len(data), step) for event in fed(splitter, data[at : at + step])]
     seen = b""
     seqs = []
     for event in events:
@@ -64,7 +73,7 @@ def test_every_byte_comes_out_as_it_went_in(version: int, sizes: list[int], step
 
 def test_a_message_that_came_alone_is_passed_on_without_a_copy() -> None:
     data = codec_for(502).encode(Message(INVOKE, 1, "json", 0, b"x" * 100))
-    [event] = Splitter(max_message=1000).feed(data)
+    event = Splitter(max_message=1000).take(data)
     assert isinstance(event, Sealed)
     assert event.data is data
 
@@ -81,7 +90,7 @@ def test_a_message_that_came_alone_is_passed_on_without_a_copy() -> None:
 )
 def test_rubbish_is_seen_before_anything_of_it_is_kept(data: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
-        Splitter(max_message=1000).feed(data)
+        Splitter(max_message=1000).take(data)
 
 
 @given(st.binary(max_size=200), st.integers(1, 50))
@@ -89,7 +98,7 @@ def test_any_bytes_are_messages_or_a_protocol_error(data: bytes, step: int) -> N
     splitter = Splitter(codec_for(502), max_message=1000)
     try:
         for at in range(0, len(data), step):
-            splitter.feed(data[at : at + step])
+            fed(splitter, data[at : at + step])
     except ProtocolError:
         pass
 

@@ -88,13 +88,13 @@ class Running:
         self._process.stdout.close()
 
 
-MODES = ("pinned",)
+MODES = ("pinned", "spread")
+WAYS = [*(("pinned", name) for name in SERIALIZERS), ("spread", "serpent"), ("spread", "msgpack")]
 PAIRS = [(client, backend) for client in STOCK for backend in (client, "trio")]
 
 
 @pytest.mark.parametrize("scenario", EXPECTED)
-@pytest.mark.parametrize("serializer", SERIALIZERS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "serializer"), WAYS)
 @pytest.mark.parametrize(("library", "backend"), PAIRS)
 def test_stock_client(
     client: StartClient,

@@ -1,0 +1,183 @@
+"""The two ways to speak through the dispatcher: calls with one blob, and calls of clients that know nothing of it."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from pyroxfer_core.wire import BLOB_INFO, HOP_KEYS, Body, Flags, Message, MessageType, renumber
+
+from .backends import Backend
+from .frames import Sealed
+from .routes import Aim, Directory, Service
+
+ANSWERABLE: Final = frozenset({"serpent", "json", "marshal", "msgpack"})
+"""Serializers in which the dispatcher can write an error."""
+STREAM_KEY: Final = "STRM"
+_DAEMON: Final = b"Pyro.Daemon"
+_LOOK_AT: Final = 96
+"""Bytes of a body within which every serializer has the object's id."""
+_INFLATE_FROM: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a call is meant to go."""
+
+    service: Service
+    aim: Aim | None = None
+    """None for a call that is passed on without a change."""
+    backend: Backend | None = None
+    """The only one that can take it."""
+
+
+class Dialect(Protocol):
+    """What a conversation needs to know of the messages it passes on."""
+
+    same_protocol: bool
+    """Backends must speak the client's protocol."""
+
+    def aim(self, request: Message) -> Target | None:
+        """Where a request goes. None: to the backend of the client's item streams.
+
+        Raises:
+            LookupError, CommunicationError: nowhere, with a sentence for the caller.
+        """
+
+    def request_for(self, request: Message, target: Target, seq: int, object_id: str) -> Message:
+        """The same request under the head that the backend expects."""
+
+    def reply_for(self, request: Message, reply: Message) -> Message:
+        """The same reply under the head that the client expects."""
+
+    def begins_stream(self, reply: Message) -> bool:
+        """Whether the reply announces an item stream, which only the backend that made it can go on with."""
+
+    def can_answer(self, request: Message) -> bool:
+        """Whether the dispatcher can answer in a backend's place."""
+
+
+class BlobDialect:
+    """Calls with one SerializedBlob, led by its routing annotation, which is rewritten."""
+
+    same_protocol = False
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    def aim(self, request: Message) -> Target | None:
+        """By the topic of the blob; without a blob it can only be about a stream."""
+        if request.flags & Flags.KEEPSERIALIZED and BLOB_INFO in request.annotations:
+            aim = self._directory.find(request.annotations[BLOB_INFO])
+            return Target(aim.service, aim)
+        return None
+
+    def request_for(self, request: Message, target: Target, seq: int, object_id: str) -> Message:
+        """Another number, object and method."""
+        annotations = _end_to_end(request.annotations)
+        if target.aim is not None:
+            annotations = {**annotations, BLOB_INFO: target.aim.annotation_for(object_id)}
+        return Message(
+            MessageType.INVOKE,
+            seq,
+            request.serializer,
+            request.flags,
+            request.body,
+            annotations,
+            request.correlation_id,
+        )
+
+    def reply_for(self, request: Message, reply: Message) -> Message:
+        """Another number."""
+        return Message(
+            MessageType.RESULT,
+            request.seq,
+            reply.serializer,
+            reply.flags,
+            reply.body,
+            _end_to_end(reply.annotations),
+            reply.correlation_id,
+        )
+
+    def begins_stream(self, reply: Message) -> bool:
+        """A stream that can be asked for items has a number."""
+        return STREAM_KEY in reply.annotations
+
+    def can_answer(self, request: Message) -> bool:
+        """In any serializer but the pickle family."""
+        return request.serializer in ANSWERABLE
+
+
+class SealedDialect:
+    """Calls of a client in transparent mode, spread over the backends: nothing but the number is changed.
+
+    Args:
+        home: the backend that answered the client's CONNECT; it gets the calls to its daemon.
+        signed: the client signs its messages.
+    """
+
+    same_protocol = True
+
+    def __init__(self, service: Service, version: int, home: Backend, *, signed: bool) -> None:
+        self._version = version
+        self._signed = signed
+        self._anywhere = Target(service)
+        self._home = Target(service, None, home)
+
+    def aim(self, request: Message) -> Target:
+        """To any backend, unless it is for the daemon."""
+        assert isinstance(request, Sealed)
+        return self._home if _is_for_daemon(request) else self._anywhere
+
+    def request_for(self, request: Message, target: Target, seq: int, object_id: str) -> Message:
+        """Another number."""
+        return self._renumbered(request, seq)
+
+    def reply_for(self, request: Message, reply: Message) -> Message:
+        """Another number."""
+        return self._renumbered(reply, request.seq)
+
+    def _renumbered(self, message: Message, seq: int) -> Sealed:
+        assert isinstance(message, Sealed)
+        data = renumber(message.data, self._version, seq)
+        return Sealed(
+            message.type,
+            seq,
+            message.serializer,
+            message.flags,
+            b"",
+            {},
+            message.correlation_id,
+            data,
+            message.body_at,
+        )
+
+    def begins_stream(self, reply: Message) -> bool:
+        """The flag says so."""
+        return bool(reply.flags & Flags.ITEMSTREAM)
+
+    def can_answer(self, request: Message) -> bool:
+        """Not in place of somebody who signs."""
+        return not self._signed and request.serializer in ANSWERABLE
+
+
+def _is_for_daemon(request: Sealed) -> bool:
+    """Whether a call may be one for ``Pyro.Daemon``: the name stands where an object's id stands in every serializer.
+
+    Taking another call for one is harmless: it runs, on the backend that the client is connected with anyway.
+    """
+    data, start = request.data, request.body_at
+    if request.flags & Flags.COMPRESSED:
+        try:
+            return _DAEMON in zlib.decompressobj().decompress(data[start : start + _INFLATE_FROM], _LOOK_AT)
+        except zlib.error:
+            return False
+    return data.find(_DAEMON, start, start + _LOOK_AT) >= 0
+
+
+def _end_to_end(annotations: dict[str, Body]) -> dict[str, Body]:
+    """Annotations without those that belong to one connection; the same dict when there are none."""
+    if HOP_KEYS.isdisjoint(annotations):
+        return annotations
+    return {key: value for key, value in annotations.items() if key not in HOP_KEYS}

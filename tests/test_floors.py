@@ -154,7 +154,12 @@ def violation_above_core(found: Import, core_modules: tuple[str, ...]) -> str | 
 
 
 CORE_FOR = {
-    "pyroxfer_dispatcher": ("pyroxfer_core", "pyroxfer_core.errors", "pyroxfer_core.nameserver", "pyroxfer_core.wire"),
+    "pyroxfer_dispatcher": (
+        "pyroxfer_core",
+        "pyroxfer_core.errors",
+        "pyroxfer_core.nameserver",
+        "pyroxfer_core.wire",
+    ),
     "pyroxfer": ("pyroxfer_core", "pyroxfer_core.errors", "pyroxfer_core.blocking"),
 }
 COMPOSITION_ROOT = ("pyroxfer.appliance", "pyroxfer.cli")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,9 +27,10 @@ from pyroxfer_core.errors import (
     RefusedError,
     SerializeError,
 )
+from pyroxfer_core.server.large import LargeMessages
 from pyroxfer_core.wire import Decoder, codec_for
 from pyroxfer_core.wire.assembly import AHEAD, Assembly
-from pyroxfer_core.wire.features import Feature
+from pyroxfer_core.wire.features import DEADLINE_KEY, Feature, Grant
 from pyroxfer_core.wire.message import Flags, Message, MessageType
 from pyroxfer_core.wire.pieces import MAX_BODIES, MAX_PIECE, MAX_SEGMENTS, Incoming, Outgoing, segments_of
 from pyroxfer_core.wire.scattered import Scattered, joined
@@ -171,7 +173,6 @@ def test_memory_that_is_taken_ahead_is_given_back() -> None:
 @expose
 class Service:
     def __init__(self) -> None:
-        self.gate = trio.Event()
         self.received = 0
 
     async def echo(self, value: Any) -> Any:
@@ -184,10 +185,6 @@ class Service:
 
     async def huge(self) -> bytes:
         return HUGE
-
-    async def late(self) -> bytes:
-        await self.gate.wait()
-        return BIG
 
     def plain(self, value: Any) -> Any:
         return value
@@ -353,22 +350,21 @@ async def test_an_answer_beyond_the_clients_limit() -> None:
             assert await proxy.size("a") == 1
 
 
-async def test_the_deadline_of_a_large_request_counts_from_its_beginning(autojump_clock: trio.abc.Clock) -> None:
+async def test_the_deadline_of_a_large_request_counts_from_its_beginning(mock_clock: trio.testing.MockClock) -> None:
     """What it took to come is not given to the handler."""
-    async with Daemon(port=0) as daemon:
-        uri = daemon.register(Service(), "service")
-        async with own_client(uri) as client:
-            await client.call("size", "confirm")
-            request = client.invoke("late")
-            request.annotations["PXDL"] = client.session.grant.deadline(1000)
-            outgoing = Outgoing(request, CODEC)
-            await client.stream.send_all(outgoing.begin(0))
-            await trio.sleep(0.9)
-            await client.stream.send_all(b"".join(outgoing.next()))
-            start = trio.current_time()
-            answer = await client.expect(MessageType.RESULT)
-            assert answer.flags & Flags.EXCEPTION
-            assert trio.current_time() - start <= 0.2
+    grant = Grant(Feature.ALL, b"nonce" + bytes(11))
+    peer: Any = SimpleNamespace(
+        settings=Settings(), session=SimpleNamespace(grant=grant), connection=SimpleNamespace(codec=CODEC)
+    )
+    async with trio.open_nursery() as nursery:
+        large = LargeMessages(peer, nursery)
+        start = begin(0, 3)
+        start.annotations[DEADLINE_KEY] = grant.deadline(1000)
+        assert large.take(start) is None
+        mock_clock.jump(0.9)
+        request = large.take(piece(0, b"abc"))
+        assert request is not None
+        assert grant.read_deadline(request.annotations[DEADLINE_KEY]) == 100
 
 
 async def test_only_whole_requests_run_when_the_connection_breaks() -> None:

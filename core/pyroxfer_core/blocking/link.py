@@ -96,7 +96,9 @@ class BlockingLink:
         self.version = version
         self.object_id = object_id
         self.location = location
-        self.session: ClientSession[Waiter] = ClientSession(first_seq, Feature.ALL if version == 502 else 0)
+        self.session: ClientSession[Waiter] = ClientSession(
+            first_seq, Feature.ALL if version == 502 else 0, settings.token
+        )
         self.turn = threading.Lock()
         """Held during a call towards a peer that takes one at a time."""
         self._in_flight: Message | None = None
@@ -137,9 +139,13 @@ class BlockingLink:
             context = make_context(self.version, False)
             hello = make_serializer(settings.serializer or "serpent", context)
             args = self.session, hello, self.version, self.object_id, handshake, settings, options
-            self.sock.sendall(self._encode(connect_message(*args), hmac_key=self._hmac_key))
-            answer = self._receive_one(time.monotonic() + settings.connect_timeout_s)
-            self.session.receive(answer)
+            until = time.monotonic() + settings.connect_timeout_s
+            while True:
+                self.sock.sendall(self._encode(connect_message(*args), hmac_key=self._hmac_key))
+                answer = self._receive_one(until)
+                self.session.receive(answer)
+                if not self.session.is_challenged:
+                    break
             welcome = read_welcome(answer, self.version, self.location, settings, context)
         except BaseException as error:
             self.close()

@@ -458,14 +458,19 @@ async def greet(
     """
     try:
         version = connection.codec.version
-        session: ClientSession[Waiter] = ClientSession(first_seq, Feature.ALL if version == 502 else 0)
+        session: ClientSession[Waiter] = ClientSession(
+            first_seq, Feature.ALL if version == 502 else 0, settings.token
+        )
         context = make_context(version, False)
         hello = make_serializer(serializer, context)
-        await connection.send(connect_message(session, hello, version, object_id, handshake, settings, options))
-        answer = await connection.receive()
-        if not isinstance(answer, Message):
-            raise ConnectionClosedError(f"{location} closed the connection during the handshake")
-        session.receive(answer)
+        while True:
+            await connection.send(connect_message(session, hello, version, object_id, handshake, settings, options))
+            answer = await connection.receive()
+            if not isinstance(answer, Message):
+                raise ConnectionClosedError(f"{location} closed the connection during the handshake")
+            session.receive(answer)
+            if not session.is_challenged:
+                break
         welcome = read_welcome(answer, version, location, settings, context)
     except BaseException:
         connection.close()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
+from ..access import Identity
 from ..errors import (
     CommunicationError,
     ConnectionClosedError,
@@ -115,6 +116,8 @@ class Peer:
         """Close once the answer that is due has left."""
         tracebacks = self.settings.remote_tracebacks
         self.sends_tracebacks = connection.is_local if tracebacks is None else tracebacks
+        self.identity: Identity | None = None
+        """Who the client is; None when nobody asked."""
         self.annotates = daemon.adds_annotations
         """Whether the daemon adds annotations to every answer."""
         self._serializers: dict[str, Serializer] = {}
@@ -145,6 +148,12 @@ class Peer:
     def version(self) -> int:
         """48 or 502."""
         return self.connection.codec.version
+
+    def identify(self, identity: Identity | None) -> None:
+        """Take note of who the client is."""
+        self.identity = identity
+        if identity is not None and self.settings.remote_tracebacks is None:
+            self.sends_tracebacks = True
 
     def getpeercert(self, binary_form: bool = False) -> Any:
         """The client's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without TLS."""

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from .message import Body
+from .proof import AUTH_KEY
 
 FEATURES_KEY: Final = "PXFT"
 DEADLINE_KEY: Final = "PXDL"
 OUTCOME_KEY: Final = "PXOC"
 CALL_KEY: Final = "PXKY"
 CHAIN_KEY: Final = "PXCH"
-HOP_KEYS: Final = frozenset({FEATURES_KEY, DEADLINE_KEY, OUTCOME_KEY, CALL_KEY, CHAIN_KEY})
+HOP_KEYS: Final = frozenset({FEATURES_KEY, AUTH_KEY, DEADLINE_KEY, OUTCOME_KEY, CALL_KEY, CHAIN_KEY})
 """Annotations that belong to one connection: hidden from handlers and callers, never forwarded."""
 
 NONCE_SIZE: Final = 16

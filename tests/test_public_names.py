@@ -43,7 +43,8 @@ PUBLIC = {
         Gateway GatewayOptions app
     """,
     "pyroxfer_core.nameserver": """
-        NameServer RunningNameServer keep_registered locate_ns resolve start_ns
+        Address Changes Entry Lease NameServer Query Registry RunningNameServer keep_registered locate_ns
+        open_registry resolve start_ns
     """,
 }
 PYRO5_API = """

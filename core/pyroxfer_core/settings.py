@@ -79,6 +79,8 @@ class Settings:
     """TCP port of the name server."""
     ns_broadcast_port: int = 9091
     """UDP port on which name servers answer broadcasts."""
+    log_wire: bool = False
+    """Log the header of every message, with level DEBUG, as ``pyroxfer.wire``. Bodies are never logged."""
     insecure: bool = False
     """Allow a daemon without authentication and TLS to listen beyond loopback."""
 

@@ -21,6 +21,7 @@ from ..server.streams import StreamTable
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..transport.sockets import is_loopback_host
+from ..transport.wirelog import wire_log
 from ..uri import Uri
 from ..wire import Decoder
 from .config import config
@@ -292,7 +293,8 @@ class Daemon(trio_daemon.Daemon):
             self._nursery = nursery
             nursery.start_soon(self._sweep_streams)
             task_status.started()
-            decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key)
+            tap = wire_log(self.settings, "the connected socket")
+            decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key, tap=tap)
             connection = Connection(listener, decoder, hmac_key=self.settings.hmac_key)
             await Peer(self, connection).serve(greeted=True)
             self.shutdown()

@@ -28,6 +28,7 @@ from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
+from ..transport.wirelog import wire_log
 from ..wire import Decoder, codec_for
 from ..wire.features import Feature, Grant
 from ..wire.message import Message, MessageType
@@ -76,15 +77,17 @@ class BlockingLink:
             self._poll = select.poll()
             self._poll.register(sock, select.POLLIN)
         self._hmac_key = settings.hmac_key if version == 48 else None
-        self._codec = codec_for(version)
-        self._encode = self._codec.encode
         self._decoder = Decoder(
-            self._codec,
+            codec_for(version),
             max_message=settings.max_message_bytes,
             max_annotations=settings.max_annotations,
             collect=settings.max_message_bytes,
             hmac_key=self._hmac_key,
+            tap=wire_log(settings, location),
         )
+        assert self._decoder.codec is not None, "it was given"
+        self._codec = self._decoder.codec
+        self._encode = self._codec.encode
         self._buffer = bytearray(RECEIVE_BYTES)
         """The first byte is 0 while no received bytes can be on their way from the socket to their waiter."""
         self._view = memoryview(self._buffer)

@@ -18,6 +18,7 @@ from ..wire.message import Body, BodyPart, End, Head, Message
 from ..wire.scattered import JOIN_BELOW, buffers_of
 from .open import open_socket
 from .sockets import StreamSocket, is_local, lost_connection, peer_text, reason_of, set_options
+from .wirelog import wire_log
 
 
 def _nothing() -> None:
@@ -360,5 +361,6 @@ async def open_connection(
         max_annotations=settings.max_annotations,
         collect=settings.max_message_bytes if collect is None else collect,
         hmac_key=settings.hmac_key if version == 48 else None,
+        tap=wire_log(settings, peer_text(sock)),
     )
     return Connection(sock, decoder, hmac_key=settings.hmac_key if version == 48 else None)

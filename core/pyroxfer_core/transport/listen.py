@@ -20,6 +20,7 @@ from .faults import part
 from .side import SideStreamHandler, side_stream_on
 from .sockets import StreamSocket, peer_text, set_options
 from .tls import start_tls
+from .wirelog import wire_log
 
 log = logging.getLogger("pyroxfer.transport")
 
@@ -132,6 +133,7 @@ class _Door:
             max_annotations=self._settings.max_annotations,
             collect=self._collect,
             hmac_key=self._settings.hmac_key,
+            tap=wire_log(self._settings, peer_text(sock)),
         )
         decoder.feed(first)
         connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key)

@@ -27,6 +27,7 @@ from starlette.routing import Mount
 
 from pyroxfer_core import Daemon
 from pyroxfer_core.cli.gateway import gateway as command
+from pyroxfer_core.errors import SecurityError
 from pyroxfer_core.gateway import Gateway
 from pyroxfer_core.gateway.describe import described
 from pyroxfer_core.gateway.openapi import document
@@ -140,7 +141,7 @@ def test_a_certificate_that_is_none_is_one_error(tmp_path: Path) -> None:
     """Whether it is missing or something else."""
     (tmp_path / "rubbish.pem").write_text("rubbish")
     for name in ("missing.pem", "rubbish.pem"):
-        with pytest.raises(ValueError, match="cannot use the certificate"):
+        with pytest.raises(SecurityError, match=name):
             tls_context(str(tmp_path / name), None)
 
 
@@ -282,7 +283,7 @@ def test_the_command_starts_before_the_name_server(stack: ExitStack, tmp_path: P
         (["-t", "-1"], 2, "-1"),
         (["-c", "example.org"], 2, "an origin looks like"),
         (["--keyfile", "x"], 2, "--keyfile needs --certfile"),
-        (["--certfile", "missing.pem"], 2, "cannot use the certificate missing.pem"),
+        (["--certfile", "missing.pem"], 2, "missing.pem"),
         (["--key-file", "missing"], 2, "missing"),
         (["--key-file", os.devnull], 2, "devnull|is a file|no key"),
         (["-H", "0.0.0.0", "--ns", "localhost:1"], 4, "--insecure"),

@@ -64,6 +64,7 @@ class Wanted:
     "--gatewaykey",
     metavar="KEY",
     envvar=["PYROXFER_GATEWAY_KEY", "PYRO_HTTPGATEWAY_KEY"],
+    hide_input=True,
     help="What callers must present. Other users of this machine see what stands on a command line; better set "
     "PYROXFER_GATEWAY_KEY, or use --key-file.",
 )

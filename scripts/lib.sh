@@ -58,6 +58,23 @@ development_environment() {
     environment "${1:-.venv}" "$python" -e '.[dev]'
 }
 
+# browser: Chromium for the tests of the page. Installed where that is possible; where it is not, the tests that need
+# it fail and say what to run.
+browser() {
+    local name
+    for name in chromium chromium-browser google-chrome; do
+        if command -v "$name" >/dev/null; then return; fi
+    done
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing Chromium"
+        apt-get update -qq >/dev/null 2>&1 || true
+        if DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null 2>&1; then
+            return
+        fi
+    fi
+    say "Chromium is missing: the tests of the gateway's page will fail. As root: apt-get install --no-install-recommends chromium fonts-dejavu-core"
+}
+
 # The real Pyro4 and Pyro5, in an environment of their own so that nothing of ours leaks into them.
 peers_environment() {
     local python

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+from certificates import Certificates
 
 DEFAULT_DEADLINE = 30.0
 
@@ -33,3 +34,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         hypothesis_handle.inner_test = bounded
     else:
         item.obj = bounded  # type: ignore[attr-defined]  # pytest.Function has it
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Certificates of two authorities, made once for the whole run."""
+    return Certificates(tmp_path_factory.mktemp("certificates"))

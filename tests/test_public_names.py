@@ -17,11 +17,12 @@ PUBLIC = {
         Dispatcher RouteTable load_config
     """,
     "pyroxfer_core": """
-        BatchProxy Connection Daemon Hello Metadata Proxy SerializedBlob ServerSession Settings SideStream Uri Verdict
+        BatchProxy Connection Daemon Hello Metadata Proxy SerializedBlob ServerSession Settings SideStream
+        StreamSocket Uri Verdict
         accept_handshake behavior bind_tcp callback configure_logging current_call error_body errors expose idempotent
         introduce
         keep_registered locate_ns oneway open_connection open_futures open_side_stream resolve serve serve_connections
-        refusal wanted_object
+        refusal tls_client_context tls_server_context wanted_object
     """,
     "pyroxfer_core.blocking": """
         BatchProxy CommunicationError ConnectionClosedError Daemon DaemonError DaemonObject Future FutureResult
@@ -35,14 +36,15 @@ PUBLIC = {
         hops_of read_blob_info renumber with_hops write_blob_info
     """,
     "pyroxfer_core.errors": """
-        CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError Outcome ProtocolError
-        PyroError RefusedError RemoteError SecurityError SerializeError SessionLost TimeoutError
+        AuthenticationError CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError
+        Outcome ProtocolError PyroError RefusedError RemoteError SecurityError SerializeError SessionLost TimeoutError
     """,
     "pyroxfer_core.gateway": """
         Gateway GatewayOptions app
     """,
     "pyroxfer_core.nameserver": """
-        NameServer RunningNameServer keep_registered locate_ns resolve start_ns
+        Address Changes Entry Lease NameServer Query Registry RunningNameServer keep_registered locate_ns
+        open_registry resolve start_ns
     """,
 }
 PYRO5_API = """

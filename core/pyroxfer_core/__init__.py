@@ -1,6 +1,8 @@
 """The RPC core of pyroxfer: speaks the protocols of Pyro4 and Pyro5 on trio."""
 
 from . import errors as errors
+from .certificates import tls_client_context as tls_client_context
+from .certificates import tls_server_context as tls_server_context
 from .client.batch import BatchProxy as BatchProxy
 from .client.introduce import introduce as introduce
 from .client.proxy import Proxy as Proxy
@@ -31,6 +33,7 @@ from .transport.connection import open_connection as open_connection
 from .transport.listen import serve_connections as serve_connections
 from .transport.side import SideStream as SideStream
 from .transport.side import open_side_stream as open_side_stream
+from .transport.sockets import StreamSocket as StreamSocket
 from .transport.sockets import bind_tcp as bind_tcp
 from .uri import Uri as Uri
 from .wire.session import ServerSession as ServerSession

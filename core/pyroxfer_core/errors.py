@@ -10,6 +10,7 @@
         ├── TimeoutError             the time allowed ran out
         ├── SessionLost              the object made for a lost connection is gone with it
         ├── RefusedError             the server refused before dispatch: busy, draining, denied
+        ├── AuthenticationError      one end is not who the other accepts: certificate, token (a SecurityError too)
         ├── SerializeError           a value cannot be written, or bytes cannot be read back
         └── ProtocolError            the peer spoke wrongly
             └── MessageTooLargeError a message is over the limit
@@ -94,6 +95,12 @@ class SessionLost(CommunicationError):  # the contract's word
 
 class RefusedError(CommunicationError):
     """The server refused the call before running it (busy, draining, denied): outcome NotSent."""
+
+    outcome = Outcome.NOT_SENT
+
+
+class AuthenticationError(SecurityError, CommunicationError):
+    """One end could not prove who it is, or the other does not accept it: certificate, token (outcome NotSent)."""
 
     outcome = Outcome.NOT_SENT
 

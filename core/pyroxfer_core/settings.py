@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import ssl
+from dataclasses import dataclass, field, replace
 
 from .errors import PyroError
 
@@ -25,7 +26,13 @@ class Settings:
     """48 or 502 to force the protocol a proxy speaks; None tries 502 first and 48 when that is refused."""
     compression: bool = False
     """Compress what we send (zlib, as Pyro does). What comes in compressed is always read."""
-    hmac_key: bytes | None = None
+    ssl_server_context: ssl.SSLContext | None = None
+    """With it a daemon speaks TLS, and nothing else, on its TCP port. With ``verify_mode`` CERT_REQUIRED the client's
+    certificate says who it is. `tls_server_context` makes one from files."""
+    ssl_client_context: ssl.SSLContext | None = None
+    """With it connections to TCP ports are TLS. The host name is checked unless the context says otherwise.
+    `tls_client_context` makes one from files."""
+    hmac_key: bytes | None = field(default=None, repr=False)
     """Shared secret of protocol 48. With it, a daemon refuses the other protocol and side streams."""
     remote_tracebacks: bool | None = None
     """Send tracebacks to callers. None: only to peers on loopback or on a unix socket."""
@@ -72,6 +79,8 @@ class Settings:
     """TCP port of the name server."""
     ns_broadcast_port: int = 9091
     """UDP port on which name servers answer broadcasts."""
+    log_wire: bool = False
+    """Log the header of every message, with level DEBUG, as ``pyroxfer.wire``. Bodies are never logged."""
     insecure: bool = False
     """Allow a daemon without authentication and TLS to listen beyond loopback."""
 

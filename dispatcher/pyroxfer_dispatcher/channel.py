@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from pyroxfer_core import StreamSocket
 from pyroxfer_core.wire import Body
 
 from .hub import LEFT, READ, WRITE, Hub
@@ -15,7 +16,7 @@ RECEIVE_BYTES: Final = 128 * 1024
 HIGH_WATER: Final = 128 * 1024
 """With more than this waiting to go out, whoever sends it should stop."""
 
-Opened = tuple[socket.socket, bytes]
+Opened = tuple[StreamSocket, bytes]
 """A connection after its handshake: its socket, and what came behind the handshake already."""
 Take = Callable[[bytes], None]
 Lose = Callable[[str], None]
@@ -49,7 +50,7 @@ class Channel:
         "queued",
     )
 
-    def __init__(self, hub: Hub, sock: socket.socket, on_data: Take, on_lost: Lose) -> None:
+    def __init__(self, hub: Hub, sock: StreamSocket, on_data: Take, on_lost: Lose) -> None:
         self._hub = hub
         self._sock = sock
         self._on_data = on_data
@@ -216,12 +217,6 @@ class Channel:
             self._out.clear()
             self._hub.forget(self._sock)
             self._sock.close()
-
-    def detach(self) -> socket.socket:
-        """Give the socket back, unwatched."""
-        self.closed = True
-        self._hub.forget(self._sock)
-        return self._sock
 
     def give_up(self) -> None:
         """Called by the hub when serving this failed."""

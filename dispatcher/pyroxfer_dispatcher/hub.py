@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import select
-import socket
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol
 
 import trio
+
+from pyroxfer_core import StreamSocket
 
 log = logging.getLogger("pyroxfer.dispatcher")
 
@@ -47,17 +48,17 @@ class Hub:
         self._later: deque[Callable[[float], None]] = deque()
         self._in_turn = False
 
-    def watch(self, sock: socket.socket, owner: Watched, events: int) -> None:
+    def watch(self, sock: StreamSocket, owner: Watched, events: int) -> None:
         """Call ``owner`` when one of the events can happen without waiting."""
         number = sock.fileno()
         self._epoll.register(number, events)
         self._watched[number] = owner
 
-    def change(self, sock: socket.socket, events: int) -> None:
+    def change(self, sock: StreamSocket, events: int) -> None:
         """Wait for other events. A socket whose peer is gone is always reported."""
         self._epoll.modify(sock.fileno(), events)
 
-    def forget(self, sock: socket.socket) -> None:
+    def forget(self, sock: StreamSocket) -> None:
         """Stop watching; before the socket is closed."""
         number = sock.fileno()
         if self._watched.pop(number, None) is not None:

@@ -19,6 +19,7 @@ from .many import Outcome, some_of_many
 from .names import printable
 from .offer import FileEntry, Receipt
 from .options import TransferOptions
+from .origin import origin_of_path
 from .progress import ProgressCallback, Reporter
 from .sending import Sender, joined
 from .source import FileSource, PipeSource
@@ -49,6 +50,9 @@ async def send(
     channel: str = "auto",
     if_exists: str = "fail",
     durability: str = "data",
+    resume: bool = True,
+    streams: int = 0,
+    bwlimit: int | None = None,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> Receipt | list[Receipt]:
@@ -59,8 +63,12 @@ async def send(
         to: an address such as ``HOST:PORT/path`` or ``NAME/path``; with a slash at its end, or naming a folder that
             exists, things are put into it.
         channel: ``auto``, or the one to use.
-        if_exists: ``fail``, ``skip``, ``replace`` or ``rename``. Equal bytes under the final name are success always.
+        if_exists: ``fail``, ``skip``, ``replace``, ``rename``, or ``resume``, which replaces and takes the beginning
+            that is equal from what is there. Equal bytes under the final name are success always.
         durability: what is flushed before the receipt: ``none``, ``data``, or ``full`` (names too).
+        resume: go on where an interrupted attempt ended, after comparing digests, and keep what this one leaves.
+        streams: side streams at once for one file; 0 decides by the length of the line.
+        bwlimit: bytes a second at most.
         progress: called with each event, in the task that waits here.
 
     Returns:
@@ -72,12 +80,13 @@ async def send(
         TransferError: not committed; each class has its ``exit_code``.
         NamingError, CommunicationError: the server cannot be found or reached, or was lost on the way.
 
-    Cancelling leaves nothing under the final names of what was not committed.
+    Cancelling leaves nothing under the final names of what was not committed; what has arrived of a file is kept at
+    the server for a week, for the next attempt.
     """
     sources = _listed(paths)
     several = await in_thread(_check_sources, sources) or len(sources) > 1
     target = to if isinstance(to, Address) else parse_address(to)
-    options = TransferOptions(channel, if_exists, durability, settings or Settings())
+    options = TransferOptions(channel, if_exists, durability, resume, streams, bwlimit, settings or Settings())
     if not sources:
         raise AddressError("nothing to send: name at least one file or folder")
     async with open_conversation(target.uri, options.settings) as talk:
@@ -129,7 +138,8 @@ async def _send_one(sender: Sender, talk: Conversation, source: str, target: str
         return await _send_folder(sender, source, target, into)
     with translated(source):
         fd = await in_thread(open_source, source)
-    async with FileSource(fd, source, talk.algorithm) as file:
+    origin = await in_thread(origin_of_path, source)
+    async with FileSource(fd, source, talk.algorithm, origin) as file:
         return [await sender.send(file, joined(target, Path(source).name) if into else target)]
 
 
@@ -137,7 +147,7 @@ async def _send_folder(sender: Sender, source: str, target: str, into: bool) -> 
     name = await in_thread(_folder_name, source)
     store = await in_thread(LocalStore, source)
     try:
-        return await sender.send_tree(store, joined(target, name) if into and name else target)
+        return await sender.send_tree(store, joined(target, name) if into and name else target, source)
     finally:
         store.close()
 
@@ -155,6 +165,9 @@ async def get(
     channel: str = "auto",
     if_exists: str = "fail",
     durability: str = "data",
+    resume: bool = True,
+    streams: int = 0,
+    bwlimit: int | None = None,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> Receipt | list[Receipt]:
@@ -165,11 +178,12 @@ async def get(
         to: a local path; with a slash at its end, or naming a folder that exists, things are put into it.
             ``-`` is standard output.
 
-    The other arguments, the result and the errors are those of `send`. Cancelling leaves nothing behind.
+    The other arguments, the result and the errors are those of `send`. Cancelling keeps what has arrived
+    of a file in a hidden one beside its final name, for the next attempt.
     """
     wanted = [sources] if isinstance(sources, (str, Address)) else list(sources)
     addresses = [source if isinstance(source, Address) else parse_address(source) for source in wanted]
-    options = TransferOptions(channel, if_exists, durability, settings or Settings())
+    options = TransferOptions(channel, if_exists, durability, resume, streams, bwlimit, settings or Settings())
     if not addresses:
         raise AddressError("nothing to fetch: name at least one address")
     reporter, several = Reporter(progress), len(addresses) > 1

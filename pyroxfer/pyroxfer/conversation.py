@@ -13,6 +13,7 @@ from pyroxfer_core import errors as core_errors
 
 from .digest import choose_algorithm
 from .errors import MAX_TEXT, PeerError, from_record
+from .offer import checked_grant
 
 PROTOCOL: Final = 1
 """Version of the calls between the two ends of this package."""
@@ -65,11 +66,13 @@ class Conversation:
         CommunicationError: the network, with its outcome.
     """
 
-    def __init__(self, proxy: Proxy, settings: Settings, algorithm: str) -> None:
+    def __init__(self, proxy: Proxy, settings: Settings, algorithm: str, round_trip_s: float = 0.0) -> None:
         self._proxy = proxy
         self.settings = settings
         self.algorithm = algorithm
         """The digest that both ends have."""
+        self.round_trip_s = round_trip_s
+        """How long a call took that did nothing."""
 
     @property
     def where(self) -> Uri:
@@ -105,13 +108,20 @@ class Conversation:
                 async for item in stream:
                     yield item
 
-    async def give_up(self, transfer_id: str) -> None:
-        """Tell the server that a transfer is over. Never fails; takes two seconds at most, even when cancelled."""
+    async def grant(self, transfer_id: str) -> str:
+        """A fresh grant for one side stream of a transfer."""
+        return checked_grant((await self.ask("grant", transfer_id)).get("grant"))
+
+    async def give_up(self, transfer_id: str, *, keep: bool) -> int:
+        """Tell the server that a transfer is over; with ``keep`` it keeps what is worth it of an upload. So many
+        bytes are kept, as far as it answered. Never fails; takes two seconds at most, even when cancelled."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + GIVE_UP_S):
             try:
-                await self.ask("abort", transfer_id)
+                kept = (await self.ask("suspend" if keep else "abort", transfer_id)).get("kept", 0)
+                return kept if isinstance(kept, int) else 0
             except core_errors.PyroError:
-                pass  # the server drops the transfer when it sees the connection gone or the lease over
+                pass  # the server lets go of the transfer when it sees the connection gone or the lease over
+        return 0
 
 
 @contextlib.asynccontextmanager
@@ -124,14 +134,18 @@ async def open_conversation(uri: Uri, settings: Settings) -> AsyncIterator[Conve
     """
     settings = bounded(settings)
     async with Proxy(uri, settings=settings) as proxy:
+        await _bind(proxy, uri)
+        asked = trio.current_time()
         hello = await _hello(proxy, uri)
-        yield Conversation(proxy, settings, choose_algorithm(hello.get("algorithms")))
+        took = trio.current_time() - asked
+        yield Conversation(proxy, settings, choose_algorithm(hello.get("algorithms")), took)
 
 
-async def _hello(proxy: Proxy, uri: Uri) -> Mapping[str, Any]:
+@contextlib.contextmanager
+def _file_service_wanted(uri: Uri) -> Iterator[None]:
+    """Say of whatever else answers there that it is no file service."""
     try:
-        await proxy._pyroBind()
-        hello = opened(await proxy.hello())
+        yield
     except AttributeError:
         raise PeerError(f"{uri} is not a file service; start one with `pyroxfer serve`") from None
     except core_errors.CommunicationError as error:
@@ -144,6 +158,16 @@ async def _hello(proxy: Proxy, uri: Uri) -> Mapping[str, Any]:
         raise
     except Exception as error:
         raise _foreign(error) from error
+
+
+async def _bind(proxy: Proxy, uri: Uri) -> None:
+    with _file_service_wanted(uri):
+        await proxy._pyroBind()
+
+
+async def _hello(proxy: Proxy, uri: Uri) -> Mapping[str, Any]:
+    with _file_service_wanted(uri):
+        hello = opened(await proxy.hello())
     if hello.get("protocol") != PROTOCOL:
         raise PeerError(f"{uri} speaks another version of the file service; use the same version at both ends")
     return hello

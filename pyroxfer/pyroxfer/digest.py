@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections import deque
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from blake3 import blake3
 
 from .errors import IntegrityError, PeerError, SourceChangedError
 from .offer import ALGORITHMS, End
+from .runs import Range, Run, covered, gaps
 
 PIECE: Final = 1024 * 1024
 """Bytes read and hashed at a time: BLAKE3 needs long pieces for its vector code, the L2 cache short ones."""
@@ -61,14 +64,18 @@ def digest_of(data: bytes, algorithm: str) -> str:
 class PrefixDigest:
     """Digest of the contiguous beginning of a file that is still being read or written.
 
-    Its blocking methods may be called from any worker thread; they exclude each other.
+    With a ``step`` it notes the digest of the beginning at every multiple of it. Its blocking methods may be called
+    from any worker thread; they exclude each other.
     """
 
-    def __init__(self, algorithm: str, fd: int | None) -> None:
+    def __init__(self, algorithm: str, fd: int | None, step: int = 0) -> None:
+        self.fd = fd
+        self.marks: deque[Run] = deque()
+        """Beginnings noted and not taken away yet."""
         self._hash = new_hash(algorithm)
-        self._fd = fd
         self._lock = threading.Lock()
         self._hashed = 0
+        self.step = step
 
     @property
     def hashed(self) -> int:
@@ -79,8 +86,17 @@ class PrefixDigest:
         """Take a block from memory when it is the next one; any other block is left for ``catch_up``."""
         with self._lock:
             if offset == self._hashed:
-                self._hash.update(data)
-                self._hashed += len(data)
+                self._take(data)
+
+    def _take(self, data: memoryview) -> None:
+        while self.step and (room := self.step - self._hashed % self.step) <= len(data):
+            self._hash.update(data[:room])
+            self._hashed += room
+            self.marks.append(Run(0, self._hashed, self._hash.hexdigest()))
+            data = data[room:]
+        if data:
+            self._hash.update(data)
+            self._hashed += len(data)
 
     def catch_up(self, end: int) -> None:
         """Read and digest up to offset ``end`` of the file.
@@ -92,20 +108,37 @@ class PrefixDigest:
         with self._lock:
             if self._hashed >= end:
                 return
-            if self._fd is None:
+            if self.fd is None:
                 raise IntegrityError("bytes of a pipe are missing")
             buffer = memoryview(bytearray(min(PIECE, end - self._hashed)))
             while self._hashed < end:
-                count = os.preadv(self._fd, [buffer[: min(PIECE, end - self._hashed)]], self._hashed)
+                count = os.preadv(self.fd, [buffer[: min(PIECE, end - self._hashed)]], self._hashed)
                 if count == 0:
                     raise SourceChangedError("the file became shorter while it was read")
-                self._hash.update(buffer[:count])
-                self._hashed += count
+                self._take(buffer[:count])
 
     def end(self) -> End:
         """Count and digest of what was taken so far."""
         with self._lock:
             return End(self._hashed, self._hash.hexdigest())
+
+
+def digest_of_range(fd: int, algorithm: str, offset: int, length: int) -> str:
+    """Digest of part of a file, read now.
+
+    Raises:
+        SourceChangedError: the file ends before.
+        OSError: it cannot be read.
+    """
+    running, end = new_hash(algorithm), offset + length
+    buffer = memoryview(bytearray(min(PIECE, length)))
+    while offset < end:
+        count = os.preadv(fd, [buffer[: min(PIECE, end - offset)]], offset)
+        if count == 0:
+            raise SourceChangedError("the file became shorter while it was read")
+        running.update(buffer[:count])
+        offset += count
+    return running.hexdigest()
 
 
 class Coverage:
@@ -131,10 +164,26 @@ class Coverage:
         """Bytes complete, wherever they are."""
         return self._prefix + sum(end - start for start, end in self._complete.items())
 
+    def missing(self) -> list[Range]:
+        """What is neither complete nor reserved, of a file of known size."""
+        taken = [Run(0, self._prefix, "")]
+        taken += [
+            Run(start, end - start, "")
+            for ranges in (self._complete, self._reserved)
+            for start, end in ranges.items()
+        ]
+        return gaps(self._size or 0, covered(taken))
+
     @property
     def busy(self) -> bool:
         """Some range is reserved and not complete."""
         return bool(self._reserved)
+
+    def keep(self, ranges: Sequence[Range]) -> None:
+        """Begin with these ranges, in order and apart, complete already."""
+        for offset, length in ranges:
+            self.reserve(offset, length)
+            self.complete(offset, length)
 
     def reserve(self, offset: int, length: int) -> None:
         """Take the range for one writer.

@@ -6,6 +6,7 @@
     ├── DeniedError                   4   refused: read-only service, permission, bad grant
     │   └── NameRefusedError          4   the name leaves the root or is not portable
     ├── LostError                     5   the network broke; a later attempt may work
+    │   ├── TakenOverError            5   another connection goes on with the transfer
     │   └── OutcomeUnknownError       5   the commit was sent and its receipt was lost
     ├── IntegrityError                6   the two ends count or digest differently
     ├── SourceChangedError            7   the file changed while it was being sent
@@ -42,6 +43,8 @@ class TransferError(core_errors.PyroError):
     exit_code: ClassVar[int] = 1
     code: ClassVar[str] = "other"
     """The word that names this class between two ends."""
+    keeps: ClassVar[bool] = False
+    """What has arrived is sound, and stays for a later attempt where that is possible."""
 
 
 class AddressError(TransferError):
@@ -76,6 +79,13 @@ class LostError(TransferError):
 
     exit_code = 5
     code = "lost"
+    keeps = True
+
+
+class TakenOverError(LostError):
+    """Another connection from the same origin goes on with the transfer."""
+
+    code = "taken_over"
 
 
 class OutcomeUnknownError(LostError):
@@ -96,6 +106,7 @@ class SourceChangedError(TransferError):
 
     exit_code = 7
     code = "source_changed"
+    keeps = True
 
 
 class NoSpaceError(TransferError):
@@ -103,6 +114,7 @@ class NoSpaceError(TransferError):
 
     exit_code = 8
     code = "no_space"
+    keeps = True
 
 
 class ExistsError(TransferError):
@@ -137,6 +149,7 @@ class StalledError(TransferError):
 
     exit_code = 11
     code = "stalled"
+    keeps = True
 
 
 class PeerError(TransferError):

@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from .channels.base import as_bytes
@@ -14,14 +15,16 @@ from .conversation import Conversation, opened
 from .errors import DeniedError, ExistsError, PeerError, SourceChangedError, TransferError, from_record
 from .many import Job, Outcome, one_of_many, work_off
 from .names import printable, split_path
-from .offer import NO_CHANNEL, End, FileEntry, Offer, Receipt, Ticket
+from .offer import ALREADY, NO_CHANNEL, End, FileEntry, Offer, Receipt, Ticket
 from .options import TransferOptions
-from .placing import NEEDS_DIGEST, place_small, receipt_for, settle, settle_late
+from .origin import origin_of_remote
+from .placing import NEEDS_DIGEST, place_small, receipt_for, settle, settle_late, stage
 from .progress import Reporter
-from .sending import joined
+from .runs import Run
+from .sending import joined, keeps
 from .sink import FileSink, PipeSink
 from .small import SMALL, batches
-from .store.local import LocalStore
+from .store.base import Store
 from .tasks import in_thread
 
 
@@ -32,8 +35,10 @@ class Receiver:
         self._talk = talk
         self._options = options
         self._reporter = reporter
+        self._cleaned: set[str] = set()
 
     def _offer(self, entry: FileEntry, target: str) -> Offer:
+        origin = origin_of_remote(entry.path) if self._options.resume else ""
         return Offer(
             target,
             entry.size,
@@ -42,6 +47,7 @@ class Receiver:
             mtime_ns=entry.mtime_ns,
             if_exists=self._options.if_exists,
             durability=self._options.durability,
+            origin=origin,
         )
 
     async def about(self, path: str) -> FileEntry:
@@ -60,14 +66,14 @@ class Receiver:
                 found += [FileEntry.from_dict(entry) for entry in entries]
         return found
 
-    async def get(self, entry: FileEntry, store: LocalStore, target: str) -> Receipt:
+    async def get(self, entry: FileEntry, store: Store, target: str) -> Receipt:
         """Fetch one file; the receipt is this end's own: counted, digested, flushed and in place.
 
         Raises:
             TransferError: it is not in place.
             CommunicationError: the connection broke; it is not in place.
 
-        Cancelling leaves nothing behind.
+        Cancelling keeps what has arrived in a hidden file for the next attempt.
         """
         self._reporter.offer(entry.path, entry.size)
         return await self._get(entry, store, target)
@@ -75,14 +81,14 @@ class Receiver:
     def _goes_inline(self, size: int) -> bool:
         return self._options.channel == AUTO and size <= SMALL
 
-    async def _get_inline(self, entry: FileEntry, store: LocalStore, target: str) -> Receipt:
+    async def _get_inline(self, entry: FileEntry, store: Store, target: str) -> Receipt:
         self._reporter.accept(entry.path, INLINE, INLINE_REASON)
         placed = (await self._fetch_batch([entry.path], [entry], store, [target]))[0]
         if isinstance(placed, TransferError):
             raise placed
         return self._finished(placed)
 
-    async def _get(self, entry: FileEntry, store: LocalStore, target: str) -> Receipt:
+    async def _get(self, entry: FileEntry, store: Store, target: str) -> Receipt:
         if self._goes_inline(entry.size):
             return await self._get_inline(entry, store, target)
         offer = self._offer(entry, target)
@@ -91,31 +97,66 @@ class Receiver:
             end = End.from_dict((await self._talk.ask("digest", entry.path, offer.algorithm)).get("end"))
             settled = await in_thread(settle, store, replace(offer, digest=end.digest, size=end.size))
         if isinstance(settled, Receipt):
+            if settled.reason == ALREADY:
+                await in_thread(store.forget, offer.path, offer.origin)
             return self._finished(settled)
         ticket = await self._open(entry.path)
         try:
             return self._finished(await self._fetch(ticket, offer, entry.path, store))
         except BaseException:
-            await self._talk.give_up(ticket.transfer_id)
+            await self._talk.give_up(ticket.transfer_id, keep=False)
             raise
 
-    async def _fetch(self, ticket: Ticket, offer: Offer, path: str, store: LocalStore) -> Receipt:
+    async def _fetch(self, ticket: Ticket, offer: Offer, path: str, store: Store) -> Receipt:
         """Fill a staged file, compare, publish."""
         offer = replace(offer, size=ticket.size, mode=ticket.mode, mtime_ns=ticket.mtime_ns)
-        choice = choose(self._options.channel, ticket.size)
-        self._reporter.accept(path, choice.channel.name, choice.reason)
-        staged = await in_thread(store.stage, offer.path, offer.size, offer.mode)
-        sink = FileSink(staged, offer.size, offer.algorithm)
+        await self._clean_beside(store, offer.path)
+        sink = FileSink(await in_thread(stage, store, offer), offer.size, offer.algorithm, offer.durability)
         try:
-            theirs, used = await self._pull(choice, ticket, sink, path)
-            own = await sink.verify(theirs)
+            own, used = await self._fill(sink, ticket, path)
             try:
-                final = await sink.publish(offer.if_exists, offer.durability, offer.mtime_ns)
+                final = await sink.publish(own.size, offer.if_exists, offer.durability, offer.mtime_ns)
             except ExistsError:
                 return await in_thread(settle_late, store, offer, own)
+        except BaseException as error:
+            if keeps(error):
+                self._reporter.interrupted(path, await sink.suspend(), "here")
+            raise
         finally:
             await sink.discard()
-        return receipt_for(offer, final, own, used.channel.name, used.reason)
+        return receipt_for(offer, final, own, used.channel.name, used.reason, sink.resumed)
+
+    async def _clean_beside(self, store: Store, path: str) -> None:
+        """Remove what interrupted attempts left in a folder and nobody came back for; once in a run."""
+        folder = str(PurePosixPath(path).parent)
+        if folder not in self._cleaned:
+            self._cleaned.add(folder)
+            await in_thread(store.clean_folder, folder)
+
+    async def _fill(self, sink: FileSink, ticket: Ticket, path: str) -> tuple[End, Choice]:
+        """Bring what is missing, and compare."""
+        choice = choose(self._options.channel, ticket.size)
+        copied = sink.staged.basis != sink.staged.fd
+        recalled = await sink.recall()
+        if sink.staged.found:
+            equal = await self._equal(ticket, recalled)
+            await sink.keep(equal, doubt=copied)
+            ticket = replace(ticket, kept=tuple(equal))
+            if equal:
+                ticket = replace(ticket, grant=await self._talk.grant(ticket.transfer_id))
+        self._reporter.accept(path, choice.channel.name, choice.reason, resumed=sink.resumed)
+        theirs, used = await self._pull(choice, ticket, sink, path)
+        return await sink.verify(theirs), used
+
+    async def _equal(self, ticket: Ticket, runs: list[Run]) -> list[Run]:
+        """Those of the runs that the server's file has too."""
+        if not runs:
+            return []
+        ranges = [[run.start, run.length] for run in runs]
+        digests = (await self._talk.ask("compare", ticket.transfer_id, ranges)).get("digests")
+        if not isinstance(digests, (list, tuple)) or len(digests) != len(runs):
+            raise PeerError("the server answered with other digests than it was asked for")
+        return [run for run, theirs in zip(runs, digests, strict=True) if run.digest == theirs]
 
     async def _open(self, path: str) -> Ticket:
         ticket = Ticket.from_dict((await self._talk.ask("open_download", path, self._talk.algorithm)).get("ticket"))
@@ -124,7 +165,9 @@ class Receiver:
         return ticket
 
     async def _pull(self, choice: Choice, ticket: Ticket, sink: FileSink | PipeSink, path: str) -> tuple[End, Choice]:
-        end, used = await pull(choice, self._talk, ticket, sink, self._reporter.moved)
+        end, used = await pull(
+            choice, self._talk, ticket, sink, self._reporter.moved, self._options.manner(self._talk.round_trip_s)
+        )
         if used is not choice:
             self._reporter.accept(path, used.channel.name, used.reason)
         return end, used
@@ -145,7 +188,7 @@ class Receiver:
             theirs, used = await self._pull(choice, ticket, sink, entry.path)
             own = await sink.verify(theirs)
         except BaseException:
-            await self._talk.give_up(ticket.transfer_id)
+            await self._talk.give_up(ticket.transfer_id, keep=False)
             raise
         offer = replace(self._offer(entry, "-"), durability="none")
         return self._finished(receipt_for(offer, "-", own, used.channel.name, used.reason))
@@ -155,7 +198,7 @@ class Receiver:
         self._reporter.commit(receipt, moved=moved)
         return receipt
 
-    async def get_tree(self, folder: str, store: LocalStore, target: str) -> list[Receipt]:
+    async def get_tree(self, folder: str, store: Store, target: str) -> list[Receipt]:
         """Fetch everything in a folder of the server into a folder of the store; the receipts, by path.
 
         Links and devices are left out, with a warning each.
@@ -191,9 +234,7 @@ class Receiver:
                 self._reporter.warn(entry.path, f"left out: it is {'a link' if entry.kind == 'link' else 'no file'}")
         return fetchable
 
-    async def _get_entry(
-        self, folder: str, store: LocalStore, target: str, entry: FileEntry, outcome: Outcome
-    ) -> None:
+    async def _get_entry(self, folder: str, store: Store, target: str, entry: FileEntry, outcome: Outcome) -> None:
         async def transfer() -> Receipt:
             self._reporter.file(entry.path, entry.size)
             there = replace(entry, path=joined(folder, entry.path))
@@ -202,7 +243,7 @@ class Receiver:
         await one_of_many(outcome, entry.path, transfer)
 
     async def _get_batch(
-        self, folder: str, store: LocalStore, target: str, batch: list[FileEntry], outcome: Outcome
+        self, folder: str, store: Store, target: str, batch: list[FileEntry], outcome: Outcome
     ) -> None:
         paths = [joined(folder, entry.path) for entry in batch]
         targets = [joined(target, entry.path) for entry in batch]
@@ -215,7 +256,7 @@ class Receiver:
                 outcome.receipts.append(self._finished(item))
 
     async def _fetch_batch(
-        self, paths: list[str], batch: list[FileEntry], store: LocalStore, targets: list[str]
+        self, paths: list[str], batch: list[FileEntry], store: Store, targets: list[str]
     ) -> list[Receipt | TransferError]:
         """Fetch small files whole and put them in place: a receipt or an error for each."""
         reply = await self._talk.ask("get_files", paths, self._talk.algorithm)
@@ -225,14 +266,14 @@ class Receiver:
         return await in_thread(self._place_batch, store, batch, targets, results)
 
     def _place_batch(
-        self, store: LocalStore, batch: list[FileEntry], targets: list[str], results: Sequence[Any]
+        self, store: Store, batch: list[FileEntry], targets: list[str], results: Sequence[Any]
     ) -> list[Receipt | TransferError]:
         return [
             self._place(store, entry, target, result)
             for entry, target, result in zip(batch, targets, results, strict=True)
         ]
 
-    def _place(self, store: LocalStore, entry: FileEntry, target: str, result: Any) -> Receipt | TransferError:
+    def _place(self, store: Store, entry: FileEntry, target: str, result: Any) -> Receipt | TransferError:
         try:
             if not isinstance(result, dict):
                 raise PeerError("the server answered with something else than a file")
@@ -249,7 +290,7 @@ class Receiver:
             return error
 
 
-def _make_folders(store: LocalStore, folders: list[str]) -> list[tuple[str, TransferError]]:
+def _make_folders(store: Store, folders: list[str]) -> list[tuple[str, TransferError]]:
     failed = []
     for path in folders:
         try:

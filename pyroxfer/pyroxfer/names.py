@@ -17,8 +17,10 @@ MAX_COMPONENT_BYTES = 255
 MAX_PATH_BYTES = 4096
 """PATH_MAX of Linux."""
 PRIVATE_PREFIX = ".pyroxfer-"
-"""Partial files begin like this; nobody else may."""
+"""Partial files and their journals begin like this; nobody else may."""
+JOURNAL_SUFFIX = ".journal"
 _PARTIAL = re.compile(re.escape(PRIVATE_PREFIX) + "[0-9a-f]{16}")
+_JOURNAL = re.compile(_PARTIAL.pattern + re.escape(JOURNAL_SUFFIX))
 
 _DEVICES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in "123456789¹²³")}
@@ -37,6 +39,11 @@ def printable(name: str) -> str:
 def is_partial(name: str) -> bool:
     """Whether ``name`` is that of a partial file: the prefix alone may be on a file that somebody wants to keep."""
     return _PARTIAL.fullmatch(name) is not None
+
+
+def is_journal(name: str) -> bool:
+    """Whether ``name`` is that of the journal of a partial file."""
+    return _JOURNAL.fullmatch(name) is not None
 
 
 def check_component(name: str) -> str:

@@ -7,16 +7,17 @@ ids and digests are hexadecimal text. ``from_dict`` checks every field of what a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Self
 
 from .errors import PeerError
 from .names import MAX_PATH_BYTES, split_file_path
+from .runs import MAX_RUNS, Range, Run, covered, gaps
 
 ALGORITHMS: Final = ("blake3", "sha256")
 """Digests on offer, best first; both are 32 bytes long."""
-IF_EXISTS: Final = ("fail", "skip", "replace", "rename")
+IF_EXISTS: Final = ("fail", "skip", "replace", "rename", "resume")
 DURABILITIES: Final = ("none", "data", "full")
 KINDS: Final = ("file", "folder", "link", "other", "unreadable")
 
@@ -26,6 +27,8 @@ MAX_SIZE: Final = 2**63 - 1
 MAX_GRANT_HEX: Final = 240
 """A side stream carries at most 120 opaque bytes."""
 MAX_REASON: Final = 300
+
+DEFAULT_CREDIT: Final = 4 * 1024 * 1024
 
 ALREADY: Final = "already"
 """Reason of a receipt: equal bytes stood under the final name, nothing was moved."""
@@ -81,6 +84,12 @@ class _Fields:
             raise self._wrong(key, "lower-case hexadecimal text of the right length")
         return value
 
+    def sequence(self, key: str, longest: int) -> Sequence[Any]:
+        value = self._value.get(key)
+        if not isinstance(value, (list, tuple)) or len(value) > longest:
+            raise self._wrong(key, f"a list of at most {longest}")
+        return value
+
     def has(self, key: str) -> bool:
         return self._value.get(key) is not None
 
@@ -101,6 +110,11 @@ def check_transfer_id(value: object) -> str:
         PeerError: it is not.
     """
     return _Fields("call", {"transfer_id": value}).hexadecimal("transfer_id", (ID_HEX,))
+
+
+def checked_grant(value: object) -> str:
+    """``value`` itself, when it can be a grant; errors as ``check_transfer_id``."""
+    return _Fields("grant", {"grant": value}).hexadecimal("grant", range(0, MAX_GRANT_HEX + 1, 2))
 
 
 def check_range(offset: object, length: object, longest: int) -> tuple[int, int]:
@@ -134,6 +148,8 @@ class Offer:
     mtime_ns: int | None = None
     if_exists: str = "fail"
     durability: str = "data"
+    origin: str = ""
+    """Hexadecimal word for where the bytes come from, the same in every attempt; empty when nothing is to be kept."""
     transfer_id: str = field(default_factory=new_transfer_id)
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,6 +169,7 @@ class Offer:
             mtime_ns=fields.mtime() if fields.has("mtime_ns") else None,
             if_exists=fields.choice("if_exists", IF_EXISTS),
             durability=fields.choice("durability", DURABILITIES),
+            origin=fields.hexadecimal("origin", (0, ID_HEX)),
             transfer_id=fields.hexadecimal("transfer_id", (ID_HEX,)),
         )
 
@@ -171,9 +188,19 @@ class Ticket:
     """Opens one side stream, once, within half a minute; hexadecimal."""
     mode: int = 0o666
     mtime_ns: int | None = None
+    credit: int = DEFAULT_CREDIT
+    """Bytes that may be in flight in calls."""
+    kept: tuple[Run, ...] = ()
+    """What an earlier attempt left, digested again by the receiver; the sender says which of it is equal."""
+
+    @property
+    def missing(self) -> list[Range]:
+        """What is to be moved of a file of known size."""
+        return gaps(self.size or 0, covered(self.kept))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        record: dict[str, Any] = {key: getattr(self, key) for key in self.__slots__}
+        return {**record, "kept": [[run.start, run.length, run.digest] for run in self.kept]}
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -186,7 +213,33 @@ class Ticket:
             grant=fields.hexadecimal("grant", range(0, MAX_GRANT_HEX + 1, 2)),
             mode=fields.mode(),
             mtime_ns=fields.mtime() if fields.has("mtime_ns") else None,
+            credit=fields.integer("credit", 1, MAX_SIZE),
+            kept=_runs(fields.sequence("kept", MAX_RUNS)),
         )
+
+
+def _runs(values: Sequence[Any]) -> tuple[Run, ...]:
+    runs = []
+    for value in values:
+        if not isinstance(value, (list, tuple)) or len(value) != 3:
+            raise PeerError("ticket: each run must be a list of start, length and digest")
+        fields = _Fields("run", dict(zip(("start", "length", "digest"), value, strict=True)))
+        runs.append(Run(fields.size("start"), fields.size("length"), fields.hexadecimal("digest", (DIGEST_HEX,))))
+    return tuple(runs)
+
+
+def check_ranges(values: object) -> list[Range]:
+    """Ranges that a peer sent, each a list of offset and length.
+
+    Raises:
+        PeerError: they are none, or too many.
+    """
+    found = []
+    for value in _Fields("call", {"ranges": values}).sequence("ranges", MAX_RUNS):
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            raise PeerError("each range must be a list of offset and length")
+        found.append(Range(*check_range(value[0], value[1], MAX_SIZE)))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

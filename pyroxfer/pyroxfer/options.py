@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from pyroxfer_core import Settings
 
+from .channels.base import AUTO_STREAMS, MOST_STREAMS, Manner
 from .channels.choose import AUTO, check_channel
 from .errors import AddressError
 from .offer import DURABILITIES, IF_EXISTS
+from .pace import Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +25,28 @@ class TransferOptions:
     channel: str = AUTO
     if_exists: str = "fail"
     durability: str = "data"
+    resume: bool = True
+    """What an interrupted attempt left is used, and what this one leaves is kept."""
+    streams: int = AUTO_STREAMS
+    """Side streams at once for one file; 0 decides by the length of the line."""
+    bwlimit: int | None = None
+    """Bytes a second at most, all files of a run together."""
     settings: Settings = field(default_factory=Settings)
+    pace: Pace = field(init=False)
 
     def __post_init__(self) -> None:
         check_channel(self.channel)
         _check("if_exists", self.if_exists, IF_EXISTS)
         _check("durability", self.durability, DURABILITIES)
+        if not 0 <= self.streams <= MOST_STREAMS:
+            raise AddressError(f"streams cannot be {self.streams}; choose 1 to {MOST_STREAMS}, or 0 for automatic")
+        if self.bwlimit is not None and self.bwlimit < 1:
+            raise AddressError(f"bwlimit cannot be {self.bwlimit}; it is bytes a second, at least 1")
+        object.__setattr__(self, "pace", Pace(self.bwlimit))
+
+    def manner(self, round_trip_s: float) -> Manner:
+        """How a channel shall move the bytes over a line of this length."""
+        return Manner(self.pace, self.streams, round_trip_s)
 
 
 def _check(what: str, value: str, options: Collection[str]) -> None:

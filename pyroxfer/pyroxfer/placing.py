@@ -10,15 +10,16 @@ from .digest import PrefixDigest, digest_of
 from .errors import ExistsError, IntegrityError, NotFoundError
 from .names import printable
 from .offer import ALREADY, NO_CHANNEL, SKIPPED, End, FileEntry, Offer, Receipt
+from .runs import Run, step_for
 from .sink import check_equal
-from .store.local import LocalStore
-from .store.staged import Staged
+from .store.base import StagedFile, Store
+from .store.rooted import translated
 
 NEEDS_DIGEST: Final = "digest"
 """Answer of ``settle``: a file of equal size stands there; only the sender's digest can tell whether it is equal."""
 
 
-def settle(store: LocalStore, offer: Offer) -> Receipt | str | None:
+def settle(store: Store, offer: Offer) -> Receipt | str | None:
     """What the final name of an offer says before a byte is moved.
 
     Returns:
@@ -45,7 +46,7 @@ def settle(store: LocalStore, offer: Offer) -> Receipt | str | None:
     return None
 
 
-def settle_late(store: LocalStore, offer: Offer, own: End) -> Receipt:
+def settle_late(store: Store, offer: Offer, own: End) -> Receipt:
     """The receipt when the name was taken between ``settle`` and the publishing: the same rules once more.
 
     Raises:
@@ -57,18 +58,49 @@ def settle_late(store: LocalStore, offer: Offer, own: End) -> Receipt:
     raise ExistsError(f"{printable(offer.path)}: already exists")
 
 
-def begin(store: LocalStore, offer: Offer) -> Staged | Receipt | str:
+def begin(store: Store, offer: Offer) -> StagedFile | Receipt | str:
     """``settle``, and when the bytes are wanted a staged file for them: one visit of a worker thread for both.
 
     Raises:
         ExistsError: as ``settle``.
-        TransferError: as ``LocalStore.stage``.
+        TransferError: as ``Store.stage``.
     """
     settled = settle(store, offer)
-    return store.stage(offer.path, offer.size, offer.mode) if settled is None else settled
+    if settled is None:
+        return stage(store, offer)
+    if isinstance(settled, Receipt) and settled.reason == ALREADY and offer.origin:
+        store.forget(offer.path, offer.origin)
+    return settled
 
 
-def existing(store: LocalStore, path: str) -> FileEntry | None:
+def stage(store: Store, offer: Offer) -> StagedFile:
+    """A staged file for an offer whose bytes are wanted, with what there is of them already. Errors as
+    ``Store.stage``."""
+    staged = store.stage(offer.path, offer.size, offer.mode, offer.origin if offer.size is not None else "")
+    if offer.if_exists != "resume" or staged.found:
+        return staged
+    try:
+        _build_on_final(store, offer, staged)
+    except BaseException:
+        staged.discard()
+        raise
+    return staged
+
+
+def _build_on_final(store: Store, offer: Offer, staged: StagedFile) -> None:
+    """Let the file that stands under the final name be what the first bytes come from."""
+    there = existing(store, offer.path)
+    if there is None or there.kind != "file" or offer.size is None:
+        return
+    store.build_on(offer.path, staged)
+    with translated(offer.path):
+        digest = PrefixDigest(offer.algorithm, staged.basis, step_for(offer.size))
+        digest.catch_up(min(os.fstat(staged.basis).st_size, offer.size))
+    end = digest.end()
+    staged.found = (*digest.marks, Run(0, end.size, end.digest))
+
+
+def existing(store: Store, path: str) -> FileEntry | None:
     """The entry under a path, or None."""
     try:
         return store.stat(path)
@@ -76,7 +108,7 @@ def existing(store: LocalStore, path: str) -> FileEntry | None:
         return None
 
 
-def digest_of_file(store: LocalStore, path: str, algorithm: str) -> End:
+def digest_of_file(store: Store, path: str, algorithm: str) -> End:
     """Count and digest of a file in the store, read now."""
 
     fd = store.open_file(path)
@@ -101,7 +133,7 @@ def _untouched(offer: Offer, size: int, digest: str, reason: str) -> Receipt:
     )
 
 
-def place_small(store: LocalStore, offer: Offer, data: bytes, channel: str, reason: str) -> Receipt:
+def place_small(store: Store, offer: Offer, data: bytes, channel: str, reason: str) -> Receipt:
     """Put a whole small file in place and say so.
 
     Raises:
@@ -119,7 +151,7 @@ def place_small(store: LocalStore, offer: Offer, data: bytes, channel: str, reas
     staged = store.stage(offer.path, len(data), offer.mode)
     try:
         staged.write(0, memoryview(data))
-        path = staged.publish(offer.if_exists, offer.durability, offer.mtime_ns)
+        path = staged.publish(len(data), offer.if_exists, offer.durability, offer.mtime_ns)
     except ExistsError:
         return settle_late(store, offer, own)
     finally:
@@ -127,7 +159,7 @@ def place_small(store: LocalStore, offer: Offer, data: bytes, channel: str, reas
     return receipt_for(offer, path, own, channel, reason)
 
 
-def receipt_for(offer: Offer, path: str, own: End, channel: str, reason: str) -> Receipt:
+def receipt_for(offer: Offer, path: str, own: End, channel: str, reason: str, resumed: int = 0) -> Receipt:
     """The receipt of a file that has just been published."""
     return Receipt(
         path,
@@ -137,5 +169,6 @@ def receipt_for(offer: Offer, path: str, own: End, channel: str, reason: str) ->
         offer.durability,
         channel,
         reason,
-        transfer_id=offer.transfer_id,
+        resumed,
+        offer.transfer_id,
     )

@@ -18,13 +18,24 @@ INTERVAL_S: Final = 0.05
 """Shortest time between two ``progress`` events."""
 
 
+def human(size: int) -> str:
+    """A number of bytes for people, such as ``1.5 MiB``."""
+    if size < 1024:
+        return f"{size} bytes"
+    value, units = size / 1024, ["TiB", "GiB", "MiB", "KiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop()
+    return f"{value:.1f} {units[-1]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """One event of a transfer.
 
-    ``event`` is one of ``offer`` (path, size), ``accept`` (path, channel, reason), ``progress`` (done, total),
-    ``file`` (path, size: its turn within many has come), ``warn`` (path, text), ``commit`` (path, receipt) and
-    ``error`` (path, text, code). Counts are bytes.
+    ``event`` is one of ``offer`` (path, size), ``accept`` (path, channel, reason, resumed), ``progress`` (done,
+    total), ``file`` (path, size: its turn within many has come), ``warn`` (path, text), ``commit`` (path, receipt)
+    and ``error`` (path, text, code). Counts are bytes.
     """
 
     event: str
@@ -36,6 +47,8 @@ class Progress:
     """Bytes of everything in this run; None when it is not known."""
     channel: str = ""
     reason: str = ""
+    resumed: int = 0
+    """Bytes of this file that an earlier attempt had brought; they count as done."""
     text: str = ""
     code: str = ""
     receipt: Receipt | None = None
@@ -49,7 +62,7 @@ class Progress:
         if self.event in ("offer", "file"):
             record["size"] = self.size
         elif self.event == "accept":
-            record |= {"channel": self.channel, "reason": self.reason}
+            record |= {"channel": self.channel, "reason": self.reason, "resumed": self.resumed}
         elif self.event in ("warn", "error"):
             record["text"] = self.text
             if self.code:
@@ -80,9 +93,15 @@ class Reporter:
         self._total = None if size is None or self._total is None else self._total + size
         self._tell(Progress("offer", path, size, self._done, self._total))
 
-    def accept(self, path: str, channel: str, reason: str) -> None:
-        """The other end agreed; bytes go by this channel."""
-        self._tell(Progress("accept", path, channel=channel, reason=reason, done=self._done, total=self._total))
+    def accept(self, path: str, channel: str, reason: str, resumed: int = 0) -> None:
+        """The other end agreed; bytes go by this channel, but for ``resumed`` ones that it has already."""
+        self._done += resumed
+        self._tell(Progress("accept", path, None, self._done, self._total, channel, reason, resumed))
+
+    def interrupted(self, path: str, kept: int, where: str) -> None:
+        """A transfer did not come to its end; what is kept of it, and how to go on."""
+        if kept:
+            self.warn(path, f"interrupted; {human(kept)} are kept {where}, and the same command goes on from there")
 
     def file(self, path: str, size: int) -> None:
         """The turn of one file among many."""

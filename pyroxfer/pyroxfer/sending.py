@@ -25,10 +25,12 @@ from .many import Job, Outcome, one_of_many, work_off
 from .names import printable
 from .offer import End, FileEntry, Offer, Receipt, Ticket
 from .options import TransferOptions
+from .origin import origin_of_path
 from .progress import Reporter
+from .runs import Range, covered
 from .small import SMALL, batches, read_small
 from .source import FileSource, Source
-from .store.local import LocalStore
+from .store.base import Store
 from .tasks import in_thread
 
 
@@ -47,6 +49,10 @@ class NamedSource(Source, Protocol):
     def mtime_ns(self) -> int | None:
         """Modification time, where there is one."""
 
+    @property
+    def origin(self) -> str:
+        """The word for where it comes from; empty when it cannot be sent again."""
+
 
 class Sender:
     """Sends files in one conversation."""
@@ -56,7 +62,7 @@ class Sender:
         self._options = options
         self._reporter = reporter
 
-    def _offer(self, target: str, size: int | None, mode: int, mtime_ns: int | None) -> Offer:
+    def _offer(self, target: str, size: int | None, mode: int, mtime_ns: int | None, origin: str = "") -> Offer:
         return Offer(
             target,
             size,
@@ -65,6 +71,7 @@ class Sender:
             mtime_ns=mtime_ns,
             if_exists=self._options.if_exists,
             durability=self._options.durability,
+            origin=origin if self._options.resume else "",
         )
 
     def _goes_inline(self, size: int | None) -> bool:
@@ -77,9 +84,10 @@ class Sender:
             TransferError: it is not committed; ``OutcomeUnknownError``: it may be.
             CommunicationError: the connection broke before the commit.
 
-        Cancelling tells the server to give up, for two seconds at most; nothing stays under the final name.
+        Cancelling tells the server, for two seconds at most; what has arrived is kept there for the next attempt, and
+        nothing stands under the final name.
         """
-        offer = self._offer(target, source.size, source.mode, source.mtime_ns)
+        offer = self._offer(target, source.size, source.mode, source.mtime_ns, source.origin)
         self._reporter.offer(source.path, source.size)
         return await self._send(source, offer)
 
@@ -105,16 +113,37 @@ class Sender:
         ticket = Ticket.from_dict(reply.get("ticket"))
         if ticket.transfer_id != offer.transfer_id or ticket.size != offer.size:
             raise PeerError("the server answered with the ticket of another transfer")
-        self._reporter.accept(offer.path, choice.channel.name, choice.reason)
         try:
-            end, used = await push(choice, self._talk, ticket, source, self._reporter.moved)
+            ticket = await self._resume(ticket, source)
+            self._reporter.accept(offer.path, choice.channel.name, choice.reason, resumed=_resumed(ticket))
+            end, used = await push(
+                choice,
+                self._talk,
+                ticket,
+                source,
+                self._reporter.moved,
+                self._options.manner(self._talk.round_trip_s),
+            )
             if used is not choice:
                 self._reporter.accept(offer.path, used.channel.name, used.reason)
             receipt = await self._commit(offer, end, used)
-        except BaseException:
-            await self._talk.give_up(offer.transfer_id)
+        except BaseException as error:
+            kept = await self._talk.give_up(offer.transfer_id, keep=keeps(error))
+            self._reporter.interrupted(offer.path, kept, "at the server")
             raise
         return self._finished(_check_receipt(receipt, end), moved=True)
+
+    async def _resume(self, ticket: Ticket, source: Source) -> Ticket:
+        """Compare what the server still has with the source; the ticket for what is missing."""
+        if not ticket.kept:
+            return ticket
+        digests = await source.digests([Range(run.start, run.length) for run in ticket.kept])
+        equal = [
+            place for place, (run, ours) in enumerate(zip(ticket.kept, digests, strict=True)) if run.digest == ours
+        ]
+        reply = await self._talk.ask("keep", ticket.transfer_id, equal)
+        fields = {**ticket.to_dict(), "grant": reply.get("grant"), "kept": []}
+        return replace(Ticket.from_dict(fields), kept=tuple(ticket.kept[place] for place in equal))
 
     async def _open(self, source: NamedSource, offer: Offer) -> Any:
         reply = await self._talk.ask("open_upload", offer.to_dict())
@@ -147,8 +176,9 @@ class Sender:
         self._reporter.commit(receipt, moved=moved)
         return receipt
 
-    async def send_tree(self, store: LocalStore, target: str) -> list[Receipt]:
-        """Send everything in a folder to a folder on the server; the receipts, by path.
+    async def send_tree(self, store: Store, target: str, base: str) -> list[Receipt]:
+        """Send everything in a folder to a folder on the server; the receipts, by path. ``base`` is the path of the
+        store's root here.
 
         Links and devices are left out, with a warning each.
 
@@ -165,7 +195,7 @@ class Sender:
         jobs: list[Job] = [
             functools.partial(self._send_batch, store, target, some, outcome) for some in batches(inline)
         ]
-        jobs += [functools.partial(self._send_entry, store, target, entry, outcome) for entry in blocks]
+        jobs += [functools.partial(self._send_entry, store, target, base, entry, outcome) for entry in blocks]
         await work_off(jobs)
         return outcome.result()
 
@@ -180,17 +210,19 @@ class Sender:
                 self._reporter.warn(entry.path, f"left out: it is {'a link' if entry.kind == 'link' else 'no file'}")
         return sendable
 
-    async def _send_entry(self, store: LocalStore, target: str, entry: FileEntry, outcome: Outcome) -> None:
+    async def _send_entry(self, store: Store, target: str, base: str, entry: FileEntry, outcome: Outcome) -> None:
         async def transfer() -> Receipt:
             fd = await in_thread(store.open_file, entry.path)
-            async with FileSource(fd, entry.path, self._talk.algorithm) as source:
+            origin = await in_thread(origin_of_path, f"{base}/{entry.path}")
+            async with FileSource(fd, entry.path, self._talk.algorithm, origin) as source:
                 self._reporter.file(entry.path, source.size)
-                offer = self._offer(joined(target, entry.path), source.size, source.mode, source.mtime_ns)
+                place = joined(target, entry.path)
+                offer = self._offer(place, source.size, source.mode, source.mtime_ns, source.origin)
                 return await self._send_blocks(source, offer)
 
         await one_of_many(outcome, entry.path, transfer)
 
-    async def _send_batch(self, store: LocalStore, target: str, batch: list[FileEntry], outcome: Outcome) -> None:
+    async def _send_batch(self, store: Store, target: str, batch: list[FileEntry], outcome: Outcome) -> None:
         files, folders = [], []
         for entry in batch:
             if entry.kind == "folder":
@@ -210,11 +242,11 @@ class Sender:
                 outcome.failed(path, from_record(result["error"]))
 
     def _read_batch(
-        self, store: LocalStore, target: str, entries: list[FileEntry]
+        self, store: Store, target: str, entries: list[FileEntry]
     ) -> list[tuple[FileEntry, dict[str, Any] | TransferError]]:
         return [(entry, self._read_item(store, target, entry)) for entry in entries]
 
-    def _read_item(self, store: LocalStore, target: str, entry: FileEntry) -> dict[str, Any] | TransferError:
+    def _read_item(self, store: Store, target: str, entry: FileEntry) -> dict[str, Any] | TransferError:
         try:
             small = read_small(store, entry.path, self._talk.algorithm)
         except TransferError as error:
@@ -229,6 +261,15 @@ class Sender:
             outcome.receipts.append(self._finished(_read_result(result, end, self._talk.algorithm), moved=False))
         except TransferError as error:
             outcome.failed(entry.path, error)
+
+
+def keeps(error: BaseException) -> bool:
+    """Whether what has arrived is worth keeping when a transfer ends like this."""
+    return error.keeps if isinstance(error, TransferError) else True
+
+
+def _resumed(ticket: Ticket) -> int:
+    return sum(length for _, length in covered(ticket.kept))
 
 
 def joined(folder: str, path: str) -> str:

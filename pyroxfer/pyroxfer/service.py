@@ -6,27 +6,25 @@ import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
-import trio
-
 from pyroxfer_core import behavior, current_call, expose
 
 from .channels.base import MAX_BLOCK, as_bytes
 from .channels.choose import INLINE, ChannelEnds
 from .conversation import PROTOCOL
 from .digest import choose_algorithm
-from .errors import DeniedError, ExistsError, PeerError, TransferError, to_record
+from .errors import DeniedError, LostError, PeerError, TransferError, to_record
 from .grants import DOWNLOAD, UPLOAD
 from .names import MAX_PATH_BYTES
-from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_transfer_id
-from .placing import begin, digest_of_file, place_small, receipt_for, settle_late
+from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_ranges, check_transfer_id
+from .placing import digest_of_file, place_small
 from .replies import replies
-from .sink import FileSink
 from .small import BATCH_BYTES, BATCH_FILES, read_small
 from .source import FileSource
 from .stock import StockEnd
-from .store.local import LocalStore
+from .store.base import Store
 from .tasks import in_thread
-from .transfers import Transfers, Upload
+from .transfers import Transfers
+from .uploading import Uploads
 
 SERVICE: Final = "pyroxfer.files"
 """What ``hello`` says it is."""
@@ -55,19 +53,20 @@ class FileService(StockEnd, ChannelEnds):
     """
 
     def __init__(
-        self, store: LocalStore, transfers: Transfers, *, read_only: bool = False, upload_only: bool = False
+        self, store: Store, transfers: Transfers, *, read_only: bool = False, upload_only: bool = False
     ) -> None:
         self._store = store
+        self._uploads = Uploads(store, transfers)
         self.transfers = transfers
         self._read_only = read_only
         self._upload_only = upload_only
 
-    def _readable(self) -> LocalStore:
+    def _readable(self) -> Store:
         if self._upload_only:
             raise DeniedError("this server only takes files in")
         return self._store
 
-    def _writable(self) -> LocalStore:
+    def _writable(self) -> Store:
         if self._read_only:
             raise DeniedError("this server is read-only")
         return self._store
@@ -127,26 +126,24 @@ class FileService(StockEnd, ChannelEnds):
     async def open_upload(self, offer: object) -> Mapping[str, Any]:
         """``{"ticket": …}`` when the bytes are wanted, ``{"receipt": …}`` when there is nothing to do, or
         ``{"needs": "digest"}`` when the same offer should come again with the digest of the file."""
-        store, wanted = self._writable(), Offer.from_dict(offer)
-        receipt = self.transfers.receipt(wanted.transfer_id)
-        if receipt is not None:
-            return {"receipt": receipt.to_dict()}
-        self.transfers.check_room(wanted.transfer_id)
-        begun = await in_thread(begin, store, wanted)
-        if isinstance(begun, Receipt):
-            return {"receipt": begun.to_dict()}
-        if isinstance(begun, str):
-            return {"needs": begun}
-        sink = FileSink(begun, wanted.size, wanted.algorithm)
-        try:
-            self.transfers.check_room(wanted.transfer_id)
-        except DeniedError:  # somebody else came while the disk was looked at
-            await sink.discard()
-            raise
-        current_call.track_resource(self.transfers.new_upload(wanted, sink))
-        grant = self.transfers.grant(UPLOAD, wanted.transfer_id, wanted.size)
-        ticket = Ticket(wanted.transfer_id, wanted.size, wanted.algorithm, MAX_BLOCK, grant)
-        return {"ticket": ticket.to_dict()}
+        self._writable()
+        wanted = Offer.from_dict(offer)
+        receipt = await self.transfers.receipt(wanted.transfer_id)
+        answer = receipt or await self._uploads.open(wanted, current_call.client)
+        if isinstance(answer, Receipt):
+            return {"receipt": answer.to_dict()}
+        if isinstance(answer, str):
+            return {"needs": answer}
+        current_call.track_resource(answer)
+        return {"ticket": self._uploads.ticket(answer).to_dict()}
+
+    @replies
+    async def keep(self, transfer_id: object, equal: object) -> Mapping[str, Any]:
+        """Take these of the ticket's runs, named by their places, as they are: ``{"resumed": bytes, "grant": …}``.
+        Without this call nothing of an earlier attempt is used."""
+        if not isinstance(equal, (list, tuple)):
+            raise PeerError("expected a list of places")
+        return await self._uploads.keep(self.transfers.upload(check_transfer_id(transfer_id)), equal)
 
     @replies
     async def status(self, transfer_id: object) -> Mapping[str, Any]:
@@ -169,32 +166,18 @@ class FileService(StockEnd, ChannelEnds):
         theirs = End.from_dict({"size": size, "digest": digest})
         how = text_argument(channel, "a channel", 32)
         why = text_argument(reason, "a reason", MAX_REASON)
-        receipt = self.transfers.receipt(name)
+        receipt = await self.transfers.receipt(name)
         if receipt is None:
             upload = self.transfers.upload(name)
             async with upload.committing:
-                receipt = self.transfers.receipt(name) or await self._commit(upload, theirs, how, why)
+                receipt = await self.transfers.receipt(name) or await self._uploads.commit(upload, theirs, how, why)
         return {"receipt": receipt.to_dict()}
 
-    async def _commit(self, upload: Upload, theirs: End, channel: str, reason: str) -> Receipt:
-        offer = upload.offer
-        upload.finishing = True
-        try:
-            own = await upload.sink.verify(theirs)
-            with trio.CancelScope(shield=True):  # between the publishing and the receipt nothing may come
-                try:
-                    path = await upload.sink.publish(offer.if_exists, offer.durability, offer.mtime_ns)
-                    receipt = receipt_for(offer, path, own, upload.channel or channel, reason)
-                except ExistsError:
-                    receipt = await in_thread(settle_late, self._store, offer, own)
-                await self.transfers.finish(upload.transfer_id, receipt)
-        except TransferError as error:
-            upload.finishing = False
-            await self.transfers.fail(upload.transfer_id, error)
-            raise
-        finally:
-            upload.finishing = False
-        return receipt
+    @replies
+    async def suspend(self, transfer_id: object) -> Mapping[str, Any]:
+        """End a transfer and keep what is worth it of an upload for a later attempt: ``{"kept": bytes}``."""
+        error = LostError("the transfer was interrupted")
+        return {"kept": await self.transfers.fail(check_transfer_id(transfer_id), error)}
 
     @replies
     async def abort(self, transfer_id: object) -> Mapping[str, Any]:
@@ -232,9 +215,25 @@ class FileService(StockEnd, ChannelEnds):
             self.transfers.grant(DOWNLOAD, download.transfer_id, source.size),
             source.mode,
             source.mtime_ns,
+            self.transfers.credit(),
         )
         current_call.track_resource(download)
         return {"ticket": ticket.to_dict()}
+
+    @replies
+    async def grant(self, transfer_id: object) -> Mapping[str, Any]:
+        """``{"grant": …}``: opens one more side stream of a transfer."""
+        name = check_transfer_id(transfer_id)
+        if self.transfers.is_download(name):
+            return {"grant": self.transfers.grant(DOWNLOAD, name, self.transfers.download(name).source.size)}
+        return {"grant": self.transfers.grant(UPLOAD, name, self.transfers.upload(name).sink.size)}
+
+    @replies
+    async def compare(self, transfer_id: object, ranges: object) -> Mapping[str, Any]:
+        """``{"digests": […]}`` of ranges of a download's file, each ``[offset, length]``; empty text for one that
+        reaches over its end. Beginnings in growing order are read once."""
+        download = self.transfers.download(check_transfer_id(transfer_id))
+        return {"digests": await download.source.digests(check_ranges(ranges))}
 
     @replies
     async def end_download(self, transfer_id: object) -> Mapping[str, Any]:
@@ -256,11 +255,11 @@ class FileService(StockEnd, ChannelEnds):
         return {"results": await in_thread(_get_files, store, names, kind)}
 
 
-def _put_files(store: LocalStore, files: Sequence[Any], folders: Sequence[Any], reason: str) -> list[dict[str, Any]]:
+def _put_files(store: Store, files: Sequence[Any], folders: Sequence[Any], reason: str) -> list[dict[str, Any]]:
     return [_put_file(store, item, reason) for item in files] + [_make_folder(store, path) for path in folders]
 
 
-def _put_file(store: LocalStore, item: Any, reason: str) -> dict[str, Any]:
+def _put_file(store: Store, item: Any, reason: str) -> dict[str, Any]:
     try:
         if not isinstance(item, Mapping):
             raise PeerError("expected a file with its offer")
@@ -270,7 +269,7 @@ def _put_file(store: LocalStore, item: Any, reason: str) -> dict[str, Any]:
         return {"error": to_record(error)}
 
 
-def _make_folder(store: LocalStore, path: Any) -> dict[str, Any]:
+def _make_folder(store: Store, path: Any) -> dict[str, Any]:
     try:
         store.make_folder(text_argument(path, "a path", MAX_PATH_BYTES))
         return {}
@@ -278,7 +277,7 @@ def _make_folder(store: LocalStore, path: Any) -> dict[str, Any]:
         return {"error": to_record(error)}
 
 
-def _get_files(store: LocalStore, paths: Sequence[str], algorithm: str) -> list[dict[str, Any]]:
+def _get_files(store: Store, paths: Sequence[str], algorithm: str) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     weight = 0
     for path in paths:
@@ -292,7 +291,7 @@ def _get_files(store: LocalStore, paths: Sequence[str], algorithm: str) -> list[
     return results
 
 
-def _get_file(store: LocalStore, path: str, algorithm: str) -> dict[str, Any]:
+def _get_file(store: Store, path: str, algorithm: str) -> dict[str, Any]:
     try:
         small = read_small(store, path, algorithm)
     except TransferError as error:

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import socket
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -18,6 +19,7 @@ from .address import OBJECT_ID, parse_listen
 from .channels.choose import serve_side_stream
 from .conversation import bounded
 from .errors import AddressError, TransferError
+from .receipts import ReceiptsInFile
 from .service import FileService
 from .store.local import LocalStore
 from .tasks import in_thread
@@ -25,6 +27,7 @@ from .transfers import LEASE_S, Transfers
 
 FOLDERS_PER_VISIT: Final = 64
 """Folders cleaned per visit of a worker thread, so that a server with very many still stops at once."""
+CLEAN_EVERY_S: Final = 24 * 3600.0
 
 logger = logging.getLogger("pyroxfer.service")
 
@@ -38,13 +41,14 @@ class FileServer:
         object_id: id of the object in the daemon.
         read_only, upload_only: refuse uploads, or refuse looking and fetching.
         lease_s: a transfer that nobody touches for this long is dropped.
+        state: a folder for what shall outlive the server: receipts, kept for seven days. None keeps them in memory.
 
     Raises:
-        AddressError: the folder cannot be opened, or ``listen`` cannot be read.
+        AddressError: the folder cannot be opened, ``listen`` cannot be read, or ``state`` cannot be written.
         SecurityError: ``listen`` is not loopback and ``settings.insecure`` does not allow that.
         CommunicationError: the port is taken.
 
-    Leaving the block ends running transfers; what was not committed leaves nothing behind.
+    Leaving the block ends running transfers; what has arrived of their files is kept for the next attempt.
     """
 
     def __init__(
@@ -56,13 +60,15 @@ class FileServer:
         read_only: bool = False,
         upload_only: bool = False,
         lease_s: float = LEASE_S,
+        state: str | os.PathLike[str] | None = None,
         settings: Settings | None = None,
     ) -> None:
         if read_only and upload_only:
             raise AddressError("a server cannot be read-only and upload-only at once")
         host, port = parse_listen(listen)
         self._store = LocalStore(root)
-        self._transfers = Transfers(lease_s=lease_s)
+        receipts = None if state is None else ReceiptsInFile(Path(state), os.path.realpath(root))
+        self._transfers = Transfers(lease_s=lease_s, receipts=receipts)
         self._service = FileService(self._store, self._transfers, read_only=read_only, upload_only=upload_only)
         everywhere = host in ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
         self._daemon = Daemon(
@@ -105,7 +111,7 @@ class FileServer:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> None:
         """Stop; an error of the block goes on as it is, not in a group."""
         try:
             await self._daemon.__aexit__(kind, error, trace)
@@ -114,7 +120,6 @@ class FileServer:
                 await self._transfers.aclose()
             await self._end_background(kind, error, trace)
             self._store.close()
-        return False
 
     async def _end_background(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._background._nursery.cancel_scope.cancel()
@@ -125,7 +130,12 @@ class FileServer:
                 raise
 
     async def _clean_leftovers(self) -> None:
-        """Remove what servers that died have left in the folder."""
+        """Remove what servers that died have left in the folder, and what nobody came back for; then once a day."""
+        while True:
+            await self._clean_once()
+            await trio.sleep(CLEAN_EVERY_S)
+
+    async def _clean_once(self) -> None:
         counts, removed = self._store.clean_leftovers(), 0
         try:
             while some := await in_thread(list, itertools.islice(counts, FOLDERS_PER_VISIT)):

@@ -11,7 +11,7 @@ from .digest import digest_of
 from .errors import SourceChangedError
 from .names import printable
 from .offer import FileEntry, bounded_mtime
-from .store.local import LocalStore
+from .store.base import Store
 from .store.rooted import translated
 
 SMALL: Final = 256 * 1024
@@ -32,7 +32,7 @@ class SmallFile:
     mtime_ns: int
 
 
-def read_small(store: LocalStore, path: str, algorithm: str) -> SmallFile:
+def read_small(store: Store, path: str, algorithm: str) -> SmallFile:
     """Read a small file whole. Blocking.
 
     Raises:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Final, Protocol, Self
 
 import trio
 
-from .digest import PrefixDigest
+from .digest import PrefixDigest, digest_of_range
 from .errors import SourceChangedError
 from .names import printable
 from .offer import End, bounded_mtime
+from .runs import Range
 from .store.rooted import translated
 from .tasks import Usage, in_thread
 
 HASH_TURN: Final = 16 * 1024 * 1024
 """Bytes digested per visit of a worker thread: some milliseconds, so cancelling is prompt and hops cost nothing."""
+
+
+async def catch_up(digest: PrefixDigest, end: int) -> None:
+    """Digest up to an offset in turns, so that a cancel is answered soon. Errors as ``PrefixDigest.catch_up``."""
+    while digest.hashed < end:
+        await in_thread(digest.catch_up, min(digest.hashed + HASH_TURN, end))
 
 
 class Source(Protocol):
@@ -35,6 +43,9 @@ class Source(Protocol):
     async def digest_all(self) -> None:
         """Digest what can be digested now."""
 
+    async def digests(self, runs: Sequence[Range]) -> list[str]:
+        """The digest of each of these ranges, empty where there is none."""
+
     async def end(self) -> End:
         """Own count and digest, once everything was read."""
 
@@ -45,13 +56,15 @@ class FileSource:
     Every byte is digested once: by ``read_block`` as it passes, or by ``digest_all`` beside a zero-copy send.
     """
 
-    def __init__(self, fd: int, path: str, algorithm: str) -> None:
+    def __init__(self, fd: int, path: str, algorithm: str, origin: str = "") -> None:
         self.fd: int = fd
         self.path = path
+        self.origin = origin
         self._before = os.fstat(fd)
         self.size: int = self._before.st_size
         self.mode = self._before.st_mode & 0o777
         self.mtime_ns = bounded_mtime(self._before.st_mtime_ns)
+        self._algorithm = algorithm
         self._digest = PrefixDigest(algorithm, fd)
         self.usage = Usage()
 
@@ -81,8 +94,30 @@ class FileSource:
             SourceChangedError: the file became shorter.
         """
         with self.usage, translated(self.path):
-            while self._digest.hashed < self.size:
-                await in_thread(self._digest.catch_up, min(self._digest.hashed + HASH_TURN, self.size))
+            await catch_up(self._digest, self.size)
+
+    async def digests(self, ranges: Sequence[Range]) -> list[str]:
+        """The digest of each of these ranges, as the file is now; empty for one that reaches over its end.
+
+        Beginnings in growing order cost one pass over the longest, which also counts for ``end``.
+
+        Raises:
+            SourceChangedError: the file became shorter.
+        """
+        found = []
+        with self.usage, translated(self.path):
+            running = self._digest
+            for offset, length in ranges:
+                if offset + length > self.size:
+                    found.append("")
+                elif offset:
+                    found.append(await in_thread(digest_of_range, self.fd, self._algorithm, offset, length))
+                else:
+                    if running.hashed > length:
+                        running = PrefixDigest(self._algorithm, self.fd)
+                    await catch_up(running, length)
+                    found.append(running.end().digest)
+        return found
 
     async def end(self) -> End:
         """Digest the rest and compare the file with what it was when opened.
@@ -131,6 +166,7 @@ class PipeSource:
     size: int | None = None
     mode: int = 0o666
     mtime_ns: int | None = None
+    origin: str = ""
 
     def __init__(self, fd: int, path: str, algorithm: str) -> None:
         self.path = path
@@ -154,6 +190,11 @@ class PipeSource:
     async def digest_all(self) -> None:
         """Nothing is left to digest: every block was taken as it passed."""
         await trio.lowlevel.checkpoint()
+
+    async def digests(self, ranges: Sequence[Range]) -> list[str]:
+        """Nothing is known of what comes."""
+        await trio.lowlevel.checkpoint()
+        return [""] * len(ranges)
 
     async def end(self) -> End:
         """Count and digest of what was read."""

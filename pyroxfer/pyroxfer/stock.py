@@ -13,7 +13,7 @@ from .errors import TransferError
 from .offer import check_range
 from .replies import plain_error
 from .source import FileSource
-from .store.local import LocalStore
+from .store.base import Store
 from .tasks import in_thread
 
 ITEM: Final = 256 * 1024
@@ -28,7 +28,7 @@ class StockEnd:
     ``NotFoundError: notes.txt: no such file or folder``.
     """
 
-    def _readable(self) -> LocalStore:
+    def _readable(self) -> Store:
         raise NotImplementedError
 
     async def list(self, path: str = "") -> list[Mapping[str, Any]]:

@@ -1,24 +1,28 @@
 """The server's table of transfers under way, and of what became of the finished ones.
 
-A transfer nobody touches for the length of its lease is dropped, so that a client that died leaves nothing behind.
+A transfer nobody touches for the length of its lease is dropped. What is worth keeping of an upload that did not come
+to its end stays in the store for the next attempt.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 import trio
 
-from .errors import DeniedError, TransferError, UnknownTransferError
+from .errors import DeniedError, LostError, StalledError, TakenOverError, TransferError, UnknownTransferError
 from .grants import Grant, GrantBook
 from .offer import Offer, Receipt, new_transfer_id
+from .receipts import Receipts, ReceiptsInMemory
+from .runs import Run
 from .sink import FileSink
 from .source import FileSource
+from .tasks import in_thread
 
 LEASE_S: Final = 300.0
 """A transfer not touched for this long is dropped. Clients that died are noticed by their connections, much sooner;
@@ -26,8 +30,14 @@ this is for those that hang, and long enough for a block to arrive over the slow
 MAX_TRANSFERS: Final = 256
 """Transfers under way at once; each holds up to two descriptors."""
 REMEMBERED: Final = 10_000
-"""Receipts and failures kept for a client that asks again."""
+"""Failures kept for a client that asks again."""
+CREDIT_ALL: Final = 32 * 1024 * 1024
+LEAST_CREDIT: Final = 256 * 1024
+"""Bytes in flight of all transfers whose blocks come in calls, and of each at least: what they may take of memory."""
+TAKE_OVER_S: Final = 1.0
+"""How long whoever takes a transfer over waits for the writers of its holder to end."""
 
+A = TypeVar("A")
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -86,13 +96,25 @@ class Upload(Transfer):
 
     offer: Offer = field(kw_only=True)
     sink: FileSink = field(kw_only=True)
+    holder: object = field(kw_only=True)
+    """The connection that it was opened over."""
+    recalled: Sequence[Run] = ()
+    """What an earlier attempt left, until the sender has said what of it is to be kept."""
+    doubt: bool = False
+    """It was taken over from somebody who may have been writing."""
+    kept: bool = False
+    """The sender has said it."""
     committing: trio.Lock = field(default_factory=trio.Lock)
 
-    async def release(self) -> None:
-        """Stop whoever moves bytes and remove the partial file; a committed file stays."""
+    async def release(self, *, keep: bool) -> int:
+        """Stop whoever moves bytes and remove the partial file, or ``keep`` it; a committed file stays. The number of
+        bytes that are kept."""
         for scope in self.scopes:
             scope.cancel()
+        if keep:
+            return await self.sink.suspend()
         await self.sink.discard()
+        return 0
 
 
 @dataclass(slots=True, eq=False)
@@ -101,11 +123,12 @@ class Download(Transfer):
 
     source: FileSource = field(kw_only=True)
 
-    async def release(self) -> None:
+    async def release(self, *, keep: bool) -> int:
         """Stop whoever moves bytes and close the file."""
         for scope in self.scopes:
             scope.cancel()
         await self.source.aclose()
+        return 0
 
 
 AnyTransfer = TypeVar("AnyTransfer", Upload, Download)
@@ -117,13 +140,19 @@ class Transfers:
     ``clock`` gives seconds that never go back.
     """
 
-    def __init__(self, clock: Callable[[], float] = trio.current_time, lease_s: float = LEASE_S) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = trio.current_time,
+        lease_s: float = LEASE_S,
+        receipts: Receipts | None = None,
+    ) -> None:
         self._clock = clock
         self._lease_s = lease_s
+        self._receipts = receipts or ReceiptsInMemory()
+        self._receipts_busy = trio.Lock()
         self._lost = trio.Event()
         self._releasing = 0
         self._active: dict[str, Upload | Download] = {}
-        self._receipts: _Remembered[str, Receipt] = _Remembered(REMEMBERED)
         self._failures: _Remembered[str, TransferError] = _Remembered(REMEMBERED)
         self.grants = GrantBook(clock)
 
@@ -131,21 +160,50 @@ class Transfers:
         """Transfers under way, and those whose files are just being let go of."""
         return len(self._active) + self._releasing
 
-    def check_room(self, transfer_id: str) -> None:
+    def check_room(self, transfer_id: str, holder: object = None) -> None:
         """Whether one more transfer may begin.
 
         Raises:
-            DeniedError: the id is in use, or too many are under way.
+            DeniedError: the connection has one with this id under way already, or too many are under way.
         """
-        if transfer_id in self._active:
+        known = self._active.get(transfer_id)
+        if known is not None and (isinstance(known, Download) or known.holder is holder):
             raise DeniedError("a transfer with this id is under way already")
         if len(self._active) >= MAX_TRANSFERS:
             raise DeniedError(f"the server has {MAX_TRANSFERS} transfers under way; try again later")
 
-    def new_upload(self, offer: Offer, sink: FileSink) -> Upload:
+    def rival(self, offer: Offer, holder: object) -> Upload | None:
+        """An upload that another connection has under way, with the id of this one or of the same file from the same
+        origin."""
+        for upload in self._active.values():
+            if isinstance(upload, Upload) and upload.holder is not holder and _same(upload.offer, offer):
+                return upload
+        return None
+
+    async def take_over(self, upload: Upload) -> None:
+        """End an upload in favour of another connection. Returns when its writers have ended, or after a second:
+        what is theirs then stays theirs, and is let go of when they end."""
+        self._failures.put(upload.transfer_id, TakenOverError("another connection goes on with this transfer"))
+        self._active.pop(upload.transfer_id, None)
+        ended = trio.Event()
+
+        async def let_go() -> None:
+            try:
+                await self._let_go(upload, keep=True)
+            finally:
+                ended.set()
+
+        trio.lowlevel.spawn_system_task(let_go)
+        with trio.move_on_after(TAKE_OVER_S):
+            await ended.wait()
+
+    def new_upload(
+        self, offer: Offer, sink: FileSink, holder: object, recalled: Sequence[Run] = (), *, doubt: bool = False
+    ) -> Upload:
         """Take a file on its way in into the table, which owns the sink from now on."""
         deadline = self._clock() + self._lease_s
-        upload = Upload(offer.transfer_id, deadline, self._wake, offer=offer, sink=sink)
+        upload = Upload(offer.transfer_id, deadline, self._wake, offer=offer, sink=sink, holder=holder)
+        upload.recalled, upload.doubt = recalled, doubt
         self._active[upload.transfer_id] = upload
         return upload
 
@@ -154,6 +212,10 @@ class Transfers:
         download = Download(new_transfer_id(), self._clock() + self._lease_s, self._wake, source=source)
         self._active[download.transfer_id] = download
         return download
+
+    def credit(self) -> int:
+        """Bytes of one transfer that may be in flight in calls: its part of what all may have in memory."""
+        return max(CREDIT_ALL // max(len(self._active), 1), LEAST_CREDIT)
 
     def grant(self, direction: int, transfer_id: str, length: int | None) -> str:
         """A side stream's grant for the whole of one transfer, in hexadecimal; empty when its length is not known."""
@@ -189,44 +251,57 @@ class Transfers:
         """Whether the id belongs to a file on its way out."""
         return isinstance(self._active.get(transfer_id), Download)
 
-    def receipt(self, transfer_id: str) -> Receipt | None:
+    async def receipt(self, transfer_id: str) -> Receipt | None:
         """The receipt of a finished upload, as long as it is remembered."""
-        return self._receipts.get(transfer_id)
+        return await self._of_receipts(self._receipts.get, transfer_id)
+
+    async def _of_receipts(self, method: Callable[[A], V], argument: A) -> V:
+        if isinstance(self._receipts, ReceiptsInMemory):
+            return method(argument)
+        async with self._receipts_busy:
+            return await in_thread(method, argument)
 
     async def finish(self, transfer_id: str, receipt: Receipt | None = None) -> None:
         """A transfer came to its good end."""
         if receipt is not None:
-            self._receipts.put(transfer_id, receipt)
-        await self._release(transfer_id)
+            await self._of_receipts(self._receipts.put, receipt)
+        await self._release(transfer_id, keep=False)
 
-    async def fail(self, transfer_id: str, error: TransferError) -> None:
-        """A transfer is over because of ``error``, which whoever asks about it later is told.
+    async def fail(self, transfer_id: str, error: TransferError) -> int:
+        """A transfer is over because of ``error``, which whoever asks about it later is told. The number of bytes
+        that are kept for a later attempt.
 
         Nothing happens to a transfer whose end is being made: that decides.
         """
         transfer = self._active.get(transfer_id)
-        if transfer is not None and not transfer.finishing:
-            self._failures.put(transfer_id, error)
-            await self._release(transfer_id)
+        if transfer is None or transfer.finishing:
+            return 0
+        self._failures.put(transfer_id, error)
+        return await self._release(transfer_id, keep=error.keeps)
 
-    async def _release(self, transfer_id: str) -> None:
+    async def _release(self, transfer_id: str, *, keep: bool) -> int:
         transfer = self._active.pop(transfer_id, None)
-        if transfer is None:
-            return
+        return 0 if transfer is None else await self._let_go(transfer, keep=keep)
+
+    async def _let_go(self, transfer: Upload | Download, *, keep: bool) -> int:
         self._releasing += 1
+        kept = 0
         try:
             with trio.CancelScope(shield=True):
-                await transfer.release()
+                kept = await transfer.release(keep=keep)
         finally:
             self._releasing -= 1
+        return kept
 
     async def drop_expired(self) -> None:
         """Drop every transfer whose lease is over or whose client is gone, unless its end is being made."""
         now = self._clock()
         for transfer in list(self._active.values()):
-            if transfer.deadline < now:
-                text = "the transfer was idle too long, or its connection was lost; start it again"
-                await self.fail(transfer.transfer_id, UnknownTransferError(text))
+            if transfer.deadline == -math.inf:
+                await self.fail(transfer.transfer_id, LostError("the connection was lost; start it again"))
+            elif transfer.deadline < now:
+                text = f"the transfer was idle for {self._lease_s:g} s; start it again"
+                await self.fail(transfer.transfer_id, StalledError(text))
 
     async def keep_clean(self) -> None:
         """Drop what is expired, again and again; runs as a task of the service."""
@@ -240,6 +315,13 @@ class Transfers:
         self._lost.set()
 
     async def aclose(self) -> None:
-        """Drop every transfer."""
+        """Drop every transfer; what is worth keeping of the uploads is kept."""
         for transfer_id in list(self._active):
-            await self._release(transfer_id)
+            await self._release(transfer_id, keep=True)
+        self._receipts.close()
+
+
+def _same(one: Offer, other: Offer) -> bool:
+    if one.transfer_id == other.transfer_id:
+        return True
+    return bool(one.origin) and (one.path, one.origin) == (other.path, other.origin)

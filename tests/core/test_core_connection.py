@@ -327,7 +327,7 @@ async def test_signed_messages() -> None:
     assert isinstance(event, Message)
     assert bytes(event.body) == bytes(200_000)
     assert event.annotations == {"AAAA": b"note"}
-    wrong = Connection(socket.socket(fileno=first._sock.detach()), decoder(version=48), hmac_key=b"other")
+    wrong = Connection(socket.socket(fileno=ours.detach()), decoder(version=48), hmac_key=b"other")
     await wrong.send(message(2))
     with pytest.raises(PyroError, match="hmac mismatch"):
         await second.receive()
@@ -378,6 +378,7 @@ async def test_connecting() -> None:
     assert connection.codec.version == 48
     assert connection.is_local
     assert connection.peer == f"127.0.0.1:{port}"
+    assert isinstance(connection.sock, socket.socket)
     assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
     connection.close()
     accepted.close()

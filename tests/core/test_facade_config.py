@@ -120,14 +120,27 @@ def test_unusable_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         _ = Configuration().COMPRESSION
 
 
-@pytest.mark.parametrize("name", ["SSL", "FLAME_ENABLED"])
-def test_what_protects_is_not_ignored(name: str) -> None:
+def test_what_protects_is_not_ignored() -> None:
     """A program that asks for TLS must not talk in clear without noticing."""
-    setattr(config, name, True)
-    with pytest.raises(SecurityError, match=name):
-        Proxy("PYRO:x@localhost:1")
-    with pytest.raises(SecurityError, match=name):
+    config.SSL = True
+    with pytest.raises(SecurityError, match="SSL_SERVERCERT"):
         Daemon()
+    config.SSL_SERVERCERT = "/no/such/file"
+    with pytest.raises(SecurityError, match="cannot read /no/such/file"):
+        Proxy("PYRO:x@localhost:1")
+
+
+def test_what_is_not_offered_is_not_ignored() -> None:
+    """A program that asks for Flame learns that it is not there."""
+    config.FLAME_ENABLED = True
+    with pytest.raises(SecurityError, match="FLAME_ENABLED"):
+        Proxy("PYRO:x@localhost:1")
+
+
+def test_passwords_are_not_printed() -> None:
+    """What is printed for people ends up in logs."""
+    config.SSL_SERVERKEYPASSWD = "tr0ub4dor"
+    assert "tr0ub4dor" not in config.dump()
 
 
 def test_copies_are_independent() -> None:

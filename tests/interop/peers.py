@@ -106,8 +106,8 @@ class Service(PeerProcess):
 class Client(PeerProcess):
     """A program that plays the scenarios: stock, or the same program on our facade."""
 
-    def __init__(self, library: str) -> None:
-        super().__init__(python_for(library), str(PROGRAMS / "client.py"), library)
+    def __init__(self, library: str, *options: str) -> None:
+        super().__init__(python_for(library), str(PROGRAMS / "client.py"), library, *options)
         self.library = library
 
     def play(self, scenario: str, service: Service, serializer: str, **options: Any) -> Any:

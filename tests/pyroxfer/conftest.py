@@ -54,6 +54,12 @@ class Relay:
         scope.cancel()
 
 
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers started as commands keep their receipts here, not in the home of whoever runs the tests."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """The folder that is served."""

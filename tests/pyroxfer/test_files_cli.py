@@ -103,7 +103,7 @@ async def test_pipes_both_ways(server: FileServer, root: Path) -> None:
 
 SCHEMA = {
     "offer": {"path", "size"},
-    "accept": {"path", "channel", "reason"},
+    "accept": {"path", "channel", "reason", "resumed"},
     "progress": {"done", "total"},
     "file": {"path", "size"},
     "warn": {"path", "text"},

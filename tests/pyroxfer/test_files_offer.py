@@ -138,6 +138,7 @@ def test_exit_codes_are_those_of_the_documentation() -> None:
         "DeniedError": 4,
         "NameRefusedError": 4,
         "LostError": 5,
+        "TakenOverError": 5,
         "OutcomeUnknownError": 5,
         "IntegrityError": 6,
         "SourceChangedError": 7,

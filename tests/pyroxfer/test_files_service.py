@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pyroxfer.channels import annot, choose, raw
 from pyroxfer.conversation import Conversation, open_conversation
 from pyroxfer.digest import digest_of
 from pyroxfer.offer import Offer, Ticket, new_transfer_id
+from pyroxfer.runs import Range
 from pyroxfer_core import Daemon, Proxy, Settings, expose, open_side_stream
 from pyroxfer_core import errors as core_errors
 
@@ -291,7 +291,7 @@ async def test_an_idle_transfer_is_dropped(root: Path, leftovers: Leftovers) -> 
             while server.transfers:  # noqa: ASYNC110  # the server tells nobody
                 await trio.sleep(0.02)
         assert not leftovers(root)
-        with pytest.raises(errors.UnknownTransferError, match="idle"):
+        with pytest.raises(errors.StalledError, match="idle"):
             await talk.ask("put_block", ticket.transfer_id, 0, DATA)
 
 
@@ -305,7 +305,7 @@ async def test_a_closing_server_leaves_nothing(root: Path, leftovers: Leftovers)
 async def test_leftovers_of_a_server_that_died_are_removed_at_the_next_start(
     root: Path, leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyroxfer.store.local.LOCKED_GRACE_S", -1.0)
+    monkeypatch.setattr("pyroxfer.store.leftovers.GRACE_S", -1.0)
     (root / "sub").mkdir()
     (root / "sub" / ".pyroxfer-0123456789abcdef").write_bytes(b"half")
     async with FileServer(root):
@@ -382,6 +382,8 @@ async def stream_answer(server: FileServer, token: bytes) -> bytes:
     async with await open_side_stream(server.uri, token) as stream:
         with trio.fail_after(5), contextlib.suppress(core_errors.ConnectionClosedError):
             await raw._send_record(stream, raw.GO, 0)
+            await raw._send_range_record(stream, Range(0, len(DATA)), striped=False)
+            await raw._send_record(stream, raw.DONE, 0)
             answer = b""
             while part := await stream.receive_some():
                 answer += part
@@ -407,18 +409,23 @@ async def test_only_a_fresh_grant_opens_a_side_stream(
 async def test_a_side_stream_that_ends_early_or_lies_is_not_committed(
     talk: Conversation, server: FileServer, root: Path, leftovers: Leftovers, settled: Settled
 ) -> None:
-    """Cut before the end record; an end record with another digest; rubbish instead of one."""
-    lie = struct.pack(">4sQ32s", raw.END, len(DATA), bytes(32))
-    for tail, expected in (
-        (DATA[:-1], errors.LostError),
-        (DATA, errors.LostError),
-        (DATA + lie, errors.IntegrityError),
-        (DATA + b"x" * 44, errors.PeerError),
+    """Cut in the middle, before the end record, or before the last one; a stripe with another digest; rubbish; a
+    range beyond what was granted."""
+    end = raw._RECORD.pack(raw.END, len(DATA), bytes(32))
+    for place, striped, tail, expected in (
+        (Range(0, len(DATA)), False, DATA[:-1], errors.LostError),
+        (Range(0, len(DATA)), False, DATA, errors.LostError),
+        (Range(0, len(DATA)), False, DATA + end, errors.LostError),
+        (Range(0, len(DATA)), True, DATA + end, errors.LostError),
+        (Range(0, len(DATA)), False, DATA + b"x" * 44, errors.PeerError),
+        (Range(1, len(DATA)), False, DATA + end, errors.PeerError),
+        (Range(2**62, 2**62), True, DATA + end, errors.PeerError),
     ):
         ticket = await opened(talk)
         async with await open_side_stream(server.uri, bytes.fromhex(ticket.grant)) as stream:
             await stream.receive_exactly(raw._RECORD.size)
             await raw._send_record(stream, raw.GO, 0)
+            await raw._send_range_record(stream, place, striped)
             await stream.send_all(tail)
         await settled()
         with pytest.raises(expected):

@@ -36,7 +36,7 @@ def put(store: LocalStore, path: str, data: bytes, if_exists: str = "fail", dura
     staged = store.stage(path, len(data), 0o644)
     try:
         staged.write(0, memoryview(data))
-        return staged.publish(if_exists, durability, 1_000_000_000)
+        return staged.publish(len(data), if_exists, durability, 1_000_000_000)
     finally:
         staged.discard()
 
@@ -51,7 +51,7 @@ def test_a_file_is_seen_only_when_published(store: LocalStore, root: Path, durab
     staged.write(0, memoryview(b"hello"))
     assert not (root / "a/b/c.txt").exists()
     assert store.list("a/b") == []
-    assert staged.publish("fail", durability, 1_500_000_000_000_000_000) == "a/b/c.txt"
+    assert staged.publish(5, "fail", durability, 1_500_000_000_000_000_000) == "a/b/c.txt"
     assert (root / "a/b/c.txt").read_bytes() == b"hello"
     assert (root / "a/b/c.txt").stat().st_mtime_ns == 1_500_000_000_000_000_000
     assert (root / "a/b/c.txt").stat().st_mode & 0o777 == 0o640
@@ -237,7 +237,7 @@ def test_a_file_that_only_begins_like_a_partial_one_is_kept_and_seen(
     (root / f"{PRIVATE_PREFIX}0000000000000000").mkdir()
     (root / f"{PRIVATE_PREFIX}ffffffffffffffff").write_bytes(b"x")
     later = time.time() + 100
-    monkeypatch.setattr("pyroxfer.store.local.time.time", lambda: later)
+    monkeypatch.setattr("pyroxfer.store.leftovers.time.time", lambda: later)
     assert sum(store.clean_leftovers()) == 1
     assert sorted(os.listdir(root)) == [f"{PRIVATE_PREFIX}0000000000000000", f"{PRIVATE_PREFIX}notes"]
     assert [entry.path for entry in store.walk("")] == [f"{PRIVATE_PREFIX}notes"]
@@ -293,7 +293,7 @@ def test_leftovers_are_removed_when_their_owner_is_gone(
     (root / f"{PRIVATE_PREFIX}deaddeaddeaddead").write_bytes(b"x")
     assert sum(store.clean_leftovers()) == 0
     later = time.time() + 100
-    monkeypatch.setattr("pyroxfer.store.local.time.time", lambda: later)
+    monkeypatch.setattr("pyroxfer.store.leftovers.time.time", lambda: later)
     assert sum(store.clean_leftovers()) == 2
     assert len(leftovers(root)) == 1
     alive.discard()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -41,9 +42,19 @@ HONOURED: Final[Mapping[str, Any]] = {
     "ITER_STREAM_LINGER": 30.0,
     "LOGFILE": "{stderr}",
     "LOGLEVEL": None,
+    "LOGWIRE": False,
+    "SSL": False,
+    "SSL_SERVERCERT": "",
+    "SSL_SERVERKEY": "",
+    "SSL_SERVERKEYPASSWD": "",
+    "SSL_REQUIRECLIENTCERT": False,
+    "SSL_CLIENTCERT": "",
+    "SSL_CLIENTKEY": "",
+    "SSL_CLIENTKEYPASSWD": "",
+    "SSL_CACERTS": "",
 }
 """Items that have a meaning here, with Pyro5's default, or Pyro4's where Pyro5 has none."""
-REFUSED: Final[Mapping[str, Any]] = {"SSL": False, "FLAME_ENABLED": False}
+REFUSED: Final[Mapping[str, Any]] = {"FLAME_ENABLED": False}
 """Items that must not be ignored in silence: whoever sets one relies on it."""
 ACCEPTED: Final[Mapping[str, Any]] = {
     "BROADCAST_ADDRS": ["<broadcast>", "0.0.0.0"],  # noqa: S104  # Pyro's default, only shown
@@ -63,18 +74,10 @@ ACCEPTED: Final[Mapping[str, Any]] = {
     "JSON_MODULE": "json",
     "SERPENT_BYTES_REPR": False,
     "ITER_STREAMING": True,
-    "LOGWIRE": False,
-    "SSL_SERVERCERT": "",
-    "SSL_SERVERKEY": "",
-    "SSL_SERVERKEYPASSWD": "",
-    "SSL_REQUIRECLIENTCERT": False,
-    "SSL_CLIENTCERT": "",
-    "SSL_CLIENTKEY": "",
-    "SSL_CLIENTKEYPASSWD": "",
-    "SSL_CACERTS": "",
 }
 """Items that programs may set and that change nothing here."""
 DEFAULTS: Final[Mapping[str, Any]] = {**HONOURED, **REFUSED, **ACCEPTED}
+_SECRETS: Final = {"SSL_SERVERKEYPASSWD", "SSL_CLIENTKEYPASSWD"}
 _SMALLEST: Final = {"NS_PORT": 0, "NS_BCPORT": 0, "NATPORT": 0, "MAX_RETRIES": 0, "THREADPOOL_SIZE": 1}
 
 
@@ -148,13 +151,15 @@ class Configuration:
 
     def dump(self) -> str:
         """All items for people, one a line."""
-        return "\n".join(f"{name} = {value!r}" for name, value in sorted(self._loaded().items()))
+        shown = {name: "***" if name in _SECRETS and value else value for name, value in self._loaded().items()}
+        return "\n".join(f"{name} = {value!r}" for name, value in sorted(shown.items()))
 
     def settings(self) -> Settings:
         """The settings these items stand for.
 
         Raises:
-            SecurityError: an item is set that protects, and that is not offered under this name.
+            SecurityError: an item is set that protects, and that is not offered under this name; or a file that one
+                of the SSL items names cannot be used.
             PyroError: SERIALIZER is not one of those offered.
         """
         if self._settings is None:
@@ -168,7 +173,10 @@ class Configuration:
         for name in REFUSED:
             if values[name]:
                 raise SecurityError(f"config.{name} is not offered by the facade; unset it, or use the trio API")
+        server, client = _contexts(values) if values["SSL"] else (None, None)
         return Settings(
+            ssl_server_context=server,
+            ssl_client_context=client,
             serializer=values["SERIALIZER"] if "SERIALIZER" in self._set else None,
             accepted_serializers=values["SERIALIZERS_ACCEPTED"] & SAFE_SERIALIZERS,
             compression=values["COMPRESSION"],
@@ -180,6 +188,7 @@ class Configuration:
             ns_host=values["NS_HOST"],
             ns_port=values["NS_PORT"],
             ns_broadcast_port=values["NS_BCPORT"],
+            log_wire=values["LOGWIRE"],
         )
 
     def _loaded(self) -> dict[str, Any]:
@@ -189,6 +198,29 @@ class Configuration:
         values = self._values
         assert values is not None, "reset() makes it"
         return values
+
+
+def _contexts(values: Mapping[str, Any]) -> tuple[ssl.SSLContext | None, ssl.SSLContext]:
+    """What the SSL items stand for: for daemons, if they name a certificate, and for proxies."""
+    from ..certificates import tls_client_context, tls_server_context  # only who turns SSL on needs it
+
+    authorities, required = values["SSL_CACERTS"] or None, values["SSL_REQUIRECLIENTCERT"]
+    server = None
+    if values["SSL_SERVERCERT"]:
+        server = tls_server_context(
+            values["SSL_SERVERCERT"],
+            values["SSL_SERVERKEY"] or None,
+            ca=authorities if required else None,
+            password=values["SSL_SERVERKEYPASSWD"] or None,
+            require_client=required,
+        )
+    client = tls_client_context(
+        authorities,
+        cert=values["SSL_CLIENTCERT"] or None,
+        key=values["SSL_CLIENTKEY"] or None,
+        password=values["SSL_CLIENTKEYPASSWD"] or None,
+    )
+    return server, client
 
 
 def parse(name: str, text: str) -> Any:

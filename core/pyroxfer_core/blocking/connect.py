@@ -7,13 +7,20 @@ import select
 import socket
 import struct
 import time
-from typing import Final
+from typing import Any, Final, Protocol, overload
 
 from ..errors import ConnectionClosedError, Outcome, TimeoutError
 from ..transport.connection import MAX_BUFFERS
 from ..transport.sockets import reason_of, set_keepalive
 from ..uri import Uri
 from ..wire.message import Body
+
+
+class HasFileno(Protocol):
+    """Something that poll can watch."""
+
+    def fileno(self) -> int: ...
+
 
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -66,7 +73,27 @@ def _connected(family: int, address: object, timeout_s: float) -> socket.socket:
     return sock
 
 
-def limit_silence(sock: socket.socket, receive_s: float, send_s: float) -> None:
+class BlockingSocket(Protocol):
+    """What a link needs of its socket: a plain one has it, and so has one under TLS."""
+
+    def fileno(self) -> int: ...
+    def getsockname(self) -> Any: ...
+    @overload
+    def getsockopt(self, level: int, option: int, /) -> int: ...
+    @overload
+    def getsockopt(self, level: int, option: int, length: int, /) -> bytes: ...
+    def setsockopt(self, level: int, option: int, value: Any, /) -> None: ...
+    def settimeout(self, seconds: float | None, /) -> None: ...
+    def recv(self, count: int, /) -> bytes: ...
+    def recv_into(self, buffer: Any, /) -> int: ...
+    def send(self, data: Any, flags: int = ..., /) -> int: ...
+    def sendall(self, data: Any, /) -> None: ...
+    def sendmsg(self, buffers: Any, ancdata: Any = ..., flags: int = ..., /) -> int: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def close(self) -> None: ...
+
+
+def limit_silence(sock: BlockingSocket, receive_s: float, send_s: float) -> None:
     """Let a blocking ``recv`` or ``send`` that nothing comes of for so long fail with BlockingIOError.
 
     The kernel looks at the clock, so it costs nothing while something comes.
@@ -76,7 +103,7 @@ def limit_silence(sock: socket.socket, receive_s: float, send_s: float) -> None:
         sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", whole, part))
 
 
-def wait_for(sock: socket.socket, events: int, deadline: float | None) -> None:
+def wait_for(sock: HasFileno, events: int, deadline: float | None) -> None:
     """Wait until the socket is ready.
 
     Raises:
@@ -92,7 +119,7 @@ def wait_for(sock: socket.socket, events: int, deadline: float | None) -> None:
             raise builtins.TimeoutError
 
 
-def send_by(sock: socket.socket, data: Body, deadline: float) -> None:
+def send_by(sock: BlockingSocket, data: Body, deadline: float) -> None:
     """Send everything by ``deadline``. The socket itself stays blocking: other threads may be reading from it.
 
     Raises:
@@ -107,7 +134,7 @@ def send_by(sock: socket.socket, data: Body, deadline: float) -> None:
             wait_for(sock, select.POLLOUT, deadline)
 
 
-def send_buffers(sock: socket.socket, buffers: list[Body], deadline: float | None) -> None:
+def send_buffers(sock: BlockingSocket, buffers: list[Body], deadline: float | None) -> None:
     """Send several buffers as one message, without joining them. Errors as `send_by`; None waits without limit."""
     flags = 0 if deadline is None else socket.MSG_DONTWAIT
     while buffers:

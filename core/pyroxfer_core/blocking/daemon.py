@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from ..errors import DaemonError
+from ..errors import DaemonError, SecurityError
 from ..objects.table import DAEMON_ID
 from ..serializers.vocabulary import ProxyState
 from ..server import daemon as trio_daemon
@@ -21,6 +21,7 @@ from ..server.streams import StreamTable
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..transport.sockets import is_loopback_host
+from ..transport.wirelog import wire_log
 from ..uri import Uri
 from ..wire import Decoder
 from .config import config
@@ -82,7 +83,12 @@ class Daemon(trio_daemon.Daemon):
         settings: Settings | None = None,
     ) -> None:
         host = str(config.HOST if host is None else host)
-        settings = settings or config.settings()
+        if settings is None:
+            settings = config.settings()
+            if config.SSL and settings.ssl_server_context is None:
+                raise SecurityError(
+                    "config.SSL is on: a daemon needs config.SSL_SERVERCERT, the file of its certificate"
+                )
         local = unixsocket is not None or connected_socket is not None
         if not local:
             nathost = nathost or config.NATHOST
@@ -287,7 +293,8 @@ class Daemon(trio_daemon.Daemon):
             self._nursery = nursery
             nursery.start_soon(self._sweep_streams)
             task_status.started()
-            decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key)
+            tap = wire_log(self.settings, "the connected socket")
+            decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key, tap=tap)
             connection = Connection(listener, decoder, hmac_key=self.settings.hmac_key)
             await Peer(self, connection).serve(greeted=True)
             self.shutdown()

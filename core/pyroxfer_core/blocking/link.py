@@ -17,7 +17,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Protocol
 
 from ..client.calls import CallOptions
 from ..client.handshake import connect_message, read_welcome
@@ -27,12 +28,14 @@ from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
+from ..transport.wirelog import wire_log
 from ..wire import Decoder, codec_for
 from ..wire.features import Feature, Grant
 from ..wire.message import Message, MessageType
 from ..wire.scattered import JOIN_BELOW, buffers_of
 from ..wire.session import ClientSession, alive, heartbeat
-from .connect import limit_silence, send_buffers, send_by, wait_for
+from .connect import BlockingSocket, limit_silence, send_buffers, send_by, wait_for
+from .tls import BlockingTls
 from .waiting import Waiter, as_ours, copy_for, seconds_left
 
 RECEIVE_BYTES: Final = 64 * 1024
@@ -45,25 +48,46 @@ TURN_CHECK_S: Final = 1.0
 ContextFactory = Callable[[int, bool], SerializerContext]
 
 
+class _Poll(Protocol):
+    """Tells whether something came on a connection."""
+
+    def poll(self, milliseconds: int, /) -> object: ...
+
+
 class BlockingLink:
     """One connection, made by `greet` or `assume_connected`."""
 
     def __init__(
-        self, sock: socket.socket, version: int, settings: Settings, object_id: str, location: str, first_seq: int = 0
+        self,
+        sock: BlockingSocket,
+        version: int,
+        settings: Settings,
+        object_id: str,
+        location: str,
+        first_seq: int = 0,
     ) -> None:
         self.sock = sock
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
+        self._poll: _Poll
+        self._wait_for_bytes: Callable[[float | None], None]
+        if isinstance(sock, BlockingTls):
+            self._poll = sock
+            self._wait_for_bytes = sock.wait_readable
+        else:
+            self._wait_for_bytes = partial(wait_for, sock, select.POLLIN)
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
         self._hmac_key = settings.hmac_key if version == 48 else None
-        self._codec = codec_for(version)
-        self._encode = self._codec.encode
         self._decoder = Decoder(
-            self._codec,
+            codec_for(version),
             max_message=settings.max_message_bytes,
             max_annotations=settings.max_annotations,
             collect=settings.max_message_bytes,
             hmac_key=self._hmac_key,
+            tap=wire_log(settings, location),
         )
+        assert self._decoder.codec is not None, "it was given"
+        self._codec = self._decoder.codec
+        self._encode = self._codec.encode
         self._buffer = bytearray(RECEIVE_BYTES)
         """The first byte is 0 while no received bytes can be on their way from the socket to their waiter."""
         self._view = memoryview(self._buffer)
@@ -122,7 +146,11 @@ class BlockingLink:
         self.sock.settimeout(None)
         if settings.heartbeat_s and Feature.HEARTBEAT in self.grant:
             self._heartbeat_s = settings.heartbeat_s
-            limit_silence(self.sock, self._heartbeat_s, self._heartbeat_s * (QUESTIONS + 1))
+            limits = self._heartbeat_s, self._heartbeat_s * (QUESTIONS + 1)
+            if isinstance(self.sock, BlockingTls):
+                self.sock.limit_silence(*limits)
+            else:
+                limit_silence(self.sock, *limits)
 
     def assume_connected(self, make_context: ContextFactory) -> None:
         """Skip the handshake: the socket is the user's, and both ends know what they connected."""
@@ -140,6 +168,10 @@ class BlockingLink:
     def own(self) -> bool:
         """Whether the peer keeps the types of all values."""
         return self.session.grant.bits & Feature.TYPED != 0
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The daemon's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without TLS."""
+        return self.sock.getpeercert(binary_form) if isinstance(self.sock, BlockingTls) else None
 
     @property
     def usable(self) -> bool:
@@ -261,7 +293,7 @@ class BlockingLink:
             if not self.closed and self._may_read(reader):
                 while not self.closed and self._poll.poll(0):
                     self._receive_and_take()
-        except PyroError as error:
+        except (PyroError, OSError) as error:
             self._fail(error)
         finally:
             self._settle(reader)
@@ -311,11 +343,11 @@ class BlockingLink:
         step = self._heartbeat_s
         while step and time.monotonic() + step < deadline:
             try:
-                wait_for(self.sock, select.POLLIN, time.monotonic() + step)
+                self._wait_for_bytes(time.monotonic() + step)
                 return
             except builtins.TimeoutError:
                 self._heard_nothing()
-        wait_for(self.sock, select.POLLIN, deadline)
+        self._wait_for_bytes(deadline)
 
     def _may_read(self, waiter: Waiter) -> bool:
         """Whether nobody else reads; the duty is taken then, and given back by `_settle`."""
@@ -414,7 +446,7 @@ class BlockingLink:
         """The answer to the handshake, which nothing can follow; whole by ``deadline``, however it drips in."""
         decoder = self._decoder
         while (event := decoder.next_event()) is None:
-            wait_for(self.sock, select.POLLIN, deadline)
+            self._wait_for_bytes(deadline)
             data = self.sock.recv(RECEIVE_BYTES)
             decoder.feed(data)
             if not data:

@@ -32,11 +32,11 @@ from ..wire.features import STOCK
 from ..wire.message import Body, Flags, Message, MessageType
 from .asynchronous import call_async
 from .config import config
-from .connect import connect
 from .context import NO_OPTIONS, call_options, current_context
 from .forwarding import Forwarding
 from .link import BlockingLink
 from .method import Method
+from .open import open_socket
 from .streams import StreamIterator
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ class Proxy(Forwarding):
         self._pyroSerializer: str | None = self._pyroSettings.serializer
         self._pyroMeta: Metadata | None = None
         self._pyroLink: BlockingLink | None = None
+        self._pyroGreeted: BlockingLink | None = None
+        """The connection whose handshake is being judged."""
         self._pyroSeq = 0
         self._pyroConnecting = threading.RLock()
         self._pyroSocket = connected_socket
@@ -171,8 +173,8 @@ class Proxy(Forwarding):
 
     @property
     def _pyroConnection(self) -> BlockingLink | None:
-        """The connection, None without one."""
-        return self._pyroLink
+        """The connection, None without one. While `_pyroValidateHandshake` runs, the one that is being made."""
+        return self._pyroGreeted or self._pyroLink
 
     @property
     def _pyroLocalSocket(self) -> Any:
@@ -283,10 +285,13 @@ class Proxy(Forwarding):
         try:
             if link.metadata is not None and not link.metadata.methods and not link.metadata.attrs:
                 raise PyroError(f"remote object at {self._pyroUri} doesn't expose any methods or attributes")
+            self._pyroGreeted = link
             self._pyroValidateHandshake(link.response)
         except BaseException:
             link.close()
             raise
+        finally:
+            self._pyroGreeted = None
         if link.metadata is not None:
             self._pyroMeta = link.metadata
         self._pyroLink = link
@@ -315,7 +320,7 @@ class Proxy(Forwarding):
         location = uri.location or ""
         failure: CommunicationError | None = None
         for version in versions_to_try(location, settings):
-            sock = connect(uri, settings.connect_timeout_s, config.PREFER_IP_VERSION)
+            sock = open_socket(uri, settings, config.PREFER_IP_VERSION)
             link = BlockingLink(sock, version, settings, str(uri.object), location, self._pyroSeq)
             try:
                 link.greet(settings, self._pyroContext, self._pyroHandshake, self._pyroOptions())

@@ -6,8 +6,8 @@ import builtins
 import threading
 import time
 
-from ..errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
-from ..transport.sockets import reason_of
+from ..errors import CommunicationError, Outcome, TimeoutError
+from ..transport.sockets import lost_connection, reason_of
 from ..wire.message import Message
 
 
@@ -31,13 +31,15 @@ def seconds_left(deadline: float | None) -> float:
     return -1 if deadline is None else max(deadline - time.monotonic(), 0)
 
 
-def copy_for(error: BaseException, outcome: Outcome) -> CommunicationError:
+def copy_for(error: BaseException, outcome: Outcome | None) -> CommunicationError:
     """The error for one of several calls that it ended."""
     if isinstance(error, CommunicationError):
         mine = type(error)(*error.args)
         mine.outcome = outcome
         return mine
-    return ConnectionClosedError(f"connection lost: {reason_of(error)}", outcome=outcome)
+    lost = lost_connection(error, f"connection lost: {reason_of(error)}")
+    lost.outcome = outcome
+    return lost
 
 
 def as_ours(error: BaseException, what: str, outcome: Outcome | None = None) -> BaseException:
@@ -45,7 +47,7 @@ def as_ours(error: BaseException, what: str, outcome: Outcome | None = None) -> 
     if isinstance(error, builtins.TimeoutError):
         return TimeoutError(f"the {what} took too long", outcome=outcome)
     if isinstance(error, OSError):
-        return ConnectionClosedError(f"connection lost: {reason_of(error)}", outcome=outcome)
+        return copy_for(error, outcome or lost_connection(error, "").outcome)
     if isinstance(error, CommunicationError) and error.outcome is None:
         error.outcome = outcome
     return error

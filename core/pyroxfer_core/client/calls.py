@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..errors import CommunicationError, Outcome, ProtocolError, PyroError, RefusedError, SerializeError
+from ..objects.context import CallContext
 from ..serializers.base import Serializer
 from ..serializers.blob import SerializedBlob
 from ..settings import Settings
 from ..wire.blobinfo import write_blob_info
 from ..wire.features import (
     CALL_KEY,
+    CHAIN_KEY,
     DEADLINE_KEY,
     HOP_KEYS,
     MAX_KEY_SIZE,
@@ -155,6 +157,14 @@ def encode_call(
         body, compressed = deflated(body, version, settings)
         flags |= compressed
     return Message(MessageType.INVOKE, 0, serializer.name, flags, body, annotations, options.correlation_id)
+
+
+def belongs_to(served: CallContext, request: Message, grant: Grant) -> None:
+    """Let a request tell for which call it is made: stock peers pass a correlation id on, ours also a chain."""
+    if request.correlation_id is None:
+        request.correlation_id = served.correlation_bytes
+    if grant.bits & Feature.CHAIN:
+        request.annotations[CHAIN_KEY] = grant.chain(served.chain)
 
 
 def _only_blob(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> SerializedBlob:

@@ -7,15 +7,17 @@ came; calls that begin in the same turn of the loop leave in one send.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
-from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, SerializeError
+from ..errors import CommunicationError, ConnectionClosedError, Outcome, ProtocolError, PyroError, SerializeError
 from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
+from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..uri import Uri
@@ -25,6 +27,11 @@ from ..wire.session import ClientSession, alive
 from .calls import DAEMON_OBJECT, STREAM_KEY, CallOptions
 from .handshake import connect_message, read_welcome
 from .heartbeat import Pulse, watch
+
+if TYPE_CHECKING:
+    from ..server.callee import Callee
+
+_FROM_CALLER: Final = (MessageType.INVOKE, MessageType.CANCEL)
 
 CANCEL_GRACE_S: Final = 1.0
 """How long a cancelled call may go on sending the rest of what is queued before the connection is given up."""
@@ -84,6 +91,10 @@ class Link:
         self.turn = trio.Lock()
         """Held during a call towards a peer that takes one at a time."""
         self.pulse = Pulse()
+        self.callee: Callee | None = None
+        """Answers what the daemon calls on this connection."""
+        self._background: trio.lowlevel.Task | None = None
+        """Reads when nobody else does, and waits while somebody does."""
         self._token = trio.lowlevel.current_trio_token()
         self._serializers: dict[str, Serializer] = {}
         self._reading = False
@@ -264,6 +275,46 @@ class Link:
         elif message.type == MessageType.HEARTBEAT:
             self.connection.queue(alive())
             self.connection.flush_nowait()
+        elif message.type in _FROM_CALLER:
+            if self.callee is None:
+                raise ProtocolError("the daemon calls an object here, where none was offered")
+            self.callee.take(message)
+
+    def offer_served(self, value: object) -> ProxyState | None:
+        """What stands for an object of a daemon of this process, which may be called over this connection now."""
+        state = served_as(value)
+        if state is not None and (self.callee is None or self.callee.ended):
+            value._pyroDaemon.answer_over(self)  # type: ignore[attr-defined]  # of our own making: `served_as` asked it
+        return state
+
+    async def read_for_others(self) -> None:
+        """Read whenever nobody who waits for an answer does, until the connection ends."""
+        while not self.connection.broken:
+            if self._reading:
+                self._background = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._leave_background)
+            else:
+                await self._read_all()
+
+    def _leave_background(self, _: RaiseCancelT) -> Abort:
+        self._background = None
+        return Abort.SUCCEEDED
+
+    async def _read_all(self) -> None:
+        self._reading = True
+        try:
+            while True:
+                event = await self.connection.receive()
+                if event is None:
+                    raise ConnectionClosedError(f"{self.connection.peer} closed the connection")
+                while event is not None:
+                    self._take(event)
+                    event = self.connection.receive_nowait()
+        except PyroError as error:
+            self._fail(error)
+        finally:
+            self._reading = False
+            self._hand_over()
 
     @property
     def awaited(self) -> object:
@@ -288,7 +339,11 @@ class Link:
             pass  # the connection is gone, and the stream with it
 
     def _hand_over(self) -> None:
-        """Wake one waiting call: it finds nobody reading, and reads."""
+        """Wake one waiting call, or who reads for others: it finds nobody reading, and reads."""
+        if self._background is not None:
+            task, self._background = self._background, None
+            trio.lowlevel.reschedule(task)
+            return
         for waiter in self.session.pending.values():
             if waiter.task is not None:
                 task, waiter.task = waiter.task, None
@@ -300,10 +355,15 @@ class Link:
         self.connection.close()
         for waiter in self.session.drop_pending():
             if waiter.error is None and not waiter.abandoned:
-                waiter.error = error
-                if waiter.task is not None:
-                    task, waiter.task = waiter.task, None
-                    trio.lowlevel.reschedule(task)
+                self.finish(waiter, error)
+
+    @staticmethod
+    def finish(waiter: Waiter, error: PyroError) -> None:
+        """End a wait with an error."""
+        waiter.error = error
+        if waiter.task is not None:
+            task, waiter.task = waiter.task, None
+            trio.lowlevel.reschedule(task)
 
     def _outcome(self, waiter: Waiter, error: PyroError) -> PyroError:
         """A copy of the error for this call, with what is certain about it."""
@@ -380,6 +440,8 @@ async def greet(
     grant = session.grant
     link = Link(connection, session, make_context(version, Feature.TYPED in grant).granted(grant))
     link.metadata, link.response = welcome.metadata, welcome.response
+    if Feature.REVERSE in session.grant:
+        link.context = replace(link.context, autoproxy=link.offer_served)
     if settings.heartbeat_s and Feature.HEARTBEAT in session.grant:
         watch(link, settings.heartbeat_s)
     return link

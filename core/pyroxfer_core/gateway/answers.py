@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
@@ -53,6 +53,8 @@ class StreamAnswer:
     status: int = 200
     release: Callable[[], object] = lambda: None
     """Called at the end, whatever happened."""
+    background: Callable[[], Awaitable[None]] | None = None
+    """Runs beside it, and is cancelled at its end."""
     alive: bytes = b""
     """Sent from time to time, so that nobody on the way takes silence for the end."""
 
@@ -64,6 +66,8 @@ class StreamAnswer:
                 await send({"type": "http.response.start", "status": self.status, "headers": headers})
                 await send({"type": "http.response.body", "body": self.alive, "more_body": True})
                 nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
+                if self.background is not None:
+                    nursery.start_soon(self.background)
                 if self.alive:
                     nursery.start_soon(self._stay_alive, send, turn)
                 await self._send_parts(send, turn)

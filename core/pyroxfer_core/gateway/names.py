@@ -9,9 +9,10 @@ from typing import Any, Final
 import trio
 
 from ..client.calls import CallOptions
+from ..client.items import ItemStream
 from ..client.proxy import Proxy
 from ..errors import CommunicationError, NamingError, Outcome, PyroError, RefusedError
-from ..nameserver.lookup import Rows, checked_listing, locate_ns, resolve
+from ..nameserver.lookup import locate_ns, resolve
 from ..settings import Settings
 from ..uri import Uri
 from .options import GatewayOptions
@@ -44,28 +45,6 @@ class Found:
     """The name server could not be asked; this is what it said earlier."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of the name server."""
-
-    name: str
-    uri: str
-    tags: tuple[str, ...]
-    lease: str | None = None
-    """What the name server says about how long the entry lives; None when it says nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """All entries at one moment."""
-
-    entries: tuple[Entry, ...]
-    at: float
-    """When it was taken, by trio's clock."""
-    error: str | None = None
-    """Why there is none, or why it is old."""
-
-
 class Names:
     """The name server, as the gateway sees it."""
 
@@ -75,8 +54,6 @@ class Names:
         self._locating = trio.Lock()
         self._failed: tuple[float, str] | None = None
         self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._taking = trio.Lock()
-        self._snapshot: Snapshot | None = None
 
     async def lookup(self, name: str) -> Found:
         """The address registered under a name.
@@ -111,24 +88,27 @@ class Names:
         if len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)
 
-    async def entries(self, max_age_s: float) -> Snapshot:
-        """All entries, sorted by name; of several callers at once one asks for all."""
-        async with self._taking:
-            last = self._snapshot
-            if last is None or trio.current_time() - last.at > max_age_s:
-                last = self._snapshot = await self._take(last)
-            return last
+    async def watch(self) -> ItemStream | None:
+        """The changes that a name server of this library tells by itself; None from any other.
 
-    async def _take(self, last: Snapshot | None) -> Snapshot:
-        try:
-            rows = await self._listing()
-        except PyroError as error:
-            return Snapshot(last.entries if last is not None else (), trio.current_time(), str(error))
-        found = (Entry(name, uri, tuple(tags)) for name, (uri, tags) in sorted(rows.items()))
-        return Snapshot(tuple(found), trio.current_time())
+        Raises:
+            PyroError: it cannot be asked.
+        """
+        metadata = (await self._located())._pyroMetadata
+        if metadata is None or "watch" not in metadata.methods:
+            return None
+        stream = await self._ask("watch")
+        if not isinstance(stream, ItemStream):
+            raise NamingError("the name server's answer to watch is no item stream")
+        return stream
 
-    async def _listing(self) -> Rows:
-        return checked_listing(await self._ask("list", return_metadata=True))
+    async def listing(self) -> Any:
+        """Everything with metadata, as a name server of any kind tells it.
+
+        Raises:
+            PyroError: it cannot be asked.
+        """
+        return await self._ask("list", return_metadata=True)
 
     @property
     def location(self) -> str | None:

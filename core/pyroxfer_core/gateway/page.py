@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
@@ -11,19 +11,18 @@ from typing import Any, Final
 import trio
 
 from ..errors import PyroError
-from ..uri import Uri
 from .access import NOT_EXPOSED, Access, Header
 from .answers import EVENTS, SSE_COMMENT, Answer, StreamAnswer, failed, not_found, plain
 from .describe import Describer, Description
-from .names import Entry, Names, Snapshot
+from .entries import Entry
+from .mirror import Mirror, View
+from .names import Names
 from .openapi import document
 from .options import GatewayOptions
 from .pool import Pool
 from .request import BadRequest, Request, target
 from .values import json_bytes
 
-POLL_S: Final = 1.0
-"""How often the name server is asked for changes while a page is open."""
 MAX_DESCRIBED: Final = 200
 """Objects of one OpenAPI document."""
 DESCRIBED_AT_ONCE: Final = 8
@@ -54,6 +53,7 @@ class Page:
         self._access = access
         self._names = names
         self._describer = Describer(pool)
+        self._mirror = Mirror(names, access.is_exposed)
         self._watchers = 0
 
     async def answer(self, request: Request) -> Answer | StreamAnswer:
@@ -72,27 +72,32 @@ class Page:
         if path == "openapi.json":
             return await self._openapi(request)
         if path == "api/names":
-            return Answer(body=self._names_json(request, await self._names.entries(POLL_S)))
+            return Answer(body=self._names_json(request, await self._mirror.look()))
         if path == "api/events":
             return self._events(request)
         if path.startswith("api/objects/"):
             return await self._object(request)
         return not_found()
 
-    def _exposed(self, snapshot: Snapshot) -> list[Entry]:
-        return [entry for entry in snapshot.entries if self._access.is_exposed(entry.name)]
-
-    def _names_json(self, request: Request, snapshot: Snapshot) -> bytes:
-        entries = [self._entry(request, entry) for entry in self._exposed(snapshot)]
-        known: dict[str, Any] = {"pattern": self._options.expose, "entries": entries, "error": snapshot.error}
+    def _names_json(self, request: Request, view: View) -> bytes:
+        known: dict[str, Any] = {
+            "pattern": self._options.expose,
+            "entries": [self._entry(request, entry) for entry in view.entries],
+            "total": view.total,
+            "leases": view.leases,
+            "error": view.error,
+        }
         if request.trusted:
             known["nameserver"] = self._names.location
         return json_bytes(known)
 
     def _entry(self, request: Request, entry: Entry) -> dict[str, Any]:
         """Addresses are for callers on this machine, or with the key."""
-        known: dict[str, Any] = {"name": entry.name, "tags": entry.tags, "lease": entry.lease}
-        return {**known, "uri": entry.uri} if request.trusted else known
+        addresses = [asdict(address) for address in entry.addresses]
+        for address in addresses:
+            if not request.trusted:
+                del address["uri"]
+        return {"name": entry.name, "tags": entry.tags, "addresses": addresses}
 
     def _events(self, request: Request) -> StreamAnswer:
         if self._watchers >= self._options.max_watchers:
@@ -102,17 +107,19 @@ class Page:
         def release() -> None:
             self._watchers -= 1
 
-        return StreamAnswer(self._changes(request), EVENTS, release=release, alive=SSE_COMMENT)
+        keep = self._mirror.keep
+        return StreamAnswer(self._changes(request), EVENTS, release=release, alive=SSE_COMMENT, background=keep)
 
     async def _changes(self, request: Request) -> AsyncIterator[bytes]:
         """The names now, and whenever they changed."""
+        view = await self._mirror.look()
         last = b""
         while True:
-            now = self._names_json(request, await self._names.entries(POLL_S))
+            now = self._names_json(request, view)
             if now != last:
                 last = now
                 yield b"event: names\ndata: " + now + b"\n\n"
-            await trio.sleep(POLL_S)
+            view = await self._mirror.changed(view.version)
 
     async def _object(self, request: Request) -> Answer:
         wanted = target([*request.segments[2:], b"-"])
@@ -128,14 +135,14 @@ class Page:
         return Answer(body=json_bytes(asdict(description)))
 
     async def _openapi(self, request: Request) -> Answer:
-        snapshot = await self._names.entries(POLL_S)
-        if snapshot.error and not snapshot.entries:
-            return plain(503, snapshot.error, [(b"retry-after", b"1")])
-        objects = await self._describe_all(self._exposed(snapshot)[:MAX_DESCRIBED])
+        view = await self._mirror.look()
+        if view.error and not view.entries:
+            return plain(503, view.error, [(b"retry-after", b"1")])
+        objects = await self._describe_all(view.entries[:MAX_DESCRIBED])
         server = request.root_path or "/"
         return Answer(body=json_bytes(document(objects, server=server, needs_key=self._access.needs_key)))
 
-    async def _describe_all(self, entries: list[Entry]) -> dict[str, Description]:
+    async def _describe_all(self, entries: Sequence[Entry]) -> dict[str, Description]:
         """Objects that answer, sorted by name."""
         found: dict[str, Description] = {}
         at_once = trio.CapacityLimiter(DESCRIBED_AT_ONCE)
@@ -143,10 +150,8 @@ class Page:
         async def describe(entry: Entry) -> None:
             async with at_once:
                 try:
-                    uri = Uri(entry.uri)
-                    if uri.protocol != "PYRO":
-                        uri = (await self._names.lookup(entry.name)).uri
-                    found[entry.name] = await self._describer.describe(uri)
+                    address = await self._names.lookup(entry.name)
+                    found[entry.name] = await self._describer.describe(address.uri)
                 except PyroError:
                     pass  # an entry whose object is gone has no operations
 

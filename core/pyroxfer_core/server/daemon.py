@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -34,6 +34,9 @@ from .keys import KeyTable
 from .peer import Peer
 from .streams import StreamTable
 from .workers import WorkerPool
+
+if TYPE_CHECKING:
+    from .callee import Callee
 
 log = logging.getLogger("pyroxfer.server")
 
@@ -96,6 +99,8 @@ class Daemon:
         self.epoch = secrets.token_bytes(16)
         """Changes with every daemon."""
         self.peers: set[Peer] = set()
+        self.callees: set[Callee] = set()
+        """Answer on connections that this process made to other daemons."""
         self.draining = False
         self.side_stream_handler: SideStreamHandler | None = None
         """Called with each raw side stream, in a task of its own; the stream is closed when it returns."""
@@ -246,7 +251,7 @@ class Daemon:
         self.draining = True
         try:
             with trio.move_on_after(self.settings.shutdown_grace_s):
-                for peer in list(self.peers):
+                for peer in (*self.peers, *self.callees):
                     peer.go_away()
                 if self._calls_running:
                     self._drained = trio.Event()
@@ -261,10 +266,10 @@ class Daemon:
 
     @property
     def _calls_running(self) -> bool:
-        return self._detached > 0 or any(peer.in_flight for peer in self.peers)
+        return self._detached > 0 or any(peer.in_flight for peer in (*self.peers, *self.callees))
 
     async def _send_last_answers(self) -> None:
-        for peer in list(self.peers):
+        for peer in (*self.peers, *self.callees):
             try:
                 await peer.connection.flush()
             except ConnectionClosedError:
@@ -324,11 +329,29 @@ class Daemon:
             self._detached -= 1
             self.call_ended()
 
+    def answer_over(self, link: Any) -> None:
+        """Let the daemon at the other end of a client's connection call the objects served here, on that connection.
+
+        Nothing happens unless this daemon is being served in the loop that the connection belongs to.
+        """
+        if self._nursery is None or self.draining or not link.in_own_loop():
+            return
+        from .callee import Callee  # only programs that hand out their own objects need it
+
+        callee = link.callee = Callee(self, link)
+        self.callees.add(callee)
+        link.connection.queue(link.session.serves(self.nat_location or self.location))
+        self._nursery.start_soon(callee.serve)
+
+    def lead_back(self, proxy: Any, way: Callable[[], Any]) -> None:
+        """Have a proxy that a client sent call over that client's connection, as long as ``way`` gives a link."""
+        proxy._pyroVia = way
+
     def statistics(self) -> DaemonStatistics:
         """Counts at this moment."""
         return DaemonStatistics(
             connections=len(self.peers),
-            calls_in_flight=sum(peer.in_flight for peer in self.peers),
+            calls_in_flight=sum(peer.in_flight for peer in (*self.peers, *self.callees)),
             busy_threads=self.pool.busy,
             streams=len(self.streams),
             objects=len(self.table.ids()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -24,8 +25,10 @@ from ..objects.context import TrackedResources
 from ..objects.table import Entry, ObjectTable
 from ..serializers.base import Call, Serializer, SerializerContext
 from ..serializers.factory import make_serializer
+from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection
+from ..transport.tls import TlsSocket
 from ..wire.features import Feature
 from ..wire.message import Flags, Message, MessageType
 from ..wire.session import ServerSession, alive
@@ -33,6 +36,7 @@ from .execute import SLOW_BYTES, Job, decode, execute, failure, is_slow_to_read,
 from .handshake import accept_handshake
 from .keys import run_keyed
 from .lanes import Lanes
+from .reverse import ReverseCalls
 from .streams import StreamTable
 from .waits import resumed
 from .workers import WorkerPool
@@ -49,6 +53,7 @@ TAKE_AT_ONCE: Final = 64
 _INVOKE, _ONEWAY, _BATCH, _CONCURRENT = MessageType.INVOKE, Flags.ONEWAY, Flags.BATCH, Feature.CONCURRENT
 ALIVE_S: Final = 1.0
 """How often a client is told that its large request is still being read."""
+_ABOUT_REVERSE: Final = (MessageType.SERVES, MessageType.RESULT)
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
 
@@ -100,6 +105,8 @@ class Peer:
         """The session objects of this connection."""
         self._making = trio.Lock()
         self.resources = TrackedResources()
+        self.reverse: ReverseCalls | None = None
+        """Calls to objects of the client's own daemon."""
         self.finishing = False
         """Close once the answer that is due has left."""
         tracebacks = self.settings.remote_tracebacks
@@ -134,6 +141,11 @@ class Peer:
         """48 or 502."""
         return self.connection.codec.version
 
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The client's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without TLS."""
+        sock = self.connection.sock
+        return sock.getpeercert(binary_form) if isinstance(sock, TlsSocket) else None
+
     @property
     def is_own(self) -> bool:
         """Whether the other side is this library, which speaks both protocols."""
@@ -143,6 +155,10 @@ class Peer:
     def in_flight(self) -> int:
         """Calls running or waiting in a lane."""
         return self._in_flight
+
+    def running(self) -> list[Job]:
+        """The calls that run."""
+        return [worker.job for worker in self._running.values() if worker is not None and worker.job is not None]
 
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer.
@@ -154,12 +170,14 @@ class Peer:
         if serializer is None:
             if name not in self.settings.accepted_serializers:
                 raise SerializeError(f"message used serializer that is not accepted: {name}")
-            serializer = self._serializers[name] = make_serializer(name, self._context())
+            serializer = self._serializers[name] = make_serializer(name, self.context())
         return serializer
 
-    def _context(self) -> SerializerContext:
+    def context(self) -> SerializerContext:
+        """How values are written for and read from this peer."""
         grant = self.session.grant
-        return self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
+        context = self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
+        return replace(context, proxy_factory=self._make_proxy) if Feature.REVERSE in grant else context
 
     def known_instance(self, entry: Entry) -> Any:
         """The object that a call goes to if it exists already; None when it must be made."""
@@ -197,6 +215,8 @@ class Peer:
             daemon.peers.discard(self)
             daemon.call_ended()
             connection.close()
+            if self.reverse is not None:
+                self.reverse.end()
             self.resources.close_all()
             with trio.CancelScope(shield=True):
                 await self.streams.connection_lost(self)
@@ -279,6 +299,18 @@ class Peer:
             return False
         worker.scope.deadline = deadline
         return True
+
+    def _start(self, job: Job) -> None:
+        """Run a call in a task of its own."""
+        if self._idle:
+            worker = self._idle.pop()
+            worker.job = job
+            task, worker.task = worker.task, None
+            assert task is not None, "idle workers are parked"
+            trio.lowlevel.reschedule(task)
+        else:
+            assert self._nursery is not None, "the connection is being served"
+            self._nursery.start_soon(self._work, _Worker(job))
 
     def _hand_over_reading(self) -> None:
         """A call is about to wait: let another task read."""
@@ -364,8 +396,29 @@ class Peer:
             self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
         elif message.type == MessageType.HEARTBEAT:
             self.connection.queue(alive())
+        elif message.type == MessageType.ALIVE:
+            if self.reverse is not None:
+                self.reverse.alive()
         elif message.type == MessageType.CANCEL:
             self._cancel(message.seq)
+        elif message.type in _ABOUT_REVERSE:
+            self._take_reverse(message)
+
+    def _take_reverse(self, message: Message) -> None:
+        """The client serves objects itself, or answers a call to one."""
+        if self.reverse is None:
+            self.reverse = ReverseCalls(self)
+        if message.type == MessageType.SERVES:
+            self.reverse.served(message)
+        else:
+            self.reverse.take(message)
+
+    def _make_proxy(self, state: ProxyState) -> Any:
+        """The proxy that arrived in a value; one for an object of the client's calls over this connection."""
+        proxy = self.daemon.make_proxy(state)
+        if self.reverse is not None:
+            self.reverse.lead(proxy, state)
+        return proxy
 
     def _end(self) -> None:
         """The connection is over: running calls are cancelled."""

@@ -9,14 +9,16 @@ from typing import Final
 
 import trio
 
-from ..errors import ConnectionClosedError, PyroError
+from ..errors import CommunicationError, ConnectionClosedError, PyroError
 from ..settings import Settings
 from ..uri import Uri
 from ..wire import Decoder, codec_for
 from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
 from ..wire.scattered import JOIN_BELOW, buffers_of
-from .sockets import connect_socket, is_local, peer_text, reason_of, set_options
+from .open import open_socket
+from .sockets import StreamSocket, is_local, lost_connection, peer_text, reason_of, set_options
+from .wirelog import wire_log
 
 
 def _nothing() -> None:
@@ -41,12 +43,12 @@ class Connection:
     with the rest, in order.
 
     Args:
-        sock: a connected socket; it is made non-blocking and belongs to the connection from now on.
+        sock: a connected socket, plain or under TLS; it is made non-blocking and belongs to the connection.
         decoder: reads what comes in; it knows the protocol, or finds out.
         hmac_key: signs what goes out (protocol 48).
     """
 
-    def __init__(self, sock: socket.socket, decoder: Decoder, *, hmac_key: bytes | None = None) -> None:
+    def __init__(self, sock: StreamSocket, decoder: Decoder, *, hmac_key: bytes | None = None) -> None:
         set_options(sock)
         self._sock = sock
         self.decoder = decoder
@@ -74,7 +76,7 @@ class Connection:
         return f"<Connection to {self.peer}{' broken' if self.broken else ''}>"
 
     @property
-    def sock(self) -> socket.socket:
+    def sock(self) -> StreamSocket:
         """The socket, for looking at."""
         return self._sock
 
@@ -159,17 +161,17 @@ class Connection:
         self.decoder.feed(data)
         return bool(data)
 
-    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+    async def _wait(self, wait: Callable[[StreamSocket], Awaitable[None]]) -> None:
         try:
             await wait(self._sock)
         except (trio.ClosedResourceError, OSError, ValueError) as error:
             raise self._lost(error) from error
 
-    def _lost(self, error: BaseException) -> ConnectionClosedError:
+    def _lost(self, error: BaseException) -> CommunicationError:
         if isinstance(error, trio.ClosedResourceError) or self._sock.fileno() < 0:
             return ConnectionClosedError("the connection was closed here")
         self.broken = self.ended = True
-        return ConnectionClosedError(f"connection to {self.peer} lost: {reason_of(error)}")
+        return lost_connection(error, f"connection to {self.peer} lost: {reason_of(error)}")
 
     async def send(self, message: Message) -> None:
         """Send one message.
@@ -349,15 +351,16 @@ async def open_connection(
         collect: bodies up to this size arrive as one Message; larger ones in pieces. None collects everything.
 
     Raises:
-        ConnectionClosedError, TimeoutError: as `connect_socket`.
+        ConnectionClosedError, TimeoutError, AuthenticationError: as `open_socket`.
     """
     settings = settings or Settings()
-    sock = await connect_socket(where, settings.connect_timeout_s)
+    sock = await open_socket(where, settings)
     decoder = Decoder(
         codec_for(version),
         max_message=settings.max_message_bytes,
         max_annotations=settings.max_annotations,
         collect=settings.max_message_bytes if collect is None else collect,
         hmac_key=settings.hmac_key if version == 48 else None,
+        tap=wire_log(settings, peer_text(sock)),
     )
     return Connection(sock, decoder, hmac_key=settings.hmac_key if version == 48 else None)

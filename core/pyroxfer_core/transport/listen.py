@@ -11,14 +11,16 @@ from typing import Final
 
 import trio
 
-from ..errors import PyroError
+from ..errors import AuthenticationError, ProtocolError, PyroError
 from ..settings import Settings
 from ..wire import Decoder
 from ..wire.preamble import PREAMBLE_SIZE, parse_preamble, sniff
 from .connection import Connection
 from .faults import part
-from .side import SideStream, SideStreamHandler
-from .sockets import set_options
+from .side import SideStreamHandler, side_stream_on
+from .sockets import StreamSocket, peer_text, set_options
+from .tls import start_tls
+from .wirelog import wire_log
 
 log = logging.getLogger("pyroxfer.transport")
 
@@ -82,7 +84,7 @@ class _Door:
     async def _serve(self, sock: socket.socket, permit: object) -> None:
         try:
             with self._half_open.watch() as settled:
-                await self._serve_kind(sock, settled)
+                await self._serve_secured(sock, settled)
         except (PyroError, trio.TooSlowError) as error:
             log.info("connection ended: %s", error)
         except BaseException as error:
@@ -97,18 +99,41 @@ class _Door:
                 sock.close()
             self._permits.release_on_behalf_of(permit)
 
-    async def _serve_kind(self, sock: socket.socket, settled: Callable[[], None]) -> None:
+    async def _serve_secured(self, sock: socket.socket, settled: Callable[[], None]) -> None:
+        """Serve, under TLS if the settings say so. A unix socket is plain: its file says who may connect."""
         set_options(sock)
         greet_by = trio.current_time() + self._settings.connect_timeout_s
+        context = self._settings.ssl_server_context
+        if context is None or sock.family == socket.AF_UNIX:
+            await self._serve_kind(sock, settled, greet_by)
+            return
+        try:
+            with trio.fail_at(greet_by):
+                secured = await start_tls(sock, context, server_side=True)
+        except (AuthenticationError, ProtocolError) as error:
+            log.warning("refused: %s", error)
+            return
+        try:
+            await self._serve_kind(secured, settled, greet_by)
+        finally:
+            if secured.fileno() >= 0:
+                trio.lowlevel.notify_closing(secured)
+                secured.drop()
+
+    async def _serve_kind(self, sock: StreamSocket, settled: Callable[[], None], greet_by: float) -> None:
         first = await _first_bytes(sock, greet_by)
-        if sniff(first) == "raw":
+        kind = sniff(first)
+        if kind == "raw":
             await self._serve_side(sock, first, settled, greet_by)
             return
+        if kind == "tls":
+            log.warning("%s speaks TLS to a port that does not: it is refused", peer_text(sock))
         decoder = Decoder(
             max_message=self._settings.max_handshake_bytes,
             max_annotations=self._settings.max_annotations,
             collect=self._collect,
             hmac_key=self._settings.hmac_key,
+            tap=wire_log(self._settings, peer_text(sock)),
         )
         decoder.feed(first)
         connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key)
@@ -117,17 +142,18 @@ class _Door:
         await self._handler(connection)
 
     async def _serve_side(
-        self, sock: socket.socket, first: bytes, settled: Callable[[], None], greet_by: float
+        self, sock: StreamSocket, first: bytes, settled: Callable[[], None], greet_by: float
     ) -> None:
         if self._side_handler is None or self._settings.hmac_key is not None:
             log.info("raw side stream refused: %s", "no service takes any" if self._side_handler is None else "hmac")
             return
-        stream = SideStream(sock, received=first)
+        stream = side_stream_on(sock, first)
         with trio.fail_at(greet_by):
             preamble = await stream.receive_exactly(PREAMBLE_SIZE)
         stream.token = parse_preamble(preamble)
         settled()
         await self._side_handler(stream)
+        await stream.aclose()  # an error does not come here: the peer then sees a stream that was cut
 
 
 class _HalfOpen:
@@ -172,7 +198,7 @@ async def _accept(listener: socket.socket) -> socket.socket | None:
                 log.info("a connection was lost before it was accepted: %s", error)
 
 
-async def _first_bytes(sock: socket.socket, until: float) -> bytes:
+async def _first_bytes(sock: StreamSocket, until: float) -> bytes:
     """Enough bytes to tell the kind of connection, or all there are when the peer or the time stopped before."""
     data = b""
     with trio.move_on_at(until):

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
@@ -17,11 +16,15 @@ from ..settings import Settings
 from ..uri import Uri
 from ..wire.message import Body
 from ..wire.preamble import encode_preamble
-from .sockets import connect_socket, peer_text, reason_of
+from .open import open_socket
+from .sockets import StreamSocket, peer_text, reason_of
+from .tls import TlsSocket
 
 TURN_BYTES: Final = 1024 * 1024
 """At most this much per system call: 16 MiB a turn stalls other tasks for 20 ms, 1 MiB for 3 ms."""
 RECEIVE_BYTES: Final = 256 * 1024
+TLS_TURN_BYTES: Final = 256 * 1024
+"""The same under TLS, where each byte is encrypted too."""
 PIPE_BYTES: Final = 1024 * 1024
 MAX_LARGE_PIPES: Final = 8
 """An ordinary user gets EPERM at the 65th large pipe of all processes together, so a process keeps few."""
@@ -42,7 +45,7 @@ class SideStream:
         peer: the other side, for people.
     """
 
-    def __init__(self, sock: socket.socket, *, token: bytes = b"", received: bytes = b"") -> None:
+    def __init__(self, sock: StreamSocket, *, token: bytes = b"", received: bytes = b"") -> None:
         self._sock = sock
         self.token = token
         self.peer = peer_text(sock)
@@ -212,6 +215,47 @@ class SideStream:
         await self.aclose()
 
 
+class TlsSideStream(SideStream):
+    """A side stream under TLS: bytes pass through this process, which has to encrypt them."""
+
+    _sock: TlsSocket
+
+    async def send_file(self, fd: int, offset: int, count: int) -> int:
+        """Send part of a file; see `SideStream.send_file`."""
+        done = 0
+        while done < count:
+            data = os.pread(fd, min(TLS_TURN_BYTES, count - done), offset + done)
+            if not data:
+                break
+            await self.send_all(data)
+            done += len(data)
+        return done
+
+    async def splice_to_file(self, fd: int, offset: int, count: int) -> int:
+        """Receive into part of a file; see `SideStream.splice_to_file`."""
+        done = await self._write_received(fd, offset, count)
+        return done + await self._copy(fd, offset + done, count - done)
+
+    def abort(self) -> None:
+        """Close at once and without a goodbye, so that the peer sees a stream that was cut."""
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.drop()
+
+    async def aclose(self) -> None:
+        """Say goodbye and close."""
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+        await trio.lowlevel.checkpoint()
+
+
+def side_stream_on(sock: StreamSocket, received: bytes = b"") -> SideStream:
+    """A side stream over a connected socket of either kind; ``received`` has been read from it already."""
+    kind = TlsSideStream if isinstance(sock, TlsSocket) else SideStream
+    return kind(sock, received=received)
+
+
 class _CannotSplice(Exception):
     """This socket, file or system has no splice."""
 
@@ -285,12 +329,11 @@ async def open_side_stream(where: Uri | str, token: bytes, *, settings: Settings
 
     Raises:
         ProtocolError: the token is too long.
-        ConnectionClosedError, TimeoutError: the daemon cannot be reached (outcome NotSent).
+        ConnectionClosedError, TimeoutError, AuthenticationError: as `open_socket` (outcome NotSent).
     """
     preamble = encode_preamble(token)
     settings = settings or Settings()
-    sock = await connect_socket(where, settings.connect_timeout_s)
-    stream = SideStream(sock)
+    stream = side_stream_on(await open_socket(where, settings))
     try:
         await stream.send_all(preamble)
     except BaseException:

@@ -12,11 +12,11 @@ import os
 import socket
 import stat
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 
 import trio
 
-from ..errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
+from ..errors import AuthenticationError, CommunicationError, ConnectionClosedError, Outcome, TimeoutError
 from ..uri import Uri
 
 BACKLOG: Final = 1024
@@ -26,14 +26,43 @@ KEEPALIVE_PROBES: Final = 3
 """A silent peer is found dead after 15 + 3 x 5 seconds."""
 
 
-def set_options(sock: socket.socket) -> None:
+class StreamSocket(Protocol):
+    """What a connection needs of a non-blocking socket: a plain one has it, and so has one under TLS."""
+
+    @property
+    def family(self) -> int: ...
+    def fileno(self) -> int: ...
+    def getpeername(self) -> Any: ...
+    def setblocking(self, flag: bool, /) -> None: ...
+    def getsockopt(self, level: int, option: int, /) -> int: ...
+    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
+    def recv(self, count: int, flags: int = ..., /) -> bytes: ...
+    def recv_into(self, buffer: Any, /) -> int: ...
+    def send(self, data: Any, flags: int = ..., /) -> int: ...
+    def sendmsg(self, buffers: Any, /) -> int: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def close(self) -> None: ...
+
+
+class PeerRefusedError(ConnectionAbortedError):
+    """The peer ended a TLS connection because of what this side showed of itself; the text says what to do."""
+
+
+def lost_connection(error: BaseException, text: str) -> CommunicationError:
+    """Ours for an error of a connection."""
+    return (
+        AuthenticationError(reason_of(error)) if isinstance(error, PeerRefusedError) else ConnectionClosedError(text)
+    )
+
+
+def set_options(sock: StreamSocket) -> None:
     """Non-blocking, no delay, keep-alive."""
     sock.setblocking(False)
     if sock.family != socket.AF_UNIX:
         set_keepalive(sock)
 
 
-def set_keepalive(sock: socket.socket) -> None:
+def set_keepalive(sock: StreamSocket) -> None:
     """Options of a TCP connection: no Nagle delay (two sends without this stall 44 ms), dead peers are found."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -43,7 +72,7 @@ def set_keepalive(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
 
 
-def peer_text(sock: socket.socket) -> str:
+def peer_text(sock: StreamSocket) -> str:
     """The other side for people: ``127.0.0.1:4711``, ``[::1]:4711`` or ``unix``."""
     if sock.family == socket.AF_UNIX:
         return "unix"
@@ -54,7 +83,7 @@ def peer_text(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def is_local(sock: socket.socket) -> bool:
+def is_local(sock: StreamSocket) -> bool:
     """Whether the peer is on this machine: a unix socket or a loopback address."""
     if sock.family == socket.AF_UNIX:
         return True

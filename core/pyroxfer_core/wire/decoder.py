@@ -6,6 +6,7 @@ before a body is kept, and memory grows only with what has really arrived.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from ..errors import MessageTooLargeError, ProtocolError, PyroError, SecurityError
@@ -37,7 +38,8 @@ class Decoder:
     ``max_message`` (bytes, annotations and body of one message) may be changed between messages. Bodies of up to
     ``collect`` bytes come whole, as Message; larger ones as Head, BodyPart (at most 256 KiB each), End. With
     ``hmac_key`` every message of protocol 48 must be signed with it and is collected whatever its size; protocol 502
-    cannot sign, so whether to talk it at all is the owner's decision.
+    cannot sign, so whether to talk it at all is the owner's decision. ``tap`` may put something of its own before the
+    codec, to look at what is read and written.
 
     After an error the decoder stays broken: every further call raises the same error again.
     """
@@ -57,6 +59,7 @@ class Decoder:
         "_open",
         "_remaining",
         "_signature",
+        "_tap",
         "codec",
         "max_message",
     )
@@ -69,7 +72,9 @@ class Decoder:
         max_annotations: int = 64,
         collect: int = 1 * MIB,
         hmac_key: bytes | None = None,
+        tap: Callable[[Codec], Codec] | None = None,
     ) -> None:
+        self._tap = tap
         self.codec: Codec | None = None
         """None until the first six bytes have told it, when it was not given."""
         self.max_message = max_message
@@ -222,8 +227,7 @@ class Decoder:
         if codec is None:
             if available < PREFIX_SIZE:
                 return None
-            codec = recognise(bytes(data[offset : offset + PREFIX_SIZE]))
-            self._choose(codec)
+            codec = self._choose(recognise(bytes(data[offset : offset + PREFIX_SIZE])))
         if available < codec.header_size:
             if available >= PREFIX_SIZE:
                 codec.check_prefix(bytes(data[offset : offset + PREFIX_SIZE]))
@@ -234,12 +238,13 @@ class Decoder:
             raise MessageTooLargeError(f"message too large ({size}, max={self.max_message})")
         return header
 
-    def _choose(self, codec: Codec) -> None:
-        self.codec = codec
+    def _choose(self, codec: Codec) -> Codec:
+        self.codec = codec = codec if self._tap is None else self._tap(codec)
         if self._hmac_key is not None and codec.signs:
             # A signature covers the whole body: nothing of it may be handed out before it is verified.
             self._collect_limit = codec.max_body
             self._inline_limit = _INLINE_BODY
+        return codec
 
     def _whole(self, header: Header, start: int, body_start: int, end: int) -> Message:
         message = self._message(header, start, body_start, self._slice(body_start, end))

@@ -23,6 +23,7 @@ class MessageType:
     GOAWAY: Final = 65
     HEARTBEAT: Final = 66
     ALIVE: Final = 67
+    SERVES: Final = 68
 
 
 class Flags:

@@ -6,6 +6,7 @@
     CONNECTING --CONNECTFAIL--> CLOSED     GREETING --refuse()--> CLOSED
     OPEN --RESULT, PING, GOAWAY--> OPEN    OPEN --INVOKE, PING, CANCEL--> OPEN
     OPEN --HEARTBEAT, ALIVE--> OPEN        OPEN --HEARTBEAT, ALIVE--> OPEN
+    OPEN --INVOKE, CANCEL--> OPEN          OPEN --SERVES, RESULT--> OPEN      (calls in the reverse direction)
 
 Anything else is a ProtocolError, and the connection is finished.
 """
@@ -46,6 +47,8 @@ _CLIENT: Final = {
     (State.OPEN, MessageType.GOAWAY): State.OPEN,
     (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
     (State.OPEN, MessageType.ALIVE): State.OPEN,
+    (State.OPEN, MessageType.INVOKE): State.OPEN,
+    (State.OPEN, MessageType.CANCEL): State.OPEN,
 }
 _SERVER: Final = {
     (State.START, MessageType.CONNECT): State.GREETING,
@@ -54,18 +57,28 @@ _SERVER: Final = {
     (State.OPEN, MessageType.CANCEL): State.OPEN,
     (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
     (State.OPEN, MessageType.ALIVE): State.OPEN,
+    (State.OPEN, MessageType.SERVES): State.OPEN,
+    (State.OPEN, MessageType.RESULT): State.OPEN,
 }
-_AGREED: Final = {
-    MessageType.CANCEL: (Feature.CANCEL, "CANCEL"),
+_FROM_DAEMON: Final = {
     MessageType.GOAWAY: (Feature.GOAWAY, "GOAWAY"),
     MessageType.HEARTBEAT: (Feature.HEARTBEAT, "HEARTBEAT"),
     MessageType.ALIVE: (Feature.HEARTBEAT, "ALIVE"),
+    MessageType.INVOKE: (Feature.REVERSE, "INVOKE from the daemon"),
+    MessageType.CANCEL: (Feature.REVERSE, "CANCEL from the daemon"),
 }
-"""What each message of our own needs to have been agreed on."""
+_FROM_CLIENT: Final = {
+    MessageType.CANCEL: (Feature.CANCEL, "CANCEL"),
+    MessageType.HEARTBEAT: (Feature.HEARTBEAT, "HEARTBEAT"),
+    MessageType.ALIVE: (Feature.HEARTBEAT, "ALIVE"),
+    MessageType.SERVES: (Feature.REVERSE, "SERVES"),
+    MessageType.RESULT: (Feature.REVERSE, "RESULT from the client"),
+}
+"""What each message that is not Pyro's needs to have been agreed on."""
 
 
-def _check_agreed(grant: Grant, message: Message) -> None:
-    feature, name = _AGREED.get(message.type, (0, ""))
+def _check_agreed(agreed: dict[int, tuple[int, str]], grant: Grant, message: Message) -> None:
+    feature, name = agreed.get(message.type, (0, ""))
     if name and feature not in grant:
         raise ProtocolError(f"{name} was not agreed on")
 
@@ -152,6 +165,19 @@ class ClientSession(Generic[Waiter]):
             self._confirm = None
         return message
 
+    def serves(self, location: str) -> Message:
+        """The SERVES message: objects at this location may be called over this connection; empty takes all back."""
+        message = Message(MessageType.SERVES, 0, "ping", 0, location.encode())
+        if self._confirm is not None:
+            message.annotations[FEATURES_KEY] = self._confirm
+            self._confirm = None
+        return message
+
+    def assume_reverse(self, grant: Grant) -> None:
+        """Be the caller on a connection that was made by the other side."""
+        self.state = State.OPEN
+        self.grant = grant
+
     def _free_seq(self, seq: int) -> int:
         if len(self.pending) > 0xFFFE:
             raise ProtocolError("65535 calls are in flight on this connection already")
@@ -200,7 +226,7 @@ class ClientSession(Generic[Waiter]):
         if message.type == MessageType.CONNECTOK:
             self._take_grant(message)
             return None
-        _check_agreed(self.grant, message)
+        _check_agreed(_FROM_DAEMON, self.grant, message)
         if message.type == MessageType.GOAWAY:
             self.going_away = True
         return None
@@ -250,7 +276,9 @@ class ServerSession:
         if message.type == MessageType.CONNECT:
             self._consider(message)
         else:
-            _check_agreed(self.grant, message)
+            if message.type == MessageType.SERVES and self._granted is not None:
+                self._confirm(message)
+            _check_agreed(_FROM_CLIENT, self.grant, message)
 
     def _consider(self, message: Message) -> None:
         offer = features.read_offer(message.annotations.pop(FEATURES_KEY, None))
@@ -272,6 +300,11 @@ class ServerSession:
     def assume_connected(self) -> None:
         """Skip the handshake, as on a user-supplied connected socket."""
         self.state = State.OPEN
+
+    def assume_reverse(self, grant: Grant) -> None:
+        """Be called on a connection that was made by this side."""
+        self.state = State.OPEN
+        self.grant = grant
 
     def goaway(self) -> Message:
         """The GOAWAY message; only for a peer that was granted it."""

@@ -14,8 +14,8 @@ from ..replies import replies
 from ..sink import Sink
 from ..source import Source
 from ..transfers import Transfers
-from .base import MAX_BLOCK, Acknowledged, Channel
-from .window import WINDOW, pull_blocks, push_blocks
+from .base import MAX_BLOCK, Acknowledged, Channel, Manner, credit_in
+from .window import pull_blocks, push_blocks
 
 KEY: Final = "XFER"
 """The annotation that carries a block."""
@@ -36,24 +36,30 @@ class AnnotChannel(Channel):
 
     name: ClassVar[str] = NAME
 
-    async def push(self, talk: Conversation, ticket: Ticket, source: Source, acknowledged: Acknowledged) -> End:
-        async def send(offset: int, data: bytes) -> None:
-            await talk.ask_with("put_annotated", ticket.transfer_id, offset, annotations={KEY: data})
+    async def push(
+        self, talk: Conversation, ticket: Ticket, source: Source, acknowledged: Acknowledged, manner: Manner
+    ) -> End:
+        async def send(offset: int, data: bytes) -> int:
+            reply, _ = await talk.ask_with("put_annotated", ticket.transfer_id, offset, annotations={KEY: data})
+            return credit_in(reply)
 
-        await push_blocks(source, block_size(talk, ticket), send, acknowledged)
+        await push_blocks(source, ticket, block_size(talk, ticket), send, acknowledged, manner.pace)
         return await source.end()
 
-    async def pull(self, talk: Conversation, ticket: Ticket, sink: Sink, acknowledged: Acknowledged) -> End:
+    async def pull(
+        self, talk: Conversation, ticket: Ticket, sink: Sink, acknowledged: Acknowledged, manner: Manner
+    ) -> End:
         async def fetch(offset: int, length: int) -> int:
-            _, annotations = await talk.ask_with("get_annotated", ticket.transfer_id, offset, length)
+            reply, annotations = await talk.ask_with("get_annotated", ticket.transfer_id, offset, length)
             data = annotations.get(KEY)
             if data is None or len(data) != length:
                 raise PeerError("the server answered with another block than the one asked for")
             await sink.write_block(offset, data)
-            return length
+            return credit_in(reply)
 
-        in_order_only = sink.fd is None
-        await pull_blocks(ticket, block_size(talk, ticket), 1 if in_order_only else WINDOW, fetch, acknowledged)
+        await pull_blocks(
+            ticket, block_size(talk, ticket), fetch, acknowledged, manner.pace, in_order=sink.fd is None
+        )
         reply = await talk.ask("end_download", ticket.transfer_id)
         return End.from_dict(reply.get("end"))
 
@@ -66,7 +72,7 @@ class AnnotEnd:
 
     @replies
     async def put_annotated(self, transfer_id: object, offset: object) -> Mapping[str, Any]:
-        """Write the block in the request's annotation ``XFER``; ``{"received": bytes so far}``."""
+        """Write the block in the request's annotation ``XFER``; ``{"received": bytes so far, "credit": bytes}``."""
         upload = self.transfers.upload(check_transfer_id(transfer_id))
         upload.channel = NAME
         block = current_call.annotations.get(KEY)
@@ -78,14 +84,14 @@ class AnnotEnd:
         except TransferError as error:
             await self.transfers.fail(upload.transfer_id, error)
             raise
-        return {"received": upload.sink.received}
+        return {"received": upload.sink.received, "credit": self.transfers.credit()}
 
     @replies
     async def get_annotated(self, transfer_id: object, offset: object, length: object) -> Mapping[str, Any]:
-        """Answer with a block of a download in the annotation ``XFER``; ``{"length": bytes}``."""
+        """Answer with a block of a download in the annotation ``XFER``; ``{"length": bytes, "credit": bytes}``."""
         download = self.transfers.download(check_transfer_id(transfer_id))
         download.channel = NAME
         position, wanted = check_range(offset, length, MAX_BLOCK)
         block = await download.source.read_block(position, wanted)
         current_call.response_annotations[KEY] = block
-        return {"length": len(block)}
+        return {"length": len(block), "credit": self.transfers.credit()}

@@ -8,10 +8,11 @@ from typing import Final
 from ..conversation import Conversation
 from ..errors import AddressError
 from ..offer import End, Ticket
+from ..progress import human
 from ..sink import Sink
 from ..source import Source
 from .annot import AnnotChannel, AnnotEnd
-from .base import Acknowledged, Channel, ChannelUnavailableError
+from .base import Acknowledged, Channel, ChannelUnavailableError, Manner
 from .iter import IterChannel, IterEnd
 from .raw import RawChannel
 from .raw import serve_side_stream as serve_side_stream
@@ -44,17 +45,6 @@ class Choice:
     reason: str
 
 
-def human(size: int) -> str:
-    """A number of bytes for people, such as ``1.5 MiB``."""
-    if size < 1024:
-        return f"{size} bytes"
-    value, units = size / 1024, ["TiB", "GiB", "MiB", "KiB"]
-    while value >= 1024 and len(units) > 1:
-        value /= 1024
-        units.pop()
-    return f"{value:.1f} {units[-1]}"
-
-
 def check_channel(name: str) -> str:
     """``name`` itself, when it is a choice.
 
@@ -83,7 +73,7 @@ def _instead(reason: ChannelUnavailableError) -> Choice:
 
 
 async def push(
-    choice: Choice, talk: Conversation, ticket: Ticket, source: Source, acknowledged: Acknowledged
+    choice: Choice, talk: Conversation, ticket: Ticket, source: Source, acknowledged: Acknowledged, manner: Manner
 ) -> tuple[End, Choice]:
     """Move a source by the chosen channel, or by another when that cannot be opened. Errors as ``Channel.push``.
 
@@ -91,14 +81,14 @@ async def push(
         The source's own count and digest, and what moved it in the end.
     """
     try:
-        return await choice.channel.push(talk, ticket, source, acknowledged), choice
+        return await choice.channel.push(talk, ticket, source, acknowledged, manner), choice
     except ChannelUnavailableError as reason:
         other = _instead(reason)
-    return await other.channel.push(talk, ticket, source, acknowledged), other
+    return await other.channel.push(talk, ticket, source, acknowledged, manner), other
 
 
 async def pull(
-    choice: Choice, talk: Conversation, ticket: Ticket, sink: Sink, acknowledged: Acknowledged
+    choice: Choice, talk: Conversation, ticket: Ticket, sink: Sink, acknowledged: Acknowledged, manner: Manner
 ) -> tuple[End, Choice]:
     """Fill a sink by the chosen channel, or by another when that cannot be opened. Errors as ``Channel.pull``.
 
@@ -106,7 +96,7 @@ async def pull(
         The sender's count and digest, and what moved the bytes in the end.
     """
     try:
-        return await choice.channel.pull(talk, ticket, sink, acknowledged), choice
+        return await choice.channel.pull(talk, ticket, sink, acknowledged, manner), choice
     except ChannelUnavailableError as reason:
         other = _instead(reason)
-    return await other.channel.pull(talk, ticket, sink, acknowledged), other
+    return await other.channel.pull(talk, ticket, sink, acknowledged, manner), other

@@ -12,13 +12,14 @@ from typing import Any, ClassVar, Final
 from pyroxfer_core import expose
 
 from ..conversation import Conversation, opened
-from ..errors import LostError, TransferError, to_record
-from ..offer import End, Ticket, check_range, check_transfer_id
+from ..errors import LostError, PeerError, TransferError, to_record
+from ..offer import End, Ticket, check_range, check_ranges, check_transfer_id
 from ..replies import replies
+from ..runs import Range, pieces
 from ..sink import Sink
 from ..source import Source
 from ..transfers import Transfers
-from .base import MAX_BLOCK, Acknowledged, Channel, as_bytes
+from .base import MAX_BLOCK, Acknowledged, Channel, Manner, as_bytes, credit_in
 from .window import push_blocks
 
 BLOCK: Final = 256 * 1024
@@ -33,23 +34,31 @@ class IterChannel(Channel):
 
     name: ClassVar[str] = NAME
 
-    async def push(self, talk: Conversation, ticket: Ticket, source: Source, acknowledged: Acknowledged) -> End:
-        async def send(offset: int, data: bytes) -> None:
-            await talk.ask("put_block", ticket.transfer_id, offset, data)
+    async def push(
+        self, talk: Conversation, ticket: Ticket, source: Source, acknowledged: Acknowledged, manner: Manner
+    ) -> End:
+        async def send(offset: int, data: bytes) -> int:
+            return credit_in(await talk.ask("put_block", ticket.transfer_id, offset, data))
 
-        await push_blocks(source, min(BLOCK, ticket.block_size), send, acknowledged)
+        await push_blocks(source, ticket, min(BLOCK, ticket.block_size), send, acknowledged, manner.pace)
         return await source.end()
 
-    async def pull(self, talk: Conversation, ticket: Ticket, sink: Sink, acknowledged: Acknowledged) -> End:
-        offset = 0
-        ahead = min(READ_AHEAD, (ticket.size or 0) // BLOCK + 2)  # the blocks, a shorter one, and the end
-        async with contextlib.aclosing(await talk.items("blocks", ticket.transfer_id, read_ahead=ahead)) as stream:
+    async def pull(
+        self, talk: Conversation, ticket: Ticket, sink: Sink, acknowledged: Acknowledged, manner: Manner
+    ) -> End:
+        missing = [list(part) for part in ticket.missing]
+        places = iter(pieces(ticket.missing, BLOCK))
+        ahead = min(READ_AHEAD, sum(length for _, length in missing) // BLOCK + len(missing) + 2)
+        items = await talk.items("blocks", ticket.transfer_id, missing, read_ahead=ahead)
+        async with contextlib.aclosing(items) as stream:
             async for item in stream:
+                await manner.pace.take(BLOCK)
                 if isinstance(item, Mapping) and ("end" in item or "error" in item):
-                    return End.from_dict(opened(item)["end"])
-                data = as_bytes(item)
-                await sink.write_block(offset, data)
-                offset += len(data)
+                    return End.from_dict(opened(item).get("end"))
+                data, place = as_bytes(item), next(places, None)
+                if place is None or len(data) != place.length:
+                    raise PeerError("the server sent another block than the one that comes next")
+                await sink.write_block(place.offset, data)
                 acknowledged(len(data))
         raise LostError("the server ended the file without its digest; try again")
 
@@ -62,7 +71,7 @@ class IterEnd:
 
     @replies
     async def put_block(self, transfer_id: object, offset: object, data: object) -> Mapping[str, Any]:
-        """Write one block of an upload; ``{"received": bytes so far}``."""
+        """Write one block of an upload; ``{"received": bytes so far, "credit": bytes}``."""
         upload = self.transfers.upload(check_transfer_id(transfer_id))
         upload.channel = NAME
         block = as_bytes(data)
@@ -72,17 +81,19 @@ class IterEnd:
         except TransferError as error:
             await self.transfers.fail(upload.transfer_id, error)
             raise
-        return {"received": upload.sink.received}
+        return {"received": upload.sink.received, "credit": self.transfers.credit()}
 
-    async def blocks(self, transfer_id: object) -> AsyncIterator[object]:
-        """The blocks of a download in order, then ``{"end": {"size", "digest"}}``; at any point ``{"error": …}``."""
+    async def blocks(self, transfer_id: object, ranges: object = None) -> AsyncIterator[object]:
+        """The blocks of these ranges of a download in order, or of all of it, then ``{"end": {"size", "digest"}}``;
+        at any point ``{"error": …}``. Each range is a list of offset and length."""
         try:
             download = self.transfers.download(check_transfer_id(transfer_id))
             download.channel = NAME
             source = download.source
-            for offset in range(0, source.size, BLOCK):
+            wanted = [Range(0, source.size)] if ranges is None else check_ranges(ranges)
+            for offset, length in pieces(wanted, BLOCK):
                 self.transfers.download(download.transfer_id)
-                yield await source.read_block(offset, BLOCK)
+                yield await source.read_block(offset, length)
             end = await source.end()
             await self.transfers.finish(download.transfer_id)
             yield {"end": end.to_dict()}

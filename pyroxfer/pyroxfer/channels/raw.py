@@ -1,21 +1,24 @@
-"""``raw``: a side stream of its own on the daemon's port; the kernel moves the bytes from file to file.
+"""``raw``: side streams of their own on the daemon's port; the kernel moves the bytes from file to file.
 
-Every stream opens with a grant and carries one range, whose length both ends know beforehand:
+Every stream opens with a grant, and carries ranges of one transfer one after another:
 
-    server               READY                     the grant is accepted
-    client               GO                        in time; without it nothing has begun, and nothing ends
-    sender               the bytes
-    sender               END    size, digest       its own count and digest of the whole file
-    receiver             ACK    bytes so far       uploads only, now and then, for progress
-    receiver             END    size, digest       uploads only, its own, once everything is written
+    server     READY                     the grant is accepted
+    client     GO                        in time; without it nothing has begun, and nothing ends
+    client     RANGE  offset, length     uploads: the bytes follow. Downloads: the client wants them
+    sender     the bytes
+    sender     END    length, digest     of the range; the digest is zero where the whole file's has to do
+    receiver   ACK    bytes so far       uploads only, now and then, for progress
+    client     DONE                      no further range
+    receiver   END    bytes so far       uploads only, once everything is written
 
-All records have one length. Whoever fails closes; why, the other end asks in the conversation.
+All records have one length. Whoever fails closes; why, the other end asks in the conversation. With several streams
+each range is a stripe with a digest of its own, so that damage is found before it is kept.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import ClassVar, Final
 
 import trio
@@ -24,35 +27,42 @@ from pyroxfer_core import SideStream, open_side_stream
 from pyroxfer_core import errors as core_errors
 
 from ..conversation import Conversation
-from ..errors import DeniedError, LostError, PeerError, TransferError, from_os_error
+from ..errors import DeniedError, LostError, PeerError, SourceChangedError, TransferError, from_os_error
 from ..grants import DOWNLOAD, UPLOAD, Grant
 from ..names import printable
 from ..offer import End, Ticket
+from ..runs import Range, Run, covered, pieces
 from ..sink import FileSink, Sink
 from ..source import Source
 from ..tasks import open_flat_nursery
 from ..transfers import Download, Transfers, Upload
-from .base import Acknowledged, Channel, ChannelUnavailableError
+from .base import AS_FAST_AS_CAN_BE, Acknowledged, Channel, ChannelUnavailableError, Manner
 
 OPEN_S: Final = 2.0
 """A side stream that is not open after this long will not be: something on the way holds it back."""
 STEP: Final = 2 * 1024 * 1024
 """Bytes between two looks at progress, digest and lease."""
+STRIPE: Final = 8 * 1024 * 1024
+"""Bytes of one range when there are several streams: sent again as a whole when it was damaged."""
 NAME: Final = "raw"
 
 _RECORD: Final = struct.Struct(">4sQ32s")
 READY: Final = b"REDY"
 GO: Final = b"GO  "
+RANGE: Final = b"RNGE"
 ACK: Final = b"ACK "
 END: Final = b"END "
+DONE: Final = b"DONE"
 _NO_DIGEST: Final = bytes(32)
+_STRIPED: Final = struct.Struct(">QB")
+"""In the place of the digest of RANGE: its length, and whether END shall have the digest of the range."""
 
 
 async def _send_record(stream: SideStream, kind: bytes, size: int, digest: bytes = _NO_DIGEST) -> None:
     await stream.send_all(_RECORD.pack(kind, size, digest))
 
 
-async def _receive_record(stream: SideStream, *kinds: bytes) -> tuple[bytes, End]:
+async def _receive_record(stream: SideStream, *kinds: bytes) -> tuple[bytes, int, bytes]:
     """The next record.
 
     Raises:
@@ -62,48 +72,87 @@ async def _receive_record(stream: SideStream, *kinds: bytes) -> tuple[bytes, End
     kind, size, digest = _RECORD.unpack(await stream.receive_exactly(_RECORD.size))
     if kind not in kinds:
         raise PeerError("the side stream carried something unexpected")
-    return kind, End(size, digest.hex())
+    return kind, size, digest
 
 
-async def _send_end(stream: SideStream, end: End) -> None:
-    await _send_record(stream, END, end.size, bytes.fromhex(end.digest))
+async def _send_range_record(stream: SideStream, place: Range, striped: bool) -> None:
+    await _send_record(stream, RANGE, place.offset, _STRIPED.pack(place.length, striped).ljust(32, b"\0"))
 
 
-async def _send_range(stream: SideStream, source: Source, length: int, sent: Callable[[], object]) -> End:
-    """Send ``length`` bytes from the beginning of the source while digesting it, then the end record."""
+async def _next_range(stream: SideStream, granted: Range) -> tuple[Range, bool] | None:
+    """The next range of a stream, and whether it is a stripe; None at the end.
+
+    Raises:
+        PeerError: it reaches over what was granted.
+    """
+    kind, offset, rest = await _receive_record(stream, RANGE, DONE)
+    if kind == DONE:
+        return None
+    length, striped = _STRIPED.unpack_from(rest)
+    if not length or offset < granted.offset or offset + length > sum(granted):
+        raise PeerError("the side stream asked for more than was granted")
+    return Range(offset, length), bool(striped)
+
+
+async def _send_range(
+    stream: SideStream, source: Source, place: Range, moved: Callable[[int], object], manner: Manner, striped: bool
+) -> None:
+    """Send a range of the source, then its end record."""
     assert source.fd is not None, "callers check that the source is a file"
-    async with open_flat_nursery() as nursery:
-        nursery.start_soon(source.digest_all)
-        for offset in range(0, length, STEP):
-            step = min(STEP, length - offset)
-            if await stream.send_file(source.fd, offset, step) < step:
-                break  # the file became shorter: its digest finds out
-            sent()
-    end = await source.end()
-    await _send_end(stream, end)
-    return end
+    offset, end = place.offset, sum(place)
+    while offset < end:
+        step = min(manner.pace.step(STEP), end - offset)
+        await manner.pace.take(step)
+        sent = await stream.send_file(source.fd, offset, step)
+        offset += sent
+        if sent < step:
+            await source.end()
+            raise SourceChangedError("the file became shorter while it was being sent; send it again")
+        moved(sent)
+    digest = (await source.digests([place]))[0] if striped else ""
+    await _send_record(stream, END, place.length, bytes.fromhex(digest) or _NO_DIGEST)
 
 
 async def _receive_range(
-    stream: SideStream, sink: FileSink, length: int, received: Callable[[int], Awaitable[None]]
+    stream: SideStream, sink: FileSink, place: Range, moved: Callable[[int], Awaitable[None]], manner: Manner
 ) -> None:
-    """Receive ``length`` bytes into the sink while digesting them; ``received`` is told of each step."""
-    sink.reserve(0, length)
-    offset = 0
+    """Receive a range into the sink, and its end record; ``moved`` is told of each step."""
+    sink.reserve(*place)
+    offset, end = place.offset, sum(place)
     try:
-        with sink.usage:
-            async with open_flat_nursery() as nursery:
-                nursery.start_soon(sink.follow, length)
-                while offset < length:
-                    step = min(STEP, length - offset)
-                    moved = await _splice(stream, sink, offset, step)
-                    sink.complete(offset, moved)
-                    offset += moved
-                    if moved < step:
-                        raise LostError(f"the connection ended after {offset} of {length} bytes; try again")
-                    await received(moved)
+        while offset < end:
+            step = min(manner.pace.step(STEP), end - offset)
+            await manner.pace.take(step)
+            with sink.usage:
+                got = await _splice(stream, sink, offset, step)
+            sink.complete(offset, got)
+            offset += got
+            if got < step:
+                raise LostError(f"the connection ended {end - offset} bytes too early; try again")
+            await moved(got)
     finally:
         sink.complete(offset, 0)
+    await _receive_record(stream, END)
+
+
+async def _receive_stripe(
+    stream: SideStream, sink: FileSink, place: Range, moved: Callable[[int], Awaitable[None]], manner: Manner
+) -> None:
+    """As ``_receive_range``; nothing of it counts before its own digest was compared."""
+    sink.reserve(*place)
+    good = 0
+    try:
+        for part in pieces([place], manner.pace.step(STEP)):
+            await manner.pace.take(part.length)
+            with sink.usage:
+                if await _splice(stream, sink, *part) < part.length:
+                    raise LostError("the connection ended in the middle of a stripe; try again")
+        _, _, theirs = await _receive_record(stream, END)
+        await sink.prove(Run(*place, theirs.hex()))
+        good = place.length
+    finally:
+        sink.complete(place.offset, good)
+    await moved(place.length)
 
 
 async def _splice(stream: SideStream, sink: FileSink, offset: int, count: int) -> int:
@@ -118,50 +167,111 @@ class RawChannel(Channel):
 
     name: ClassVar[str] = NAME
 
-    async def push(self, talk: Conversation, ticket: Ticket, source: Source, acknowledged: Acknowledged) -> End:
+    async def push(
+        self, talk: Conversation, ticket: Ticket, source: Source, acknowledged: Acknowledged, manner: Manner
+    ) -> End:
         if source.fd is None or ticket.size is None:
             raise ChannelUnavailableError("the size of a pipe is not known")
-        stream = await _open(talk, ticket)
-        try:
-            end = await self._push(stream, ticket.size, source, acknowledged)
-            await stream.aclose()
-            return end
-        except core_errors.CommunicationError as error:
-            raise await _reason(talk, ticket, error) from error
-        finally:
-            stream.abort()
+        counted = sum(length for _, length in covered(ticket.kept))
 
-    async def _push(self, stream: SideStream, size: int, source: Source, acknowledged: Acknowledged) -> End:
-        async def read_acknowledgements() -> None:
-            counted, kind = 0, ACK
-            while kind != END:
-                kind, theirs = await _receive_record(stream, ACK, END)
-                acknowledged(max(theirs.size - counted, 0))
-                counted = max(counted, theirs.size)
+        def received(total: int) -> None:
+            nonlocal counted
+            acknowledged(max(total - counted, 0))
+            counted = max(counted, total)
 
-        async with open_flat_nursery() as nursery:
-            nursery.start_soon(read_acknowledgements)
-            return await _send_range(stream, source, size, lambda: None)
+        async def move(stream: SideStream, places: Iterator[Range], striped: bool) -> None:
+            await _push(stream, source, places, received, manner, striped)
 
-    async def pull(self, talk: Conversation, ticket: Ticket, sink: Sink, acknowledged: Acknowledged) -> End:
+        await _with_streams(talk, ticket, manner, move, source.digest_all)
+        return await source.end()
+
+    async def pull(
+        self, talk: Conversation, ticket: Ticket, sink: Sink, acknowledged: Acknowledged, manner: Manner
+    ) -> End:
         if not isinstance(sink, FileSink) or ticket.size is None:
             raise ChannelUnavailableError("a pipe takes bytes only in calls")
 
-        async def received(count: int) -> None:
+        async def moved(count: int) -> None:
+            await trio.lowlevel.checkpoint()
             acknowledged(count)
 
-        stream = await _open(talk, ticket)
+        async def move(stream: SideStream, places: Iterator[Range], striped: bool) -> None:
+            receive = _receive_stripe if striped else _receive_range
+            for place in places:
+                await _send_range_record(stream, place, striped)
+                await receive(stream, sink, place, moved, manner)
+            await _send_record(stream, DONE, 0)
+
+        await _with_streams(talk, ticket, manner, move, sink.follow)
+        return End.from_dict((await talk.ask("end_download", ticket.transfer_id)).get("end"))
+
+
+async def _push(
+    stream: SideStream,
+    source: Source,
+    places: Iterator[Range],
+    received: Callable[[int], None],
+    manner: Manner,
+    striped: bool,
+) -> None:
+    """Send ranges over one stream while reading what the receiver says of them."""
+
+    async def read_acknowledgements() -> None:
+        kind = ACK
+        while kind != END:
+            kind, total, _ = await _receive_record(stream, ACK, END)
+            received(total)
+
+    async with open_flat_nursery() as nursery:
+        nursery.start_soon(read_acknowledgements)
+        for place in places:
+            await _send_range_record(stream, place, striped)
+            await _send_range(stream, source, place, lambda _: None, manner, striped)
+        await _send_record(stream, DONE, 0)
+
+
+Move = Callable[[SideStream, Iterator[Range], bool], Awaitable[None]]
+"""Moves ranges over one stream; the iterator is shared by all streams."""
+
+
+async def _with_streams(
+    talk: Conversation, ticket: Ticket, manner: Manner, move: Move, beside: Callable[[], Awaitable[None]]
+) -> None:
+    """Move what is missing over as many streams as asked for, ``beside`` running meanwhile.
+
+    Raises:
+        ChannelUnavailableError: the first stream cannot be opened; nothing was moved.
+        TransferError, CommunicationError: what broke it.
+    """
+    count = manner.streams_for(ticket)
+    places = iter(list(pieces(ticket.missing, STRIPE) if count > 1 else ticket.missing))
+    first = await _open(talk, ticket.grant)
+
+    async def further() -> None:
+        await run(await _open(talk, await talk.grant(ticket.transfer_id)))
+
+    async def run(stream: SideStream) -> None:
         try:
-            await _receive_range(stream, sink, ticket.size, received)
-            _, end = await _receive_record(stream, END)
-            return end
-        except (core_errors.CommunicationError, LostError) as error:
-            raise await _reason(talk, ticket, error) from error
+            await move(stream, places, count > 1)
+            await stream.aclose()
         finally:
             stream.abort()
 
+    try:
+        async with open_flat_nursery() as nursery:
+            nursery.start_soon(beside)
+            async with open_flat_nursery() as streams:
+                streams.start_soon(run, first)
+                for _ in range(count - 1):
+                    streams.start_soon(further)
+            nursery.cancel_scope.cancel()
+    except (core_errors.CommunicationError, LostError) as error:
+        raise await _reason(talk, ticket, error) from error
+    except ChannelUnavailableError as error:  # of a further stream: the others have begun
+        raise LostError(f"{error}; try again with fewer streams") from error
 
-async def _open(talk: Conversation, ticket: Ticket) -> SideStream:
+
+async def _open(talk: Conversation, grant: str) -> SideStream:
     """A side stream that is begun at both ends.
 
     Raises:
@@ -169,7 +279,7 @@ async def _open(talk: Conversation, ticket: Ticket) -> SideStream:
     """
     with trio.move_on_after(OPEN_S):
         try:
-            stream = await open_side_stream(talk.where, bytes.fromhex(ticket.grant), settings=talk.settings)
+            stream = await open_side_stream(talk.where, bytes.fromhex(grant), settings=talk.settings)
         except core_errors.CommunicationError as error:
             raise ChannelUnavailableError(f"the side stream cannot be opened: {error}") from error
         try:
@@ -228,29 +338,45 @@ async def _begun(stream: SideStream) -> bool:
 
 
 async def _serve_granted(transfers: Transfers, stream: SideStream, grant: Grant) -> None:
+    granted = Range(grant.offset, grant.length)
     if grant.direction == UPLOAD:
         upload = transfers.upload(grant.transfer_id)
         with upload.mover():
-            await _serve_upload(transfers, stream, upload, grant.length)
+            await _serve_upload(transfers, stream, upload, granted)
     elif grant.direction == DOWNLOAD:
         download = transfers.download(grant.transfer_id)
         with download.mover():
-            await _serve_download(transfers, stream, download, grant.length)
+            await _serve_download(transfers, stream, download, granted)
 
 
-async def _serve_upload(transfers: Transfers, stream: SideStream, upload: Upload, length: int) -> None:
-    async def received(_: int) -> None:
+async def _serve_upload(transfers: Transfers, stream: SideStream, upload: Upload, granted: Range) -> None:
+    sink = upload.sink
+
+    async def moved(_: int) -> None:
         transfers.upload(upload.transfer_id)
-        await _send_record(stream, ACK, upload.sink.received)
+        await _send_record(stream, ACK, sink.received)
 
     upload.channel = NAME
-    await _receive_range(stream, upload.sink, length, received)
-    _, theirs = await _receive_record(stream, END)
-    own = await upload.sink.verify(theirs)
-    await _send_end(stream, own)
+    async with open_flat_nursery() as nursery:
+        nursery.start_soon(sink.follow)
+        while (wanted := await _next_range(stream, granted)) is not None:
+            place, striped = wanted
+            receive = _receive_stripe if striped else _receive_range
+            await receive(stream, sink, place, moved, AS_FAST_AS_CAN_BE)
+        nursery.cancel_scope.cancel()
+    await _send_record(stream, END, sink.received)
 
 
-async def _serve_download(transfers: Transfers, stream: SideStream, download: Download, length: int) -> None:
+async def _serve_download(transfers: Transfers, stream: SideStream, download: Download, granted: Range) -> None:
     download.channel = NAME
-    await _send_range(stream, download.source, length, lambda: transfers.download(download.transfer_id))
-    await transfers.finish(download.transfer_id)
+    source = download.source
+
+    def moved(_: int) -> None:
+        transfers.download(download.transfer_id)
+
+    async with open_flat_nursery() as nursery:
+        nursery.start_soon(source.digest_all)
+        while (wanted := await _next_range(stream, granted)) is not None:
+            place, striped = wanted
+            await _send_range(stream, source, place, moved, AS_FAST_AS_CAN_BE, striped)
+        nursery.cancel_scope.cancel()

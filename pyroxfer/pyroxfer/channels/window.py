@@ -2,60 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Final
 
 import trio
 
 from ..offer import Ticket
+from ..pace import Pace
+from ..runs import Range, pieces
 from ..source import Source
 from ..tasks import open_flat_nursery
 from .base import Acknowledged
 
-WINDOW: Final = 4
-"""Block calls in flight: blocks of 1 MiB then take at most 4 MiB at each end, and no round trip is waited for."""
+CREDIT: Final = 10 * 256 * 1024
+"""Bytes in flight at the beginning: enough for 1 Gbit/s over 20 ms."""
+MOST_CREDIT: Final = 32 * 1024 * 1024
+"""Bytes in flight at most, at each end: enough for 1 Gbit/s over a quarter of a second."""
+UNHINDERED: Final = 2.0
+"""A block that takes less than so many times the fastest one did not wait behind others: more may be in flight."""
 
-SendBlock = Callable[[int, bytes], Awaitable[None]]
-"""Sends the block at an offset and returns when the receiver has written it."""
+SendBlock = Callable[[int, bytes], Awaitable[int]]
+"""Sends the block at an offset and returns when the receiver has written it; the credit that the server gives now."""
 FetchBlock = Callable[[int, int], Awaitable[int]]
-"""Fetches the block at an offset, of a length, and returns when it is written; the number of bytes."""
+"""Fetches the block at an offset, of a length, and returns when it is written; the credit as above."""
 
 
-async def push_blocks(source: Source, block_size: int, send: SendBlock, acknowledged: Acknowledged) -> None:
-    """Read the source in order and send its blocks, ``WINDOW`` of them in flight."""
-    reading = trio.Lock()
-    position = 0
-    ended = False
+class Window:
+    """How many bytes may be in flight. It grows as long as blocks come back as fast as alone, which is when the line
+    is long and not full, up to what the server gives."""
 
-    async def worker() -> None:
-        nonlocal position, ended
-        while True:
-            async with reading:
-                offset = position
-                data = b"" if ended else await source.read_block(offset, block_size)
-                position += len(data)
-                ended = ended or len(data) < block_size
-            if not data:
-                return
-            await send(offset, data)
-            acknowledged(len(data))
+    def __init__(self, block_size: int, credit: int, most: int = MOST_CREDIT) -> None:
+        self._least = block_size
+        self._most = most
+        self._size = max(block_size, min(CREDIT, credit, most))
+        self._flying = 0
+        self._fastest = float("inf")
+        self._freed = trio.lowlevel.ParkingLot()
 
+    @property
+    def size(self) -> int:
+        """Bytes that may be in flight now."""
+        return self._size
+
+    async def enter(self, count: int) -> float:
+        """Wait until so many bytes may be sent; the time to hand to ``leave``."""
+        while self._flying and self._flying + count > self._size:
+            await self._freed.park()
+        self._flying += count
+        return trio.current_time()
+
+    def leave(self, count: int, began: float, credit: int) -> None:
+        """They have arrived, and the server gives this much credit from now on."""
+        took = trio.current_time() - began
+        self._fastest = min(self._fastest, took)
+        if took < UNHINDERED * self._fastest:
+            self._size += count
+        self._size = max(min(self._size, credit, self._most), self._least)
+        self._flying -= count
+        self._freed.unpark_all()
+
+
+@contextlib.asynccontextmanager
+async def _flights(window: Window, acknowledged: Acknowledged) -> AsyncIterator[Callable[..., Awaitable[None]]]:
+    """Starts calls, each as a task of its own once the window has room for its bytes."""
     async with open_flat_nursery() as nursery:
-        for _ in range(WINDOW):
-            nursery.start_soon(worker)
+
+        async def start(count: int, call: Callable[[], Awaitable[int]]) -> None:
+            began = await window.enter(count)
+
+            async def fly() -> None:
+                credit = await call()
+                window.leave(count, began, credit)
+                acknowledged(count)
+
+            nursery.start_soon(fly)
+
+        yield start
+
+
+async def push_blocks(
+    source: Source, ticket: Ticket, block_size: int, send: SendBlock, acknowledged: Acknowledged, pace: Pace
+) -> None:
+    """Read what is missing of the source in order and send its blocks, as many at once as the window has room for."""
+    window = Window(block_size, ticket.credit)
+    async with _flights(window, acknowledged) as start:
+        for offset, length in _wanted(ticket, block_size):
+            await pace.take(length)
+            data = await source.read_block(offset, length)
+            if data:
+                await start(len(data), lambda offset=offset, data=data: send(offset, data))
+            if len(data) < length:
+                return
+
+
+def _wanted(ticket: Ticket, block_size: int) -> Iterable[Range]:
+    """The blocks to send, in order; without end when the source will tell where it ends."""
+    if ticket.size is not None:
+        yield from pieces(ticket.missing, block_size)
+        return
+    offset = 0
+    while True:
+        yield Range(offset, block_size)
+        offset += block_size
 
 
 async def pull_blocks(
-    ticket: Ticket, block_size: int, window: int, fetch: FetchBlock, acknowledged: Acknowledged
+    ticket: Ticket, block_size: int, fetch: FetchBlock, acknowledged: Acknowledged, pace: Pace, *, in_order: bool
 ) -> None:
-    """Fetch every block of a file of known size, ``window`` of them in flight."""
-    size = ticket.size or 0
-    offsets = iter(range(0, size, block_size))
-
-    async def worker() -> None:
-        for offset in offsets:
-            acknowledged(await fetch(offset, min(block_size, size - offset)))
-
-    async with open_flat_nursery() as nursery:
-        for _ in range(window):
-            nursery.start_soon(worker)
+    """Fetch every missing block of a file of known size, as many at once as the window has room for."""
+    window = Window(block_size, ticket.credit, block_size if in_order else MOST_CREDIT)
+    async with _flights(window, acknowledged) as start:
+        for offset, length in pieces(ticket.missing, block_size):
+            await pace.take(length)
+            await start(length, lambda offset=offset, length=length: fetch(offset, length))

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 
 import click
 
-from ..channels.choose import human
 from ..names import printable
 from ..offer import SKIPPED, Receipt
-from ..progress import Progress, ProgressCallback, TqdmProgress
+from ..progress import Progress, ProgressCallback, TqdmProgress, human
 
 
 def print_event(event: Progress, **more: object) -> None:

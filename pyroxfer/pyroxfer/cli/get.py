@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ..client import PIPE
@@ -26,12 +28,10 @@ def sources_and_destination(addresses: tuple[str, ...], target: str | None) -> t
 def get(
     addresses: tuple[str, ...],
     target: str | None,
-    channel: str,
-    if_exists: str,
-    durability: str,
     quiet: bool,
     json: bool,
     no_progress: bool,
+    **options: Any,
 ) -> None:
     """Fetch files and folders from a file server.
 
@@ -47,10 +47,8 @@ def get(
             receipts = await get_files(
                 sources,
                 destination,
-                channel=channel,
-                if_exists=if_exists,
-                durability=durability,
                 progress=progress,
+                **options,
             )
         if not (quiet or json):
             where = "standard output" if destination == PIPE else printable(destination)

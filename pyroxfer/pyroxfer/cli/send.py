@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ..address import parse_address
@@ -33,12 +35,10 @@ def sources_and_target(paths: tuple[str, ...], target: str | None, server: str |
 def send(
     paths: tuple[str, ...],
     target: str | None,
-    channel: str,
-    if_exists: str,
-    durability: str,
     quiet: bool,
     json: bool,
     no_progress: bool,
+    **options: Any,
 ) -> None:
     """Send files and folders to a file server.
 
@@ -55,10 +55,8 @@ def send(
             receipts = await send_files(
                 sources if len(sources) > 1 else sources[0],
                 address,
-                channel=channel,
-                if_exists=if_exists,
-                durability=durability,
                 progress=progress,
+                **options,
             )
         if not (quiet or json):
             click.echo(summary(receipts, str(address.uri.location or address.uri)), err=True)

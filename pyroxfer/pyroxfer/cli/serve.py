@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from ..names import printable
 from ..serving import FileServer
 from .run import run
 
+logger = logging.getLogger("pyroxfer.service")
+
 
 @click.command()
 @click.argument("folder", default=".", metavar="[DIR]")
@@ -32,7 +35,12 @@ from .run import run
 @click.option(
     "--insecure", is_flag=True, help="Allow others than this machine, without authentication and encryption."
 )
-def serve(folder: str, listen: str, name: str | None, read_only: bool, upload_only: bool, insecure: bool) -> None:
+@click.option(
+    "--state", metavar="DIR", help="Where receipts are kept for a week; by default in the user's state folder."
+)
+def serve(
+    folder: str, listen: str, name: str | None, read_only: bool, upload_only: bool, insecure: bool, state: str | None
+) -> None:
     """Serve a folder until interrupted; the current one unless named."""
     if read_only and upload_only:
         raise click.UsageError("--read-only and --upload-only exclude each other.")
@@ -45,6 +53,7 @@ def serve(folder: str, listen: str, name: str | None, read_only: bool, upload_on
             listen=listen,
             read_only=read_only,
             upload_only=upload_only,
+            state=state or _usual_state(),
             settings=Settings(insecure=insecure),
         )
         _bind(server)
@@ -62,6 +71,17 @@ def _refuse_open_door(listen: str, insecure: bool) -> None:
             f"{printable(listen)} can be reached from other machines, and nothing protects it yet: "
             "listen on localhost, or say --insecure if everybody on that network may read and write here"
         )
+
+
+def _usual_state() -> str | None:
+    """The user's own state folder by the XDG rules; None, with a word about it, where it cannot be written."""
+    folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "pyroxfer")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        logger.warning("%s: %s; receipts are kept in memory only, see --state", folder, error.strerror)
+        return None
+    return str(folder)
 
 
 def _bind(server: FileServer) -> None:

@@ -7,23 +7,17 @@ neighbour does to the folders meanwhile. The root itself may be a link: the oper
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
-import time
 from collections.abc import Iterator, Sequence
-from typing import Final
 
-from ..errors import DeniedError, NoSpaceError
-from ..names import is_partial, printable, split_file_path, split_path
+from ..errors import DeniedError, NoSpaceError, TransferError
+from ..names import is_journal, is_partial, printable, split_file_path, split_path
 from ..offer import FileEntry, bounded_mtime
+from .base import StagedFile
+from .leftovers import forget, remove_leftovers
 from .rooted import kind_of, open_folder, open_regular, open_root, translated
 from .staged import Staged
-
-LOCKED_GRACE_S: Final = 60.0
-"""A partial file younger than this is left alone even when its lock is free: its owner may be about to take it."""
-UNLOCKED_AGE_S: Final = 24 * 3600.0
-"""Where the file system has no locks, a partial file is left over when nobody wrote to it for a day."""
 
 
 class LocalStore:
@@ -89,8 +83,11 @@ class LocalStore:
         with translated(path):
             os.close(open_folder(self._root_fd, split_path(path), create=True))
 
-    def stage(self, path: str, size: int | None, mode: int) -> Staged:
+    def stage(self, path: str, size: int | None, mode: int, origin: str = "") -> Staged:
         """Begin a file: its parents are made, its space is looked up, a random hidden file beside it is open.
+
+        With an ``origin`` the file can be kept for a later attempt, and what an earlier one from the same origin left
+        is taken up. A holder in another process gets a second to let go of it.
 
         Raises:
             NoSpaceError: ``size`` bytes are not free now.
@@ -99,11 +96,27 @@ class LocalStore:
         with translated(path):
             folder = open_folder(self._root_fd, parts[:-1], create=True)
             try:
-                _check_space(folder, size, path)
-                return Staged(folder, "/".join(parts), mode, lambda: self._sync(parts[:-1]))
+                staged = Staged(folder, "/".join(parts), mode, lambda: self._sync(parts[:-1]), origin)
             except BaseException:
                 os.close(folder)
                 raise
+            try:
+                _check_space(staged.fd, size, path)
+            except BaseException:
+                staged.suspend()
+                raise
+            return staged
+
+    def build_on(self, path: str, staged: StagedFile) -> None:
+        """Let the file that stands under ``path`` be what ``staged`` takes its first bytes from."""
+        assert isinstance(staged, Staged), "a store gets back what it gave"
+        staged.build_on(self.open_file(path))
+
+    def forget(self, path: str, origin: str) -> None:
+        """Remove what an interrupted attempt left; nothing when there is nothing, or it is in use."""
+        parts = split_file_path(path)
+        with contextlib.suppress(OSError), self._folder(parts[:-1]) as folder:
+            forget(folder, parts[-1], origin)
 
     def remove(self, path: str) -> None:
         """Remove a file, a link, or an empty folder."""
@@ -117,19 +130,18 @@ class LocalStore:
                 os.unlink(parts[-1], dir_fd=folder)
 
     def clean_leftovers(self) -> Iterator[int]:
-        """Remove partial files whose owner is gone, everywhere below the root; how many there were, by folder."""
-        yield self._clean_folder(())
+        """Remove partial files whose owner is gone and that nobody will take up, everywhere below the root; how many
+        there were, by folder."""
+        yield self.clean_folder("")
         for entry in self.walk(""):
             if entry.kind == "folder":
-                yield self._clean_folder(tuple(entry.path.split("/")))
+                yield self.clean_folder(entry.path)
 
-    def _clean_folder(self, parts: Sequence[str]) -> int:
-        removed = 0
-        with contextlib.suppress(OSError), self._folder(parts) as folder, os.scandir(folder) as entries:
-            for name in [entry.name for entry in entries if is_partial(entry.name)]:
-                with contextlib.suppress(OSError):  # not ours to remove: the others may be
-                    removed += _remove_leftover(folder, name)
-        return removed
+    def clean_folder(self, path: str) -> int:
+        """As ``clean_leftovers``, in one folder; what cannot be looked at is left."""
+        with contextlib.suppress(OSError, TransferError), self._folder(split_path(path)) as folder:
+            return remove_leftovers(folder)
+        return 0
 
     @contextlib.contextmanager
     def _folder(self, parts: Sequence[str]) -> Iterator[int]:
@@ -147,18 +159,19 @@ class LocalStore:
                     os.fsync(folder)
 
 
-def _check_space(folder_fd: int, size: int | None, path: str) -> None:
-    status = os.fstatvfs(folder_fd)
-    free = status.f_bavail * status.f_frsize
+def _check_space(fd: int, size: int | None, path: str) -> None:
+    """Whether a file has room to grow to ``size``; what it holds already needs none."""
+    status = os.fstatvfs(fd)
+    free = status.f_bavail * status.f_frsize + os.fstat(fd).st_blocks * 512
     if size is not None and size > free:
         raise NoSpaceError(f"{printable(path)}: {size} bytes are needed and {free} are free at the receiver")
 
 
 def _scan(folder_fd: int) -> Iterator[FileEntry]:
-    """The entries of an open folder, by name, without partial files."""
+    """The entries of an open folder, by name, without partial files and their journals."""
     with os.scandir(folder_fd) as entries:
         for entry in sorted(entries, key=lambda item: item.name):
-            if is_partial(entry.name):
+            if is_partial(entry.name) or is_journal(entry.name):
                 continue
             try:
                 entry.name.encode()
@@ -175,23 +188,3 @@ def _entry(path: str, status: os.stat_result) -> FileEntry:
     kind = kind_of(status.st_mode)
     size = status.st_size if kind == "file" else 0
     return FileEntry(path, kind, size, status.st_mode & 0o777, bounded_mtime(status.st_mtime_ns))
-
-
-def _remove_leftover(folder_fd: int, name: str) -> bool:
-    """Remove one partial file if nobody owns it any more."""
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder_fd)
-    try:
-        age = time.time() - os.fstat(fd).st_ctime
-        oldest = LOCKED_GRACE_S
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            oldest = UNLOCKED_AGE_S
-        if age < oldest:
-            return False
-        os.unlink(name, dir_fd=folder_fd)
-        return True
-    finally:
-        os.close(fd)

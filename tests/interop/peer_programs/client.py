@@ -1,4 +1,4 @@
-"""A plain Pyro program: calls a service as the test asks. Usage: client.py pyro4|pyro5|pyroxfer
+"""A plain Pyro program: calls a service as the test asks. Usage: client.py pyro4|pyro5|pyroxfer [CONFIG as JSON]
 
 `pyroxfer` runs the very same program on our blocking facade: one import changed.
 
@@ -20,6 +20,8 @@ modules = {
 pyro, errors = map(importlib.import_module, modules[library])
 SerializedBlob = pyro.core.SerializedBlob if library == "pyro4" else pyro.SerializedBlob
 BatchProxy = pyro.batch if library == "pyro4" else pyro.BatchProxy
+for item, value in json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}").items():
+    setattr(pyro.config, item, value)
 
 VALUES = {
     "serpent": [None, True, 7, -(2**70), 2.5, "täxt", (1, "two"), {"k": [1, 2]}, {1, 2}, 1 + 2j],

@@ -18,12 +18,15 @@ options.add_argument("--host", default="localhost")
 options.add_argument("--unix")
 options.add_argument("--compression", action="store_true")
 options.add_argument("--key")
+options.add_argument("--config", type=json.loads, default={})
 arguments = options.parse_args()
 
 modules = {"pyro4": "Pyro4", "pyro5": "Pyro5.api", "pyroxfer": "pyroxfer_core.blocking"}
 pyro = importlib.import_module(modules[arguments.library])
 pyro.config.SERVERTYPE = arguments.server
 pyro.config.COMPRESSION = arguments.compression
+for item, value in arguments.config.items():
+    setattr(pyro.config, item, value)
 if arguments.library == "pyro4":
     pyro.config.SERIALIZERS_ACCEPTED = {"serpent", "json", "marshal", "msgpack"}
 

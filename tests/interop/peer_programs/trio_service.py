@@ -9,7 +9,7 @@ import sys
 
 import trio
 
-from pyroxfer_core import Daemon, Settings, current_call, expose, oneway
+from pyroxfer_core import Daemon, Settings, current_call, expose, oneway, tls_server_context
 
 
 class Unheard(Exception):
@@ -132,12 +132,18 @@ def read_options():
     options.add_argument("--unix")
     options.add_argument("--compression", action="store_true")
     options.add_argument("--key")
+    options.add_argument("--tls", nargs=2, metavar=("CERT", "CA"))
+    options.add_argument("--mutual", action="store_true")
     return options.parse_args()
 
 
 async def main():
     arguments = read_options()
     settings = Settings(compression=arguments.compression, hmac_key=arguments.key and arguments.key.encode())
+    if arguments.tls:
+        certificate, authority = arguments.tls
+        context = tls_server_context(certificate, ca=authority if arguments.mutual else None)
+        settings = settings.with_changes(ssl_server_context=context)
     place = {"unixsocket": arguments.unix} if arguments.unix else {"host": arguments.host}
     async with Daemon(**place, settings=settings) as daemon:
         child = Child()

@@ -160,6 +160,7 @@ class _Connection:
             try:
                 request = await self._next(parser)
             except HttpError as error:
+                parser.close()
                 await self._refuse(error)
                 return
             if request is None:

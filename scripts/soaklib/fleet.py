@@ -1,0 +1,162 @@
+"""The services of the soak, each a process at an address of its own that it keeps when it is started again."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+START_WITHIN_S = 30.0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process holds at one moment."""
+
+    rss_kib: int
+    descriptors: int
+    threads: int
+
+
+class Service:
+    """One service. ``victim`` says whether it may be killed."""
+
+    def __init__(self, name: str, command: Sequence[str], *, victim: bool, errors: Path) -> None:
+        self.name = name
+        self.victim = victim
+        self.kills = 0
+        self._command = command
+        self._errors = errors
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and wait until it says that it runs."""
+        with open(self._errors, "ab") as errors:
+            process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+            )
+        self._process = process
+        assert process.stdout is not None
+        text, end = "", time.monotonic() + START_WITHIN_S
+        while not re.search(r"127\.0\.0\.1:\d+", text):
+            ready, _, _ = select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))
+            data = os.read(process.stdout.fileno(), 65536) if ready else b""
+            if not data:
+                raise SystemExit(f"soak: {self.name} did not start: {text.strip()}; see {self._errors}")
+            text += data.decode(errors="replace")
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        assert self._process is not None
+        self.kills += 1
+        self._process.kill()
+        self._end()
+
+    def stop(self) -> int:
+        """End it as an operator would; its exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._end()
+
+    def _end(self) -> int:
+        assert self._process is not None and self._process.stdout is not None
+        try:
+            code = self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            code = -signal.SIGKILL
+        self._process.stdout.close()
+        return code
+
+    def usage(self) -> Usage:
+        assert self._process is not None
+        return usage_of(self._process.pid)
+
+
+def usage_of(pid: int) -> Usage:
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = {
+        line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.startswith(("VmRSS", "Threads"))
+    }
+    return Usage(int(found["VmRSS"]), len(os.listdir(f"/proc/{pid}/fd")), int(found["Threads"]))
+
+
+class Fleet:
+    """Two file servers, two counters, a name server and a dispatcher; of each pair the second is a victim."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.errors = work / "errors.log"
+        """What all services write to standard error."""
+        self.folders = [work / "steady", work / "victim"]
+        self.logs = [work / "steady.log", work / "victim.log"]
+        ports = free_ports(6)
+        self.files = [f"127.0.0.1:{port}" for port in ports[:2]]
+        self.counters = [f"127.0.0.1:{port}" for port in ports[2:4]]
+        self.names, self.dispatcher = (f"127.0.0.1:{port}" for port in ports[4:])
+        self.services = list(self._services())
+
+    def _services(self) -> list[Service]:
+        errors = self.errors
+        config = self.work / "dispatcher.toml"
+        config.write_text(self._config())
+        host, port = self.names.split(":")
+        names = ["pyroxfer", "ns", "-n", host, "-p", port, "-x", "-s", f"sql:{self.work / 'names.sqlite'}"]
+        found = [
+            Service("name server", names, victim=True, errors=errors),
+            Service("dispatcher", ["pyroxfer-dispatcher", "run", "-c", str(config)], victim=False, errors=errors),
+        ]
+        for number, kind in enumerate(("steady", "victim")):
+            self.folders[number].mkdir()
+            files = ["pyroxfer", "serve", str(self.folders[number]), "--listen", self.files[number]]
+            counter = [sys.executable, str(HERE / "counter.py"), self.counters[number], str(self.logs[number])]
+            found += [
+                Service(f"{kind} file server", files, victim=bool(number), errors=errors),
+                Service(f"{kind} counter", counter, victim=bool(number), errors=errors),
+            ]
+        return found
+
+    def _config(self) -> str:
+        backends = "".join(
+            f'[[services.backends]]\nname = "b{number}"\nuri = "PYRO:counter@{place}"\n'
+            for number, place in enumerate(self.counters)
+        )
+        return f'listen = "{self.dispatcher}"\n[[services]]\nname = "soak"\n{backends}'
+
+    def start(self) -> None:
+        for service in self.services:
+            service.start()
+
+    def stop(self) -> dict[str, int]:
+        """Stop all; the exit codes."""
+        return {service.name: service.stop() for service in self.services}
+
+    @property
+    def victims(self) -> list[Service]:
+        return [service for service in self.services if service.victim]
+
+    def executions(self) -> dict[int, int]:
+        """How often each call ran, by both logs."""
+        counts: dict[int, int] = {}
+        for log in self.logs:
+            for line in log.read_bytes().splitlines() if log.exists() else []:
+                counts[int(line)] = counts.get(int(line), 0) + 1
+        return counts
+
+
+def free_ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports

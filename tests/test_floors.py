@@ -18,7 +18,7 @@ PACKAGES = {
     "pyroxfer": ROOT / "pyroxfer" / "pyroxfer",
 }
 FLOORS = {
-    **dict.fromkeys(("errors", "logs", "settings", "uri", "certificates"), 0),
+    **dict.fromkeys(("errors", "logs", "settings", "uri", "certificates", "access"), 0),
     "wire": 1,
     **dict.fromkeys(("serializers", "objects"), 2),
     "transport": 3,

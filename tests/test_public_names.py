@@ -17,8 +17,8 @@ PUBLIC = {
         Dispatcher RouteTable load_config
     """,
     "pyroxfer_core": """
-        BatchProxy Connection Daemon Hello Metadata Proxy SerializedBlob ServerSession Settings SideStream
-        StreamSocket Uri Verdict
+        BatchProxy Connection Daemon Hello Identity Metadata Proxy SerializedBlob ServerSession Settings SideStream
+        StreamSocket Tokens Uri Verdict load_token
         accept_handshake behavior bind_tcp callback configure_logging current_call error_body errors expose idempotent
         introduce
         keep_registered locate_ns oneway open_connection open_futures open_side_stream resolve serve serve_connections

@@ -13,7 +13,9 @@ from click.core import ParameterSource
 
 from ..client.proxy import Proxy
 from ..nameserver.lookup import checked_listing, locate_ns, search_tags
+from ..settings import Settings
 from ._run import Failure, exit_code_of, printable, run
+from .access import ClientAccess, client_options
 
 
 @dataclass
@@ -25,6 +27,11 @@ class Wanted:
     unixsocket: str | None = None
     verbose: bool = False
     json: bool = False
+    tls: bool = False
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    token_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     option = partial(click.option, callback=_keep, expose_value=False)
     port, port_help = click.IntRange(0, 65535), "Port of the name server (or of the broadcast, without a host)."
     for decorate in (
+        *client_options(option),
         option("--json", is_flag=True, help="Answer as one line of JSON."),
         option("-v", "--verbose", is_flag=True, help="Say what is done."),
         option("-u", "--unixsocket", metavar="PATH", help="Unix socket of the name server, instead."),
@@ -226,7 +234,14 @@ async def _ask(wanted: Wanted, action: Action) -> Answer:
     if talkative:
         click.echo("Locating name server...")
     host = f"./u:{wanted.unixsocket}" if wanted.unixsocket else wanted.host
-    async with await locate_ns(host, wanted.port) as ns:
+    access = ClientAccess(
+        tls=wanted.tls,
+        tls_cert=wanted.tls_cert,
+        tls_key=wanted.tls_key,
+        tls_ca=wanted.tls_ca,
+        token_file=wanted.token_file,
+    )
+    async with await locate_ns(host, wanted.port, settings=access.settings(Settings())) as ns:
         if talkative:
             click.echo(f"Name server found: {ns._pyroUri}")
         try:

@@ -43,10 +43,12 @@ from ..transport.wirelog import wire_log
 from ..wire import Codec, Decoder, codec_for
 from ..wire.features import Feature, Grant
 from ..wire.message import Body, Message, MessageType
+from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
-from ..wire.session import ClientSession, alive, heartbeat
+from ..wire.session import IN_PIECES, ClientSession, alive, heartbeat
 from .background import BackgroundLink
 from .connect import BlockingSocket, limit_silence, send_buffers, send_by, wait_for
+from .large import LargeMessages
 from .tls import BlockingTls
 from .waiting import Waiter, as_ours, copy_for, seconds_left
 
@@ -111,18 +113,20 @@ class BlockingLink:
         self.version = version
         self.object_id = object_id
         self.location = location
-        self.session: ClientSession[Waiter] = ClientSession(first_seq, _OFFERS[background] if version == 502 else 0)
+        offer = _OFFERS[background] if version == 502 else 0
+        self.session: ClientSession[Waiter] = ClientSession(first_seq, offer, settings.token)
         self.turn = threading.Lock()
         """Held during a call towards a peer that takes one at a time."""
         self._in_flight: Message | None = None
         """The call that has the turn."""
-        self._sending = threading.Lock()
+        self.sending = threading.Lock()
         self._guard = threading.Lock()
         """Guards who reads and who sleeps: `_reader`, `_followers` and every `Waiter.wake`."""
         self._reader: Waiter | None = None
         self._followers: dict[Waiter, None] = {}
         self._serializers: dict[str, Serializer] = {}
         self._context: SerializerContext | None = None
+        self._large: LargeMessages | None = None
         self.metadata: Metadata | None = None
         self.response: Any = None
         """The daemon's handshake response."""
@@ -154,9 +158,13 @@ class BlockingLink:
             context = make_context(self.version, False)
             hello = make_serializer(settings.serializer or "serpent", context)
             args = self.session, hello, self.version, self.object_id, handshake, settings, options
-            self.sock.sendall(self._encode(connect_message(*args), hmac_key=self._hmac_key))
-            answer = self._receive_one(time.monotonic() + settings.connect_timeout_s)
-            self.session.receive(answer)
+            until = time.monotonic() + settings.connect_timeout_s
+            while True:
+                self.sock.sendall(self._encode(connect_message(*args), hmac_key=self._hmac_key))
+                answer = self._receive_one(until)
+                self.session.receive(answer)
+                if not self.session.is_challenged:
+                    break
             welcome = read_welcome(answer, self.version, self.location, settings, context)
         except BaseException as error:
             self.close()
@@ -165,6 +173,8 @@ class BlockingLink:
         self._context = make_context(self.version, Feature.TYPED in self.grant).granted(self.grant)
         if Feature.REVERSE in self.grant:
             self._context = replace(self._context, autoproxy=self.offer_served)
+        if Feature.PIECES in self.grant:
+            self._large = LargeMessages(self, settings.max_message_bytes)
         self.sock.settimeout(None)
         if settings.heartbeat_s and Feature.HEARTBEAT in self.grant:
             self._heartbeat_s = settings.heartbeat_s
@@ -267,14 +277,19 @@ class BlockingLink:
 
     def try_oneway(self, message: Message) -> None:
         """Send a call that has no answer if that takes no waiting: for finalizers, which may run inside a call."""
-        if self.closed or self.turn.locked() or self._sending.locked():
+        if self.closed or self.turn.locked() or self.sending.locked():
             return
         self.send_oneway(message, time.monotonic() + CANCEL_GRACE_S)
 
     # --- sending -----------------------------------------------------------------------------------------------
 
     def _post(self, waiter: Waiter | None, message: Message, deadline: float | None) -> None:
-        with self._sending:
+        large = self._large
+        if large is not None and large.active:
+            large.announce(message)
+        with self.sending:
+            if large is not None and large.active:
+                large.arrived(message)
             if self._reader is None and self._poll.poll(0):
                 self._look()
             if self.closed or self.session.going_away:
@@ -292,7 +307,9 @@ class BlockingLink:
                     error.outcome = Outcome.NOT_SENT
                 raise
             try:
-                if not small:
+                if isinstance(data, Outgoing):
+                    pass  # it shares the connection with others, who need the lock
+                elif not small:
                     send_buffers(self.sock, [data, *buffers_of(message.body)], deadline)
                 elif deadline is not None:
                     send_by(self.sock, data, deadline)
@@ -304,8 +321,13 @@ class BlockingLink:
                 self.session.pending.pop(message.seq, None)
                 self._fail(ConnectionClosedError("the connection broke while a request was leaving"))
                 raise as_ours(error, "call", Outcome.NOT_SENT) from error
+        if not small and isinstance(data, Outgoing):
+            assert large is not None, "it took the request over"
+            large.send(data, waiter, deadline)
 
-    def _head(self, message: Message) -> bytes:
+    def _head(self, message: Message) -> bytes | Outgoing:
+        if self._large is not None and len(message.body) > MAX_PIECE:
+            return self._large.leave(message)
         return self._codec.encode_head(message, len(message.body))
 
     def _look(self) -> None:
@@ -425,11 +447,11 @@ class BlockingLink:
     def _send_cancel(self, seq: int) -> bool:
         data = self._encode(self.session.cancel(seq), hmac_key=self._hmac_key)
         until = time.monotonic() + CANCEL_GRACE_S
-        while self._sending.locked():  # acquire() with a time limit would lose the lock to a second interrupt
+        while self.sending.locked():  # acquire() with a time limit would lose the lock to a second interrupt
             if time.monotonic() > until:
                 return False
             time.sleep(CANCEL_CHECK_S)
-        with self._sending:
+        with self.sending:
             try:
                 return self.sock.send(data, socket.MSG_DONTWAIT) == len(data)
             except OSError:
@@ -497,7 +519,11 @@ class BlockingLink:
 
     def _take_other(self, message: Message) -> None:
         self._unanswered = 0
-        if message.type == MessageType.HEARTBEAT:
+        if self._large is not None and message.type in IN_PIECES:
+            whole = self._large.take(message)
+            if whole is not None:
+                self._take(whole)
+        elif message.type == MessageType.HEARTBEAT:
             self._send_aside(alive())
         elif message.type in (MessageType.INVOKE, MessageType.CANCEL):
             if self._background is None:
@@ -519,10 +545,10 @@ class BlockingLink:
 
     def _send_aside(self, message: Message) -> None:
         """Send a small message of our own, unless a thread is sending a request: then there is no need to."""
-        if self._sending.locked():
+        if self.sending.locked():
             return
         data = self._encode(message, hmac_key=self._hmac_key)
-        with self._sending:
+        with self.sending:
             try:
                 sent = self.sock.send(data, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -580,7 +606,7 @@ class BlockingLink:
         Raises:
             ConnectionClosedError: the connection is lost.
         """
-        with self._sending:
+        with self.sending:
             try:
                 send_buffers(self.sock, buffers, None)
             except BaseException as error:
@@ -598,6 +624,10 @@ class BlockingLink:
         with self._guard:
             for follower in list(self._followers):
                 self._wake(follower)
+
+    def fail(self, error: BaseException) -> None:
+        """Close. Calls in flight in other threads end with this error."""
+        self._fail(error)
 
     def close(self) -> None:
         """Close. Calls in flight in other threads end with a ConnectionClosedError."""

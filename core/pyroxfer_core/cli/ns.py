@@ -51,7 +51,7 @@ _PORT = click.IntRange(0, 65535)
 @click.option(
     "-s",
     "--storage",
-    metavar="memory|sql:FILE",
+    metavar="memory|sql:FILE|etcd:URL",
     help="Where the names live. Default: an SQLite file in the state folder of the user.",
 )
 @click.option("-x", "--nobc", is_flag=True, help="Do not answer broadcasts.")

@@ -8,6 +8,7 @@ import weakref
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
+from ..access import Identity
 from ..errors import PyroError
 from ..wire.message import Body, Message
 
@@ -55,6 +56,10 @@ class Caller(Protocol):
     @property
     def is_own(self) -> bool:
         """Whether the other side is this library, which speaks both protocols."""
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who it is, if anybody asked."""
 
     @property
     def resources(self) -> TrackedResources:
@@ -118,6 +123,12 @@ class CallContext:
     def peer(self) -> Any:
         """The caller's address, for people."""
         return self.client.address
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who the caller is: ``name``, and ``how`` that is known (token, mtls, hmac); None when nobody asked."""
+        known: Identity | None = self.client.identity
+        return known
 
     @property
     def correlation_id(self) -> uuid.UUID:

@@ -15,6 +15,7 @@ import msgpack
 
 from ..errors import SerializeError
 from ..wire.message import Body
+from ..wire.scattered import Scattered, joined
 from .arrays import ARRAY, is_array, read_array, write_array
 from .base import Arguments, Serializer, SerializerContext
 from .classes import CLASS_MARK, ClassCodec
@@ -189,9 +190,9 @@ class _OwnForm:
             return self._default(parts, depth, _mark(value, parts))
         return _mark(value, parts)
 
-    def unpack_with_parts(self, body: Body) -> tuple[Any, Body]:
-        """The value of a body with parts behind it, and the msgpack body alone."""
-        packed, parts = split(body)
+    def unpack_large(self, body: Body) -> tuple[Any, Body]:
+        """The value of a body that came in pieces or has parts behind it, and the msgpack body alone."""
+        packed, parts = split(body) if has_parts(body) else (joined(body), NO_PARTS)
         hook = partial(self._unpack_extension, parts, 0)
         value = msgpack.unpackb(packed, raw=False, strict_map_key=False, ext_hook=hook)
         parts.finish()
@@ -356,10 +357,10 @@ class MsgpackSerializer(Serializer):
     def _read(self, body: Body) -> Any:
         try:
             value = msgpack.unpackb(body, raw=False, strict_map_key=False, ext_hook=self._unpack_extension)
-        except msgpack.FormatError:
-            if self._own is None or not has_parts(body):
+        except (msgpack.FormatError, TypeError):  # neither comes of a small body that is well-formed
+            if self._own is None or not (isinstance(body, Scattered) or has_parts(body)):
                 raise
-            value, body = self._own.unpack_with_parts(body)
+            value, body = self._own.unpack_large(body)
         return value if type(body) is bytes and CLASS_MARK not in body else self._revive(body, value)
 
     _read_call = _read

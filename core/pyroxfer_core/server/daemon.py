@@ -29,7 +29,7 @@ from ..transport.side import SideStreamHandler
 from ..transport.sockets import bind_tcp, bind_unix, is_loopback_host, remove_socket_file
 from ..uri import Uri
 from ..wire.message import Body
-from .handshake import Hello, Judge, Verdict
+from .hello import Hello, Judge, Verdict
 from .keys import KeyTable
 from .peer import Peer
 from .streams import StreamTable
@@ -412,6 +412,7 @@ class Daemon:
             current_context_var.set(context)
             if self.draining:
                 raise RefusedError("the daemon is closing")
+            peer.identify(hello.identity)
             response = await self.ask_validate(peer, hello.handshake)
             metadata = self._metadata(hello.object_id)
             return Verdict(response, metadata, {**self.annotations(), **context.response_annotations})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
+from ..access import Identity
 from ..errors import (
     CommunicationError,
     ConnectionClosedError,
@@ -31,11 +32,13 @@ from ..transport.connection import Connection
 from ..transport.tls import TlsSocket
 from ..wire.features import Feature
 from ..wire.message import Flags, Message, MessageType
-from ..wire.session import ServerSession, alive
+from ..wire.pieces import Outgoing
+from ..wire.session import IN_PIECES, ServerSession, alive
 from .execute import SLOW_BYTES, Job, decode, execute, failure, is_slow_to_read, read_call
 from .handshake import accept_handshake
 from .keys import run_keyed
 from .lanes import Lanes
+from .large import LargeMessages
 from .reverse import ReverseCalls
 from .streams import StreamTable
 from .waits import resumed
@@ -51,6 +54,8 @@ IDLE_WORKERS: Final = 64
 TAKE_AT_ONCE: Final = 64
 """Requests in a row that came together before other connections get a turn."""
 _INVOKE, _ONEWAY, _BATCH, _CONCURRENT = MessageType.INVOKE, Flags.ONEWAY, Flags.BATCH, Feature.CONCURRENT
+MAX_UNSENT: Final = 8 * 1024 * 1024
+"""Bytes of answers to a peer of ours that may wait for it while its next requests are read."""
 ALIVE_S: Final = 1.0
 """How often a client is told that its large request is still being read."""
 _ABOUT_REVERSE: Final = (MessageType.SERVES, MessageType.RESULT)
@@ -111,6 +116,8 @@ class Peer:
         """Close once the answer that is due has left."""
         tracebacks = self.settings.remote_tracebacks
         self.sends_tracebacks = connection.is_local if tracebacks is None else tracebacks
+        self.identity: Identity | None = None
+        """Who the client is; None when nobody asked."""
         self.annotates = daemon.adds_annotations
         """Whether the daemon adds annotations to every answer."""
         self._serializers: dict[str, Serializer] = {}
@@ -127,6 +134,7 @@ class Peer:
         """One-way calls whose tasks have not begun to run."""
         self._flush_planned = False
         self._nursery: trio.Nursery | None = None
+        self._large: LargeMessages | None = None
 
     def __repr__(self) -> str:
         return f"<Peer {self.connection.peer}, protocol {self.version}>"
@@ -140,6 +148,12 @@ class Peer:
     def version(self) -> int:
         """48 or 502."""
         return self.connection.codec.version
+
+    def identify(self, identity: Identity | None) -> None:
+        """Take note of who the client is."""
+        self.identity = identity
+        if identity is not None and self.settings.remote_tracebacks is None:
+            self.sends_tracebacks = True
 
     def getpeercert(self, binary_form: bool = False) -> Any:
         """The client's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without TLS."""
@@ -206,6 +220,7 @@ class Peer:
         elif not await self._greet():
             return
         connection.decoder.max_message = self.settings.max_message_bytes
+        connection.in_pieces = self._in_pieces
         daemon.peers.add(self)
         try:
             async with trio.open_nursery() as nursery:
@@ -214,6 +229,7 @@ class Peer:
         finally:
             daemon.peers.discard(self)
             daemon.call_ended()
+            connection.in_pieces = None
             connection.close()
             if self.reverse is not None:
                 self.reverse.end()
@@ -334,20 +350,23 @@ class Peer:
             if message is None and not self.finishing:  # before waiting for one, answers that are queued leave
                 self._taken = 0
                 if not connection.flush_nowait():
-                    await connection.flush()
+                    await self._make_room()
                 message = await connection.receive_more()
             elif self._taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
                 self._taken = 0
-                await connection.flush()
+                if not connection.flush_nowait():
+                    await self._make_room()
                 await trio.lowlevel.checkpoint()
             if type(message) is Message:
                 self._taken += 1
                 self.session.receive(message)
-                if message.type == _INVOKE:
-                    slow = len(message.body) > SLOW_BYTES and is_slow_to_read(message)
-                    return self._begin(message, await self._read_call(message) if slow else None)
-                self._take_other(message)
-                return None
+                if message.type != _INVOKE:
+                    request = self._take_other(message)
+                    if request is None:
+                        return None
+                    message = request
+                slow = len(message.body) > SLOW_BYTES and is_slow_to_read(message)
+                return self._begin(message, await self._read_call(message) if slow else None)
             if message is not None:
                 raise ProtocolError("a message came in pieces that were not asked for")
             if self.finishing:
@@ -391,9 +410,12 @@ class Peer:
             except PyroError:
                 return
 
-    def _take_other(self, message: Message) -> None:
+    def _take_other(self, message: Message) -> Message | None:
+        """Take what is no request; the request that it completes."""
         if message.type == MessageType.PING:
             self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
+        elif message.type in IN_PIECES:
+            return self._large_messages().take(message)
         elif message.type == MessageType.HEARTBEAT:
             self.connection.queue(alive())
         elif message.type == MessageType.ALIVE:
@@ -403,6 +425,48 @@ class Peer:
             self._cancel(message.seq)
         elif message.type in _ABOUT_REVERSE:
             self._take_reverse(message)
+        return None
+
+    def _large_messages(self) -> LargeMessages:
+        if self._large is None:
+            assert self._nursery is not None, "the connection is being served"
+            self._large = LargeMessages(self, self._nursery)
+        return self._large
+
+    def _in_pieces(self, answer: Message) -> Outgoing | None:
+        if Feature.PIECES not in self.session.grant or answer.type != MessageType.RESULT:
+            return None
+        return self._large_messages().leave(answer)
+
+    def answer_leaves(self) -> None:
+        """A large answer counts as a call in flight until it has left."""
+        self._in_flight += 1
+
+    def answer_left(self) -> None:
+        """The end of `answer_leaves`."""
+        self._call_ended()
+
+    async def _make_room(self) -> None:
+        """See that what is queued leaves, before more is read; wait for it if it is much, or the peer is stock.
+
+        A peer of ours may be sending something large without reading: it would wait for us as we for it.
+        """
+        connection = self.connection
+        if not self.session.grant.bits & _CONCURRENT:
+            await connection.flush()
+            return
+        if not connection.flushing:
+            assert self._nursery is not None, "the connection is being served"
+            self._nursery.start_soon(self._flush)
+        while connection.queued - connection.sent > MAX_UNSENT:
+            await connection.flush()
+
+    async def _flush(self) -> None:
+        try:
+            await self.connection.flush()
+        except PyroError as error:
+            log.debug("%s", error)
+            self.connection.close()
 
     def _take_reverse(self, message: Message) -> None:
         """The client serves objects itself, or answers a call to one."""
@@ -557,6 +621,8 @@ class Peer:
     def _cancel(self, seq: int) -> None:
         """The caller does not want the answer any more."""
         if seq not in self._running:
+            if self._large is not None:
+                self._large.cancel(seq)
             return
         worker = self._running[seq]
         if worker is not None:

@@ -16,6 +16,7 @@ from ..objects.expose import Metadata
 from ..serializers.vocabulary import ProxyState
 from ..uri import Uri
 from ..wire.message import Message
+from ..wire.pieces import Outgoing
 from ..wire.session import ClientSession, State
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class BackLink(Link):
         open_ = not self._closed and not self.connection.broken and self.session.state is State.OPEN
         return open_ and self._calls.lead_to(self.uri)
 
-    def _queue(self, waiter: Waiter | None, message: Message) -> int:
+    def _queue(self, waiter: Waiter | None, message: Message) -> int | Outgoing:
         if not self.usable:
             raise ConnectionClosedError("the connection of the client was lost", outcome=Outcome.NOT_SENT)
         return super()._queue(waiter, message)

@@ -15,6 +15,7 @@ from ..uri import Uri
 from ..wire import Decoder, codec_for
 from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
+from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
 from .open import open_socket
 from .sockets import StreamSocket, is_local, lost_connection, peer_text, reason_of, set_options
@@ -67,6 +68,8 @@ class Connection:
         self._out: list[Body] = []
         self._sending = False
         self._drained: trio.Event | None = None
+        self.in_pieces: Callable[[Message], Outgoing | None] | None = None
+        """Takes over messages with bodies above 256 KiB; None when they must leave as they are."""
         self.queued = 0
         """Bytes handed over for sending so far."""
         self.sent = 0
@@ -191,8 +194,8 @@ class Connection:
         self.queue_encoded(*buffers)
         await self.flush()
 
-    def queue(self, message: Message) -> int:
-        """Hand a message over for the next flush. Returns the count of `queued` bytes at its end.
+    def queue(self, message: Message) -> int | Outgoing:
+        """Hand a message over for the next flush. Returns the count of `queued` bytes at its end, or what knows it.
 
         Raises:
             ProtocolError, MessageTooLargeError: the message cannot be written in this protocol.
@@ -203,6 +206,10 @@ class Connection:
             self._out.append(data)
             self.queued += len(data)
             return self.queued
+        if self.in_pieces is not None and len(message.body) > MAX_PIECE:
+            outgoing = self.in_pieces(message)
+            if outgoing is not None:
+                return outgoing
         return self.queue_encoded(codec.encode_head(message, len(message.body)), *buffers_of(message.body))
 
     def queue_encoded(self, *buffers: Body) -> int:
@@ -217,6 +224,11 @@ class Connection:
     def unsent(self) -> bool:
         """Whether something is queued."""
         return bool(self._out)
+
+    @property
+    def flushing(self) -> bool:
+        """Whether a task is sending what is queued."""
+        return self._sending
 
     def flush_nowait(self) -> bool:
         """Send what the kernel takes at once. True when everything queued has left.

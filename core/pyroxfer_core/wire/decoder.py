@@ -11,9 +11,10 @@ from typing import Final, NoReturn
 
 from ..errors import MessageTooLargeError, ProtocolError, PyroError, SecurityError
 from ..settings import GIB, KIB, MIB
+from .buffers import take_buffer
 from .codec import Codec, recognise
 from .frame import PREFIX_SIZE, Header
-from .message import Body, BodyPart, End, Head, Message
+from .message import Body, BodyPart, End, Head, Message, MessageType
 
 Event = Message | Head | BodyPart | End
 
@@ -184,7 +185,7 @@ class Decoder:
         if filled == len(buffer):
             wanted = min(filled + self._remaining, max(2 * filled, _GROWTH))
             buffer += _zeros(wanted - filled)
-        self._lent = memoryview(buffer)[filled:]
+        self._lent = memoryview(buffer)[filled : filled + self._remaining]
         return self._lent
 
     def received(self, count: int) -> None:
@@ -260,7 +261,12 @@ class Decoder:
         self._remaining = header.body_length
         if header.body_length > self._collect_limit:
             return Head(message, header.body_length)
-        self._collected = bytearray()
+        if message.type != MessageType.PIECE:
+            self._collected = bytearray()
+        elif header.body_length <= _PART:
+            self._collected = take_buffer()
+        else:
+            raise ProtocolError(f"a piece of {header.body_length} bytes is too large")
         self._filled = 0
         return self._collect()
 
@@ -303,7 +309,7 @@ class Decoder:
             self._advance(end)
         if self._remaining:
             return None
-        message.body = buffer
+        message.body = memoryview(buffer)[: self._filled] if message.type == MessageType.PIECE else buffer
         if self._signature is not None:
             self._verify(message)
         self._open = self._collected = None

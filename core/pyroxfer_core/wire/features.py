@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from .message import Body
+from .proof import AUTH_KEY
 
 FEATURES_KEY: Final = "PXFT"
 DEADLINE_KEY: Final = "PXDL"
 OUTCOME_KEY: Final = "PXOC"
 CALL_KEY: Final = "PXKY"
 CHAIN_KEY: Final = "PXCH"
-HOP_KEYS: Final = frozenset({FEATURES_KEY, DEADLINE_KEY, OUTCOME_KEY, CALL_KEY, CHAIN_KEY})
+HOP_KEYS: Final = frozenset({FEATURES_KEY, AUTH_KEY, DEADLINE_KEY, OUTCOME_KEY, CALL_KEY, CHAIN_KEY})
 """Annotations that belong to one connection: hidden from handlers and callers, never forwarded."""
 
 NONCE_SIZE: Final = 16
@@ -46,7 +47,8 @@ class Feature:
     REVERSE: Final = 0x80
     CHAIN: Final = 0x100
     OUT_OF_BAND: Final = 0x200
-    ALL: Final = 0x1F | KEY | HEARTBEAT | REVERSE | CHAIN | OUT_OF_BAND
+    PIECES: Final = 0x400
+    ALL: Final = 0x1F | KEY | HEARTBEAT | REVERSE | CHAIN | OUT_OF_BAND | PIECES
     OF_CALLS: Final = CONCURRENT | CANCEL | DEADLINE | TYPED | KEY | HEARTBEAT | REVERSE | CHAIN | OUT_OF_BAND
 
 
@@ -126,7 +128,7 @@ def read_offer(annotation: Body | None) -> tuple[int, bytes] | None:
 
 def consistent(bits: int) -> int:
     """The bits without those that make no sense without others."""
-    return bits if bits & Feature.CONCURRENT else bits & ~(Feature.HEARTBEAT | Feature.REVERSE)
+    return bits if bits & Feature.CONCURRENT else bits & ~(Feature.HEARTBEAT | Feature.REVERSE | Feature.PIECES)
 
 
 def write_grant(grant: Grant, client_nonce: bytes) -> bytes:

@@ -4,7 +4,9 @@
     START --connect()--> CONNECTING        START --CONNECT--> GREETING
     CONNECTING --CONNECTOK--> OPEN         GREETING --accept()--> OPEN
     CONNECTING --CONNECTFAIL--> CLOSED     GREETING --refuse()--> CLOSED
+    (with a challenge)      --> START      GREETING --challenge()--> START, once
     OPEN --RESULT, PING, GOAWAY--> OPEN    OPEN --INVOKE, PING, CANCEL--> OPEN
+    OPEN --BEGIN, PIECE--> OPEN            OPEN --BEGIN, PIECE--> OPEN
     OPEN --HEARTBEAT, ALIVE--> OPEN        OPEN --HEARTBEAT, ALIVE--> OPEN
     OPEN --INVOKE, CANCEL--> OPEN          OPEN --SERVES, RESULT--> OPEN      (calls in the reverse direction)
 
@@ -21,6 +23,7 @@ from ..errors import Outcome, ProtocolError, SerializeError
 from . import features
 from .features import FEATURES_KEY, STOCK, Feature, Grant
 from .message import Body, Flags, Message, MessageType
+from .proof import AUTH_KEY, Prover
 
 Waiter = TypeVar("Waiter")
 
@@ -45,6 +48,8 @@ _CLIENT: Final = {
     (State.OPEN, MessageType.RESULT): State.OPEN,
     (State.OPEN, MessageType.PING): State.OPEN,
     (State.OPEN, MessageType.GOAWAY): State.OPEN,
+    (State.OPEN, MessageType.BEGIN): State.OPEN,
+    (State.OPEN, MessageType.PIECE): State.OPEN,
     (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
     (State.OPEN, MessageType.ALIVE): State.OPEN,
     (State.OPEN, MessageType.INVOKE): State.OPEN,
@@ -55,12 +60,17 @@ _SERVER: Final = {
     (State.OPEN, MessageType.INVOKE): State.OPEN,
     (State.OPEN, MessageType.PING): State.OPEN,
     (State.OPEN, MessageType.CANCEL): State.OPEN,
+    (State.OPEN, MessageType.BEGIN): State.OPEN,
+    (State.OPEN, MessageType.PIECE): State.OPEN,
     (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
     (State.OPEN, MessageType.ALIVE): State.OPEN,
     (State.OPEN, MessageType.SERVES): State.OPEN,
     (State.OPEN, MessageType.RESULT): State.OPEN,
 }
+IN_PIECES: Final = frozenset({MessageType.BEGIN, MessageType.PIECE})
 _FROM_DAEMON: Final = {
+    MessageType.BEGIN: (Feature.PIECES, "BEGIN"),
+    MessageType.PIECE: (Feature.PIECES, "PIECE"),
     MessageType.GOAWAY: (Feature.GOAWAY, "GOAWAY"),
     MessageType.HEARTBEAT: (Feature.HEARTBEAT, "HEARTBEAT"),
     MessageType.ALIVE: (Feature.HEARTBEAT, "ALIVE"),
@@ -68,6 +78,8 @@ _FROM_DAEMON: Final = {
     MessageType.CANCEL: (Feature.REVERSE, "CANCEL from the daemon"),
 }
 _FROM_CLIENT: Final = {
+    MessageType.BEGIN: (Feature.PIECES, "BEGIN"),
+    MessageType.PIECE: (Feature.PIECES, "PIECE"),
     MessageType.CANCEL: (Feature.CANCEL, "CANCEL"),
     MessageType.HEARTBEAT: (Feature.HEARTBEAT, "HEARTBEAT"),
     MessageType.ALIVE: (Feature.HEARTBEAT, "ALIVE"),
@@ -107,9 +119,10 @@ class ClientSession(Generic[Waiter]):
     Args:
         first_seq: the number CONNECT carries (a proxy goes on counting over a reconnect, as Pyro's do).
         offer: feature bits to offer; 0 makes us indistinguishable from a stock client.
+        token: what to prove if the daemon asks for it.
     """
 
-    def __init__(self, first_seq: int = 0, offer: int = Feature.ALL) -> None:
+    def __init__(self, first_seq: int = 0, offer: int = Feature.ALL, token: str | None = None) -> None:
         self.state = State.START
         self.seq = first_seq
         self.grant: Grant = STOCK
@@ -121,6 +134,12 @@ class ClientSession(Generic[Waiter]):
         self._offer = offer
         self._nonce = secrets.token_bytes(features.NONCE_SIZE)
         self._confirm: bytes | None = None
+        self._prover = None if token is None else Prover(token)
+
+    @property
+    def is_challenged(self) -> bool:
+        """Whether the daemon wants CONNECT once more, with a proof."""
+        return self._prover is not None and self.state is State.START
 
     @property
     def concurrent(self) -> bool:
@@ -136,6 +155,8 @@ class ClientSession(Generic[Waiter]):
         self.state = State.CONNECTING
         if self._offer:
             annotations = {**annotations, FEATURES_KEY: features.write_offer(self._offer, self._nonce)}
+        if self._prover is not None:
+            annotations = {**annotations, AUTH_KEY: self._prover.annotation()}
         return Message(MessageType.CONNECT, self.seq, serializer, flags, body, annotations, correlation_id)
 
     def assume_connected(self) -> None:
@@ -225,6 +246,9 @@ class ClientSession(Generic[Waiter]):
         self.state = _next_state(_CLIENT, self.state, message)
         if message.type == MessageType.CONNECTOK:
             self._take_grant(message)
+        elif message.type == MessageType.CONNECTFAIL:
+            if self._prover is not None and self._prover.is_challenge(message.annotations.get(AUTH_KEY)):
+                self.state = State.START
             return None
         _check_agreed(_FROM_DAEMON, self.grant, message)
         if message.type == MessageType.GOAWAY:
@@ -276,7 +300,7 @@ class ServerSession:
         if message.type == MessageType.CONNECT:
             self._consider(message)
         else:
-            if message.type == MessageType.SERVES and self._granted is not None:
+            if message.type in (MessageType.SERVES, MessageType.BEGIN) and self._granted is not None:
                 self._confirm(message)
             _check_agreed(_FROM_CLIENT, self.grant, message)
 
@@ -320,6 +344,19 @@ class ServerSession:
         flags = request.flags & Flags.META_ON_CONNECT
         return Message(
             MessageType.CONNECTOK, request.seq, request.serializer, flags, body, annotations, correlation_id
+        )
+
+    def challenge(self, request: Message, body: Body, annotations: dict[str, Body]) -> Message:
+        """The CONNECTFAIL message after which the client may send CONNECT once more."""
+        self.state = State.START
+        return Message(
+            MessageType.CONNECTFAIL,
+            request.seq,
+            request.serializer,
+            0,
+            body,
+            annotations,
+            request.correlation_id,
         )
 
     def refuse(self, body: Body, serializer: str, seq: int, correlation_id: bytes | None = None) -> Message:

@@ -11,7 +11,7 @@ from ..errors import SecurityError
 from ..transport.sockets import bind_tcp, is_loopback_host, reason_of
 from .asgi import Gateway
 from .http.limits import Limits
-from .http.server import HttpServer, Listener
+from .http.server import HttpServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +62,11 @@ async def serve_gateway(
     limits = limits or Limits(body_bytes=options.max_body_bytes)
     sock = bind_tcp(host, port)
     address = sock.getsockname()
-    plain = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-    listener: Listener = plain
-    if ssl_context is not None:
-        listener = trio.SSLListener(plain, ssl_context, https_compatible=True)
     server = HttpServer(gateway, limits)
     running = RunningGateway(gateway, server, address[0], address[1], ssl_context is not None)
     task_status.started(running)
     try:
-        await server.serve([listener], trio.Event() if stop is None else stop)
+        await server.serve([sock], trio.Event() if stop is None else stop, ssl_context)
     finally:
         gateway.close()
 

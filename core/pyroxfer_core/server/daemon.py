@@ -262,7 +262,7 @@ class Daemon:
             with trio.move_on_after(self.settings.shutdown_grace_s):
                 for peer in (*self.peers, *self.callees):
                     peer.go_away()
-                if self._calls_running:
+                while self._calls_running:  # an answer that leaves in pieces counts once it has begun to leave
                     self._drained = trio.Event()
                     await self._drained.wait()
                 await self._send_last_answers()

@@ -32,7 +32,7 @@ from pyroxfer_core.gateway.describe import described
 from pyroxfer_core.gateway.openapi import document
 from pyroxfer_core.gateway.serving import serve_gateway, tls_context
 from pyroxfer_core.nameserver import start_ns
-from pyroxfer_core.objects.describe import describe_members
+from pyroxfer_core.objects.documentation import describe_members
 
 GATEWAY = (sys.executable, "-c", "from pyroxfer_core.cli.gateway import gateway; gateway()")
 WITHIN_S = 30

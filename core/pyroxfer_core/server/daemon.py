@@ -17,7 +17,7 @@ import trio
 
 from ..errors import ConnectionClosedError, DaemonError, PyroError, RefusedError, SecurityError
 from ..objects.context import CallContext, current_context_var
-from ..objects.describe import describe_members
+from ..objects.documentation import describe_members
 from ..objects.expose import Metadata, expose, oneway, reset_exposed
 from ..objects.table import DAEMON_ID, ObjectTable
 from ..serializers.base import SerializerContext

@@ -24,6 +24,7 @@ from ..transport.connection import Connection
 from ..transport.wirelog import wire_log
 from ..uri import Uri
 from ..wire import Decoder
+from .backlink import BlockingBackLink
 from .config import config
 from .ownloop import OwnLoop, SwitchedPool
 from .proxy import Proxy, proxy_from_state, proxy_state_of
@@ -331,6 +332,18 @@ class Daemon(trio_daemon.Daemon):
         if type(self).validateHandshake is trio_daemon.Daemon.validateHandshake:
             return "hello"
         return await self.pool.run(self.validateHandshake, peer, data)
+
+    def lead_back(self, proxy: Any, way: Callable[[], Any]) -> None:
+        """Threads call back through the loop of this daemon; its own tasks cannot wait for that."""
+        home = trio.lowlevel.current_trio_token() if trio.lowlevel.in_trio_run() else self.home
+
+        def link() -> BlockingBackLink | None:
+            if home is None or trio.lowlevel.in_trio_run():
+                return None
+            inner = trio.from_thread.run_sync(way, trio_token=home)
+            return None if inner is None else BlockingBackLink(inner, home)
+
+        proxy._pyroVia = link
 
     def make_proxy(self, state: ProxyState) -> Any:
         """Proxies that arrive in calls are blocking ones."""

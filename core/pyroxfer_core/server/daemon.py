@@ -104,6 +104,8 @@ class Daemon:
         self.callees: set[Callee] = set()
         """Answer on connections that this process made to other daemons."""
         self.draining = False
+        self.home: trio.lowlevel.TrioToken | None = None
+        """The loop that serves it, while it is served."""
         self.side_stream_handler: SideStreamHandler | None = None
         """Called with each raw side stream, in a task of its own; the stream is closed when it returns."""
         self._host = host
@@ -207,6 +209,11 @@ class Daemon:
         """The published address when it differs from the internal one."""
         return None if self._nathost is None else _place(self._nathost, self._natport or self._port)
 
+    @property
+    def published_location(self) -> str:
+        """Where the URIs of its objects lead to."""
+        return self.nat_location or self.location
+
     # --- serving -----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Daemon:
@@ -215,6 +222,7 @@ class Daemon:
         self._manager = trio.open_nursery()
         nursery = await self._manager.__aenter__()
         await nursery.start(self._serve_all, self._listener)
+        self.home = trio.lowlevel.current_trio_token()
         return self
 
     async def __aexit__(
@@ -241,11 +249,12 @@ class Daemon:
         if nursery is None:
             return
         self.draining = True
+        self.home = None
         try:
             with trio.move_on_after(self.settings.shutdown_grace_s):
                 for peer in (*self.peers, *self.callees):
                     peer.go_away()
-                if self._calls_running:
+                while self._calls_running:  # an answer that leaves in pieces counts once it has begun to leave
                     self._drained = trio.Event()
                     await self._drained.wait()
                 await self._send_last_answers()
@@ -331,8 +340,15 @@ class Daemon:
         from .callee import Callee  # only programs that hand out their own objects need it
 
         callee = link.callee = Callee(self, link)
+        link.connection.queue(link.session.serves(self.published_location))
+        self.begin_answering(callee)
+
+    def begin_answering(self, callee: Callee) -> None:
+        """Let it answer as long as this daemon is served."""
+        if self._nursery is None:
+            callee.over = True
+            return
         self.callees.add(callee)
-        link.connection.queue(link.session.serves(self.nat_location or self.location))
         self._nursery.start_soon(callee.serve)
 
     def lead_back(self, proxy: Any, way: Callable[[], Any]) -> None:

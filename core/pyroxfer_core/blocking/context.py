@@ -164,8 +164,7 @@ class CurrentContext(threading.local):
             if not self._annotations and self._correlation_id is None:
                 return NO_OPTIONS
             return CallOptions(None, dict(self._annotations), correlation_bytes(self._correlation_id))
-        correlation_id = served.known_correlation
-        return NO_OPTIONS if correlation_id is None else CallOptions(None, {}, correlation_id)
+        return CallOptions(None, {}, served.correlation_bytes, chain=served.chain)
 
     def answered(self, annotations: dict[str, Body]) -> None:
         """Keep the annotations of an answer."""

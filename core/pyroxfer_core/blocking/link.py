@@ -17,24 +17,36 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol
 
 from ..client.calls import CallOptions
 from ..client.handshake import connect_message, read_welcome
 from ..client.heartbeat import QUESTIONS, silent
-from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, SerializeError, TimeoutError
+from ..errors import (
+    CommunicationError,
+    ConnectionClosedError,
+    Outcome,
+    ProtocolError,
+    PyroError,
+    SerializeError,
+    TimeoutError,
+)
 from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
+from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
+from ..transport.sockets import is_local
 from ..transport.wirelog import wire_log
-from ..wire import Decoder, codec_for
+from ..wire import Codec, Decoder, codec_for
 from ..wire.features import Feature, Grant
-from ..wire.message import Message, MessageType
+from ..wire.message import Body, Message, MessageType
 from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
 from ..wire.session import IN_PIECES, ClientSession, alive, heartbeat
+from .background import BackgroundLink
 from .connect import BlockingSocket, limit_silence, send_buffers, send_by, wait_for
 from .large import LargeMessages
 from .tls import BlockingTls
@@ -46,6 +58,9 @@ CANCEL_GRACE_S: Final = 1.0
 """How long giving up a call may take: another thread may be sending at that moment."""
 TURN_CHECK_S: Final = 1.0
 """How often a thread that waits for its turn looks whether the connection is still there."""
+
+_OFFERS: Final = {True: Feature.ALL, False: Feature.ALL & ~Feature.REVERSE}
+"""What is offered with, and without, a thread that reads all the time."""
 
 ContextFactory = Callable[[int, bool], SerializerContext]
 
@@ -67,6 +82,8 @@ class BlockingLink:
         object_id: str,
         location: str,
         first_seq: int = 0,
+        *,
+        background: bool = False,
     ) -> None:
         self.sock = sock
         self._poll: _Poll
@@ -96,9 +113,8 @@ class BlockingLink:
         self.version = version
         self.object_id = object_id
         self.location = location
-        self.session: ClientSession[Waiter] = ClientSession(
-            first_seq, Feature.ALL if version == 502 else 0, settings.token
-        )
+        offer = _OFFERS[background] if version == 502 else 0
+        self.session: ClientSession[Waiter] = ClientSession(first_seq, offer, settings.token)
         self.turn = threading.Lock()
         """Held during a call towards a peer that takes one at a time."""
         self._in_flight: Message | None = None
@@ -122,6 +138,9 @@ class BlockingLink:
         self._heartbeat_s = 0.0
         """How long a peer of ours may owe an answer before it is asked; 0: it is not asked."""
         self._unanswered = 0
+        self._background: BackgroundLink | None = None
+        """Answers what the daemon calls on this connection."""
+        self._offering = threading.Lock()
         self.closed = False
         self.forsaken = False
         """It belongs to the process that this one was forked from."""
@@ -152,6 +171,8 @@ class BlockingLink:
             raise as_ours(error, "handshake") from error
         self.metadata, self.response, self.welcome = welcome.metadata, welcome.response, answer
         self._context = make_context(self.version, Feature.TYPED in self.grant).granted(self.grant)
+        if Feature.REVERSE in self.grant:
+            self._context = replace(self._context, autoproxy=self.offer_served)
         if Feature.PIECES in self.grant:
             self._large = LargeMessages(self, settings.max_message_bytes)
         self.sock.settimeout(None)
@@ -504,6 +525,10 @@ class BlockingLink:
                 self._take(whole)
         elif message.type == MessageType.HEARTBEAT:
             self._send_aside(alive())
+        elif message.type in (MessageType.INVOKE, MessageType.CANCEL):
+            if self._background is None:
+                raise ProtocolError("the daemon calls an object here, where none was offered")
+            self._background.put(message)
 
     def _heard_nothing(self) -> None:
         """The time for a sign of life is over: ask, or give the peer up after a few questions.
@@ -511,6 +536,8 @@ class BlockingLink:
         Raises:
             ConnectionClosedError: it is given up.
         """
+        if not self.session.pending:
+            return
         if self._unanswered >= QUESTIONS:
             raise silent(self.location, self._heartbeat_s)
         self._unanswered += 1
@@ -528,6 +555,63 @@ class BlockingLink:
                 return  # it takes nothing at all at the moment
         if sent != len(data):
             raise ConnectionClosedError(f"{self.location} takes nothing any more")
+
+    # --- being called back ------------------------------------------------------------------------------------------
+
+    @property
+    def codec(self) -> Codec:
+        """The protocol spoken."""
+        return self._codec
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the peer is on this machine."""
+        return is_local(self.sock)  # type: ignore[arg-type]  # it looks at addresses, which any kind has
+
+    def offer_served(self, value: object) -> ProxyState | None:
+        """What stands for an object of a daemon of this process, which may be called over this connection now."""
+        state = served_as(value)
+        if state is not None:
+            daemon = value._pyroDaemon  # type: ignore[attr-defined]  # of our own making: `served_as` asked it
+            with self._offering:
+                home = daemon.home
+                if home is not None and (self._background is None or self._background.callee.over):
+                    self._background = BackgroundLink(self, daemon, home)
+                    self._send_now(self.session.serves(daemon.published_location))
+                    home.run_sync_soon(daemon.begin_answering, self._background.callee)
+        return state
+
+    def read_for_others(self) -> None:
+        """Read as long as the connection lives; for a thread of its own."""
+        reader = Waiter()
+        try:
+            while not self.closed:
+                if self._may_read(reader):
+                    self._read_for_all(reader, None)
+                else:
+                    self._follow(reader, None)
+        except (PyroError, OSError) as error:
+            self._fail(error)
+        finally:
+            self._settle(reader)
+            if self._background is not None:
+                self._background.end()
+
+    def _send_now(self, message: Message) -> None:
+        self.send_buffers([self._encode(message, hmac_key=self._hmac_key)])
+
+    def send_buffers(self, buffers: list[Body]) -> None:
+        """Send encoded messages, from any thread.
+
+        Raises:
+            ConnectionClosedError: the connection is lost.
+        """
+        with self.sending:
+            try:
+                send_buffers(self.sock, buffers, None)
+            except BaseException as error:
+                self._fail(ConnectionClosedError("the connection broke while an answer was leaving"))
+                raise as_ours(error, "answer") from error
 
     # --- the end -------------------------------------------------------------------------------------------------
 

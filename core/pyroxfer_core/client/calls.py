@@ -49,6 +49,8 @@ class CallOptions:
     """Item requests of a stream in flight at once."""
     key: bytes | None = None
     """Under one key a method of an object runs at most once in the life of a daemon of ours; see `key_bytes`."""
+    chain: bytes | None = None
+    """The chain of the call that this one is made for."""
 
 
 def correlation_bytes(value: uuid.UUID | bytes | None) -> bytes | None:
@@ -138,6 +140,8 @@ def encode_call(
         annotations[DEADLINE_KEY] = grant.deadline(int(deadline_s * 1000))
     if options.key is not None and grant.bits & Feature.KEY:
         annotations[CALL_KEY] = grant.key(options.key)
+    if options.chain is not None and grant.bits & Feature.CHAIN:
+        annotations[CHAIN_KEY] = grant.chain(options.chain)
     try:
         if args and isinstance(args, tuple) and isinstance(args[0], SerializedBlob):
             blob = _only_blob(args, kwargs)

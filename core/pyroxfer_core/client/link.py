@@ -313,7 +313,7 @@ class Link:
     def offer_served(self, value: object) -> ProxyState | None:
         """What stands for an object of a daemon of this process, which may be called over this connection now."""
         state = served_as(value)
-        if state is not None and (self.callee is None or self.callee.ended):
+        if state is not None and (self.callee is None or self.callee.over):
             value._pyroDaemon.answer_over(self)  # type: ignore[attr-defined]  # of our own making: `served_as` asked it
         return state
 

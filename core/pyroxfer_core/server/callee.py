@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from ..client.link import Link
 from ..errors import PyroError, RefusedError
+from ..wire.features import Grant
 from ..wire.message import Message, MessageType
-from ..wire.session import ServerSession
+from ..wire.session import ClientSession, ServerSession
 from .execute import failure, is_slow_to_read
 from .peer import Peer
 
@@ -20,6 +20,25 @@ if TYPE_CHECKING:
 log = logging.getLogger("pyroxfer.server")
 
 
+class Caller(Protocol):
+    """A client's connection, as it is needed to answer on it."""
+
+    @property
+    def connection(self) -> Any:
+        """A `Connection`, or what sends like one."""
+
+    @property
+    def grant(self) -> Grant:
+        """What was agreed with the other end."""
+
+    @property
+    def session(self) -> ClientSession[Any]:
+        """Of the calls of this side."""
+
+    async def read_for_others(self) -> None:
+        """Hand over what comes, until the connection ends."""
+
+
 class Callee(Peer):
     """Answers what the daemon at the other end of a client's connection calls.
 
@@ -27,12 +46,14 @@ class Callee(Peer):
     when nobody waits for an answer.
     """
 
-    def __init__(self, daemon: Daemon, link: Link) -> None:
+    def __init__(self, daemon: Daemon, link: Caller) -> None:
         super().__init__(daemon, link.connection)
         self.session = ServerSession(daemon.epoch)
         self.session.assume_reverse(link.grant.reversed())
         self._link = link
         self._reading = True
+        self.over = False
+        """It refuses everything, because its daemon is closed."""
 
     async def serve(self, *, greeted: bool = True) -> None:
         """Answer until the connection, or the daemon, ends."""
@@ -43,18 +64,13 @@ class Callee(Peer):
                 await self._link.read_for_others()
                 nursery.cancel_scope.cancel()
         finally:
-            self._nursery = None
+            self._nursery, self.over = None, True
             daemon.callees.discard(self)
             daemon.call_ended()
             self.go_away()
             self.resources.close_all()
             with trio.CancelScope(shield=True):
                 await self.streams.connection_lost(self)
-
-    @property
-    def ended(self) -> bool:
-        """Whether it refuses everything, because its daemon is closed."""
-        return self._nursery is None
 
     def take(self, message: Message) -> None:
         """A request, or the wish to end one.

@@ -126,6 +126,8 @@ def decode(peer: Peer, message: Message, serializer: Serializer, read: Callable[
         object_id, method, args, kwargs = _decode_blob(peer, message, serializer)
     elif read is not None:
         object_id, method, args, kwargs = read()
+    elif not message.flags & _COMPRESSED:
+        object_id, method, args, kwargs = serializer.loads_call(message.body)
     else:
         object_id, method, args, kwargs = read_call(message, serializer, peer.settings.max_message_bytes)
     entry = peer.table.get(object_id)
@@ -178,9 +180,11 @@ async def execute(peer: Peer, job: Job) -> Message | None:
     current_context_var.set(job)
     try:
         entry = job.entry
-        instance = entry.target if entry.mode == "instance" else peer.known_instance(entry)
+        instance = entry.fixed
         if instance is None:
-            instance = await peer.make_instance(entry, _runner(peer, job))
+            instance = peer.known_instance(entry)
+            if instance is None:
+                instance = await peer.make_instance(entry, _runner(peer, job))
         if job.method[:1] in _SPECIAL or job.message.flags & _BATCH or job.kwargs is None:
             value = await _run_special(peer, job, instance)
         else:
@@ -284,7 +288,7 @@ def _result(peer: Peer, job: Job, value: Any) -> Message:
         message.serializer,
         message.flags & _BATCH,
         job.serializer.dumps(value),
-        _response_annotations(peer, job),
+        _response_annotations(peer, job) if peer.annotates else job._response_annotations or {},
         message.correlation_id,
     )
     if peer.settings.compression:

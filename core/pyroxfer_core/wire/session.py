@@ -281,6 +281,8 @@ class ServerSession:
         self.state = State.START
         self.grant: Grant = STOCK
         """In force. Stock until the client's first message confirmed what was granted."""
+        self.settled = False
+        """Open, and nothing is left to confirm: `receive` has nothing to say about an INVOKE."""
         self._epoch = epoch
         self._offer = offer
         self._granted: Grant | None = None
@@ -317,6 +319,7 @@ class ServerSession:
 
     def _confirm(self, message: Message) -> None:
         granted, self._granted = self._granted, None
+        self.settled = True
         answer = features.read_offer(message.annotations.pop(FEATURES_KEY, None))
         if granted is not None and answer is not None and answer[1] == granted.nonce:
             self.grant = granted
@@ -324,10 +327,12 @@ class ServerSession:
     def assume_connected(self) -> None:
         """Skip the handshake, as on a user-supplied connected socket."""
         self.state = State.OPEN
+        self.settled = True
 
     def assume_reverse(self, grant: Grant) -> None:
         """Be called on a connection that was made by this side."""
         self.state = State.OPEN
+        self.settled = True
         self.grant = grant
 
     def goaway(self) -> Message:
@@ -339,6 +344,7 @@ class ServerSession:
     ) -> Message:
         """The CONNECTOK message that answers ``request``, in its serializer."""
         self.state = State.OPEN
+        self.settled = self._granted is None
         if self._granted is not None:
             annotations = {**annotations, FEATURES_KEY: features.write_grant(self._granted, self._client_nonce)}
         flags = request.flags & Flags.META_ON_CONNECT

@@ -20,6 +20,7 @@ from typing import IO
 
 import pytest
 import trio
+from certificates import Certificates
 from click.testing import CliRunner
 
 from pyroxfer_core.cli._run import ExitCode, Failure, printable
@@ -414,6 +415,24 @@ async def test_every_acknowledged_registration_survives_kill_9(stack: ExitStack,
         listing = await names.list(prefix="name-", return_metadata=True)
     assert len(acknowledged) == REGISTRATIONS
     assert listing == {name: (f"PYRO:{name}@localhost:1", {name}) for name in acknowledged}
+
+
+def test_a_name_server_with_tls_and_tokens(certificates: Certificates, tmp_path: Path, stack: ExitStack) -> None:
+    """Both tools take the same options; who is not let in gets exit code 4 and is told what to do."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("alice correct-horse-battery\n")
+    tokens.chmod(0o600)
+    server = start(stack, "-s", "memory", "--tls-cert", str(certificates.server), "--token-file", str(tokens))
+    place = ("-n", "localhost", "-p", str(server.port), "--tls-ca", str(certificates.ca))
+    assert run(*NSC, *place, "ping", "--token-file", str(tokens)).stdout == "Name server ping ok.\n"
+    assert run(*NSC, "ping", *place, "--token-file", str(tokens)).returncode == 0
+    for options, text in (
+        (place, "authentication required"),
+        ((*place[:4], "--tls-ca", str(certificates.other_ca)), "a CA that is not known here"),
+    ):
+        done = run(*NSC, *options, "ping")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (4, "", 1)
+        assert text in done.stderr
 
 
 # --- nsc: what goes beyond Pyro's tool -----------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from ..errors import DaemonError, SecurityError
 from ..objects.table import DAEMON_ID
 from ..serializers.vocabulary import ProxyState
 from ..server import daemon as trio_daemon
+from ..server.door import open_door
 from ..server.peer import Peer
 from ..server.streams import StreamTable
 from ..settings import Settings
 from ..transport.connection import Connection
-from ..transport.sockets import is_loopback_host
 from ..transport.wirelog import wire_log
 from ..uri import Uri
 from ..wire import Decoder
@@ -94,9 +94,11 @@ class Daemon(trio_daemon.Daemon):
         if not local:
             nathost = nathost or config.NATHOST
             natport = (natport or config.NATPORT) if nathost else natport
-        if not local and not settings.insecure and not is_loopback_host(host):
-            warnings.warn(f"everybody on the network can call the objects served on {host!r}", stacklevel=2)
-            settings = settings.with_changes(insecure=True)
+        if not local and not settings.insecure:
+            problem = open_door(host, settings, guarded=self.validates)
+            if problem is not None:
+                warnings.warn(problem.replace("would let", "lets").replace("would send", "sends"), stacklevel=2)
+                settings = settings.with_changes(insecure=True)
         super().__init__(host, port, unixsocket, nathost, natport, settings)
         self.table.register(interface(self), DAEMON_ID, force=True)
         self.pool: SwitchedPool = SwitchedPool(settings.worker_threads, settings.worker_queue)

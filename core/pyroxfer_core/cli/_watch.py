@@ -11,6 +11,7 @@ import trio
 from ..client.proxy import Proxy
 from ..errors import CommunicationError, NamingError
 from ..nameserver.lookup import locate_ns
+from ..settings import Settings
 from ._run import printable
 
 RETRY_S: Final = 1.0
@@ -35,7 +36,7 @@ class Watch:
         """What was shown last, by name."""
         self._met = False
 
-    async def run(self, host: str | None, port: int | None) -> None:
+    async def run(self, host: str | None, port: int | None, settings: Settings) -> None:
         """Print until cancelled.
 
         Raises:
@@ -43,7 +44,7 @@ class Watch:
         """
         while True:
             try:
-                async with await locate_ns(host, port) as ns:
+                async with await locate_ns(host, port, settings=settings) as ns:
                     if ns._pyroMetadata is None or "watch" not in ns._pyroMetadata.methods:
                         raise NamingError("this name server has no watch: it is not one of ours")
                     self._met = True

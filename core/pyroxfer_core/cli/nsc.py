@@ -17,8 +17,10 @@ from ..client.member import Call
 from ..client.proxy import Proxy
 from ..nameserver.lookup import checked_listing, locate_ns, search_tags
 from ..nameserver.service import STALE
+from ..settings import Settings
 from ._run import Failure, exit_code_of, printable, run
 from ._watch import Watch
+from .access import ClientAccess, client_options
 
 
 @dataclass
@@ -30,6 +32,22 @@ class Wanted:
     unixsocket: str | None = None
     verbose: bool = False
     json: bool = False
+    tls: bool = False
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    token_file: str | None = None
+
+    def settings(self) -> Settings:
+        """TLS and token, by the options."""
+        access = ClientAccess(
+            tls=self.tls,
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
+            tls_ca=self.tls_ca,
+            token_file=self.token_file,
+        )
+        return access.settings(Settings())
 
     @property
     def place(self) -> str | None:
@@ -65,6 +83,7 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     option = partial(click.option, callback=_keep, expose_value=False)
     port, port_help = click.IntRange(0, 65535), "Port of the name server (or of the broadcast, without a host)."
     for decorate in (
+        *client_options(option),
         option("--json", is_flag=True, help="Answer as one line of JSON."),
         option("-v", "--verbose", is_flag=True, help="Say what is done."),
         option("-u", "--unixsocket", metavar="PATH", help="Unix socket of the name server, instead."),
@@ -96,7 +115,8 @@ def _names(context: click.Context, parameter: click.Parameter, incomplete: str) 
 
     async def ask() -> list[str]:
         with trio.move_on_after(COMPLETION_S):
-            async with await locate_ns(wanted.place, wanted.port, broadcast=False) as ns:
+            place, port, settings = wanted.place, wanted.port, wanted.settings()
+            async with await locate_ns(place, port, broadcast=False, settings=settings) as ns:
                 return sorted(checked_listing(await ns.list(prefix=incomplete or None, return_metadata=True)))
         return []
 
@@ -239,7 +259,11 @@ def setmeta(wanted: Wanted, name: str, tags: tuple[str, ...]) -> None:
 @click.option("--after", type=int, metavar="REVISION", help="Only what changed after it; earlier output has it.")
 def watch(wanted: Wanted, prefix: str, after: int | None) -> None:
     """Show the names, or those that begin with PREFIX, and then every change, until interrupted."""
-    run(Watch(prefix, after, wanted.json).run, wanted.place, wanted.port)
+
+    async def watch_it() -> None:
+        await Watch(prefix, after, wanted.json).run(wanted.place, wanted.port, wanted.settings())
+
+    run(watch_it)
 
 
 def _add_tag_search(name: str, *, every: bool) -> None:
@@ -302,7 +326,7 @@ async def _ask(wanted: Wanted, action: Action) -> Answer:
     talkative = wanted.verbose and not wanted.json
     if talkative:
         click.echo("Locating name server...")
-    async with await locate_ns(wanted.place, wanted.port) as ns:
+    async with await locate_ns(wanted.place, wanted.port, settings=wanted.settings()) as ns:
         if talkative:
             click.echo(f"Name server found: {ns._pyroUri}")
         try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..errors import ConnectionClosedError, DaemonError, PyroError, RefusedError, SecurityError
+from ..errors import ConnectionClosedError, DaemonError, PyroError, RefusedError
 from ..objects.context import CallContext, current_context_var
 from ..objects.documentation import describe_members
 from ..objects.expose import Metadata, expose, oneway, reset_exposed
@@ -26,9 +26,10 @@ from ..settings import Settings
 from ..transport.connection import Connection
 from ..transport.listen import serve_connections
 from ..transport.side import SideStreamHandler
-from ..transport.sockets import bind_tcp, bind_unix, is_loopback_host, remove_socket_file
+from ..transport.sockets import bind_tcp, bind_unix, remove_socket_file
 from ..uri import Uri
 from ..wire.message import Body
+from .door import refuse_open_door
 from .hello import Hello, Judge, Verdict
 from .keys import KeyTable
 from .peer import Peer
@@ -64,8 +65,9 @@ class Daemon:
     refused, running ones may go on for ``settings.shutdown_grace_s``, then what is left is cut.
 
     Args:
-        host: where to listen; empty listens everywhere. Beyond loopback needs ``Settings(insecure=True)``, an
-            ``hmac_key``, or an overridden `validateHandshake`.
+        host: where to listen; empty listens everywhere. Beyond loopback needs TLS, and one of: tokens, client
+            certificates, an authenticator, an ``hmac_key``, an overridden `validateHandshake`. Or
+            ``Settings(insecure=True)``.
         port: 0 picks a free one.
         unixsocket: path to listen on instead.
         nathost: host name published in URIs instead of ``host``.
@@ -174,19 +176,9 @@ class Daemon:
         if self._unixsocket is not None:
             self._listener = bind_unix(self._unixsocket)
             return
-        self._refuse_open_door()
+        refuse_open_door(self._host, self.settings, guarded=self.validates)
         self._listener = bind_tcp(self._host, self._port)
         self._port = self._listener.getsockname()[1]
-
-    def _refuse_open_door(self) -> None:
-        settings = self.settings
-        guarded = type(self).validateHandshake is not Daemon.validateHandshake or settings.hmac_key is not None
-        if settings.insecure or guarded or is_loopback_host(self._host):
-            return
-        raise SecurityError(
-            f"listening on {self._host or '0.0.0.0'} lets everybody on the network in: "  # noqa: S104  # a text
-            "override validateHandshake, set Settings(hmac_key=…), or say Settings(insecure=True)"
-        )
 
     @property
     def location(self) -> str:
@@ -401,6 +393,11 @@ class Daemon:
             self.clientDisconnect(peer)
         except Exception:
             log.exception("clientDisconnect failed")
+
+    @property
+    def validates(self) -> bool:
+        """Whether `validateHandshake` is overridden."""
+        return type(self).validateHandshake is not Daemon.validateHandshake
 
     # --- what a connection needs -------------------------------------------------------------------------------
 

@@ -398,15 +398,19 @@ class Proxy(Forwarding):
                 return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
             except CommunicationError as error:
                 failed = error
-        return self._pyroInvokeAgain(failed, link, deadline, methodname, vargs, kwargs, flags, objectId)
+        return self._pyroInvokeAgain(failed, link, deadline, (methodname, vargs, kwargs, flags, objectId))
 
     def _pyroInvokeAgain(
-        self, error: CommunicationError | None, failed: BlockingLink | None, deadline: float | None, *call: Any
+        self,
+        error: CommunicationError | None,
+        failed: BlockingLink | None,
+        deadline: float | None,
+        call: tuple[str, Any, dict[str, Any] | None, int, str | None],
     ) -> Any:
         """Run a call for which there was no connection, or none that was still there."""
 
         def run(link: BlockingLink) -> Any:
-            return self._pyroCallOn(link, *call, deadline)
+            return self._pyroCallOn(link, *call, deadline=deadline)
 
         return self._pyroAttempts(deadline, run, call[0], link=failed, error=error)
 

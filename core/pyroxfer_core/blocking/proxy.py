@@ -359,6 +359,7 @@ class Proxy(Forwarding):
             proxy_factory=lambda state: proxy_from_state(state, settings),
             proxy_state_of=proxy_state_of,
             autoproxy=served_as,
+            unsafe=settings.with_changes(serializer=self._pyroSerializer).unsafe_for(known=settings.knows_daemons),
         )
 
     def _pyroState(self) -> ProxyState:

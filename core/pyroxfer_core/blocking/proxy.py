@@ -38,6 +38,7 @@ from .forwarding import Forwarding
 from .link import BlockingLink
 from .method import Method
 from .open import open_socket
+from .pushed import PushedIterator
 from .streams import StreamIterator
 
 if TYPE_CHECKING:
@@ -329,6 +330,7 @@ class Proxy(Forwarding):
         settings = self._pyroSettings.with_changes(serializer=self._pyroSerializer)
         location = uri.location or ""
         failure: CommunicationError | None = None
+        cut = False
         for version in versions_to_try(location, settings):
             sock = open_socket(uri, settings, config.PREFER_IP_VERSION)
             args = sock, version, settings, str(uri.object), location, self._pyroSeq
@@ -337,11 +339,13 @@ class Proxy(Forwarding):
                 link.greet(settings, self._pyroContext, self._pyroHandshake, self._pyroOptions())
             except (ProtocolError, ConnectionClosedError) as error:
                 failure = failure or error
+                cut = link.ended or isinstance(error, ConnectionClosedError)
                 continue
             except CommunicationError as error:
                 error.outcome = Outcome.NOT_SENT
                 raise
-            remember_version(location, version)
+            if not cut:  # a connection that broke says nothing about what is spoken there
+                remember_version(location, version)
             if self._pyroBackground and link.session.concurrent:
                 read_in_background(link)
             if link.welcome is not None and link.welcome.annotations:
@@ -504,7 +508,12 @@ class Proxy(Forwarding):
             if deadline is None or error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
                 raise
             raise TimeoutError(f"{method} took too long: {error}", outcome=error.outcome) from error
-        return StreamIterator(self, link, result.stream_id) if type(result) is StreamStart else result
+        return result if type(result) is not StreamStart else self._pyroStream(link, result)
+
+    def _pyroStream(self, link: BlockingLink, start: StreamStart) -> StreamIterator:
+        if start.number is not None:
+            return PushedIterator(self, link, start.stream_id, start.number)
+        return StreamIterator(self, link, start.stream_id)
 
     def _pyroClosingMessage(self, link: BlockingLink, stream_id: str) -> Message:
         serializer = link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent"))

@@ -43,36 +43,71 @@ async def accept_handshake(
     settings: Settings,
     context: SerializerContext | None,
     judge: Judge,
+    *,
+    heard: Hello | None = None,
 ) -> Hello | None:
     """Read CONNECT, within ``settings.connect_timeout_s`` since the connection was accepted, and answer it.
 
     A client that can prove a token is challenged first. A refused client gets CONNECTFAIL with the reason, and the
     connection is finished.
 
+    Args:
+        heard: what `authenticate` has given already.
+
     Returns:
         What the client said; None when it left without a word or was refused.
     """
-    greeting = _Greeting(connection, session, settings, context)
+    hello = heard or await authenticate(connection, session, settings, context)
+    if hello is None:
+        return None
     try:
-        with trio.fail_at(min(connection.greet_by, trio.current_time() + settings.connect_timeout_s)):
-            hello = await greeting.hear()
-            if hello is None:
-                return None
-            hello = await identify(connection, hello, greeting.challenge, greeting.proof, settings)
         verdict = await judge(hello)
         await _welcome(connection, session, hello, verdict, settings, context)
     except ConnectionClosedError:
         raise
     except Exception as error:
-        text = "receiving: timeout" if isinstance(error, trio.TooSlowError) else _text_of(error)
-        denied = isinstance(error, AuthenticationError)
-        if denied:
-            log.warning("%s was refused: %s", connection.peer, text)
-        annotations: dict[str, Body] = {AUTH_KEY: denial()} if denied and greeting.is_ours else {}
-        await refuse(connection, session, text, greeting.message, annotations)
+        await _refuse_for(error, connection, session, hello.message, is_ours=False)
         return None
     connection.settled()
     return hello
+
+
+async def authenticate(
+    connection: Connection, session: ServerSession, settings: Settings, context: SerializerContext | None = None
+) -> Hello | None:
+    """Read CONNECT and find out who it comes from, without answering it yet; limits and refusals as above."""
+    greeting = _Greeting(connection, session, settings, context)
+    try:
+        with trio.fail_at(_latest(connection, settings)):
+            hello = await greeting.hear()
+            if hello is None:
+                return None
+            return await identify(connection, hello, greeting.challenge, greeting.proof, settings)
+    except ConnectionClosedError:
+        raise
+    except Exception as error:
+        await _refuse_for(error, connection, session, greeting.message, is_ours=greeting.is_ours)
+        return None
+
+
+def _latest(connection: Connection, settings: Settings) -> float:
+    return min(connection.greet_by, trio.current_time() + settings.connect_timeout_s)
+
+
+async def _refuse_for(
+    error: Exception, connection: Connection, session: ServerSession, message: Message | None, *, is_ours: bool
+) -> None:
+    text = "receiving: timeout" if isinstance(error, trio.TooSlowError) else _text_of(error)
+    annotations: dict[str, Body] = {}
+    if isinstance(error, AuthenticationError):
+        log.warning("%s was refused: %s", connection.peer, text)
+        if is_ours:
+            annotations[AUTH_KEY] = denial()
+    await refuse(connection, session, text, message, annotations)
+
+
+def _text_of(error: Exception) -> str:
+    return text_of(error).encode("utf-8", "backslashreplace").decode() or type(error).__name__
 
 
 class _Greeting:
@@ -118,10 +153,6 @@ class _Greeting:
     @property
     def _version(self) -> int:
         return self._connection.codec.version
-
-
-def _text_of(error: Exception) -> str:
-    return text_of(error).encode("utf-8", "backslashreplace").decode() or type(error).__name__
 
 
 def _read_hello(

@@ -148,6 +148,8 @@ class BlockingLink:
         """Answers what the daemon calls on this connection."""
         self._offering = threading.Lock()
         self.closed = False
+        self.ended = False
+        """The peer closed the connection during the handshake."""
         self.forsaken = False
         """It belongs to the process that this one was forked from."""
         self.first_seq = first_seq
@@ -527,6 +529,7 @@ class BlockingLink:
             data = self.sock.recv(RECEIVE_BYTES)
             decoder.feed(data)
             if not data:
+                self.ended = True
                 decoder.eof()
                 raise ConnectionClosedError("the peer closed the connection")
         assert type(event) is Message, "a client's decoder collects everything"
@@ -626,11 +629,13 @@ class BlockingLink:
         if state is not None:
             daemon = value._pyroDaemon  # type: ignore[attr-defined]  # of our own making: `served_as` asked it
             with self._offering:
-                home = daemon.home
+                home = None if daemon.is_guarded else daemon.home
                 if home is not None and (self._background is None or self._background.callee.over):
                     self._background = BackgroundLink(self, daemon, home)
                     self._send_now(self.session.serves(daemon.published_location))
                     home.run_sync_soon(daemon.begin_answering, self._background.callee)
+                if self._background is not None and self._background.callee.daemon is daemon:
+                    self._background.callee.offer(value._pyroId)  # type: ignore[attr-defined]
         return state
 
     def read_for_others(self) -> None:

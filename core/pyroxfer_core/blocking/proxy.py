@@ -331,6 +331,7 @@ class Proxy(Forwarding):
         settings = self._pyroSettings.with_changes(serializer=self._pyroSerializer)
         location = uri.location or ""
         failure: CommunicationError | None = None
+        cut = False
         for version in versions_to_try(location, settings):
             sock = open_socket(uri, settings, config.PREFER_IP_VERSION)
             args = sock, version, settings, str(uri.object), location, self._pyroSeq
@@ -339,11 +340,13 @@ class Proxy(Forwarding):
                 link.greet(settings, self._pyroContext, self._pyroHandshake, self._pyroOptions())
             except (ProtocolError, ConnectionClosedError) as error:
                 failure = failure or error
+                cut = link.ended or isinstance(error, ConnectionClosedError)
                 continue
             except CommunicationError as error:
                 error.outcome = Outcome.NOT_SENT
                 raise
-            remember_version(location, version)
+            if not cut:  # a connection that broke says nothing about what is spoken there
+                remember_version(location, version)
             if self._pyroBackground and link.session.concurrent:
                 read_in_background(link)
             if link.welcome is not None and link.welcome.annotations:
@@ -361,6 +364,7 @@ class Proxy(Forwarding):
             proxy_factory=lambda state: proxy_from_state(state, settings),
             proxy_state_of=proxy_state_of,
             autoproxy=served_as,
+            unsafe=settings.with_changes(serializer=self._pyroSerializer).unsafe_for(known=settings.knows_daemons),
         )
 
     def _pyroState(self) -> ProxyState:

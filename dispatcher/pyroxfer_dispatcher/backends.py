@@ -115,6 +115,14 @@ class BackendGroup:
         self._prefer = tuple(prefer)
         self._sticky = sticky
 
+    def add(self, backend: Backend) -> None:
+        """One more."""
+        self.backends = (*self.backends, backend)
+
+    def remove(self, backend: Backend) -> None:
+        """One less; calls it still runs are released as any."""
+        self.backends = tuple(one for one in self.backends if one is not backend)
+
     def pick(self, now: float, exclude: Container[Backend] = (), key: str | None = None) -> Backend | None:
         """A live backend with room, now counted as running one call more.
 

@@ -18,6 +18,7 @@ from .backends import Backend
 from .channel import Channel, Opened
 from .commands import (
     Announce,
+    Answer,
     CloseBackend,
     CloseClient,
     Command,
@@ -32,7 +33,7 @@ from .commands import (
     ReplyStream,
     UseKeptBackend,
 )
-from .dialects import Dialect
+from .dialects import NONE, Dialect
 from .events import (
     BackendLost,
     BackendOpened,
@@ -458,6 +459,12 @@ class Conversation:
         answer.correlation_id = request.correlation_id
         return self._reply(Reply(answer))
 
+    def _answer(self, command: Answer) -> Event | None:
+        request = command.request
+        answer = Message(MessageType.RESULT, request.seq, request.serializer, 0, NONE[request.serializer])
+        answer.correlation_id = request.correlation_id
+        return self._reply(Reply(answer))
+
     def _announce(self, command: Announce) -> None:
         backend = command.backend
         if command.is_up:
@@ -528,6 +535,7 @@ _CARRY_OUT: Final[dict[type[Command], Callable[[Conversation, Any], Event | None
     ReplyStream: Conversation._reply_stream,
     ReplyPart: Conversation._reply_part,
     Fail: Conversation._fail,
+    Answer: Conversation._answer,
     Announce: Conversation._announce,
     CloseClient: Conversation._close_client,
 }

@@ -8,6 +8,7 @@ import random
 import secrets
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final
@@ -41,6 +42,7 @@ from .dialects import BlobDialect, SealedDialect
 from .frames import Splitter
 from .hub import Hub
 from .links import COLLECT_BYTES, LinkPool, OwnLinks
+from .listeners import Forget, Listeners
 from .pinned import Pinned
 from .routes import Directory, Party, RouteTable, Service
 from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, alone, is_looping, read_opening
@@ -285,7 +287,7 @@ class Dispatcher:
 
     async def _look_after_clients(self) -> None:
         while True:
-            admissions = [service.admission for service in self.directory.services.values()]
+            admissions = tuple(self.directory.admissions())
             await trio.sleep(BUSY_LOOK_S if any(admission.waiting for admission in admissions) else LOOK_S)
             for admission in admissions:
                 admission.look(monotonic())
@@ -359,18 +361,29 @@ def _service(config: ServiceConfig, later: Later) -> Service:
         Backend(entry.name, entry.uri, entry.max_in_flight, weight=entry.weight, tags=frozenset(entry.tags))
         for entry in config.backends
     ]
-    choose = choice_for(config.policy, config.slow_start, random.Random())  # no secret
-    group = BackendGroup(backends, choose, config.prefer, sticky=config.policy == HASH)
-    limits = Limits(config.max_in_flight, config.client_max_in_flight, config.max_queue, config.queue_timeout)
-    admission = Admission(config.name, group, limits, later)
-    return Service(
+    service = Service(
         config.name,
-        admission,
+        _admission(config, config.name, backends, later),
         config.method,
         config.stateless,
         frozenset(config.idempotent),
         config.fair_by == "connection",
     )
+    if config.listeners == "none":
+        return service
+
+    def topic(name: str, forget: Forget) -> Service:
+        admission = _admission(config, f"{config.name}/{name}", [], later)
+        return replace(service, admission=admission, fan_out=config.listeners == "all", forget=forget)
+
+    return replace(service, listeners=Listeners(topic))
+
+
+def _admission(config: ServiceConfig, name: str, backends: list[Backend], later: Later) -> Admission:
+    choose = choice_for(config.policy, config.slow_start, random.Random())
+    group = BackendGroup(backends, choose, config.prefer, sticky=config.policy == HASH)
+    limits = Limits(config.max_in_flight, config.client_max_in_flight, config.max_queue, config.queue_timeout)
+    return Admission(name, group, limits, later)
 
 
 def _settings_for(config: Config) -> Settings:

@@ -115,6 +115,8 @@ class Relay:
         if message.type == MessageType.RESULT:
             if message.seq not in self._calls or self._answering is not None:
                 raise ProtocolError(f"the backend answered number {message.seq}, which nobody asked for")
+            if message.seq == self._answering:
+                raise ProtocolError(f"the backend answered number {message.seq} inside its answer")
             if whole:
                 self._over(message.seq, now)
             else:

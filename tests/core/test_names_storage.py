@@ -241,6 +241,33 @@ async def test_a_file_of_something_else_is_refused_and_left_alone(
     assert path.read_bytes() == before
 
 
+async def test_a_damaged_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """Found before anything is written, although the damage is in the middle of it."""
+    path = tmp_path / "names.sqlite"
+    storage = SqliteStorage(path)
+    await storage.update([f"name-{number}" for number in range(2000)], lambda name, _: tagged(f"PYRO:{name}@h:1"))
+    await storage.aclose()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 4096] = bytes(4096)
+    path.write_bytes(content)
+    with pytest.raises(NamingError, match=r"cannot open the name database .*damaged.*restore a copy"):
+        SqliteStorage(path)
+    assert path.read_bytes() == content
+
+
+async def test_an_unreadable_row_of_ours_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "names.sqlite"
+    storage = SqliteStorage(path)
+    await storage.put("name", Entry((Address("PYRO:a@h:1", protocols=frozenset({48})),)))
+    await storage.aclose()
+    for rubbish in ("no JSON", "[]", "[1]", '[{"uri": "PYRO:other@h:1", "metadata": [], "protocols": []}]'):
+        with sqlite3.connect(path) as other:
+            other.execute("UPDATE pyroxfer_addresses SET addresses = ?", (rubbish,))
+        other.close()
+        with pytest.raises(NamingError, match=r"the addresses stored for PYRO:a@h:1 cannot be read"):
+            SqliteStorage(path)
+
+
 def test_a_missing_folder_is_a_naming_error(tmp_path: Path) -> None:
     with pytest.raises(NamingError, match="cannot open the name database"):
         SqliteStorage(tmp_path / "missing" / "names.sqlite")

@@ -17,24 +17,37 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol
 
 from ..client.calls import CallOptions
 from ..client.handshake import connect_message, read_welcome
 from ..client.heartbeat import QUESTIONS, silent
-from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, SerializeError, TimeoutError
+from ..client.readers import StreamReaders
+from ..errors import (
+    CommunicationError,
+    ConnectionClosedError,
+    Outcome,
+    ProtocolError,
+    PyroError,
+    SerializeError,
+    TimeoutError,
+)
 from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
+from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
+from ..transport.sockets import is_local
 from ..transport.wirelog import wire_log
-from ..wire import Decoder, codec_for
+from ..wire import Codec, Decoder, codec_for
 from ..wire.features import Feature, Grant
-from ..wire.message import Message, MessageType
+from ..wire.message import Body, Message, MessageType
 from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
 from ..wire.session import IN_PIECES, ClientSession, alive, heartbeat
+from .background import BackgroundLink
 from .connect import BlockingSocket, limit_silence, send_buffers, send_by, wait_for
 from .large import LargeMessages
 from .tls import BlockingTls
@@ -46,6 +59,9 @@ CANCEL_GRACE_S: Final = 1.0
 """How long giving up a call may take: another thread may be sending at that moment."""
 TURN_CHECK_S: Final = 1.0
 """How often a thread that waits for its turn looks whether the connection is still there."""
+
+_OFFERS: Final = {True: Feature.ALL, False: Feature.ALL & ~Feature.REVERSE}
+"""What is offered with, and without, a thread that reads all the time."""
 
 ContextFactory = Callable[[int, bool], SerializerContext]
 
@@ -67,6 +83,8 @@ class BlockingLink:
         object_id: str,
         location: str,
         first_seq: int = 0,
+        *,
+        background: bool = False,
     ) -> None:
         self.sock = sock
         self._poll: _Poll
@@ -96,9 +114,8 @@ class BlockingLink:
         self.version = version
         self.object_id = object_id
         self.location = location
-        self.session: ClientSession[Waiter] = ClientSession(
-            first_seq, Feature.ALL if version == 502 else 0, settings.token
-        )
+        offer = _OFFERS[background] if version == 502 else 0
+        self.session: ClientSession[Waiter] = ClientSession(first_seq, offer, settings.token)
         self.turn = threading.Lock()
         """Held during a call towards a peer that takes one at a time."""
         self._in_flight: Message | None = None
@@ -108,9 +125,14 @@ class BlockingLink:
         """Guards who reads and who sleeps: `_reader`, `_followers` and every `Waiter.wake`."""
         self._reader: Waiter | None = None
         self._followers: dict[Waiter, None] = {}
-        self._serializers: dict[str, Serializer] = {}
+        self.serializers: dict[str, Serializer] = {}
+        """Those made so far; see `serializer`."""
+        self.preferred = "serpent"
+        """The serializer for this peer when the user asks for none."""
         self._context: SerializerContext | None = None
         self._large: LargeMessages | None = None
+        self.readers: StreamReaders[Waiter] = StreamReaders()
+        """Who waits for the items of pushed streams."""
         self.metadata: Metadata | None = None
         self.response: Any = None
         """The daemon's handshake response."""
@@ -122,7 +144,12 @@ class BlockingLink:
         self._heartbeat_s = 0.0
         """How long a peer of ours may owe an answer before it is asked; 0: it is not asked."""
         self._unanswered = 0
+        self._background: BackgroundLink | None = None
+        """Answers what the daemon calls on this connection."""
+        self._offering = threading.Lock()
         self.closed = False
+        self.ended = False
+        """The peer closed the connection during the handshake."""
         self.forsaken = False
         """It belongs to the process that this one was forked from."""
         self.first_seq = first_seq
@@ -152,6 +179,10 @@ class BlockingLink:
             raise as_ours(error, "handshake") from error
         self.metadata, self.response, self.welcome = welcome.metadata, welcome.response, answer
         self._context = make_context(self.version, Feature.TYPED in self.grant).granted(self.grant)
+        if Feature.TYPED in self.grant:
+            self.preferred = "msgpack"
+        if Feature.REVERSE in self.grant:
+            self._context = replace(self._context, autoproxy=self.offer_served)
         if Feature.PIECES in self.grant:
             self._large = LargeMessages(self, settings.max_message_bytes)
         self.sock.settimeout(None)
@@ -175,11 +206,6 @@ class BlockingLink:
         """What was agreed with the peer."""
         return self.session.grant
 
-    @property
-    def own(self) -> bool:
-        """Whether the peer keeps the types of all values."""
-        return self.session.grant.bits & Feature.TYPED != 0
-
     def getpeercert(self, binary_form: bool = False) -> Any:
         """The daemon's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without TLS."""
         return self.sock.getpeercert(binary_form) if isinstance(self.sock, BlockingTls) else None
@@ -191,10 +217,10 @@ class BlockingLink:
 
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer."""
-        serializer = self._serializers.get(name)
+        serializer = self.serializers.get(name)
         if serializer is None:
             assert self._context is not None, "made with the handshake"
-            serializer = self._serializers[name] = make_serializer(name, self._context)
+            serializer = self.serializers[name] = make_serializer(name, self._context)
         return serializer
 
     def call(self, message: Message, deadline: float | None) -> Message:
@@ -290,10 +316,10 @@ class BlockingLink:
                     pass  # it shares the connection with others, who need the lock
                 elif not small:
                     send_buffers(self.sock, [data, *buffers_of(message.body)], deadline)
-                elif deadline is not None:
-                    send_by(self.sock, data, deadline)
-                else:
+                elif deadline is None:
                     self.sock.sendall(data)
+                else:
+                    send_by(self.sock, data, deadline)
             except BaseException as error:  # half a request spoils the stream, whatever stopped it
                 if isinstance(error, BlockingIOError):
                     error = silent(self.location, self._heartbeat_s)
@@ -327,7 +353,10 @@ class BlockingLink:
         try:
             try:
                 while waiter.reply is None and waiter.error is None:
-                    if self._may_read(waiter):
+                    with self._guard:  # as in `_may_read`, which would cost every call another step
+                        if self._reader is None:
+                            self._reader = waiter
+                    if self._reader is waiter:
                         self._read_for_all(waiter, deadline)
                     else:
                         self._follow(waiter, deadline)
@@ -347,6 +376,34 @@ class BlockingLink:
         if waiter.reply is None:
             raise waiter.error or ConnectionClosedError("the connection was lost", outcome=Outcome.UNKNOWN)
         return waiter.reply
+
+    def listen(self, listener: Waiter, timeout_s: float | None) -> None:
+        """Wait until something has come for who is among the `readers`.
+
+        Raises:
+            TimeoutError: nothing came in time.
+            ConnectionClosedError: the connection is gone.
+        """
+        deadline = time.monotonic() + timeout_s if timeout_s else None
+        try:
+            try:
+                while not listener.settled:
+                    if self._may_read(listener):
+                        self._read_for_all(listener, deadline)
+                    else:
+                        self._follow(listener, deadline)
+            finally:
+                self._settle(listener)
+        except (PyroError, OSError) as error:
+            if not isinstance(error, builtins.TimeoutError):
+                self._fail(error)
+            elif not listener.settled:
+                raise TimeoutError("the next item took too long", outcome=Outcome.UNKNOWN) from None
+        except BaseException:
+            self._settle(listener)  # the interrupt may have come before it was done above
+            raise
+        if listener.reply is None:
+            raise listener.error or ConnectionClosedError("the connection was lost", outcome=Outcome.UNKNOWN)
 
     def _read_for_all(self, waiter: Waiter, deadline: float | None) -> None:
         try:
@@ -444,9 +501,8 @@ class BlockingLink:
         An interrupt may come between any two steps. Until the first byte of the buffer says otherwise, nothing has
         been taken from the socket, and the connection can go on without the interrupted call.
         """
-        decoder = self._decoder
-        place = decoder.wanted_buffer()
-        buffer = self._buffer
+        decoder, buffer = self._decoder, self._buffer
+        place = None if decoder.collected is None else decoder.wanted_buffer()
         if place is None:
             buffer[0] = 0
             count = self.sock.recv_into(buffer)
@@ -462,7 +518,7 @@ class BlockingLink:
         while event is not None:
             assert type(event) is Message, "a client's decoder collects everything"
             self._take(event)
-            event = decoder.next_event()
+            event = decoder.next_event() if decoder.data else None
         buffer[0] = 0
 
     def _receive_one(self, deadline: float) -> Message:
@@ -473,6 +529,7 @@ class BlockingLink:
             data = self.sock.recv(RECEIVE_BYTES)
             decoder.feed(data)
             if not data:
+                self.ended = True
                 decoder.eof()
                 raise ConnectionClosedError("the peer closed the connection")
         assert type(event) is Message, "a client's decoder collects everything"
@@ -502,8 +559,17 @@ class BlockingLink:
             whole = self._large.take(message)
             if whole is not None:
                 self._take(whole)
+        elif message.type == MessageType.ITEMS:
+            listener = self.readers.take(message)
+            if listener is not None:
+                listener.reply = message
+                self._rouse(listener)
         elif message.type == MessageType.HEARTBEAT:
-            self._send_aside(alive())
+            self.send_aside(alive())
+        elif message.type in (MessageType.INVOKE, MessageType.CANCEL):
+            if self._background is None:
+                raise ProtocolError("the daemon calls an object here, where none was offered")
+            self._background.put(message)
 
     def _heard_nothing(self) -> None:
         """The time for a sign of life is over: ask, or give the peer up after a few questions.
@@ -511,12 +577,28 @@ class BlockingLink:
         Raises:
             ConnectionClosedError: it is given up.
         """
+        if not self.session.pending:
+            return
         if self._unanswered >= QUESTIONS:
             raise silent(self.location, self._heartbeat_s)
         self._unanswered += 1
-        self._send_aside(heartbeat())
+        self.send_aside(heartbeat())
 
-    def _send_aside(self, message: Message) -> None:
+    def send_signal(self, message: Message) -> None:
+        """Send a small message of our own that must not be left out.
+
+        Raises:
+            ConnectionClosedError: the connection is gone.
+        """
+        data = self._encode(message, hmac_key=self._hmac_key)
+        try:
+            with self.sending:
+                self.sock.sendall(data)
+        except BaseException as error:
+            self._fail(ConnectionClosedError("the connection broke while a message was leaving"))
+            raise as_ours(error, "message", Outcome.UNKNOWN) from error
+
+    def send_aside(self, message: Message) -> None:
         """Send a small message of our own, unless a thread is sending a request: then there is no need to."""
         if self.sending.locked():
             return
@@ -529,12 +611,71 @@ class BlockingLink:
         if sent != len(data):
             raise ConnectionClosedError(f"{self.location} takes nothing any more")
 
+    # --- being called back ------------------------------------------------------------------------------------------
+
+    @property
+    def codec(self) -> Codec:
+        """The protocol spoken."""
+        return self._codec
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the peer is on this machine."""
+        return is_local(self.sock)  # type: ignore[arg-type]  # it looks at addresses, which any kind has
+
+    def offer_served(self, value: object) -> ProxyState | None:
+        """What stands for an object of a daemon of this process, which may be called over this connection now."""
+        state = served_as(value)
+        if state is not None:
+            daemon = value._pyroDaemon  # type: ignore[attr-defined]  # of our own making: `served_as` asked it
+            with self._offering:
+                home = None if daemon.is_guarded else daemon.home
+                if home is not None and (self._background is None or self._background.callee.over):
+                    self._background = BackgroundLink(self, daemon, home)
+                    self._send_now(self.session.serves(daemon.published_location))
+                    home.run_sync_soon(daemon.begin_answering, self._background.callee)
+                if self._background is not None and self._background.callee.daemon is daemon:
+                    self._background.callee.offer(value._pyroId)  # type: ignore[attr-defined]
+        return state
+
+    def read_for_others(self) -> None:
+        """Read as long as the connection lives; for a thread of its own."""
+        reader = Waiter()
+        try:
+            while not self.closed:
+                if self._may_read(reader):
+                    self._read_for_all(reader, None)
+                else:
+                    self._follow(reader, None)
+        except (PyroError, OSError) as error:
+            self._fail(error)
+        finally:
+            self._settle(reader)
+            if self._background is not None:
+                self._background.end()
+
+    def _send_now(self, message: Message) -> None:
+        self.send_buffers([self._encode(message, hmac_key=self._hmac_key)])
+
+    def send_buffers(self, buffers: list[Body]) -> None:
+        """Send encoded messages, from any thread.
+
+        Raises:
+            ConnectionClosedError: the connection is lost.
+        """
+        with self.sending:
+            try:
+                send_buffers(self.sock, buffers, None)
+            except BaseException as error:
+                self._fail(ConnectionClosedError("the connection broke while an answer was leaving"))
+                raise as_ours(error, "answer") from error
+
     # --- the end -------------------------------------------------------------------------------------------------
 
     def _fail(self, error: BaseException) -> None:
         """The connection is finished: every waiting call gets to know, with what is certain about it."""
         self._close_socket()
-        for waiter in self.session.drop_pending():
+        for waiter in (*self.session.drop_pending(), *self.readers.waiting.values()):
             outcome = Outcome.EXECUTED if waiter.answered else Outcome.UNKNOWN
             waiter.error = copy_for(error, outcome)
         with self._guard:

@@ -31,12 +31,14 @@ from ..uri import Uri
 from ..wire.features import STOCK
 from ..wire.message import Body, Flags, Message, MessageType
 from .asynchronous import call_async
+from .background import read_in_background
 from .config import config
 from .context import NO_OPTIONS, call_options, current_context
 from .forwarding import Forwarding
 from .link import BlockingLink
 from .method import Method
 from .open import open_socket
+from .pushed import PushedIterator
 from .streams import StreamIterator
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNANSWERED: Final = (Outcome.UNKNOWN, Outcome.NOT_SENT)
+_ONEWAY: Final = Flags.ONEWAY
 _NOTHING: Final = Metadata(frozenset(), frozenset(), frozenset())
 
 
@@ -59,6 +62,8 @@ class Proxy(Forwarding):
         uri: where the object is; with ``connected_socket`` the object's id.
         connected_socket: talk over this socket, which stays the caller's: there is no handshake on it, and it is
             never closed here.
+        background: read the connection in a thread of its own, so that the daemon at the other end can call objects
+            of this process on it.
         settings: limits, timeouts, serializer; those of ``config`` when left out.
 
     Raises:
@@ -70,6 +75,7 @@ class Proxy(Forwarding):
         uri: Uri | str,
         connected_socket: socket.socket | None = None,
         *,
+        background: bool = False,
         settings: Settings | None = None,
     ) -> None:
         if connected_socket is not None:
@@ -89,6 +95,9 @@ class Proxy(Forwarding):
         self._pyroConnecting = threading.RLock()
         self._pyroSocket = connected_socket
         self._pyroAsynchronous = False
+        self._pyroBackground = background
+        self._pyroVia: Callable[[], Any] | None = None
+        """The way to the object over a connection that the other side made, while there is one."""
         kind = type(self)
         self._pyroHooked = (
             kind._pyroAnnotations is not Proxy._pyroAnnotations
@@ -150,7 +159,7 @@ class Proxy(Forwarding):
         """The same object, over a connection of its own."""
         if self._pyroSocket is not None:
             raise PyroError("a proxy on a connected socket cannot be copied: there is only one socket")
-        copy = type(self)(self._pyroUri, settings=self._pyroSettings)
+        copy = type(self)(self._pyroUri, background=self._pyroBackground, settings=self._pyroSettings)
         copy._pyroHandshake, copy._pyroTimeout = self._pyroHandshake, self._pyroTimeout
         copy._pyroSerializer, copy._pyroMaxRetries = self._pyroSerializer, self._pyroMaxRetries
         copy._pyroMeta, copy._pyroAsynchronous = self._pyroMeta, self._pyroAsynchronous
@@ -281,12 +290,15 @@ class Proxy(Forwarding):
         return used and loses_session(link.metadata, link.grant, self._pyroSettings)
 
     def _pyroConnectAnew(self) -> BlockingLink:
-        link = self._pyroOnSocket(self._pyroSocket) if self._pyroSocket is not None else self._pyroConnect()
+        link = self._pyroVia() if self._pyroVia is not None else None
+        if link is None:
+            link = self._pyroOnSocket(self._pyroSocket) if self._pyroSocket is not None else self._pyroConnect()
         try:
             if link.metadata is not None and not link.metadata.methods and not link.metadata.attrs:
                 raise PyroError(f"remote object at {self._pyroUri} doesn't expose any methods or attributes")
             self._pyroGreeted = link
-            self._pyroValidateHandshake(link.response)
+            if self._pyroVia is None or link.response is not None:
+                self._pyroValidateHandshake(link.response)
         except BaseException:
             link.close()
             raise
@@ -319,18 +331,24 @@ class Proxy(Forwarding):
         settings = self._pyroSettings.with_changes(serializer=self._pyroSerializer)
         location = uri.location or ""
         failure: CommunicationError | None = None
+        cut = False
         for version in versions_to_try(location, settings):
             sock = open_socket(uri, settings, config.PREFER_IP_VERSION)
-            link = BlockingLink(sock, version, settings, str(uri.object), location, self._pyroSeq)
+            args = sock, version, settings, str(uri.object), location, self._pyroSeq
+            link = BlockingLink(*args, background=self._pyroBackground)
             try:
                 link.greet(settings, self._pyroContext, self._pyroHandshake, self._pyroOptions())
             except (ProtocolError, ConnectionClosedError) as error:
                 failure = failure or error
+                cut = link.ended or isinstance(error, ConnectionClosedError)
                 continue
             except CommunicationError as error:
                 error.outcome = Outcome.NOT_SENT
                 raise
-            remember_version(location, version)
+            if not cut:  # a connection that broke says nothing about what is spoken there
+                remember_version(location, version)
+            if self._pyroBackground and link.session.concurrent:
+                read_in_background(link)
             if link.welcome is not None and link.welcome.annotations:
                 self._pyroAnswered(link.welcome)
             return link
@@ -346,6 +364,7 @@ class Proxy(Forwarding):
             proxy_factory=lambda state: proxy_from_state(state, settings),
             proxy_state_of=proxy_state_of,
             autoproxy=served_as,
+            unsafe=settings.with_changes(serializer=self._pyroSerializer).unsafe_for(known=settings.knows_daemons),
         )
 
     def _pyroState(self) -> ProxyState:
@@ -383,11 +402,21 @@ class Proxy(Forwarding):
                 return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
             except CommunicationError as error:
                 failed = error
+        return self._pyroInvokeAgain(failed, link, deadline, (methodname, vargs, kwargs, flags, objectId))
+
+    def _pyroInvokeAgain(
+        self,
+        error: CommunicationError | None,
+        failed: BlockingLink | None,
+        deadline: float | None,
+        call: tuple[str, Any, dict[str, Any] | None, int, str | None],
+    ) -> Any:
+        """Run a call for which there was no connection, or none that was still there."""
 
         def run(link: BlockingLink) -> Any:
-            return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
+            return self._pyroCallOn(link, *call, deadline=deadline)
 
-        return self._pyroAttempts(deadline, run, methodname, link=link, error=failed)
+        return self._pyroAttempts(deadline, run, call[0], link=failed, error=error)
 
     def _pyroCallWith(self, options: CallOptions, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """``proxy.method.options(...)(*args, **kwargs)``."""
@@ -463,10 +492,11 @@ class Proxy(Forwarding):
         """Run one call on this connection, whatever becomes of it."""
         meta = link.metadata
         if meta is not None and method in meta.oneway and object_id is None:
-            flags |= Flags.ONEWAY
-        grant = link.session.grant
+            flags |= _ONEWAY
+        grant, serializers = link.session.grant, link.serializers
+        name = self._pyroSerializer or link.preferred
         request = encode_call(
-            link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent")),
+            serializers.get(name) or link.serializer(name),
             grant,
             link.version,
             object_id or link.object_id,
@@ -478,22 +508,28 @@ class Proxy(Forwarding):
             self._pyroSettings,
             None if deadline is None else deadline - time.monotonic(),
         )
-        if flags & Flags.ONEWAY:
+        if flags & _ONEWAY:
             link.send_oneway(request, deadline)
             return None
         answer = link.call(request, deadline)
         if answer.annotations:
             self._pyroAnswered(answer)
         try:
-            result = read_reply(answer, link.serializer(answer.serializer), grant, self._pyroSettings)
+            reader = serializers.get(answer.serializer) or link.serializer(answer.serializer)
+            result = read_reply(answer, reader, grant, self._pyroSettings)
         except CommunicationError as error:
             if deadline is None or error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
                 raise
             raise TimeoutError(f"{method} took too long: {error}", outcome=error.outcome) from error
-        return StreamIterator(self, link, result.stream_id) if type(result) is StreamStart else result
+        return result if type(result) is not StreamStart else self._pyroStream(link, result)
+
+    def _pyroStream(self, link: BlockingLink, start: StreamStart) -> StreamIterator:
+        if start.number is not None:
+            return PushedIterator(self, link, start.stream_id, start.number)
+        return StreamIterator(self, link, start.stream_id)
 
     def _pyroClosingMessage(self, link: BlockingLink, stream_id: str) -> Message:
-        serializer = link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent"))
+        serializer = link.serializer(self._pyroSerializer or link.preferred)
         body = serializer.dumps_call(DAEMON_OBJECT, "close_stream", [stream_id], {})
         return Message(MessageType.INVOKE, 0, serializer.name, Flags.ONEWAY, body)
 
@@ -505,7 +541,8 @@ class Proxy(Forwarding):
             return options
         own = own or NO_OPTIONS
         annotations = {**options.annotations, **(hooked or {}), **own.annotations}
-        return CallOptions(None, annotations, own.correlation_id or options.correlation_id, key=own.key)
+        correlation_id = own.correlation_id or options.correlation_id
+        return CallOptions(None, annotations, correlation_id, key=own.key, chain=options.chain)
 
     def _pyroAnswered(self, answer: Message) -> None:
         annotations = user_annotations(answer)

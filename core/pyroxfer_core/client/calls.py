@@ -22,6 +22,7 @@ from ..wire.features import (
     MAX_KEY_SIZE,
     MIN_KEY_SIZE,
     OUTCOME_KEY,
+    PUSHED_KEY,
     Feature,
     Grant,
 )
@@ -29,6 +30,9 @@ from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
 from ..wire.scattered import joined
 
+_INVOKE: Final = MessageType.INVOKE
+_SPECIAL: Final = Flags.ITEMSTREAM | Flags.COMPRESSED | Flags.EXCEPTION
+"""Replies that are more than a value."""
 DAEMON_OBJECT: Final = "Pyro.Daemon"
 STREAM_KEY: Final = "STRM"
 BLOB_KEY: Final = "BLBI"
@@ -45,10 +49,12 @@ class CallOptions:
     """Extra annotations, four ASCII characters each."""
     correlation_id: bytes | None = None
     """16 bytes, or None."""
-    read_ahead: int = 1
-    """Item requests of a stream in flight at once."""
+    read_ahead: int | None = None
+    """Items of a stream on their way at once. None: one from a stock peer, more and more from one of ours."""
     key: bytes | None = None
     """Under one key a method of an object runs at most once in the life of a daemon of ours; see `key_bytes`."""
+    chain: bytes | None = None
+    """The chain of the call that this one is made for."""
 
 
 def correlation_bytes(value: uuid.UUID | bytes | None) -> bytes | None:
@@ -82,7 +88,7 @@ def checked_options(
     deadline: float | None = None,
     annotations: Mapping[str, Body] | None = None,
     correlation_id: uuid.UUID | bytes | None = None,
-    read_ahead: int = 1,
+    read_ahead: int | None = None,
     key: str | bytes | None = None,
 ) -> CallOptions:
     """Options as a user gives them.
@@ -92,8 +98,8 @@ def checked_options(
     """
     if deadline is not None and not 0 < deadline < math.inf:
         raise PyroError(f"a deadline is a positive number of seconds, not {deadline!r}")
-    if not 1 <= read_ahead <= 1024:
-        raise PyroError(f"read_ahead is 1 to 1024 requests, not {read_ahead!r}")
+    if read_ahead is not None and not 1 <= read_ahead <= 1024:
+        raise PyroError(f"read_ahead is 1 to 1024 items, not {read_ahead!r}")
     correlation = correlation_bytes(correlation_id)
     return CallOptions(deadline, dict(annotations or {}), correlation, read_ahead, key_bytes(key))
 
@@ -138,8 +144,10 @@ def encode_call(
         annotations[DEADLINE_KEY] = grant.deadline(int(deadline_s * 1000))
     if options.key is not None and grant.bits & Feature.KEY:
         annotations[CALL_KEY] = grant.key(options.key)
+    if options.chain is not None and grant.bits & Feature.CHAIN:
+        annotations[CHAIN_KEY] = grant.chain(options.chain)
     try:
-        if args and isinstance(args, tuple) and isinstance(args[0], SerializedBlob):
+        if type(args) is tuple and args and isinstance(args[0], SerializedBlob):
             blob = _only_blob(args, kwargs)
             annotations[BLOB_KEY] = write_blob_info(blob.info, object_id, method)
             flags |= Flags.KEEPSERIALIZED
@@ -156,7 +164,7 @@ def encode_call(
     if settings.compression:
         body, compressed = deflated(body, version, settings)
         flags |= compressed
-    return Message(MessageType.INVOKE, 0, serializer.name, flags, body, annotations, options.correlation_id)
+    return Message(_INVOKE, 0, serializer.name, flags, body, annotations, options.correlation_id)
 
 
 def belongs_to(served: CallContext, request: Message, grant: Grant) -> None:
@@ -179,6 +187,8 @@ class StreamStart:
     """The answer is an item stream with this id."""
 
     stream_id: str
+    number: int | None = None
+    """Under which it may be pushed."""
 
 
 def read_reply(message: Message, serializer: Serializer, grant: Grant, settings: Settings) -> Any:
@@ -190,25 +200,33 @@ def read_reply(message: Message, serializer: Serializer, grant: Grant, settings:
         SerializeError: the reply cannot be decoded (outcome Executed).
     """
     flags = message.flags
+    if not flags & _SPECIAL:
+        try:
+            return serializer.loads(message.body)
+        except (CommunicationError, PyroError) as error:
+            raise _unreadable(error) from error
     if flags & Flags.ITEMSTREAM:
-        return _stream_start(message)
+        return _stream_start(message, grant)
     try:
-        body = message.body if not flags & Flags.COMPRESSED else plain_body(message, settings.max_message_bytes)
-        value = serializer.loads(body)
+        value = serializer.loads(plain_body(message, settings.max_message_bytes))
     except (CommunicationError, PyroError) as error:
-        text = f"the call ran, but its reply cannot be read: {error}"
-        raise SerializeError(text, outcome=Outcome.EXECUTED) from error
+        raise _unreadable(error) from error
     if flags & Flags.EXCEPTION:
         raise _exception_of(value, message, grant)
     return value
 
 
-def _stream_start(message: Message) -> StreamStart:
+def _unreadable(error: PyroError) -> SerializeError:
+    return SerializeError(f"the call ran, but its reply cannot be read: {error}", outcome=Outcome.EXECUTED)
+
+
+def _stream_start(message: Message, grant: Grant) -> StreamStart:
     stream_id = message.annotations.get(STREAM_KEY)
     if stream_id is None:
         text = "the result of the call is an iterator, but the daemon does not allow item streams"
         raise ProtocolError(text, outcome=Outcome.EXECUTED)
-    return StreamStart(bytes(stream_id).decode("ascii", "replace"))
+    number = grant.read_stream(message.annotations.get(PUSHED_KEY))
+    return StreamStart(bytes(stream_id).decode("ascii", "replace"), number)
 
 
 def _exception_of(value: Any, message: Message, grant: Grant) -> BaseException:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import trio
 
+from ..certificates import tls_server_context
 from ..errors import SecurityError
-from ..transport.sockets import bind_tcp, is_loopback_host, reason_of
+from ..transport.sockets import bind_tcp, is_loopback_host
 from .asgi import Gateway
 from .http.limits import Limits
 from .http.server import HttpServer
@@ -72,16 +73,11 @@ async def serve_gateway(
 
 
 def tls_context(certificate: str, private_key: str | None) -> ssl.SSLContext:
-    """What TLS is spoken with.
+    """What HTTPS is spoken with.
 
     Raises:
-        ValueError: the files are missing, or are not what they should be.
+        SecurityError: the files are missing, or are not what they should be.
     """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context = tls_server_context(certificate, private_key)
     context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(certificate, private_key)
-    except (OSError, ssl.SSLError) as error:
-        raise ValueError(f"cannot use the certificate {certificate}: {reason_of(error)}") from None
     return context

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final
 
 import trio
@@ -16,10 +17,12 @@ from ..objects.context import current_call
 from ..objects.expose import expose
 from ..uri import Uri
 from .addresses import is_loopback, is_this_machine
+from .cleaning import why_unreachable
 from .matching import matching_names
 from .rules import (
     NAME_SERVER,
     check_name,
+    check_port,
     check_protocols,
     check_reachable,
     check_revision,
@@ -64,6 +67,7 @@ class NameServer:
         self._allow_loopback = allow_loopback
         self._max_entries = max_entries
         self._regex_children = trio.CapacityLimiter(2)
+        self._reaching_back = trio.CapacityLimiter(8)
 
     # --- Pyro's methods ----------------------------------------------------------------------------------------
 
@@ -87,7 +91,7 @@ class NameServer:
         self._say_if_stale()
         if entry is None:
             raise NamingError(f"unknown name: {name}")
-        uri = Uri(_choose(name, entry))
+        uri = _parsed(_choose(name, entry))
         return (uri, _tags(entry)) if return_metadata else uri
 
     async def register(
@@ -263,6 +267,20 @@ class NameServer:
             async for item in items:
                 yield item
 
+    async def reach_back(self, port: int) -> dict[str, Any]:
+        """Whether this machine can connect to a TCP port of the caller's own address, for those who look for a fault.
+
+        Returns: ``address``, as which the caller is seen here; ``reachable``; and ``reason``, why not.
+        """
+        check_port(port)
+        caller = _caller()
+        if caller is None or caller.peer == "unix":
+            return {"address": "", "reachable": False, "reason": "the caller has no address"}
+        address = str(caller.peer).rpartition(":")[0].strip("[]")
+        async with self._reaching_back:
+            reason = await why_unreachable(address, port)
+        return {"address": address, "reachable": reason is None, "reason": reason}
+
     # --- helpers -----------------------------------------------------------------------------------------------
 
     async def _check_room(self, name: str, add: bool) -> None:
@@ -303,6 +321,12 @@ class NameServer:
         check_name(regex, "regex")
         entries = await self._select(Query())
         return {name: entries[name] for name in await matching_names(regex, entries, self._regex_children)}
+
+
+@lru_cache(maxsize=4096)
+def _parsed(uri: str) -> Uri:
+    """The same few thousand are looked up again and again."""
+    return Uri(uri)
 
 
 def _choose(name: str, entry: Entry) -> str:

@@ -14,10 +14,11 @@ from typing import Any, Final
 import msgpack
 
 from ..errors import SerializeError
+from ..uri import Uri
 from ..wire.message import Body
 from ..wire.scattered import Scattered, joined
 from .arrays import ARRAY, is_array, read_array, write_array
-from .base import Arguments, Serializer, SerializerContext
+from .base import Arguments, Call, Serializer, SerializerContext, check_call
 from .classes import CLASS_MARK, ClassCodec
 from .json import array_to_plain
 from .outofband import LARGE, MAX_PARTS, NO_PARTS, PART, Parts, PartWriter, has_parts, is_large, split
@@ -63,6 +64,10 @@ class _PlainPacker:
 
 
 _PLAIN: Final = _PlainPacker()
+_TINY: Final = frozenset({type(None), bool, int, float})
+_pack_tiny: Final = msgpack.Packer(strict_types=True).pack
+unpackb: Final = msgpack.unpackb
+"""The packer and the reader of what is in most messages, without a search by name."""
 
 
 class _StockForm:
@@ -173,6 +178,9 @@ class _OwnForm:
         code = _NESTED.get(kind)
         if code is not None:
             return msgpack.ExtType(code, self._pack_nested(list(value), parts, depth + 1))
+        if kind is Uri:  # a name server's every answer is one, and a tuple in it would be packed by itself
+            known = self._classes.known_to_dict(value)
+            return {**known, "state": list(value.state)} if known is not None and "state" in known else known
         for base, plain in _BASES.items():
             if isinstance(value, base):
                 return self._as_builtin(parts, depth, plain(value))
@@ -347,6 +355,43 @@ class MsgpackSerializer(Serializer):
             except (OverflowError, ValueError):  # a large integer
                 pass
         return super().dumps_call(object_id, method, args, kwargs)
+
+    def dumps(self, value: Any) -> Body:
+        """The body of one value. The commonest are written alike in both forms, and at once."""
+        if type(value) in _TINY:
+            try:
+                return _pack_tiny(value)  # type: ignore[no-any-return]  # bytes
+            except (OverflowError, ValueError):  # a large integer
+                pass
+        return super().dumps(value)
+
+    def loads_call(self, body: Body) -> Call:
+        """The call of a body. Plain ones are read and judged at once."""
+        if type(body) is bytes and CLASS_MARK not in body:
+            try:
+                parts = unpackb(body, raw=False, strict_map_key=False, ext_hook=self._unpack_extension)
+                object_id, method, args, kwargs = parts
+            except Exception:  # noqa: S110  # what is wrong is said below
+                pass
+            else:
+                if (
+                    type(object_id) is type(method) is str
+                    and type(args) is list
+                    and type(kwargs) is dict
+                    and not kwargs
+                ):
+                    return object_id, method, args, kwargs
+                return check_call(parts)
+        return super().loads_call(body)
+
+    def loads(self, body: Body) -> Any:
+        """The value of a body."""
+        if type(body) is bytes and CLASS_MARK not in body:
+            try:
+                return unpackb(body, raw=False, strict_map_key=False, ext_hook=self._unpack_extension)
+            except Exception:  # noqa: S110  # what is wrong is said below
+                pass
+        return super().loads(body)
 
     def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body:
         return self._form.pack_call(object_id, method, args, kwargs)

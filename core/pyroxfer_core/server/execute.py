@@ -19,7 +19,7 @@ from ..serializers.exceptions import ExceptionWrapper
 from ..serializers.outofband import has_parts
 from ..transport.faults import part
 from ..wire.blobinfo import read_blob_info
-from ..wire.features import CALL_KEY, CHAIN_KEY, DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature
+from ..wire.features import CALL_KEY, CHAIN_KEY, DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, PUSHED_KEY, Feature
 from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
 from ..wire.scattered import joined
@@ -126,6 +126,8 @@ def decode(peer: Peer, message: Message, serializer: Serializer, read: Callable[
         object_id, method, args, kwargs = _decode_blob(peer, message, serializer)
     elif read is not None:
         object_id, method, args, kwargs = read()
+    elif not message.flags & _COMPRESSED:
+        object_id, method, args, kwargs = serializer.loads_call(message.body)
     else:
         object_id, method, args, kwargs = read_call(message, serializer, peer.settings.max_message_bytes)
     entry = peer.table.get(object_id)
@@ -178,9 +180,11 @@ async def execute(peer: Peer, job: Job) -> Message | None:
     current_context_var.set(job)
     try:
         entry = job.entry
-        instance = entry.target if entry.mode == "instance" else peer.known_instance(entry)
+        instance = entry.fixed
         if instance is None:
-            instance = await peer.make_instance(entry, _runner(peer, job))
+            instance = peer.known_instance(entry)
+            if instance is None:
+                instance = await peer.make_instance(entry, _runner(peer, job))
         if job.method[:1] in _SPECIAL or job.message.flags & _BATCH or job.kwargs is None:
             value = await _run_special(peer, job, instance)
         else:
@@ -268,10 +272,16 @@ async def _run_batch(peer: Peer, job: Job, instance: Any) -> list[Any]:
         except ThreadEndedError:
             raise
         except Exception as error:
+            error._pyroTraceback = _lines_of(peer, error)  # type: ignore[attr-defined]  # where Pyro's clients look
             results.append(ExceptionWrapper(error))
             break
         results.append(value)
     return results
+
+
+def _lines_of(peer: Peer, error: BaseException) -> list[str]:
+    """The traceback of an error as this peer may see it."""
+    return traceback_lines(error) if peer.sends_tracebacks else [f"{type(error).__name__}: {text_of(error)}\n"]
 
 
 def _result(peer: Peer, job: Job, value: Any) -> Message:
@@ -284,7 +294,7 @@ def _result(peer: Peer, job: Job, value: Any) -> Message:
         message.serializer,
         message.flags & _BATCH,
         job.serializer.dumps(value),
-        _response_annotations(peer, job),
+        _response_annotations(peer, job) if peer.annotates else job._response_annotations or {},
         message.correlation_id,
     )
     if peer.settings.compression:
@@ -302,13 +312,18 @@ def _stream_result(peer: Peer, job: Job, value: Any) -> Message:
     """The announcement of an item stream: flags, its id, and the placeholder exception that stock peers expect."""
     message = job.message
     stream_id = peer.streams.add(value, peer)
+    annotations = {**_response_annotations(peer, job), STREAM_KEY: stream_id.encode("ascii")}
+    if Feature.PUSH in peer.session.grant:
+        number = peer.pushed_streams().offer(stream_id, job)
+        if number is not None:
+            annotations[PUSHED_KEY] = peer.session.grant.stream(number)
     return Message(
         MessageType.RESULT,
         message.seq,
         message.serializer,
         Flags.EXCEPTION | Flags.ITEMSTREAM,
         job.serializer.dumps_exception(PyroError("result of call is an iterator")),
-        {**_response_annotations(peer, job), STREAM_KEY: stream_id.encode("ascii")},
+        annotations,
         message.correlation_id,
     )
 
@@ -335,7 +350,7 @@ def failure(
             log.info("a one-way call of %s failed: %r", peer.connection.peer, error)
         return None
     exception = StopIteration(*error.args) if isinstance(error, EndOfStream) else verdict.exception
-    lines = traceback_lines(error) if peer.sends_tracebacks else [f"{type(error).__name__}: {text_of(error)}\n"]
+    lines = _lines_of(peer, error)
     body = (serializer or peer.serializer("marshal")).dumps_exception(exception, lines)
     annotations: dict[str, Body] = {}
     if own and not dispatched and isinstance(error, CommunicationError) and error.outcome in _OUTCOME_LETTERS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -30,6 +30,7 @@ from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..transport.tls import TlsSocket
+from ..transport.turns import TurnSender
 from ..wire.features import Feature
 from ..wire.message import Flags, Message, MessageType
 from ..wire.pieces import Outgoing
@@ -39,6 +40,7 @@ from .handshake import accept_handshake
 from .keys import run_keyed
 from .lanes import Lanes
 from .large import LargeMessages
+from .push import PushedStreams
 from .reverse import ReverseCalls
 from .streams import StreamTable
 from .waits import resumed
@@ -74,11 +76,13 @@ def _same(call: Call) -> Call:
 class _Worker:
     """A task that reads requests and runs calls, one after another."""
 
-    __slots__ = ("answer", "cut", "job", "scope", "task")
+    __slots__ = ("answer", "cut", "job", "running", "scope", "task")
 
     def __init__(self, job: Job | None = None) -> None:
         self.job = job
         """What it is running, or shall run next."""
+        self.running: Coroutine[Any, Any, Message | None] | None = None
+        """The job, once it was begun."""
         self.answer: Message | None = None
         self.cut = False
         """Its scope is cancelled, or was when it finished its last job."""
@@ -135,6 +139,7 @@ class Peer:
         self._flush_planned = False
         self._nursery: trio.Nursery | None = None
         self._large: LargeMessages | None = None
+        self._pushed: PushedStreams | None = None
 
     def __repr__(self) -> str:
         return f"<Peer {self.connection.peer}, protocol {self.version}>"
@@ -191,6 +196,8 @@ class Peer:
         """How values are written for and read from this peer."""
         grant = self.session.grant
         context = self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
+        unsafe = self.settings.unsafe_for(known=self.identity is not None or self.daemon.validates)
+        context = replace(context, unsafe=unsafe)
         return replace(context, proxy_factory=self._make_proxy) if Feature.REVERSE in grant else context
 
     def known_instance(self, entry: Entry) -> Any:
@@ -266,7 +273,10 @@ class Peer:
         while not self._ended:
             job = worker.job
             if job is not None:
-                waited = await self._run(worker, job)
+                request = self._run(worker, job)
+                waited = request is not None
+                if waited:
+                    await self._run_on(worker, job, request)
                 if worker.cut:
                     return  # what is left to do must not be cancelled
                 del self._running[job.message.seq]
@@ -282,31 +292,31 @@ class Peer:
                 if self._unbegun and worker.job is not None:
                     await self._let_oneways_begin()
 
-    async def _run(self, worker: _Worker, job: Job) -> bool:
-        """Run the worker's job; whether it had to wait, so that others may be reading now."""
+    def _run(self, worker: _Worker, job: Job) -> Any:
+        """Run the worker's job until it waits for something, which is returned; None when it is done."""
         worker.answer = None
         self._running[job.message.seq] = worker
         if job.deadline is not None and not self._limit(worker, job.deadline):
             worker.answer = self._refused(job, "the deadline passed before the call began")
-            return False
-        running = execute(self, job) if type(job) is Job else run_keyed(self, job)
-        waited = False
+            return None
+        running = worker.running = execute(self, job) if type(job) is Job else run_keyed(self, job)
+        try:
+            return running.send(None)
+        except StopIteration as finished:
+            worker.answer = finished.value
+        if job.deadline is not None:
+            self._unlimit(worker)
+        return None
+
+    async def _run_on(self, worker: _Worker, job: Job, request: Any) -> None:
+        """Go on with a job that waits; meanwhile others may read."""
+        assert worker.running is not None, "it was begun"
         # a one-way call that runs here is one too many: reading waits for it
         if self.session.grant.bits & _CONCURRENT and not job.message.flags & _ONEWAY:
-            try:
-                request = running.send(None)
-            except StopIteration as finished:
-                worker.answer = finished.value
-            else:
-                waited = True
-                self._hand_over_reading()
-                worker.answer = await resumed(running, request)
-        else:
-            worker.answer = await running
+            self._hand_over_reading()
+        worker.answer = await resumed(worker.running, request)
         if job.deadline is not None:
-            worker.cut = worker.cut or worker.scope.cancel_called
-            worker.scope.deadline = float("inf")
-        return waited
+            self._unlimit(worker)
 
     @staticmethod
     def _limit(worker: _Worker, deadline: float) -> bool:
@@ -315,6 +325,11 @@ class Peer:
             return False
         worker.scope.deadline = deadline
         return True
+
+    @staticmethod
+    def _unlimit(worker: _Worker) -> None:
+        worker.cut = worker.cut or worker.scope.cancel_called
+        worker.scope.deadline = float("inf")
 
     def _start(self, job: Job) -> None:
         """Run a call in a task of its own."""
@@ -343,10 +358,10 @@ class Peer:
 
     async def _read(self) -> Job | None:
         """Take one message. The job to run now, if it makes one."""
-        connection = self.connection
+        connection, decoder, session = self.connection, self.connection.decoder, self.session
         self._reading = True
         try:
-            message: object = None if self.finishing else connection.decoder.next_event()
+            message: object = decoder.next_event() if decoder.data and not self.finishing else None
             if message is None and not self.finishing:  # before waiting for one, answers that are queued leave
                 self._taken = 0
                 if not connection.flush_nowait():
@@ -359,12 +374,14 @@ class Peer:
                 await trio.lowlevel.checkpoint()
             if type(message) is Message:
                 self._taken += 1
-                self.session.receive(message)
                 if message.type != _INVOKE:
+                    session.receive(message)
                     request = self._take_other(message)
                     if request is None:
                         return None
                     message = request
+                elif not session.settled:
+                    session.receive(message)
                 slow = len(message.body) > SLOW_BYTES and is_slow_to_read(message)
                 return self._begin(message, await self._read_call(message) if slow else None)
             if message is not None:
@@ -416,6 +433,10 @@ class Peer:
             self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
         elif message.type in IN_PIECES:
             return self._large_messages().take(message)
+        elif message.type == MessageType.CREDIT:
+            self.pushed_streams().credit(message)
+        elif message.type == MessageType.STOP:
+            self.pushed_streams().stop(message.seq)
         elif message.type == MessageType.HEARTBEAT:
             self.connection.queue(alive())
         elif message.type == MessageType.ALIVE:
@@ -434,7 +455,7 @@ class Peer:
         return self._large
 
     def _in_pieces(self, answer: Message) -> Outgoing | None:
-        if Feature.PIECES not in self.session.grant or answer.type != MessageType.RESULT:
+        if not self.takes_pieces or answer.type != MessageType.RESULT:
             return None
         return self._large_messages().leave(answer)
 
@@ -455,11 +476,31 @@ class Peer:
         if not self.session.grant.bits & _CONCURRENT:
             await connection.flush()
             return
-        if not connection.flushing:
-            assert self._nursery is not None, "the connection is being served"
-            self._nursery.start_soon(self._flush)
+        self.flush_soon()
         while connection.queued - connection.sent > MAX_UNSENT:
             await connection.flush()
+
+    def flush_soon(self) -> None:
+        """See that what is queued leaves, in a task of its own."""
+        if not self.connection.flushing:
+            assert self._nursery is not None, "the connection is being served"
+            self._nursery.start_soon(self._flush)
+
+    @property
+    def takes_pieces(self) -> bool:
+        """Whether large bodies leave in pieces."""
+        return Feature.PIECES in self.session.grant
+
+    def turns(self) -> TurnSender:
+        """What sends them."""
+        return self._large_messages().sender
+
+    def pushed_streams(self) -> PushedStreams:
+        """The item streams that this client may be pushed."""
+        if self._pushed is None:
+            assert self._nursery is not None, "the connection is being served"
+            self._pushed = PushedStreams(self, self._nursery)
+        return self._pushed
 
     async def _flush(self) -> None:
         try:
@@ -494,7 +535,7 @@ class Peer:
         """The job, or the answer to a request that is none."""
         serializer: Serializer | None = None
         try:
-            serializer = self.serializer(message.serializer)
+            serializer = self._serializers.get(message.serializer) or self.serializer(message.serializer)
             if self.daemon.draining:
                 raise RefusedError("draining: the daemon is closing")
             return decode(self, message, serializer, read)
@@ -540,7 +581,7 @@ class Peer:
             self.daemon.run_detached(self._run_next_oneway)
             return None
         self._in_flight += 1  # a flood of one-way calls runs here, which slows it down to what can be done
-        if not self.session.grant.bits & _CONCURRENT or self._lanes.enter(job):
+        if not (self.session.grant.bits & _CONCURRENT and job.entry.keeps_order) or self._lanes.enter(job):
             return job
         self._running[message.seq] = None
         return None
@@ -569,7 +610,10 @@ class Peer:
         if self.daemon.draining:
             self.daemon.call_ended()
         if answer is not None:
-            self._queue(answer)
+            try:
+                self.connection.queue(answer)
+            except PyroError as error:
+                self.connection.queue(self._unwritable(answer, error))
         return None if job.lane is None else self._lanes.leave(job)
 
     def _queue(self, answer: Message) -> None:

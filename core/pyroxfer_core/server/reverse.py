@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..client.heartbeat import watch
 from ..client.link import Link, Waiter
-from ..errors import ConnectionClosedError, ProtocolError, PyroError
+from ..errors import ConnectionClosedError, Outcome, ProtocolError, PyroError
 from ..objects.expose import Metadata
 from ..serializers.vocabulary import ProxyState
 from ..uri import Uri
 from ..wire.message import Message
-from ..wire.session import ClientSession
+from ..wire.pieces import Outgoing
+from ..wire.session import ClientSession, State
 
 if TYPE_CHECKING:
     from .peer import Peer
@@ -35,6 +36,7 @@ class BackLink(Link):
         super().__init__(peer.connection, calls.session, peer.context())
         self.uri, self.object_id, self.metadata = uri, str(uri.object), metadata
         self.writer = self.serializer(peer.settings.serializer or "msgpack")
+        self._calls = calls
         self._reading = True
         self._closed = False
         self._mine: set[Waiter] = set()
@@ -42,7 +44,13 @@ class BackLink(Link):
     @property
     def usable(self) -> bool:
         """Whether a new call may be sent."""
-        return not self._closed and not self.connection.broken
+        open_ = not self._closed and not self.connection.broken and self.session.state is State.OPEN
+        return open_ and self._calls.lead_to(self.uri)
+
+    def _queue(self, waiter: Waiter | None, message: Message) -> int | Outgoing:
+        if not self.usable:
+            raise ConnectionClosedError("the connection of the client was lost", outcome=Outcome.NOT_SENT)
+        return super()._queue(waiter, message)
 
     def post(self, message: Message) -> Waiter:
         """Queue a call; see `Link.post`."""
@@ -111,16 +119,20 @@ class ReverseCalls:
     def lead(self, proxy: Any, state: ProxyState) -> None:
         """Have a proxy that came from the client call on its connection, if the object is there."""
         uri = proxy._pyroUri
-        if uri.protocol == "PYRO" and uri.location in self._locations:
+        if uri.protocol == "PYRO" and self.lead_to(uri):
             known = state.methods or state.attrs
             metadata = Metadata(state.methods, state.oneway, state.attrs) if known else None
             self.peer.daemon.lead_back(proxy, partial(self.link_to, uri, metadata))
 
     def link_to(self, uri: Uri, metadata: Metadata | None) -> BackLink | None:
         """The way to an object of the client; None when that way is closed."""
-        if self.peer.connection.broken or uri.location not in self._locations:
+        if self.peer.connection.broken or not self.lead_to(uri):
             return None
         return BackLink(self, uri, metadata)
+
+    def lead_to(self, uri: Uri) -> bool:
+        """Whether the client serves what is there."""
+        return uri.location in self._locations
 
     def end(self) -> None:
         """The connection is over."""

@@ -236,11 +236,6 @@ class Connection:
         Raises:
             ConnectionClosedError: the peer is gone.
         """
-        if self._sending:
-            return not self._out
-        return self._push()
-
-    def _push(self) -> bool:
         out = self._out
         while out:
             if self.broken:
@@ -271,7 +266,7 @@ class Connection:
 
     async def flush(self) -> None:
         """Wait until the kernel took everything that was queued before. Errors and cancellation as with `send`."""
-        if not self._sending and self.flush_nowait():
+        if self.flush_nowait():
             return
         if self._sending:
             await self._wait_drained(self.queued)
@@ -288,7 +283,7 @@ class Connection:
     async def _send_rest(self) -> None:
         while self._out:
             await self._wait(trio.lowlevel.wait_writable)
-            self._push()
+            self.flush_nowait()
         if self.broken:  # closed between the wake-up and this line: nothing is queued, but not all of it left
             raise ConnectionClosedError("the connection was closed here")
 

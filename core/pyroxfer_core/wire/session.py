@@ -7,6 +7,7 @@
     (with a challenge)      --> START      GREETING --challenge()--> START, once
     OPEN --RESULT, PING, GOAWAY--> OPEN    OPEN --INVOKE, PING, CANCEL--> OPEN
     OPEN --BEGIN, PIECE--> OPEN            OPEN --BEGIN, PIECE--> OPEN
+    OPEN --ITEMS--> OPEN                   OPEN --CREDIT, STOP--> OPEN
     OPEN --HEARTBEAT, ALIVE--> OPEN        OPEN --HEARTBEAT, ALIVE--> OPEN
     OPEN --INVOKE, CANCEL--> OPEN          OPEN --SERVES, RESULT--> OPEN      (calls in the reverse direction)
 
@@ -50,6 +51,7 @@ _CLIENT: Final = {
     (State.OPEN, MessageType.GOAWAY): State.OPEN,
     (State.OPEN, MessageType.BEGIN): State.OPEN,
     (State.OPEN, MessageType.PIECE): State.OPEN,
+    (State.OPEN, MessageType.ITEMS): State.OPEN,
     (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
     (State.OPEN, MessageType.ALIVE): State.OPEN,
     (State.OPEN, MessageType.INVOKE): State.OPEN,
@@ -62,6 +64,8 @@ _SERVER: Final = {
     (State.OPEN, MessageType.CANCEL): State.OPEN,
     (State.OPEN, MessageType.BEGIN): State.OPEN,
     (State.OPEN, MessageType.PIECE): State.OPEN,
+    (State.OPEN, MessageType.CREDIT): State.OPEN,
+    (State.OPEN, MessageType.STOP): State.OPEN,
     (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
     (State.OPEN, MessageType.ALIVE): State.OPEN,
     (State.OPEN, MessageType.SERVES): State.OPEN,
@@ -69,6 +73,7 @@ _SERVER: Final = {
 }
 IN_PIECES: Final = frozenset({MessageType.BEGIN, MessageType.PIECE})
 _FROM_DAEMON: Final = {
+    MessageType.ITEMS: (Feature.PUSH, "ITEMS"),
     MessageType.BEGIN: (Feature.PIECES, "BEGIN"),
     MessageType.PIECE: (Feature.PIECES, "PIECE"),
     MessageType.GOAWAY: (Feature.GOAWAY, "GOAWAY"),
@@ -78,6 +83,8 @@ _FROM_DAEMON: Final = {
     MessageType.CANCEL: (Feature.REVERSE, "CANCEL from the daemon"),
 }
 _FROM_CLIENT: Final = {
+    MessageType.CREDIT: (Feature.PUSH, "CREDIT"),
+    MessageType.STOP: (Feature.PUSH, "STOP"),
     MessageType.BEGIN: (Feature.PIECES, "BEGIN"),
     MessageType.PIECE: (Feature.PIECES, "PIECE"),
     MessageType.CANCEL: (Feature.CANCEL, "CANCEL"),
@@ -281,6 +288,8 @@ class ServerSession:
         self.state = State.START
         self.grant: Grant = STOCK
         """In force. Stock until the client's first message confirmed what was granted."""
+        self.settled = False
+        """Open, and nothing is left to confirm: `receive` has nothing to say about an INVOKE."""
         self._epoch = epoch
         self._offer = offer
         self._granted: Grant | None = None
@@ -317,6 +326,7 @@ class ServerSession:
 
     def _confirm(self, message: Message) -> None:
         granted, self._granted = self._granted, None
+        self.settled = True
         answer = features.read_offer(message.annotations.pop(FEATURES_KEY, None))
         if granted is not None and answer is not None and answer[1] == granted.nonce:
             self.grant = granted
@@ -324,10 +334,12 @@ class ServerSession:
     def assume_connected(self) -> None:
         """Skip the handshake, as on a user-supplied connected socket."""
         self.state = State.OPEN
+        self.settled = True
 
     def assume_reverse(self, grant: Grant) -> None:
         """Be called on a connection that was made by this side."""
         self.state = State.OPEN
+        self.settled = True
         self.grant = grant
 
     def goaway(self) -> Message:
@@ -339,6 +351,7 @@ class ServerSession:
     ) -> Message:
         """The CONNECTOK message that answers ``request``, in its serializer."""
         self.state = State.OPEN
+        self.settled = self._granted is None
         if self._granted is not None:
             annotations = {**annotations, FEATURES_KEY: features.write_grant(self._granted, self._client_nonce)}
         flags = request.flags & Flags.META_ON_CONNECT

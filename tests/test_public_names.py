@@ -32,8 +32,9 @@ PUBLIC = {
         start_ns_loop type_meta unregister_class_to_dict unregister_dict_to_class
     """,
     "pyroxfer_core.wire": """
-        AUTH_KEY BLOB_INFO BlobInfo Body BodyPart Codec Decoder End Flags HOP_KEYS Head Message MessageType Prover
-        V48 V502 codec_for hops_of read_blob_info renumber with_hops write_blob_info
+        AUTH_KEY BLOB_INFO BlobInfo Body BodyPart Codec codec_for DEADLINE_KEY Decoder End FEATURES_KEY Flags
+        Grant Head HOP_KEYS hops_of Message MessageType OUTCOME_KEY overheard Prover read_blob_info renumber
+        STOCK V48 V502 with_hops write_blob_info
     """,
     "pyroxfer_core.errors": """
         AuthenticationError CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable
+from math import inf
 from time import monotonic
+from typing import Final
 
 import trio
 
 from pyroxfer_core import error_body
 from pyroxfer_core.errors import Outcome, PyroError
-from pyroxfer_core.wire import BodyPart, Codec, Flags, Head, Message, MessageType
+from pyroxfer_core.wire import DEADLINE_KEY, OUTCOME_KEY, BodyPart, Codec, Flags, Grant, Head, Message, MessageType
 
 from .admin import note
 from .admission import NotAdmitted
@@ -23,11 +25,15 @@ from .hub import Hub
 from .relay import Relay
 from .routes import Service
 
+MAX_ANNOTATIONS: Final = 64
+"""Of one message, where the dispatcher looks for the time that its caller waits."""
+
 
 class Pinned:
     """One client in transparent mode, and its backend.
 
     Args:
+        agreed: what both ends agreed on.
         signed: the client signs its messages, so nobody else can answer in the backend's place.
         stall_s: seconds without progress within a message after which its sender or receiver counts as lost.
     """
@@ -41,12 +47,14 @@ class Pinned:
         client: Hashable,
         *,
         signed: bool,
+        agreed: Grant,
         stall_s: float,
         limit: int,
     ) -> None:
         self._hub = hub
         self._service = service
-        self._relay = Relay(service.admission, backend, client, self._woken)
+        self._relay = Relay(service.admission, backend, client, self._woken, has_agreed=bool(agreed.bits))
+        self._agreed = agreed
         self._codec = codec
         self._signed = signed
         self._stall_s = stall_s
@@ -154,12 +162,24 @@ class Pinned:
     def _ask(self, message: Sealed, length: int | None) -> None:
         """A message begins: the whole of it, or (``length`` given) its head."""
         try:
-            if self._relay.asked(message, monotonic()):
+            now = monotonic()
+            if self._relay.is_dropped(message):
+                return
+            if self._relay.asked(message, now, now + self._time_left(message)):
                 self._hand_over(message, length)
             else:
                 self._waits, self._waiting_length = True, length
         except NotAdmitted as refusal:
             self._refuse(message, length, str(refusal))
+
+    def _time_left(self, message: Sealed) -> float:
+        """Seconds for which the caller waits, where it says so."""
+        if not self._agreed.bits or message.body_at == self._codec.header_size:
+            return inf
+        area = message.data[self._codec.header_size : message.body_at]
+        annotations, _, _ = self._codec.parse_annotations(area, MAX_ANNOTATIONS)
+        milliseconds = self._agreed.read_deadline(annotations.get(DEADLINE_KEY))
+        return inf if milliseconds is None else milliseconds / 1000
 
     def _woken(self, verdict: Backend | str) -> None:
         """The call that waited has its turn, or is refused."""
@@ -188,6 +208,7 @@ class Pinned:
             self._say(refused)
 
     def _refuse(self, message: Sealed, length: int | None, why: str) -> None:
+        self._relay.refuse(message)
         fail = Fail(message, Outcome.NOT_SENT, why)
         self._count_fail(fail)
         if length is None:
@@ -268,6 +289,8 @@ class Pinned:
         body = error_body(request.serializer, self._codec.version, f"{fail.outcome.value}: {fail.text}")
         answer = Message(MessageType.RESULT, request.seq, request.serializer, Flags.EXCEPTION, body)
         answer.correlation_id = request.correlation_id
+        if self._agreed.bits:
+            answer.annotations[OUTCOME_KEY] = self._agreed.outcome(fail.outcome.value[:1].encode())
         self._client.write(self._codec.encode(answer))
         return True
 

@@ -31,6 +31,7 @@ from pyroxfer_core import (
     serve_connections,
 )
 from pyroxfer_core.errors import DaemonError, PyroError
+from pyroxfer_core.wire import STOCK
 
 from .admin import note
 from .admission import Admission, Later, Limits
@@ -46,7 +47,7 @@ from .listeners import Forget, Listeners
 from .pinned import Pinned
 from .routes import Directory, Party, RouteTable, Service
 from .security import settings_for
-from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, alone, is_looping, read_opening
+from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, agreement, alone, is_looping, read_opening
 
 LOOK_S: Final = 0.25
 """How often messages in passage are checked for having stopped ..."""
@@ -241,6 +242,7 @@ class Dispatcher:
 
     async def _pin(self, client: Connection, opening: Opening, service: Service, link: Link) -> None:
         """Everything goes to the backend that answered CONNECT."""
+        agreed = STOCK if opening.signed else agreement(opening, link.answer, self._settings.max_annotations)
         pinned = Pinned(
             self._hub,
             service,
@@ -248,6 +250,7 @@ class Dispatcher:
             opening.codec,
             Party(client.peer).key_for(service),
             signed=opening.signed,
+            agreed=agreed,
             stall_s=self.config.stall_timeout,
             limit=self._settings.max_message_bytes,
         )

@@ -65,6 +65,7 @@ class Pinned:
         self._waits = False
         """The client's next call waits for its turn, and whatever it sent behind it too."""
         self._waiting_length: int | None = None
+        self._waits_since = 0.0
         self._request: Sealed | None = None
         """A message of the client whose body is still coming."""
         self._refused: list[Fail] | None = None
@@ -163,23 +164,38 @@ class Pinned:
         """A message begins: the whole of it, or (``length`` given) its head."""
         try:
             now = monotonic()
-            if self._relay.is_dropped(message):
+            whole = len(message.data) if length is None else self._codec.header_size + length
+            if self._relay.is_dropped(message, whole - message.body_at):
+                self._refused = None if length is None else []
                 return
             if self._relay.asked(message, now, now + self._time_left(message)):
                 self._hand_over(message, length)
             else:
-                self._waits, self._waiting_length = True, length
+                self._waits, self._waiting_length, self._waits_since = True, length, now
         except NotAdmitted as refusal:
             self._refuse(message, length, str(refusal))
 
     def _time_left(self, message: Sealed) -> float:
         """Seconds for which the caller waits, where it says so."""
-        if not self._agreed.bits or message.body_at == self._codec.header_size:
-            return inf
-        area = message.data[self._codec.header_size : message.body_at]
-        annotations, _, _ = self._codec.parse_annotations(area, MAX_ANNOTATIONS)
-        milliseconds = self._agreed.read_deadline(annotations.get(DEADLINE_KEY))
+        milliseconds = self._agreed.read_deadline(self._deadline_of(message))
         return inf if milliseconds is None else milliseconds / 1000
+
+    def _deadline_of(self, message: Sealed) -> bytes | None:
+        start = self._codec.header_size
+        if not self._agreed.bits or message.body_at == start:
+            return None
+        annotations, _, _ = self._codec.parse_annotations(message.data[start : message.body_at], MAX_ANNOTATIONS)
+        return annotations.get(DEADLINE_KEY)
+
+    def _take_off(self, message: Sealed, seconds: float) -> None:
+        """The call waited here so long: its caller waits so much less for the backend."""
+        old = self._deadline_of(message)
+        milliseconds = self._agreed.read_deadline(old)
+        if old is not None and milliseconds is not None:
+            area = message.data[: message.body_at].replace(
+                old, self._agreed.deadline(milliseconds - int(seconds * 1000))
+            )
+            message.data = area + message.data[message.body_at :]
 
     def _woken(self, verdict: Backend | str) -> None:
         """The call that waited has its turn, or is refused."""
@@ -188,6 +204,7 @@ class Pinned:
         if isinstance(verdict, str):
             self._refuse(message, self._waiting_length, verdict)
         else:
+            self._take_off(message, monotonic() - self._waits_since)
             self._hand_over(message, self._waiting_length)
         self._go_on()
 

@@ -99,12 +99,11 @@ class Relay:
             raise ProtocolError(f"unexpected message of type {message.type}")
         return True
 
-    def is_dropped(self, message: Sealed) -> bool:
-        """Whether this is a piece of a body whose call was refused: nobody waits for it."""
+    def is_dropped(self, message: Sealed, size: int) -> bool:
+        """Whether this is a piece, with so many bytes, of a body whose call was refused: nobody waits for it."""
         left = self._dropped.get(message.seq) if message.type == MessageType.PIECE and self._dropped else None
         if left is None:
             return False
-        size = len(message.data) - message.body_at
         self._dropped[message.seq] = left - size
         if left <= size or not size:
             del self._dropped[message.seq]

@@ -27,7 +27,8 @@ BACKENDS = 3
 CALLERS = 4
 """For each way through the dispatcher."""
 WAYS = ("blob", "pinned", "spread")
-KILL_EVERY_S = 0.4
+KILL_EVERY_S = 1.0
+"""Each of them, not counting the time it takes to start again."""
 CALL_DEADLINE_S = 20.0
 ALLOWED = {"NotSent": {0}, "Executed": {1}, "Unknown": {0, 1}}
 
@@ -79,7 +80,8 @@ class Campaign:
             await trio.to_thread.run_sync(victim.start)
         try:
             async with trio.open_nursery() as killers:
-                killers.start_soon(self._kill, Random(f"{self._seed} kills"))
+                for victim in self.victims:
+                    killers.start_soon(self._kill, victim, Random(f"{self._seed} {victim.name}"))
                 async with trio.open_nursery() as callers:
                     for way in WAYS * CALLERS:
                         callers.start_soon(self._call_until_done, way)
@@ -89,11 +91,10 @@ class Campaign:
                 for victim in self.victims:
                     await trio.to_thread.run_sync(victim.stop)
 
-    async def _kill(self, random: Random) -> None:
-        """kill -9, at once and anew at the same place."""
+    async def _kill(self, victim: Service, random: Random) -> None:
+        """kill -9, and anew at the same place."""
         while True:
             await trio.sleep(random.uniform(0.5, 1.5) * KILL_EVERY_S)
-            victim = random.choice(self.victims)
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(victim.kill)
                 await trio.to_thread.run_sync(victim.start)

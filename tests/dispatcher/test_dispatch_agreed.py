@@ -31,6 +31,9 @@ class Worker:
         for number in range(to):
             yield number
 
+    async def time_left(self) -> float:
+        return trio.current_effective_deadline() - trio.current_time()
+
     async def wait(self, seconds: float) -> str:
         self.running += 1
         try:
@@ -150,8 +153,25 @@ async def test_a_call_that_cannot_be_done_in_its_time_is_dropped_unsent() -> Non
             nursery.cancel_scope.cancel()
 
 
-async def _wait(proxy: Proxy) -> None:
-    await proxy.wait(30.0)
+async def test_the_time_in_the_queue_is_taken_off_what_the_backend_is_told() -> None:
+    """A call that waited is cancelled by its backend when its caller's time is over, not later."""
+    worker = Worker()
+    async with Daemon(port=0) as daemon:
+        config = config_for(daemon.register(worker, "worker"), service="max_in_flight = 1")
+        async with (
+            Dispatcher(config) as dispatcher,
+            Proxy(f"PYRO:worker@{dispatcher.location}") as first,
+            Proxy(f"PYRO:worker@{dispatcher.location}") as second,
+            trio.open_nursery() as nursery,
+        ):
+            await second.echo(0)
+            nursery.start_soon(_wait, first, 0.4)
+            await wait_for(lambda: worker.running == 1)
+            assert await second.time_left.options(deadline=10.0)() < 9.8
+
+
+async def _wait(proxy: Proxy, seconds: float = 30.0) -> None:
+    await proxy.wait(seconds)
 
 
 async def test_a_large_call_that_is_refused_leaves_the_connection_in_use() -> None:

@@ -24,7 +24,7 @@ from .runs import Run
 from .sending import joined, keeps
 from .sink import FileSink, PipeSink
 from .small import SMALL, batches
-from .store.base import Store
+from .store.base import Store, WholeFiles
 from .tasks import in_thread
 
 
@@ -268,12 +268,15 @@ class Receiver:
     def _place_batch(
         self, store: Store, batch: list[FileEntry], targets: list[str], results: Sequence[Any]
     ) -> list[Receipt | TransferError]:
-        return [
-            self._place(store, entry, target, result)
-            for entry, target, result in zip(batch, targets, results, strict=True)
-        ]
+        with store.whole_files() as whole:
+            return [
+                self._place(store, whole, entry, target, result)
+                for entry, target, result in zip(batch, targets, results, strict=True)
+            ]
 
-    def _place(self, store: Store, entry: FileEntry, target: str, result: Any) -> Receipt | TransferError:
+    def _place(
+        self, store: Store, whole: WholeFiles, entry: FileEntry, target: str, result: Any
+    ) -> Receipt | TransferError:
         try:
             if not isinstance(result, dict):
                 raise PeerError("the server answered with something else than a file")
@@ -285,7 +288,7 @@ class Receiver:
             # what the server says about a file is checked as an offer is, its path being our own
             fields = {**self._offer(entry, target).to_dict(), **end.to_dict()}
             fields |= {"mode": result.get("mode"), "mtime_ns": result.get("mtime_ns")}
-            return place_small(store, Offer.from_dict(fields), data, INLINE, INLINE_REASON)
+            return place_small(store, whole, Offer.from_dict(fields), data, INLINE, INLINE_REASON)
         except TransferError as error:
             return error
 

@@ -30,7 +30,7 @@ from .progress import Reporter
 from .runs import Range, covered
 from .small import SMALL, batches, read_small
 from .source import FileSource, Source
-from .store.base import Store
+from .store.base import Store, WholeFiles
 from .tasks import in_thread
 
 
@@ -244,11 +244,12 @@ class Sender:
     def _read_batch(
         self, store: Store, target: str, entries: list[FileEntry]
     ) -> list[tuple[FileEntry, dict[str, Any] | TransferError]]:
-        return [(entry, self._read_item(store, target, entry)) for entry in entries]
+        with store.whole_files() as whole:
+            return [(entry, self._read_item(whole, target, entry)) for entry in entries]
 
-    def _read_item(self, store: Store, target: str, entry: FileEntry) -> dict[str, Any] | TransferError:
+    def _read_item(self, whole: WholeFiles, target: str, entry: FileEntry) -> dict[str, Any] | TransferError:
         try:
-            small = read_small(store, entry.path, self._talk.algorithm)
+            small = read_small(whole, entry.path, self._talk.algorithm)
         except TransferError as error:
             return error
         offer = self._offer(joined(target, entry.path), len(small.data), small.mode, small.mtime_ns)

@@ -129,5 +129,7 @@ class Settings:
         return self.hmac_key is not None or (context is not None and context.verify_mode == ssl.CERT_REQUIRED)
 
     def with_changes(self, **changes: object) -> Settings:
-        """A copy with some fields changed."""
+        """A copy with some fields changed; itself when that changes nothing, as at most connects."""
+        if all(getattr(self, name, self) is value for name, value in changes.items()):
+            return self
         return replace(self, **changes)  # type: ignore[arg-type]  # dataclasses.replace checks the names

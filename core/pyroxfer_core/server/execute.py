@@ -11,7 +11,7 @@ import trio
 from ..errors import CommunicationError, Outcome, ProtocolError, PyroError, RefusedError, SerializeError
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import MethodKind
-from ..objects.invoke import BATCH_METHOD, batch_calls, prepare, prepare_method, reply_for_exception
+from ..objects.invoke import BATCH_METHOD, batch_calls, prepare, reply_for_exception
 from ..objects.table import Entry
 from ..serializers.base import Call, Serializer, text_of, traceback_lines
 from ..serializers.blob import SerializedBlob
@@ -260,14 +260,17 @@ async def _run_plain(
 async def _run_batch(peer: Peer, job: Job, instance: Any) -> list[Any]:
     """The results in order, up to and including the first failure."""
     results: list[Any] = []
+    find, found = job.entry.exposed.find, dict[str, tuple[Callable[..., Any], MethodKind]]()
     for method, args, kwargs in batch_calls(job.args):
-        call = prepare_method(job.entry.exposed, instance, method, args, kwargs)
+        if method not in found:  # most batches call the same method again and again
+            found[method] = find(instance, method)
+        function, kind = found[method]
         try:
-            if call.kind.is_async:
-                value = await call.function(*call.args, **call.kwargs)
+            if kind.is_async:
+                value = await function(*args, **kwargs)
             else:
-                value = await _run_plain(peer, job, call.kind, call.function, call.args, call.kwargs)
-            if is_stream(value):
+                value = await _run_plain(peer, job, kind, function, args, kwargs)
+            if type(value) not in PLAIN and is_stream(value):
                 raise SerializeError("an iterator cannot be the result of a call in a batch")
         except ThreadEndedError:
             raise

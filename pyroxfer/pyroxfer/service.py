@@ -204,9 +204,10 @@ class FileService(StockEnd, ChannelEnds):
         store = self._readable()
         name = text_argument(path, "a path", MAX_PATH_BYTES)
         kind = choose_algorithm([algorithm])
-        self.transfers.check_room("")
-        source = FileSource(await in_thread(store.open_file, name), name, kind)
-        download = self.transfers.new_download(source)
+        async with self.transfers.room():
+            source = FileSource(await in_thread(store.open_file, name), name, kind)
+            download = self.transfers.new_download(source)
+        current_call.track_resource(download)
         ticket = Ticket(
             download.transfer_id,
             source.size,
@@ -217,7 +218,6 @@ class FileService(StockEnd, ChannelEnds):
             source.mtime_ns,
             self.transfers.credit(),
         )
-        current_call.track_resource(download)
         return {"ticket": ticket.to_dict()}
 
     @replies

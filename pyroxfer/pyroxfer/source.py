@@ -14,16 +14,16 @@ from .names import printable
 from .offer import End, bounded_mtime
 from .runs import Range
 from .store.rooted import translated
-from .tasks import Usage, in_thread
+from .tasks import Usage, in_thread, own_threads
 
 HASH_TURN: Final = 16 * 1024 * 1024
 """Bytes digested per visit of a worker thread: some milliseconds, so cancelling is prompt and hops cost nothing."""
 
 
-async def catch_up(digest: PrefixDigest, end: int) -> None:
+async def catch_up(digest: PrefixDigest, end: int, threads: trio.CapacityLimiter) -> None:
     """Digest up to an offset in turns, so that a cancel is answered soon. Errors as ``PrefixDigest.catch_up``."""
     while digest.hashed < end:
-        await in_thread(digest.catch_up, min(digest.hashed + HASH_TURN, end))
+        await in_thread(digest.catch_up, min(digest.hashed + HASH_TURN, end), limiter=threads)
 
 
 class Source(Protocol):
@@ -65,6 +65,7 @@ class FileSource:
         self.mode = self._before.st_mode & 0o777
         self.mtime_ns = bounded_mtime(self._before.st_mtime_ns)
         self._algorithm = algorithm
+        self._threads = own_threads()
         self._digest = PrefixDigest(algorithm, fd)
         self.usage = Usage()
 
@@ -75,7 +76,7 @@ class FileSource:
             SourceChangedError: the file became shorter.
         """
         with self.usage, translated(self.path):
-            return await in_thread(self._read_block, offset, min(length, self.size - offset))
+            return await in_thread(self._read_block, offset, min(length, self.size - offset), limiter=self._threads)
 
     def _read_block(self, offset: int, length: int) -> bytes:
         data = os.pread(self.fd, max(length, 0), offset)
@@ -94,7 +95,7 @@ class FileSource:
             SourceChangedError: the file became shorter.
         """
         with self.usage, translated(self.path):
-            await catch_up(self._digest, self.size)
+            await catch_up(self._digest, self.size, self._threads)
 
     async def digests(self, ranges: Sequence[Range]) -> list[str]:
         """The digest of each of these ranges, as the file is now; empty for one that reaches over its end.
@@ -111,11 +112,15 @@ class FileSource:
                 if offset + length > self.size:
                     found.append("")
                 elif offset:
-                    found.append(await in_thread(digest_of_range, self.fd, self._algorithm, offset, length))
+                    found.append(
+                        await in_thread(
+                            digest_of_range, self.fd, self._algorithm, offset, length, limiter=self._threads
+                        )
+                    )
                 else:
                     if running.hashed > length:
                         running = PrefixDigest(self._algorithm, self.fd)
-                    await catch_up(running, length)
+                    await catch_up(running, length, self._threads)
                     found.append(running.end().digest)
         return found
 

@@ -19,7 +19,7 @@ CREDIT: Final = 10 * 256 * 1024
 """Bytes in flight at the beginning: enough for 1 Gbit/s over 20 ms."""
 MOST_CREDIT: Final = 32 * 1024 * 1024
 """Bytes in flight at most, at each end: enough for 1 Gbit/s over a quarter of a second."""
-UNHINDERED: Final = 2.0
+UNHINDERED: Final = 1.5
 """A block that takes less than so many times the fastest one did not wait behind others: more may be in flight."""
 
 SendBlock = Callable[[int, bytes], Awaitable[int]]

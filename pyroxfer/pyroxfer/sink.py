@@ -56,6 +56,8 @@ class FileSink:
         self.algorithm = algorithm
         self.resumed = 0
         """Bytes kept from an earlier attempt."""
+        self.superseded = False
+        """Somebody else goes on with a copy: there is nothing to keep."""
         self._flushes = durability != "none"
         self._coverage = Coverage(size)
         self._step = step_for(size) if staged.keeps and size is not None else 0
@@ -268,6 +270,9 @@ class FileSink:
 
     def _suspend(self) -> int:
         prefix = self._coverage.prefix
+        if self.superseded:
+            self.staged.discard()
+            return 0
         try:
             if self._step and prefix >= LEAST_KEPT:
                 self._digest.catch_up(prefix)

@@ -250,6 +250,7 @@ class Transfers:
         trio.lowlevel.spawn_system_task(let_go)
         with trio.move_on_after(TAKE_OVER_S):
             await ended.wait()
+        upload.sink.superseded = True
 
     def new_upload(
         self, offer: Offer, sink: FileSink, holder: object, recalled: Sequence[Run] = (), *, doubt: bool = False

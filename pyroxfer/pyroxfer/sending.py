@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from pyroxfer_core import errors as core_errors
@@ -103,13 +104,15 @@ class Sender:
         end = await source.end()
         item = {"offer": replace(offer, digest=end.digest).to_dict(), "data": data}
         reply = await self._talk.ask("put_files", [item], [], INLINE_REASON)
-        return self._finished(_read_result(_results(reply, 1)[0], end, self._talk.algorithm), moved=False)
+        return self._finished(_read_result(_results(reply, 1)[0], end, offer), moved=False)
 
     async def _send_blocks(self, source: NamedSource, offer: Offer) -> Receipt:
         choice = choose(self._options.channel, source.size)
         reply = await self._open(source, offer)
         if "receipt" in reply:
-            return self._finished(Receipt.from_dict(reply["receipt"]), moved=False)
+            receipt = Receipt.from_dict(reply["receipt"])
+            end = await source.end() if receipt.digest else End(0, "")
+            return self._finished(_check_receipt(receipt, end, offer), moved=False)
         ticket = Ticket.from_dict(reply.get("ticket"))
         if ticket.transfer_id != offer.transfer_id or ticket.size != offer.size:
             raise PeerError("the server answered with the ticket of another transfer")
@@ -131,7 +134,7 @@ class Sender:
             kept = await self._talk.give_up(offer.transfer_id, keep=keeps(error))
             self._reporter.interrupted(offer.path, kept, "at the server")
             raise
-        return self._finished(_check_receipt(receipt, end), moved=True)
+        return self._finished(_check_receipt(receipt, end, offer), moved=True)
 
     async def _resume(self, ticket: Ticket, source: Source) -> Ticket:
         """Compare what the server still has with the source; the ticket for what is missing."""
@@ -258,7 +261,9 @@ class Sender:
         end = End(len(item["data"]), item["offer"]["digest"])
         self._reporter.file(entry.path, end.size)
         try:
-            outcome.receipts.append(self._finished(_read_result(result, end, self._talk.algorithm), moved=False))
+            outcome.receipts.append(
+                self._finished(_read_result(result, end, Offer.from_dict(item["offer"])), moved=False)
+            )
         except TransferError as error:
             outcome.failed(entry.path, error)
 
@@ -286,17 +291,19 @@ def _results(reply: Any, count: int) -> list[Any]:
     return list(itertools.islice(results, count))
 
 
-def _read_result(result: Any, end: End, algorithm: str) -> Receipt:
+def _read_result(result: Any, end: End, offer: Offer) -> Receipt:
     if "error" in result:
         raise from_record(result["error"])
-    receipt = Receipt.from_dict(result.get("receipt"))
-    if receipt.algorithm != algorithm:
-        raise PeerError("the server used another digest than agreed")
-    return _check_receipt(receipt, end)
+    return _check_receipt(Receipt.from_dict(result.get("receipt")), end, offer)
 
 
-def _check_receipt(receipt: Receipt, end: End) -> Receipt:
-    """A receipt for other bytes than were sent is no receipt; one for a skipped file speaks of what was there."""
+def _check_receipt(receipt: Receipt, end: End, offer: Offer) -> Receipt:
+    """A receipt for other bytes than were sent, or for another offer, is no receipt; one for a skipped file speaks of
+    what was there."""
+    where, there = PurePosixPath(offer.path), PurePosixPath(receipt.path)
+    placed = there.parent == where.parent if offer.if_exists == "rename" else there == where
+    if (receipt.transfer_id, receipt.algorithm) != (offer.transfer_id, offer.algorithm) or not placed:
+        raise IntegrityError(f"{printable(offer.path)}: the receipt speaks of another file than was sent")
     if receipt.digest and End(receipt.size, receipt.digest) != end:
         raise IntegrityError(f"{printable(receipt.path)}: the receipt speaks of other bytes than were sent")
     return receipt

@@ -128,6 +128,17 @@ async def _is_folder(talk: Conversation, path: str) -> bool:
     return (await talk.ask("is_folder", path)).get("folder") is True
 
 
+async def _check_takes_folder(talk: Conversation, path: str) -> None:
+    """Make sure that a folder can go to a path.
+
+    Raises:
+        ExistsError: something else than a folder stands there.
+    """
+    there = await talk.ask("is_folder", path)
+    if there.get("there") is True and there.get("folder") is not True:
+        raise ExistsError(f"{printable(path)}: is a file at the server, and a folder is sent; name another target")
+
+
 async def _send_one(sender: Sender, talk: Conversation, source: str, target: str, into: bool) -> list[Receipt]:
     if source == PIPE:
         if into:
@@ -135,7 +146,7 @@ async def _send_one(sender: Sender, talk: Conversation, source: str, target: str
         async with PipeSource(0, "standard input", talk.algorithm) as pipe:
             return [await sender.send(pipe, target)]
     if await in_thread(os.path.isdir, source):
-        return await _send_folder(sender, source, target, into)
+        return await _send_folder(sender, talk, source, target, into)
     with translated(source):
         fd = await in_thread(open_source, source)
     origin = await in_thread(origin_of_path, source)
@@ -143,11 +154,13 @@ async def _send_one(sender: Sender, talk: Conversation, source: str, target: str
         return [await sender.send(file, joined(target, Path(source).name) if into else target)]
 
 
-async def _send_folder(sender: Sender, source: str, target: str, into: bool) -> list[Receipt]:
+async def _send_folder(sender: Sender, talk: Conversation, source: str, target: str, into: bool) -> list[Receipt]:
     name = await in_thread(_folder_name, source)
+    place = joined(target, name) if into and name else target
+    await _check_takes_folder(talk, place)
     store = await in_thread(LocalStore, source)
     try:
-        return await sender.send_tree(store, joined(target, name) if into and name else target, source)
+        return await sender.send_tree(store, place, source)
     finally:
         store.close()
 

@@ -89,15 +89,16 @@ class FileService(StockEnd, ChannelEnds):
 
     @replies
     async def is_folder(self, path: object) -> Mapping[str, Any]:
-        """``{"folder": bool}``: whether the path is a folder, so that a sender knows what its target means."""
+        """``{"folder": bool, "there": bool}``: whether the path is a folder, or anything, so that a sender knows what
+        its target means."""
         store = self._store
         try:
             entry = await in_thread(store.stat, text_argument(path, "a path", MAX_PATH_BYTES))
         except TransferError as error:
             if isinstance(error, DeniedError):
                 raise
-            return {"folder": False}
-        return {"folder": entry.kind == "folder"}
+            return {"folder": False, "there": False}
+        return {"folder": entry.kind == "folder", "there": True}
 
     async def walk(self, path: object, deep: object) -> AsyncIterator[Mapping[str, Any]]:
         """Items ``{"entries": […]}`` of what is in a folder, with all below it when ``deep``; or ``{"error": …}``."""

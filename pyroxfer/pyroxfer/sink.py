@@ -191,7 +191,7 @@ class FileSink:
             self._noted = runs[-1].length
 
     async def prove(self, run: Run) -> None:
-        """Compare the bytes of a run that was written with the sender's digest of it, and note it.
+        """Compare the bytes of a run that was written with the sender's digest of it.
 
         Raises:
             LostError: they differ.

@@ -37,6 +37,8 @@ MAX_LARGE_PIPES: Final = 8
 _F_SETPIPE_SZ: Final = 1031
 _NO_SPLICE: Final = {errno.EINVAL, errno.ENOSYS}
 """Not for this kind of socket, file or system."""
+_LINE_IS_DOWN: Final = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENETRESET}
+"""Errors of the network that Python does not count among the errors of a connection."""
 
 
 class SideStream:
@@ -75,12 +77,10 @@ class SideStream:
                     await wait(self._sock)
                 except trio.ClosedResourceError as error:
                     raise ConnectionClosedError("the side stream was closed here") from error
-            except (ConnectionError, TimeoutError) as error:
-                raise ConnectionClosedError(f"side stream to {self.peer} lost: {reason_of(error)}") from error
             except OSError as error:
                 if self._sock.fileno() < 0:
                     raise ConnectionClosedError("the side stream was closed here") from error
-                raise
+                raise ConnectionClosedError(f"side stream to {self.peer} lost: {reason_of(error)}") from error
 
     async def send_all(self, data: Body) -> None:
         """Send all bytes. Raises ConnectionClosedError when the peer is gone."""
@@ -131,10 +131,12 @@ class SideStream:
         self._busy += 1
         try:
             return await trio.to_thread.run_sync(function, *args, limiter=_limiter())
-        except (ConnectionError, TimeoutError) as error:
+        except OSError as error:
             if self._aborted:
                 raise ConnectionClosedError("the side stream was closed here") from error
-            raise ConnectionClosedError(f"side stream to {self.peer} lost: {reason_of(error)}") from error
+            if isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _LINE_IS_DOWN:
+                raise ConnectionClosedError(f"side stream to {self.peer} lost: {reason_of(error)}") from error
+            raise
         finally:
             self._busy -= 1
             if self._aborted and not self._busy:

@@ -10,6 +10,7 @@ from pyroxfer_core import current_call, expose
 from ..conversation import Conversation
 from ..errors import PeerError, TransferError
 from ..offer import End, Ticket, check_range, check_transfer_id
+from ..pace import Pace
 from ..replies import replies
 from ..sink import Sink
 from ..source import Source
@@ -23,12 +24,15 @@ BLOCK: Final = 512 * 1024
 """Bytes of one block between two ends of ours."""
 BLOCK_48: Final = 60 * 1024
 """Bytes of one block towards protocol 48, whose annotations together are limited to 64 KiB."""
+LEAST_BLOCK: Final = 60 * 1024
+"""However little credit there is."""
 NAME: Final = "annot"
 
 
-def block_size(talk: Conversation, ticket: Ticket) -> int:
-    """The largest block that both ends and the protocol take."""
-    return min(BLOCK_48 if talk.settings.protocol == 48 else BLOCK, ticket.block_size)
+def block_size(talk: Conversation, ticket: Ticket, pace: Pace) -> int:
+    """The largest block that both ends, the protocol, the credit and the bandwidth limit allow."""
+    largest = min(BLOCK_48 if talk.settings.protocol == 48 else BLOCK, ticket.block_size)
+    return pace.step(max(min(largest, ticket.credit), LEAST_BLOCK))
 
 
 class AnnotChannel(Channel):
@@ -43,7 +47,7 @@ class AnnotChannel(Channel):
             reply, _ = await talk.ask_with("put_annotated", ticket.transfer_id, offset, annotations={KEY: data})
             return credit_in(reply)
 
-        await push_blocks(source, ticket, block_size(talk, ticket), send, acknowledged, manner.pace)
+        await push_blocks(source, ticket, block_size(talk, ticket, manner.pace), send, acknowledged, manner.pace)
         return await source.end()
 
     async def pull(
@@ -58,7 +62,7 @@ class AnnotChannel(Channel):
             return credit_in(reply)
 
         await pull_blocks(
-            ticket, block_size(talk, ticket), fetch, acknowledged, manner.pace, in_order=sink.fd is None
+            ticket, block_size(talk, ticket, manner.pace), fetch, acknowledged, manner.pace, in_order=sink.fd is None
         )
         reply = await talk.ask("end_download", ticket.transfer_id)
         return End.from_dict(reply.get("end"))

@@ -18,7 +18,7 @@ PACKAGES = {
     "pyroxfer": ROOT / "pyroxfer" / "pyroxfer",
 }
 FLOORS = {
-    **dict.fromkeys(("errors", "logs", "settings", "uri", "certificates"), 0),
+    **dict.fromkeys(("errors", "logs", "settings", "uri", "certificates", "access"), 0),
     "wire": 1,
     **dict.fromkeys(("serializers", "objects"), 2),
     "transport": 3,
@@ -32,7 +32,7 @@ THIRD_PARTY = {
     1: set(),
     2: {"serpent", "msgpack", "numpy"},
     3: {"trio"},
-    4: {"trio"},
+    4: {"trio", "httpx2"},
     5: {"trio", "click", "tqdm", "httptools"},
 }
 """Packages from outside the standard library that a floor may import."""
@@ -154,7 +154,12 @@ def violation_above_core(found: Import, core_modules: tuple[str, ...]) -> str | 
 
 
 CORE_FOR = {
-    "pyroxfer_dispatcher": ("pyroxfer_core", "pyroxfer_core.errors", "pyroxfer_core.wire"),
+    "pyroxfer_dispatcher": (
+        "pyroxfer_core",
+        "pyroxfer_core.errors",
+        "pyroxfer_core.nameserver",
+        "pyroxfer_core.wire",
+    ),
     "pyroxfer": ("pyroxfer_core", "pyroxfer_core.errors", "pyroxfer_core.blocking"),
 }
 COMPOSITION_ROOT = ("pyroxfer.appliance", "pyroxfer.cli")
@@ -194,7 +199,19 @@ def test_nothing_hands_bytes_to_something_stronger_than_needed(package: str) -> 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_only_declared_packages_are_imported(package: str) -> None:
     """Nothing is imported that an installation would not bring."""
-    declared = {"trio", "serpent", "msgpack", "numpy", "tqdm", "click", "msgspec", "blake3", "httptools", *PACKAGES}
+    declared = {
+        "trio",
+        "serpent",
+        "msgpack",
+        "numpy",
+        "tqdm",
+        "click",
+        "msgspec",
+        "blake3",
+        "httptools",
+        "httpx2",
+        *PACKAGES,
+    }
     undeclared = [
         str(found)
         for found in all_imports(package)

@@ -17,8 +17,8 @@ PUBLIC = {
         Dispatcher RouteTable load_config
     """,
     "pyroxfer_core": """
-        BatchProxy Connection Daemon Hello Metadata Proxy SerializedBlob ServerSession Settings SideStream
-        StreamSocket Uri Verdict
+        BatchProxy Connection Daemon Hello Identity Metadata Proxy SerializedBlob ServerSession Settings SideStream
+        StreamSocket Tokens Uri Verdict load_token
         accept_handshake behavior bind_tcp callback configure_logging current_call error_body errors expose idempotent
         introduce
         keep_registered locate_ns oneway open_connection open_futures open_side_stream resolve serve serve_connections
@@ -43,7 +43,8 @@ PUBLIC = {
         Gateway GatewayOptions app
     """,
     "pyroxfer_core.nameserver": """
-        NameServer RunningNameServer keep_registered locate_ns resolve start_ns
+        Address Changes Entry Lease NameServer Query Registry RunningNameServer keep_registered locate_ns
+        open_registry resolve start_ns
     """,
 }
 PYRO5_API = """

@@ -1,6 +1,9 @@
 """The RPC core of pyroxfer: speaks the protocols of Pyro4 and Pyro5 on trio."""
 
 from . import errors as errors
+from .access import Identity as Identity
+from .access import Tokens as Tokens
+from .access import load_token as load_token
 from .certificates import tls_client_context as tls_client_context
 from .certificates import tls_server_context as tls_server_context
 from .client.batch import BatchProxy as BatchProxy
@@ -20,12 +23,12 @@ from .objects.expose import idempotent as idempotent
 from .objects.expose import oneway as oneway
 from .serializers.blob import SerializedBlob as SerializedBlob
 from .server.daemon import Daemon as Daemon
-from .server.handshake import Hello as Hello
-from .server.handshake import Verdict as Verdict
 from .server.handshake import accept_handshake as accept_handshake
 from .server.handshake import error_body as error_body
 from .server.handshake import refusal as refusal
 from .server.handshake import wanted_object as wanted_object
+from .server.hello import Hello as Hello
+from .server.hello import Verdict as Verdict
 from .server.serving import serve as serve
 from .settings import Settings as Settings
 from .transport.connection import Connection as Connection

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from .access import Tokens, check_token
 from .errors import PyroError
 
 KIB = 1024
@@ -33,9 +36,19 @@ class Settings:
     """With it connections to TCP ports are TLS. The host name is checked unless the context says otherwise.
     `tls_client_context` makes one from files."""
     hmac_key: bytes | None = field(default=None, repr=False)
-    """Shared secret of protocol 48. With it, a daemon refuses the other protocol and side streams."""
+    """Shared secret of protocol 48. With it, a daemon refuses the other protocol, unless the client proves otherwise
+    who it is, and side streams, unless they are under TLS or clients need tokens."""
+    token: str | None = field(default=None, repr=False)
+    """What a proxy proves to know where a daemon asks for it. It is never sent."""
+    tokens: Tokens | None = None
+    """With it a daemon lets in only who proves to know one of them, or has a certificate that its TLS context asks
+    for. Stock clients may show one as handshake data, over TLS or on this machine."""
+    authenticator: Callable[[Any], Any] | None = None
+    """Called with the `Hello` of a client, async or not; returns its Identity, or None to leave it with the one it
+    has. A client that has none then, or for which it raises, is refused."""
     remote_tracebacks: bool | None = None
-    """Send tracebacks to callers. None: only to peers on loopback or on a unix socket."""
+    """Send tracebacks to callers. None: only to peers on loopback or on a unix socket, and to those whose identity is
+    known."""
     max_message_bytes: int = 1 * GIB
     """Largest message, body and annotations together, on the wire and again after inflating (Pyro5's default)."""
     max_handshake_bytes: int = 64 * KIB
@@ -79,12 +92,16 @@ class Settings:
     """TCP port of the name server."""
     ns_broadcast_port: int = 9091
     """UDP port on which name servers answer broadcasts."""
+    log_wire: bool = False
+    """Log the header of every message, with level DEBUG, as ``pyroxfer.wire``. Bodies are never logged."""
     insecure: bool = False
     """Allow a daemon without authentication and TLS to listen beyond loopback."""
 
     def __post_init__(self) -> None:
         if self.protocol not in (None, 48, 502):
             raise PyroError(f"Settings.protocol is 48, 502 or None, not {self.protocol!r}")
+        if self.token is not None:
+            check_token(self.token)
         if self.serializer is not None and self.serializer not in SAFE_SERIALIZERS:
             known = ", ".join(sorted(SAFE_SERIALIZERS))
             raise PyroError(f"unknown serializer {self.serializer!r}; choose one of: {known}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from pyroxfer_core import Uri
 
@@ -24,6 +24,12 @@ class Backend:
     max_in_flight: int | None = None
     """Calls it runs at once; None is without limit."""
     in_flight: int = 0
+    weight: float = 1.0
+    """How much it gets, compared with the others."""
+    tags: frozenset[str] = frozenset()
+    """What its service may prefer it for: a zone, a kind of machine."""
+    up_since: float = float("-inf")
+    """When it came back."""
     clients: int = 0
     """Clients whose connection belongs to it."""
     draining: bool = False
@@ -74,35 +80,102 @@ class Backend:
         return f"{self.name} runs {self.in_flight} calls" + (", its limit" if self.is_full else "")
 
 
+class Chooser(Protocol):
+    """Chooses from one or more candidates."""
+
+    def __call__(self, candidates: Sequence[Backend], now: float, key: str | None, /) -> Backend: ...
+
+
+def _first(candidates: Sequence[Backend], now: float, key: str | None) -> Backend:
+    return candidates[0]
+
+
 class BackendGroup:
-    """The backends of one service, taken in turn.
+    """The backends of one service.
 
     Every `pick` or `take` is answered by exactly one `release`.
+
+    Args:
+        choose: the rule; by default the first that can.
+        prefer: tags; backends with the first tag are taken while any of them can, then those with the second, then
+            the others.
+        sticky: a key belongs to its backend also when that is busy: a call waits for it.
     """
 
-    def __init__(self, backends: Iterable[Backend]) -> None:
+    def __init__(
+        self,
+        backends: Iterable[Backend],
+        choose: Chooser = _first,
+        prefer: Sequence[str] = (),
+        *,
+        sticky: bool = False,
+    ) -> None:
         self.backends = tuple(backends)
-        self._next = 0
+        self._choose = choose
+        self._prefer = tuple(prefer)
+        self._sticky = sticky
 
-    def pick(self, now: float, exclude: Container[Backend] = ()) -> Backend | None:
-        """The next live backend with room, now counted as running one call more.
+    def pick(self, now: float, exclude: Container[Backend] = (), key: str | None = None) -> Backend | None:
+        """A live backend with room, now counted as running one call more.
 
-        When there is none: one that is down but was not asked just now, for it may be back. None when there is none
-        of these either.
+        When none is live: one that is down but was not asked just now, for it may be back. None when there is none
+        of these either, or when all are busy.
         """
-        return self._pick(now, exclude, Backend.is_live) or self._pick(now, exclude, Backend.is_last_resort)
+        if self._sticky:
+            chosen = self._pick_sticky(now, exclude, key)
+        else:
+            free = [b for b in self.backends if not b.is_full and b.is_live(now) and b not in exclude]
+            if not free:
+                free = [b for b in self.backends if not b.is_full and b.is_last_resort(now) and b not in exclude]
+            chosen = self._choose(self._preferred(free), now, key) if free else None
+        if chosen is not None:
+            chosen.probing = chosen.failures > 0
+            self.take(chosen)
+        return chosen
 
-    def _pick(self, now: float, exclude: Container[Backend], may: Callable[[Backend, float], bool]) -> Backend | None:
-        count = len(self.backends)
-        for step in range(count):
-            index = (self._next + step) % count
-            backend = self.backends[index]
-            if may(backend, now) and not backend.is_full and backend not in exclude:
-                self._next = index + 1
-                backend.probing = backend.failures > 0
-                self.take(backend)
-                return backend
-        return None
+    def pick_home(self, now: float, exclude: Container[Backend] = (), key: str | None = None) -> Backend | None:
+        """A backend for a client's connection, which is no call: busy ones are taken where all are.
+
+        To be answered by one `tried`. None when none is live.
+        """
+        live = self._live(now, exclude)
+        free = live if self._sticky else [backend for backend in live if not backend.is_full] or live
+        chosen = self._choose(self._preferred(free), now, key) if free else None
+        if chosen is not None:
+            chosen.probing = chosen.failures > 0
+        return chosen
+
+    def tried(self, backend: Backend) -> None:
+        """Connecting to it is over, whatever came of it."""
+        backend.probing = False
+
+    def _live(self, now: float, exclude: Container[Backend]) -> Sequence[Backend]:
+        """Those that may be asked; when there are none, those that are down but were not asked just now."""
+        live = [backend for backend in self.backends if backend.is_live(now) and backend not in exclude]
+        return live or [b for b in self.backends if b.is_last_resort(now) and b not in exclude]
+
+    def _pick_sticky(self, now: float, exclude: Container[Backend], key: str | None) -> Backend | None:
+        live = self._live(now, exclude)
+        best = self._choose(live, now, key) if live else None
+        return None if best is None or best.is_full else best
+
+    def _preferred(self, candidates: Sequence[Backend]) -> Sequence[Backend]:
+        for tag in self._prefer:
+            tagged = [backend for backend in candidates if tag in backend.tags]
+            if tagged:
+                return tagged
+        return candidates
+
+    def has_live(self, now: float, exclude: Container[Backend] = ()) -> bool:
+        """Whether any backend may be given a call, busy or not."""
+        return any(backend.is_live(now) and backend not in exclude for backend in self.backends)
+
+    def has_busy(self, now: float, exclude: Container[Backend] = ()) -> bool:
+        """Whether a backend would take a call, if it were not busy."""
+        return any(
+            backend.is_full and backend not in exclude and (backend.is_live(now) or backend.is_last_resort(now))
+            for backend in self.backends
+        )
 
     def take(self, backend: Backend) -> None:
         """Count a call for a backend that is bound to get it, whatever its state."""
@@ -113,11 +186,13 @@ class BackendGroup:
         backend.in_flight -= 1
         backend.probing = False
 
-    def opened(self, backend: Backend) -> bool:
+    def opened(self, backend: Backend, now: float) -> bool:
         """A connection to it works. True when it had been down."""
         was_down = backend.failures > 0
         backend.failures = 0
         backend.probing = False
+        if was_down:
+            backend.up_since = now
         return was_down
 
     def failed(self, backend: Backend, now: float, reason: str) -> bool:

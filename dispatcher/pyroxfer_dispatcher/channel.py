@@ -218,12 +218,6 @@ class Channel:
             self._hub.forget(self._sock)
             self._sock.close()
 
-    def detach(self) -> StreamSocket:
-        """Give the socket back, unwatched."""
-        self.closed = True
-        self._hub.forget(self._sock)
-        return self._sock
-
     def give_up(self) -> None:
         """Called by the hub when serving this failed."""
         self._lost("an error inside the dispatcher")

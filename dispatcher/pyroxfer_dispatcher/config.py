@@ -8,16 +8,16 @@ import re
 import tomllib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
 from pyroxfer_core import Uri
 from pyroxfer_core.errors import PyroError
 
+from .balance import LEAST_OF_TWO, POLICIES
 from .routes import check_pattern
 
-POLICIES: Final = ("round-robin",)
 DEFAULT_METHODS: Final = ("process", "process_blob", "publish", "submit", "handle")
 MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
 """A larger file is not a configuration."""
@@ -25,6 +25,7 @@ MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
 _METHOD: Final = re.compile(r"(?!_)[^\W\d]\w*")
 _OBJECT: Final = re.compile(r"[^\s@]+")
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
@@ -45,6 +46,10 @@ class BackendConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``PYRO:object@host:port``, or ``PYRONAME:name[@host:port]``, looked up at every connect."""
     max_in_flight: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Calls it gets at once; beyond it the next backend is taken. Without: no limit."""
+    weight: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1.0
+    """How much it gets, compared with the others."""
+    tags: tuple[Text, ...] = ()
+    """What the service may prefer it for: a zone, a kind of machine."""
 
 
 class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +63,24 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Transparent mode: clients that ask for one of these object ids (or prefixes, or globs) are led to a backend."""
     stateless: bool = False
     """Transparent mode: each call may go to another backend."""
-    policy: str = "round-robin"
+    policy: str = LEAST_OF_TWO
+    """``least-of-two`` (in flight, for their weight), ``round-robin`` or ``hash`` (by key)."""
+    prefer: tuple[Text, ...] = ()
+    """Tags: backends with the first are taken while any has room, then those with the second, then the rest."""
+    slow_start: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0.0
+    """Seconds in which a backend that came back gets from a tenth of its weight to the whole."""
+    max_in_flight: Count | None = None
+    """Calls that run at once in all its backends. Without: no limit."""
+    client_max_in_flight: Count | None = None
+    """Calls of one client that run at once. Without: no limit."""
+    max_queue: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 100
+    """Calls that wait for a backend; beyond it calls are refused at once."""
+    queue_timeout: Seconds = 5.0
+    """Seconds that a call waits before it is refused."""
+    fair_by: Literal["host", "connection"] = "host"
+    """What counts as one client, for its limit and for taking turns."""
+    idempotent: tuple[Text, ...] = ()
+    """Methods that may run twice, or ``*``: their calls are repeated when their backend is lost."""
     method: Text | None = None
     """What is called on the backends. Default: the method the client called."""
     methods: tuple[Text, ...] = ()
@@ -310,6 +332,10 @@ def _check_service(service: ServiceConfig, path: str, own_uri: str) -> Iterator[
         yield from _check_method(service.method, f"{path}.method")
     for index, name in enumerate(service.methods):
         yield from _check_method(name, f"{path}.methods[{index}]")
+    tags = {tag for backend in service.backends for tag in backend.tags}
+    for index, tag in enumerate(service.prefer):
+        if tag not in tags:
+            yield f"{path}.prefer[{index}]: no backend of the service has the tag {tag!r}"
     if not service.backends:
         yield f"{path}.backends: at least one is needed"
     yield from _duplicates(f"{path}.backends", "name", [backend.name for backend in service.backends])

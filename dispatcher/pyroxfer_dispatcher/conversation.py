@@ -14,6 +14,7 @@ from pyroxfer_core.errors import PyroError, RefusedError
 from pyroxfer_core.wire import BodyPart, Codec, End, Flags, Head, Message, MessageType
 
 from .admin import note
+from .backends import Backend
 from .channel import Channel, Opened
 from .commands import (
     Announce,
@@ -45,16 +46,18 @@ from .events import (
     ReplyEnded,
     ReplyPartArrived,
     RequestSent,
+    SlotFree,
+    SlotRefused,
 )
 from .forwarding import Forwarding, Phase
 from .frames import Sealed
 from .hub import Hub
 from .links import Link, LinkSource, Reader
+from .routes import Party
 
 _JOIN_BELOW: Final = 64 * 1024
 """Head and body up to this size leave as one buffer."""
 
-Peer = str
 _TAKES_FROM_CLIENT: Final = frozenset({Phase.IDLE, Phase.SENDING, Phase.DRAINING})
 _TAKES_FROM_BACKEND: Final = frozenset({Phase.WAITING, Phase.REPLYING})
 
@@ -63,6 +66,7 @@ class Conversation:
     """One connected client, after its handshake. No task is started per call; all is done as the hub reports it.
 
     Args:
+        party: the client, as queues see it.
         nursery: for opening connections to backends, which takes waiting.
         stall_s: seconds without progress within a message after which its sender or receiver counts as lost.
     """
@@ -75,6 +79,7 @@ class Conversation:
         dialect: Dialect,
         codec: Codec,
         reader: Reader,
+        party: Party,
         *,
         stall_s: float,
     ) -> None:
@@ -84,7 +89,7 @@ class Conversation:
         self._codec = codec
         self._reader = reader
         self._stall_s = stall_s
-        self._forwarding = Forwarding(dialect, codec.version)
+        self._forwarding = Forwarding(dialect, codec.version, party, self._woken)
         self._client: Channel
         self._peer = "?"
         self._link: Link | None = None
@@ -263,6 +268,11 @@ class Conversation:
             return False
         self._handle(_from_backend(piece))
         return True
+
+    def _woken(self, verdict: Backend | str) -> None:
+        """A call that waited for a backend may run, or may not."""
+        self._handle(SlotRefused(verdict) if isinstance(verdict, str) else SlotFree(verdict))
+        self._go_on()
 
     # -- commands
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from math import inf
 from typing import Final, Protocol
 
 from pyroxfer_core.wire import BLOB_INFO, HOP_KEYS, Body, Flags, Message, MessageType, renumber
@@ -30,6 +31,12 @@ class Target:
     """None for a call that is passed on without a change."""
     backend: Backend | None = None
     """The only one that can take it."""
+    idempotent: bool = False
+    """It may run twice."""
+    key: str | None = None
+    """Equal keys go to the same backend, where the service says so."""
+    deadline: float = inf
+    """When the caller gives up."""
 
 
 class Dialect(Protocol):
@@ -70,7 +77,7 @@ class BlobDialect:
         """By the topic of the blob; without a blob it can only be about a stream."""
         if request.flags & Flags.KEEPSERIALIZED and BLOB_INFO in request.annotations:
             aim = self._directory.find(request.annotations[BLOB_INFO])
-            return Target(aim.service, aim)
+            return Target(aim.service, aim, None, aim.idempotent, aim.key)
         return None
 
     def request_for(self, request: Message, target: Target, seq: int, object_id: str) -> Message:
@@ -114,16 +121,18 @@ class SealedDialect:
 
     Args:
         home: the backend that answered the client's CONNECT; it gets the calls to its daemon.
+        key: what the client is told apart by.
         signed: the client signs its messages.
     """
 
     same_protocol = True
 
-    def __init__(self, service: Service, version: int, home: Backend, *, signed: bool) -> None:
+    def __init__(self, service: Service, version: int, home: Backend, key: str, *, signed: bool) -> None:
         self._version = version
         self._signed = signed
-        self._anywhere = Target(service)
-        self._home = Target(service, None, home)
+        idempotent = "*" in service.idempotent
+        self._anywhere = Target(service, None, None, idempotent, key)
+        self._home = Target(service, None, home, idempotent)
 
     def aim(self, request: Message) -> Target:
         """To any backend, unless it is for the daemon."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from pyroxfer_core.wire import Body, BodyPart, End, Head, Message
 
+from .backends import Backend
+
 
 @dataclass(slots=True)
 class BlobArrived:
@@ -13,6 +15,20 @@ class BlobArrived:
 
     message: Message
     body_length: int | None = None
+
+
+@dataclass(slots=True)
+class SlotFree:
+    """A call that had to wait may run, in this backend."""
+
+    backend: Backend
+
+
+@dataclass(slots=True)
+class SlotRefused:
+    """A call that had to wait may not run."""
+
+    reason: str
 
 
 @dataclass(slots=True)
@@ -82,6 +98,8 @@ Event = (
     BlobArrived
     | BodyPart
     | End
+    | SlotFree
+    | SlotRefused
     | BackendOpened
     | BackendLost
     | BackendRefused

@@ -1,6 +1,7 @@
 """One client's conversation through the dispatcher: events in, commands out. No I/O, no clock, no serializer.
 
     IDLE -- BlobArrived --> OPENING -- BackendOpened --> SENDING -- RequestSent or End --> WAITING
+    IDLE -- BlobArrived, all backends busy --> QUEUED -- SlotFree --> OPENING
     WAITING -- ReplyArrived, whole --> IDLE
     WAITING -- ReplyArrived, in pieces --> REPLYING -- ReplyEnded --> IDLE
     a refused call whose body is still coming is DRAINING until its End; everything ends in CLOSED
@@ -19,6 +20,7 @@ from typing import Any, Final
 from pyroxfer_core.errors import CommunicationError, Outcome
 from pyroxfer_core.wire import BodyPart, End, Flags, Message, MessageType
 
+from .admission import NotAdmitted, Ticket
 from .backends import Backend
 from .commands import (
     Announce,
@@ -49,23 +51,24 @@ from .events import (
     ReplyEnded,
     ReplyPartArrived,
     RequestSent,
+    SlotFree,
+    SlotRefused,
 )
-from .routes import Service
-
-MAX_SENDS: Final = 3
-"""Connections on which one request is begun; connects that are refused do not count."""
+from .retries import MAX_SENDS
+from .routes import Party, Service
 
 
 class Phase(enum.IntEnum):
     """Where a conversation stands."""
 
     IDLE = 0
-    OPENING = 1
-    SENDING = 2
-    WAITING = 3
-    REPLYING = 4
-    DRAINING = 5
-    CLOSED = 6
+    QUEUED = 1
+    OPENING = 2
+    SENDING = 3
+    WAITING = 4
+    REPLYING = 5
+    DRAINING = 6
+    CLOSED = 7
 
 
 @dataclass(slots=True)
@@ -78,6 +81,7 @@ class _Call:
     body_length: int | None
     target: Target | None = None
     """None while it is not known."""
+    ticket: Ticket | None = None
     backend: Backend | None = None
     uses_kept: bool = False
     seq: int = 0
@@ -86,6 +90,8 @@ class _Call:
     sends: int = 0
     passed_over: dict[Backend, str] = field(default_factory=dict)
     """Backends that could not be had for this call, and why."""
+    may_have_run: str | None = None
+    """Why nobody knows what became of an earlier sending of a call that may run twice."""
     error: tuple[Outcome, str] | None = None
     """What to say once the body has been drained."""
 
@@ -96,9 +102,9 @@ class _Call:
         return self.target.service
 
     @property
-    def fixed(self) -> Backend | None:
-        """The only backend that may take it."""
-        return None if self.target is None else self.target.backend
+    def is_whole(self) -> bool:
+        """Whether all of it is here, and stays until it is answered."""
+        return self.body_length is None
 
 
 class Forwarding:
@@ -108,9 +114,19 @@ class Forwarding:
         dialect: knows the messages, and where they go; backend groups are shared by all conversations.
         version: the protocol of the client, 48 or 502; backends are preferably spoken to in the same one, so that
             class names inside bodies are those the client knows.
+        client: whose calls these are, for taking turns.
+        wake: called with what became of a call that had to wait for a backend; it leads to SlotFree or SlotRefused.
     """
 
-    def __init__(self, dialect: Dialect, version: int) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        version: int,
+        client: Party,
+        wake: Callable[[Backend | str], None] = lambda verdict: None,
+    ) -> None:
+        self._client = client
+        self._wake = wake
         self.phase = Phase.IDLE
         self._dialect = dialect
         self._version = version
@@ -155,6 +171,8 @@ class Forwarding:
             self._aim(call)
         except (LookupError, CommunicationError) as error:
             return self._refuse(Outcome.NOT_SENT, str(error))
+        call.service.retries.earn()
+        call.service.tally["calls"] += 1
         return self._choose(now)
 
     def _not_a_call(self, event: BlobArrived) -> list[Command]:
@@ -179,32 +197,44 @@ class Forwarding:
             raise LookupError("only calls with one SerializedBlob argument can be dispatched")
 
     def _choose(self, now: float) -> list[Command]:
-        """Pick a backend for the call, or refuse it."""
+        """Get the call a place in a backend, in the queue, or a refusal."""
         call = self.call
-        service, fixed = call.service, call.fixed
-        self.phase = Phase.OPENING
+        target, service = call.target, call.service
+        assert target is not None
+        only = target.backend
         if call.uses_kept:
             assert self._kept is not None
-            call.backend = self._kept[1]
-            service.group.take(call.backend)
-            return [UseKeptBackend()]
-        if fixed is None:
-            call.backend = service.group.pick(now, call.passed_over)
-        elif fixed not in call.passed_over:
-            call.backend = fixed
-            service.group.take(fixed)
-        else:
-            call.backend = None
-        if call.backend is not None:
-            return [OpenBackend(call.backend, self._version)]
-        state = service.group.describe(now, call.passed_over)
-        return self._refuse(Outcome.NOT_SENT, f"no live backend of service {service.name!r}: {state}")
+            only = self._kept[1]
+        ticket = Ticket(
+            self._client.key_for(service), self._wake, target.key, only, call.passed_over, target.deadline
+        )
+        call.ticket = ticket
+        try:
+            backend = service.admission.ask(ticket, now)
+        except NotAdmitted as refusal:
+            return self._refuse(Outcome.NOT_SENT, str(refusal))
+        if backend is None:
+            self.phase = Phase.QUEUED
+            return []
+        return self._open(backend)
+
+    def _open(self, backend: Backend) -> list[Command]:
+        call = self.call
+        call.backend = backend
+        self.phase = Phase.OPENING
+        return [UseKeptBackend()] if call.uses_kept else [OpenBackend(backend, self._version)]
+
+    def _slot_free(self, event: SlotFree, now: float) -> list[Command]:
+        return self._open(event.backend)
+
+    def _slot_refused(self, event: SlotRefused, now: float) -> list[Command]:
+        return self._refuse(Outcome.NOT_SENT, event.reason)
 
     def _opened(self, event: BackendOpened, now: float) -> list[Command]:
         call = self.call
         assert call.target is not None
         assert call.backend is not None
-        came_back = call.service.group.opened(call.backend)
+        came_back = call.service.group.opened(call.backend, now)
         call.seq = event.seq
         call.version = event.version
         call.sends += 1
@@ -223,7 +253,7 @@ class Forwarding:
         call = self.call
         call.body_pending = False
         if call.request.flags & Flags.ONEWAY:
-            return [self._give_back()]
+            return [self._give_back(now)]
         self.phase = Phase.WAITING
         return []
 
@@ -239,52 +269,53 @@ class Forwarding:
         call = self.call
         reply = event.message
         if reply.type != MessageType.RESULT or reply.seq != call.seq:
-            return self._abandon(Outcome.UNKNOWN, "the backend answered something else than the call")
+            return self._unknown("the backend answered something else than the call", now)
         answer = self._dialect.reply_for(call.request, reply)
         if reply.flags & Flags.ITEMSTREAM:
-            return self._stream_began(answer, event)
+            return self._stream_began(answer, event, now)
         if event.body_length is None:
-            return [self._give_back(), Reply(answer)]
+            return [self._give_back(now), Reply(answer)]
         self.phase = Phase.REPLYING
         return [Reply(answer, event.body_length)]
 
-    def _stream_began(self, answer: Message, event: ReplyArrived) -> list[Command]:
+    def _stream_began(self, answer: Message, event: ReplyArrived, now: float) -> list[Command]:
         """From now on the client and the backend belong together."""
         call = self.call
         if event.body_length is not None:
-            return self._abandon(Outcome.EXECUTED, "the backend announced an item stream with a result")
+            return self._abandon(Outcome.EXECUTED, "the backend announced an item stream with a result", now)
         if self._dialect.begins_stream(answer) and not call.uses_kept:
             if self._kept is not None:
                 text = "this connection holds a stream of another backend; use a second proxy"
-                return self._abandon(Outcome.EXECUTED, text)
+                return self._abandon(Outcome.EXECUTED, text, now)
             assert call.backend is not None
             self._kept = (call.service, call.backend)
             call.uses_kept = True
         foreign = call.version != self._version and self._dialect.can_answer(answer)
-        return [self._give_back(), ReplyStream(answer) if foreign else Reply(answer)]
+        return [self._give_back(now), ReplyStream(answer) if foreign else Reply(answer)]
 
     def _reply_part(self, event: ReplyPartArrived, now: float) -> list[Command]:
         return [ReplyPart(event.data)]
 
     def _reply_ended(self, event: ReplyEnded, now: float) -> list[Command]:
-        return [self._give_back()]
+        return [self._give_back(now)]
 
     # -- what goes wrong
 
     def _not_opened(self, event: BackendLost, now: float) -> list[Command]:
         """No connection: leave the backend alone for a while and try the next."""
-        service, backend = self._pass_over(event.reason)
+        service, backend = self._pass_over(event.reason, now)
         went_down = service.group.failed(backend, now, event.reason)
+        service.admission.changed()
         commands: list[Command] = [Announce(backend, False)] if went_down else []
         return commands + self._choose(now)
 
     def _not_taken(self, event: BackendRefused, now: float) -> list[Command]:
         """Connections it has may go on: only this call looks elsewhere."""
-        self._pass_over(event.reason)
+        self._pass_over(event.reason, now)
         return self._choose(now)
 
-    def _pass_over(self, reason: str) -> tuple[Service, Backend]:
-        self._release()
+    def _pass_over(self, reason: str, now: float) -> tuple[Service, Backend]:
+        self._release(now)
         call = self.call
         assert call.backend is not None
         call.passed_over[call.backend] = reason
@@ -292,51 +323,73 @@ class Forwarding:
 
     def _lost_unsent(self, event: BackendLost, now: float) -> list[Command]:
         """Lost before the request was whole: another backend may have it, if none of the body is gone."""
-        call = self.call
-        if call.uses_kept or call.body_length is not None or call.sends >= MAX_SENDS:
-            return self._abandon(Outcome.NOT_SENT, f"backend lost while sending: {event.reason}")
-        self._release()
+        if not self._may_send_again():
+            return self._abandon(Outcome.NOT_SENT, f"backend lost while sending: {event.reason}", now)
+        self._release(now)
         return [CloseBackend(), *self._choose(now)]
 
     def _lost_waiting(self, event: BackendLost, now: float) -> list[Command]:
-        return self._abandon(Outcome.UNKNOWN, f"backend lost before it answered: {event.reason}")
+        return self._unknown(f"backend lost before it answered: {event.reason}", now)
+
+    def _unknown(self, text: str, now: float) -> list[Command]:
+        """It may have run. Only a call that may run twice is sent again, to another backend."""
+        call = self.call
+        if call.target is None or not call.target.idempotent or not self._may_send_again():
+            return self._abandon(Outcome.UNKNOWN, text, now)
+        assert call.backend is not None
+        call.passed_over[call.backend] = call.may_have_run = text
+        self._release(now)
+        return [CloseBackend(), *self._choose(now)]
+
+    def _may_send_again(self) -> bool:
+        """Whether the request is still here, was not begun too often, and the service can afford it."""
+        call = self.call
+        if call.uses_kept or not call.is_whole or call.sends >= MAX_SENDS:
+            return False
+        return call.service.retries.spend()
 
     def _lost_replying(self, event: BackendLost, now: float) -> list[Command]:
         """The client has half a reply, which nothing can make whole."""
-        self._release()
+        self._release(now)
         return [CloseBackend(), *self._close(f"backend lost within its answer: {event.reason}")]
 
     def _request_cannot_go(self, event: CannotCarry, now: float) -> list[Command]:
-        return [self._give_back(), *self._refuse(Outcome.NOT_SENT, event.reason)]
+        return [self._give_back(now), *self._refuse(Outcome.NOT_SENT, event.reason)]
 
     def _reply_cannot_go(self, event: CannotCarry, now: float) -> list[Command]:
         if self.phase is Phase.REPLYING:
-            return self._abandon(Outcome.EXECUTED, event.reason)
+            return self._abandon(Outcome.EXECUTED, event.reason, now)
         return self._refuse(Outcome.EXECUTED, event.reason)
 
     def _client_lost(self, event: ClientLost, now: float) -> list[Command]:
+        if self.phase is Phase.QUEUED:
+            assert self.call.ticket is not None
+            self.call.service.admission.leave(self.call.ticket)
+        if self.phase in (Phase.QUEUED, Phase.OPENING, Phase.SENDING, Phase.WAITING, Phase.REPLYING):
+            self.call.service.tally["cancelled"] += 1
         held = self.phase in (Phase.SENDING, Phase.WAITING, Phase.REPLYING)
         if held or self.phase is Phase.OPENING:
-            self._release()
+            self._release(now)
         self.phase = Phase.CLOSED
         return [CloseBackend()] if held else []
 
     # -- the ends of a call
 
-    def _release(self) -> None:
+    def _release(self, now: float) -> None:
         call = self.call
         assert call.backend is not None
-        call.service.group.release(call.backend)
+        assert call.ticket is not None
+        call.service.admission.release(call.ticket, call.backend, now)
 
-    def _give_back(self) -> ReleaseBackend | KeepBackend:
+    def _give_back(self, now: float) -> ReleaseBackend | KeepBackend:
         """The backend has done its part."""
-        self._release()
+        self._release(now)
         self.phase = Phase.IDLE
         return _KEEP if self.call.uses_kept else _RELEASE
 
-    def _abandon(self, outcome: Outcome, text: str) -> list[Command]:
+    def _abandon(self, outcome: Outcome, text: str, now: float) -> list[Command]:
         """End the call with an error, and its connection to the backend with it."""
-        self._release()
+        self._release(now)
         self._kept_is_lost = self.call.uses_kept
         return [CloseBackend(), *self._refuse(outcome, text)]
 
@@ -347,7 +400,11 @@ class Forwarding:
             call.error = (outcome, text)
             self.phase = Phase.DRAINING
             return []
+        if call.may_have_run is not None and outcome is Outcome.NOT_SENT:
+            outcome, text = Outcome.UNKNOWN, f"{call.may_have_run}; and when it was sent again: {text}"
         fail = Fail(call.request, outcome, text)
+        if call.target is not None:
+            call.service.tally[outcome.value] += 1
         self.phase = Phase.IDLE
         if fail.wants_answer and not self._dialect.can_answer(call.request):
             return self._close(text)
@@ -367,6 +424,8 @@ _Handler = Callable[[Forwarding, Any, float], list[Command]]
 _TABLE: Final[dict[tuple[Phase, type], _Handler]] = {
     (Phase.IDLE, BlobArrived): Forwarding._arrived,
     (Phase.IDLE, CannotCarry): Forwarding._reply_cannot_go,
+    (Phase.QUEUED, SlotFree): Forwarding._slot_free,
+    (Phase.QUEUED, SlotRefused): Forwarding._slot_refused,
     (Phase.OPENING, BackendOpened): Forwarding._opened,
     (Phase.OPENING, BackendLost): Forwarding._not_opened,
     (Phase.OPENING, BackendRefused): Forwarding._not_taken,

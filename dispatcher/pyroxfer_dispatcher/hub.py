@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import select
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
 from typing import Final, Protocol
 
 import trio
@@ -42,6 +45,8 @@ class Hub:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
+        self._later: deque[Callable[[float], None]] = deque()
+        self._in_turn = False
 
     def watch(self, sock: StreamSocket, owner: Watched, events: int) -> None:
         """Call ``owner`` when one of the events can happen without waiting."""
@@ -59,6 +64,12 @@ class Hub:
         if self._watched.pop(number, None) is not None:
             self._epoll.unregister(number)
 
+    def later(self, call: Callable[[float], None]) -> None:
+        """Run something soon, but not within what is being done now."""
+        if not self._in_turn and not self._later:
+            trio.lowlevel.current_trio_token().run_sync_soon(self._run_later)
+        self._later.append(call)
+
     async def run(self) -> None:
         """Serve until cancelled. An owner that fails loses its socket; the others go on."""
         while True:
@@ -68,6 +79,7 @@ class Hub:
     def turn(self) -> None:
         """Serve whoever is ready now."""
         watched = self._watched
+        self._in_turn = True
         for number, events in self._epoll.poll(0, MAX_EVENTS):
             owner = watched.get(number)
             if owner is not None:
@@ -76,6 +88,21 @@ class Hub:
                 except Exception:
                     log.exception("a connection ended with an unexpected error")
                     _give_up(owner)
+        self._in_turn = False
+        if self._later:
+            self._run_later()
+
+    def _run_later(self) -> None:
+        """What is added meanwhile is done as well."""
+        now = monotonic()
+        for call in iter(self._next_of_later, None):
+            try:
+                call(now)
+            except Exception:
+                log.exception("something that was put off failed")
+
+    def _next_of_later(self) -> Callable[[float], None] | None:
+        return self._later.popleft() if self._later else None
 
     def close(self) -> None:
         """The end: nobody is watched any more."""

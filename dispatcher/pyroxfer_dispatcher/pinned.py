@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable
 from time import monotonic
 
 import trio
 
 from pyroxfer_core import error_body
-from pyroxfer_core.errors import PyroError
-from pyroxfer_core.wire import BodyPart, Codec, End, Flags, Head, Message, MessageType
+from pyroxfer_core.errors import Outcome, PyroError
+from pyroxfer_core.wire import BodyPart, Codec, Flags, Head, Message, MessageType
 
 from .admin import note
+from .admission import NotAdmitted
+from .backends import Backend
 from .channel import Channel, Opened
 from .commands import Fail
 from .dialects import ANSWERABLE
@@ -30,11 +33,20 @@ class Pinned:
     """
 
     def __init__(
-        self, hub: Hub, service: Service, relay: Relay, codec: Codec, *, signed: bool, stall_s: float, limit: int
+        self,
+        hub: Hub,
+        service: Service,
+        backend: Backend,
+        codec: Codec,
+        client: Hashable,
+        *,
+        signed: bool,
+        stall_s: float,
+        limit: int,
     ) -> None:
         self._hub = hub
         self._service = service
-        self._relay = relay
+        self._relay = Relay(service.admission, backend, client, self._woken)
         self._codec = codec
         self._signed = signed
         self._stall_s = stall_s
@@ -42,13 +54,18 @@ class Pinned:
         self._from_backend = Splitter(codec, max_message=limit)
         self._client: Channel
         self._backend: Channel
+        self._waits = False
+        """The client's next call waits for its turn, and whatever it sent behind it too."""
+        self._waiting_length: int | None = None
         self._request: Sealed | None = None
         """A message of the client whose body is still coming."""
-        self._progress = monotonic()
+        self._refused: list[Fail] | None = None
+        """What to say once the rest of that body has come, which is dropped."""
+        self._backend_is_lost = False
+        self._progress: object = None
+        self._progress_at = 0.0
         self._stopping = False
         self._finishing = False
-        self._unsaid: list[Fail] | None = None
-        """The backend was lost within a request: what to say once the client has sent the rest of it."""
         self._ended = trio.Event()
 
     async def run(self, client: Opened, backend: Opened) -> None:
@@ -63,7 +80,7 @@ class Pinned:
             with trio.CancelScope(shield=True):
                 await self._ended.wait()
         finally:
-            self._relay.end()
+            self._relay.end(monotonic())
             self._backend.close()
             self._client.close()
 
@@ -87,71 +104,111 @@ class Pinned:
 
     def look(self, now: float) -> None:
         """Called now and then: give up what stands still in the middle of a message."""
-        stuck = self._client.pending or self._backend.pending or self._request is not None
-        if not stuck:
-            self._progress = now
-        elif now - self._progress > self._stall_s:
+        channels = (self._client, self._backend)
+        within = self._request is not None and not self._waits
+        progress = tuple((channel.moved, channel.pending) for channel in channels)
+        if progress != self._progress or not (within or any(channel.pending for channel in channels)):
+            self._progress, self._progress_at = progress, now
+        elif now - self._progress_at > self._stall_s:
             note(logging.WARNING, "stalled", service=self._service.name, seconds=self._stall_s)
             self.abort()
 
     # -- from the client
 
     def _client_said(self, data: bytes) -> None:
-        self._progress = monotonic()
-        backend, events = self._backend, self._from_client
+        self._from_client.feed(data)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Pass on what has come from the client, as far as it may go now."""
         try:
-            events.feed(data)
-            while (event := events.next_event()) is not None:
-                if type(event) is Sealed:
-                    self._relay.asked(event, backend.queued + len(event.data))
-                    self._count(event)
-                    backend.write(event.data)
-                else:
-                    self._ask_in_pieces(event)
+            while not self._waits and not self._finishing:
+                event = self._from_client.next_event()
+                if event is None:
+                    break
+                self._take(event)
         except PyroError as error:
             self._finish(str(error))
             return
-        if backend.is_clogged:
+        if self._waits:
             self._client.pause()
-            backend.on_drained(self._client.resume)
+        elif self._backend.is_clogged:
+            self._client.pause()
+            self._backend.on_drained(self._client.resume)
+        else:
+            self._client.resume()
 
-    def _ask_in_pieces(self, event: Event) -> None:
-        if isinstance(event, Head):
-            message = event.message
-            assert isinstance(message, Sealed)
-            self._relay.asked(message, 0)
-            self._count(message)
-            self._request = message
-            self._backend.write(message.data)
+    def _take(self, event: Event) -> None:
+        if type(event) is Sealed:
+            self._ask(event, None)
+        elif isinstance(event, Head):
+            assert isinstance(event.message, Sealed)
+            self._request = event.message
+            self._ask(event.message, event.body_length)
         elif isinstance(event, BodyPart):
-            self._backend.write(event.data)
-        elif isinstance(event, End):
-            assert self._request is not None, "a body belongs to a message"
-            request, self._request = self._request, None
-            self._relay.asked_whole(request, self._backend.queued)
-            if self._unsaid is not None:
-                self._say(self._unsaid)
+            if self._refused is None:
+                self._backend.write(event.data)
+        else:
+            self._end_of_request()
 
-    def _count(self, message: Message) -> None:
+    def _ask(self, message: Sealed, length: int | None) -> None:
+        """A message begins: the whole of it, or (``length`` given) its head."""
+        try:
+            if self._relay.asked(message, monotonic()):
+                self._hand_over(message, length)
+            else:
+                self._waits, self._waiting_length = True, length
+        except NotAdmitted as refusal:
+            self._refuse(message, length, str(refusal))
+
+    def _woken(self, verdict: Backend | str) -> None:
+        """The call that waited has its turn, or is refused."""
+        self._waits = False
+        message = self._relay.woken(admitted=not isinstance(verdict, str))
+        if isinstance(verdict, str):
+            self._refuse(message, self._waiting_length, verdict)
+        else:
+            self._hand_over(message, self._waiting_length)
+        self._go_on()
+
+    def _hand_over(self, message: Sealed, length: int | None) -> None:
         if message.type == MessageType.INVOKE:
             self._service.tally["calls"] += 1
+        self._backend.write(message.data)
+        if length is None:
+            self._relay.handed_over(message, self._backend.queued)
+
+    def _end_of_request(self) -> None:
+        assert self._request is not None, "a body belongs to a message"
+        request, self._request = self._request, None
+        refused, self._refused = self._refused, None
+        if refused is None:
+            self._relay.handed_over(request, self._backend.queued)
+        else:
+            self._say(refused)
+
+    def _refuse(self, message: Sealed, length: int | None, why: str) -> None:
+        fail = Fail(message, Outcome.NOT_SENT, why)
+        self._count_fail(fail)
+        if length is None:
+            self._say([fail])
+        else:
+            self._refused = [fail]
 
     def _client_left(self, reason: str) -> None:
         """The backend is told by the end of its connection, as it would be without us."""
-        count = self._relay.end()
-        self._service.tally["cancelled"] += count
+        self._service.tally["cancelled"] += self._relay.clear(monotonic())
         self._finish(reason)
 
     # -- from the backend
 
     def _backend_said(self, data: bytes) -> None:
-        self._progress = monotonic()
         client, events = self._client, self._from_backend
+        events.feed(data)
         try:
-            events.feed(data)
             while (event := events.next_event()) is not None:
                 if type(event) is Sealed:
-                    self._relay.answered(event, whole=True)
+                    self._relay.answered(event, monotonic(), whole=True)
                     client.write(event.data)
                 else:
                     self._answer_in_pieces(event)
@@ -168,37 +225,40 @@ class Pinned:
         if isinstance(event, Head):
             message = event.message
             assert isinstance(message, Sealed)
-            self._relay.answered(message, whole=False)
+            self._relay.answered(message, monotonic(), whole=False)
             self._client.write(message.data)
         elif isinstance(event, BodyPart):
             self._client.write(event.data)
         else:
-            self._relay.answered_whole()
+            self._relay.answered_whole(monotonic())
 
     def _backend_left(self, reason: str) -> None:
-        """Every call that waits is to be told what is certain of it."""
+        """Every call that waits is to be told what is certain of it; then the client's connection ends too."""
         if self._finishing:
             return
         sent = self._backend.queued - self._backend.pending
-        fails = self._relay.backend_lost(sent, reason)
+        fails = self._relay.backend_lost(sent, reason, monotonic())
         for fail in fails:
-            self._service.tally[fail.outcome.value] += 1
-            note(
-                logging.WARNING, "call_failed", service=self._service.name, outcome=fail.outcome.value, reason=reason
-            )
+            self._count_fail(fail)
         self._backend.close()
-        if self._request is None:
+        self._backend_is_lost = True
+        if self._request is None or self._waits:
             self._say(fails)
         else:
-            self._unsaid = fails
+            self._refused = fails
             self._client.resume()
 
+    def _count_fail(self, fail: Fail) -> None:
+        self._service.tally[fail.outcome.value] += 1
+        note(logging.WARNING, "call_failed", service=self._service.name, outcome=fail.outcome.value, reason=fail.text)
+
     def _say(self, fails: list[Fail]) -> None:
-        """Answer in the place of the lost backend; then the client's connection ends, as the backend's did."""
-        for fail in fails:
-            if not self._answer_for_backend(fail):
-                break
-        self._finish("its backend was lost")
+        """Answer in the place of the backend; when that is lost the client's connection ends too."""
+        told = all(map(self._answer_for_backend, fails))
+        if self._backend_is_lost:
+            self._finish("its backend was lost")
+        elif not told:
+            self._finish("it cannot be told of a refusal")
 
     def _answer_for_backend(self, fail: Fail) -> bool:
         """False when the client cannot be told: the end of its connection must say it all."""
@@ -220,7 +280,7 @@ class Pinned:
     def _finish(self, reason: str) -> None:
         """Close the backend now, the client when it has what was meant for it."""
         self._backend.close()
-        self._relay.end()
+        self._relay.clear(monotonic())
         if self._client.closed or not self._client.pending:
             self._ended.set()
         elif not self._finishing:

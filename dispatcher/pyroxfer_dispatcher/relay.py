@@ -6,13 +6,15 @@ once, cancelling, deadlines) works through it. What is kept is one entry per cal
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Final
 
 from pyroxfer_core.errors import Outcome, ProtocolError
 from pyroxfer_core.wire import Flags, MessageType
 
-from .backends import Backend, BackendGroup
+from .admission import Admission, Ticket
+from .backends import Backend
 from .commands import Fail
 from .frames import Sealed
 
@@ -23,9 +25,10 @@ MAX_UNDER_WAY: Final = 4096
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _UnderWay:
     request: Sealed
-    end: int
+    ticket: Ticket
+    end: int = 0
     """Of the request, in bytes handed over to the backend; 0 while its end has not come."""
 
 
@@ -33,66 +36,89 @@ class Relay:
     """The calls between one client and its backend.
 
     Args:
-        group: the backend's; shared by all conversations.
+        admission: of the backend's service; shared by all conversations.
+        client: whose calls these are, for taking turns.
+        wake: called with what became of a call that had to wait.
     """
 
-    def __init__(self, group: BackendGroup, backend: Backend) -> None:
+    def __init__(
+        self, admission: Admission, backend: Backend, client: Hashable, wake: Callable[[Backend | str], None]
+    ) -> None:
         self.backend = backend
-        self._group = group
-        self._calls: dict[int, _Waiting] = {}
+        self._admission = admission
+        self._client = client
+        self._wake = wake
+        self._calls: dict[int, _UnderWay] = {}
+        self._queued: _UnderWay | None = None
         self._pings: list[int] = []
         self._answering: int | None = None
+        backend.clients += 1
 
     @property
     def is_idle(self) -> bool:
         """Whether nobody waits for an answer."""
-        return not self._calls
+        return not self._calls and self._queued is None
 
     @property
     def under_way(self) -> int:
         """Calls that wait for an answer."""
         return len(self._calls)
 
-    def asked(self, message: Sealed, end: int) -> None:
-        """A message of the client goes to the backend.
-
-        Args:
-            end: see `asked_whole`; 0 when the message comes in pieces.
+    def asked(self, message: Sealed, now: float) -> bool:
+        """The client sent a message. Whether it may go to the backend now; a call may have to wait for that.
 
         Raises:
+            NotAdmitted: it is a call, and refused.
             ProtocolError: a client must not send this.
         """
         if message.type == MessageType.INVOKE:
-            if message.flags & Flags.ONEWAY:
-                return
-            if message.seq in self._calls or len(self._calls) >= MAX_UNDER_WAY:
-                raise ProtocolError(f"call number {message.seq} is under way already, or too many are")
-            self._calls[message.seq] = _Waiting(message, end)
-            self._group.take(self.backend)
-        elif message.type == MessageType.PING:
+            return bool(message.flags & Flags.ONEWAY) or self._call(message, now)
+        if message.type == MessageType.PING:
             if len(self._pings) >= MAX_UNDER_WAY:
                 raise ProtocolError("too many pings wait for an answer")
             self._pings.append(message.seq)
         elif message.type < FIRST_OWN_TYPE:
             raise ProtocolError(f"unexpected message of type {message.type}")
+        return True
 
-    def asked_whole(self, message: Sealed, end: int) -> None:
-        """The last piece of a message was handed over: ``end`` bytes have been, so far."""
-        waiting = self._calls.get(message.seq)
-        if waiting is not None and waiting.request is message:
-            waiting.end = end
+    def _call(self, message: Sealed, now: float) -> bool:
+        if message.seq in self._calls or len(self._calls) >= MAX_UNDER_WAY:
+            raise ProtocolError(f"call number {message.seq} is under way already, or too many are")
+        ticket = Ticket(self._client, self._wake, None, self.backend)
+        call = _UnderWay(message, ticket)
+        if self._admission.ask(ticket, now) is None:
+            self._queued = call
+            return False
+        self._calls[message.seq] = call
+        return True
 
-    def answered(self, message: Sealed, *, whole: bool) -> None:
+    def woken(self, *, admitted: bool) -> Sealed:
+        """The call that had to wait: it goes to the backend now, or is refused."""
+        assert self._queued is not None, "no call waits"
+        call, self._queued = self._queued, None
+        if admitted:
+            self._calls[call.request.seq] = call
+        return call.request
+
+    def handed_over(self, message: Sealed, end: int) -> None:
+        """The last byte of a message was handed over to the backend: ``end`` bytes have been, so far."""
+        call = self._calls.get(message.seq)
+        if call is not None and call.request is message:
+            call.end = end
+
+    def answered(self, message: Sealed, now: float, *, whole: bool) -> None:
         """A message of the backend goes to the client.
 
         Raises:
             ProtocolError: it answers nothing that was asked.
         """
         if message.type == MessageType.RESULT:
-            if message.seq not in self._calls:
+            if message.seq not in self._calls or self._answering is not None:
                 raise ProtocolError(f"the backend answered number {message.seq}, which nobody asked for")
+            if message.seq == self._answering:
+                raise ProtocolError(f"the backend answered number {message.seq} inside its answer")
             if whole:
-                self._over(message.seq)
+                self._over(message.seq, now)
             else:
                 self._answering = message.seq
         elif message.type == MessageType.PING:
@@ -102,38 +128,44 @@ class Relay:
         elif message.type < FIRST_OWN_TYPE:
             raise ProtocolError(f"the backend sent a message of type {message.type}")
 
-    def answered_whole(self) -> None:
+    def answered_whole(self, now: float) -> None:
         """The last piece of an answer has passed."""
         if self._answering is not None:
-            self._over(self._answering)
+            self._over(self._answering, now)
             self._answering = None
 
-    def backend_lost(self, sent: int, reason: str) -> list[Fail]:
+    def backend_lost(self, sent: int, reason: str, now: float) -> list[Fail]:
         """What to tell the client before its connection ends; nothing when half an answer has reached it.
 
         Args:
             sent: bytes that left for the backend.
         """
         half = self._answering is not None
-        fails = [] if half else [_fail(waiting, sent, reason) for waiting in self._calls.values()]
-        self.end()
-        return fails
+        calls = [*self._calls.values(), *([] if self._queued is None else [self._queued])]
+        self.clear(now)
+        return [] if half else [_fail(call, sent, reason) for call in calls]
 
-    def end(self) -> int:
+    def clear(self, now: float) -> int:
         """Nothing is under way any more. How many calls were."""
-        count = len(self._calls)
-        for _ in range(count):
-            self._group.release(self.backend)
-        self._calls.clear()
+        calls = tuple(self._calls)
+        for seq in calls:
+            self._over(seq, now)
+        if self._queued is not None:
+            self._admission.leave(self._queued.ticket)
+            self._queued = None
         self._answering = None
-        return count
+        return len(calls)
 
-    def _over(self, seq: int) -> None:
-        del self._calls[seq]
-        self._group.release(self.backend)
+    def end(self, now: float) -> None:
+        """The client and its backend part. Once, after everything else."""
+        self.clear(now)
+        self.backend.clients -= 1
+
+    def _over(self, seq: int, now: float) -> None:
+        self._admission.release(self._calls.pop(seq).ticket, self.backend, now)
 
 
-def _fail(waiting: _Waiting, sent: int, reason: str) -> Fail:
-    if waiting.end and waiting.end <= sent:
-        return Fail(waiting.request, Outcome.UNKNOWN, f"backend lost before it answered: {reason}")
-    return Fail(waiting.request, Outcome.NOT_SENT, f"backend lost while sending: {reason}")
+def _fail(call: _UnderWay, sent: int, reason: str) -> Fail:
+    if call.end and call.end <= sent:
+        return Fail(call.request, Outcome.UNKNOWN, f"backend lost before it answered: {reason}")
+    return Fail(call.request, Outcome.NOT_SENT, f"backend lost while sending: {reason}")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from pyroxfer_core.wire import BlobInfo, Body, read_blob_info, write_blob_info
 
+from .admission import Admission
 from .backends import BackendGroup
+from .retries import RetryBudget
 
 WILDCARD: Final = "*"
 _SPECIAL: Final = frozenset("*?[")
@@ -91,16 +93,50 @@ def topic_of(info: object) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Where a topic leads."""
+    """Where a topic or an object leads."""
 
     name: str
-    group: BackendGroup
+    admission: Admission
     method: str | None = None
     """Called on the backends instead of the method the client called."""
     stateless: bool = False
     """Its objects keep nothing of a connection: each call of a client may go to another backend."""
+    idempotent: frozenset[str] = frozenset()
+    """Methods that may run twice; ``*`` stands for all."""
+    by_connection: bool = False
+    """Each connection counts as a client, not each host."""
+    retries: RetryBudget = field(default_factory=RetryBudget)
     tally: Counter[str] = field(default_factory=Counter)
     """What became of its calls, by name."""
+
+    @property
+    def group(self) -> BackendGroup:
+        """Its backends."""
+        return self.admission.group
+
+
+class Party:
+    """A client, as queues see it.
+
+    Args:
+        peer: its address, port included.
+    """
+
+    __slots__ = ("host",)
+
+    def __init__(self, peer: str) -> None:
+        self.host = peer.rpartition(":")[0] or peer
+
+    def key_for(self, service: Service) -> Hashable:
+        """What counts as one client there."""
+        return self if service.by_connection else self.host
+
+
+def key_of(info: object) -> str:
+    """What a blob is told apart by where equal keys go to the same backend: the second item of its info, or all."""
+    if isinstance(info, (tuple, list)) and len(info) > 1:
+        info = info[1]
+    return info if isinstance(info, str) else repr(info)
 
 
 class Aim:
@@ -111,13 +147,15 @@ class Aim:
         method: what is called on the backend.
     """
 
-    __slots__ = ("_info", "_method", "_written", "service")
+    __slots__ = ("_info", "_method", "_written", "idempotent", "key", "service")
 
     def __init__(self, service: Service, info: object, method: str) -> None:
         self.service = service
         self._info = info
         self._method = method
         self._written: dict[str, bytes] = {}
+        self.idempotent = not service.idempotent.isdisjoint({method, "*"})
+        self.key = key_of(info)
 
     def annotation_for(self, object_id: str) -> bytes:
         """The annotation that leads on to an object of a backend."""

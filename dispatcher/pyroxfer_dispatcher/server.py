@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import secrets
 import socket
 from collections.abc import Iterator
@@ -31,7 +32,9 @@ from pyroxfer_core import (
 from pyroxfer_core.errors import DaemonError, PyroError
 
 from .admin import note
+from .admission import Admission, Later, Limits
 from .backends import Backend, BackendGroup
+from .balance import HASH, choice_for
 from .config import Config, ServiceConfig, check_config
 from .conversation import Conversation
 from .dialects import BlobDialect, SealedDialect
@@ -39,12 +42,13 @@ from .frames import Splitter
 from .hub import Hub
 from .links import COLLECT_BYTES, LinkPool, OwnLinks
 from .pinned import Pinned
-from .relay import Relay
-from .routes import Directory, RouteTable, Service
+from .routes import Directory, Party, RouteTable, Service
 from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, alone, is_looping, read_opening
 
 LOOK_S: Final = 0.25
-"""How often calls under way are checked for clients that left. One look costs a system call per waiting call."""
+"""How often messages in passage are checked for having stopped ..."""
+BUSY_LOOK_S: Final = 0.05
+"""... and while calls wait for a backend, how often their time is checked."""
 DISPATCHER_TAG: Final = "pyroxfer.dispatcher"
 """Marks our entry in the name server, so that no dispatcher takes another one for a backend."""
 
@@ -69,11 +73,11 @@ class Dispatcher:
     def __init__(self, config: Config) -> None:
         check_config(config)
         self.config = config
-        self.directory = make_directory(config)
         self._settings = _settings_for(config)
         self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
         self._epoch = secrets.token_bytes(16)
         self._hub = Hub()
+        self.directory = make_directory(config, self._hub.later)
         self._pool = LinkPool(self._settings, self._resolve, self._hub)
         self._opener = Opener(self._settings, self._resolve)
         self._conversations: set[Conversation | Pinned] = set()
@@ -187,7 +191,7 @@ class Dispatcher:
             if is_looping(opening):
                 text = f"NotSent: passed {MAX_HOPS} dispatchers already; they lead to each other"
                 raise Refused(text, opener.refuse(opening, text))
-            link = await opener.open_any(service, opening)
+            link = await opener.open_any(service, opening, Party(client.peer).host)
         except Refused as refused:
             service.tally["refused"] += 1
             note(logging.WARNING, "client_refused", client=client.peer, service=service.name, reason=refused)
@@ -210,9 +214,12 @@ class Dispatcher:
             self._hub,
             self._nursery,
             links,
-            SealedDialect(service, opening.codec.version, link.backend, signed=opening.signed),
+            SealedDialect(
+                service, opening.codec.version, link.backend, Party(client.peer).host, signed=opening.signed
+            ),
             opening.codec,
             Splitter(opening.codec, max_message=limit),
+            Party(client.peer),
             stall_s=self.config.stall_timeout,
         )
         links.put(links.adopt(link))
@@ -227,8 +234,9 @@ class Dispatcher:
         pinned = Pinned(
             self._hub,
             service,
-            Relay(service.group, link.backend),
+            link.backend,
             opening.codec,
+            Party(client.peer).key_for(service),
             signed=opening.signed,
             stall_s=self.config.stall_timeout,
             limit=self._settings.max_message_bytes,
@@ -263,6 +271,7 @@ class Dispatcher:
             BlobDialect(self.directory),
             client.codec,
             client.decoder,
+            Party(client.peer),
             stall_s=self.config.stall_timeout,
         )
         with self._held(conversation):
@@ -276,7 +285,10 @@ class Dispatcher:
 
     async def _look_after_clients(self) -> None:
         while True:
-            await trio.sleep(LOOK_S)
+            admissions = [service.admission for service in self.directory.services.values()]
+            await trio.sleep(BUSY_LOOK_S if any(admission.waiting for admission in admissions) else LOOK_S)
+            for admission in admissions:
+                admission.look(monotonic())
             for conversation in tuple(self._conversations):
                 conversation.look(monotonic())
 
@@ -334,17 +346,31 @@ def _is_cancellation(error: BaseException) -> bool:
     return isinstance(error, trio.Cancelled)
 
 
-def make_directory(config: Config) -> Directory:
+def make_directory(config: Config, later: Later) -> Directory:
     """The services of a configuration, all backends taken for live."""
-    services = {service.name: _service(service) for service in config.services}
+    services = {service.name: _service(service, later) for service in config.services}
     routes = RouteTable((service.pattern, service.name) for service in config.services)
     objects = RouteTable((pattern, service.name) for service in config.services for pattern in service.objects)
     return Directory(config.object, routes, services, objects, config.default)
 
 
-def _service(config: ServiceConfig) -> Service:
-    group = BackendGroup(Backend(entry.name, entry.uri, entry.max_in_flight) for entry in config.backends)
-    return Service(config.name, group, config.method, config.stateless)
+def _service(config: ServiceConfig, later: Later) -> Service:
+    backends = [
+        Backend(entry.name, entry.uri, entry.max_in_flight, weight=entry.weight, tags=frozenset(entry.tags))
+        for entry in config.backends
+    ]
+    choose = choice_for(config.policy, config.slow_start, random.Random())  # no secret
+    group = BackendGroup(backends, choose, config.prefer, sticky=config.policy == HASH)
+    limits = Limits(config.max_in_flight, config.client_max_in_flight, config.max_queue, config.queue_timeout)
+    admission = Admission(config.name, group, limits, later)
+    return Service(
+        config.name,
+        admission,
+        config.method,
+        config.stateless,
+        frozenset(config.idempotent),
+        config.fair_by == "connection",
+    )
 
 
 def _settings_for(config: Config) -> Settings:

@@ -147,15 +147,18 @@ class Opener:
         self._settings = settings
         self._resolve = resolve
 
-    async def open_any(self, service: Service, opening: Opening) -> Link:
+    async def open_any(self, service: Service, opening: Opening, key: str) -> Link:
         """A connection to a backend chosen by the service's rule.
+
+        Args:
+            key: what the client is told apart by.
 
         Raises:
             Refused: there is none, or every one of them said no.
         """
         passed_over: dict[Backend, str] = {}
         answer: bytes | None = None
-        while (backend := service.group.pick(monotonic(), passed_over)) is not None:
+        while (backend := service.group.pick_home(monotonic(), passed_over, key)) is not None:
             try:
                 return await self.open(service, backend, opening)
             except Refused as refused:
@@ -164,7 +167,7 @@ class Opener:
             except PyroError as error:
                 passed_over[backend] = str(error)
             finally:
-                service.group.release(backend)
+                service.group.tried(backend)
         state = service.group.describe(monotonic(), passed_over)
         text = f"NotSent: no live backend of service {service.name!r}: {state}"
         raise Refused(text, answer or self.refuse(opening, text))
@@ -189,7 +192,7 @@ class Opener:
             if service.group.failed(backend, monotonic(), reason):
                 note(logging.WARNING, "backend_down", backend=backend.name, uri=backend.uri, reason=reason)
             raise TimeoutError(reason) from error
-        if service.group.opened(backend):
+        if service.group.opened(backend, monotonic()):
             note(logging.INFO, "backend_up", backend=backend.name, uri=backend.uri)
         return link
 

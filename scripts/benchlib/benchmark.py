@@ -7,11 +7,12 @@ import sys
 
 import dispatch
 import files
+import gateway
 import others
 import report
 import rpc
 
-SUITES = {"rpc": rpc, "others": others, "files": files, "dispatch": dispatch}
+SUITES = {"rpc": rpc, "others": others, "files": files, "dispatch": dispatch, "gateway": gateway}
 QUICK = 3
 FULL = 5
 """Repetitions."""
@@ -19,11 +20,11 @@ FULL = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="./scripts/bench", description="Product against stock Pyro5, by turns.")
-    parser.add_argument("suite", nargs="?", choices=[*SUITES, "all"], default="all")
+    parser.add_argument("suites", nargs="*", choices=[*SUITES, "all"], default="all")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} short repetitions instead of {FULL}")
     chosen = parser.parse_args()
     facts = report.facts(["./scripts/bench", *sys.argv[1:]])
-    for name in SUITES if chosen.suite == "all" else [chosen.suite]:
+    for name in SUITES if "all" in chosen.suites else dict.fromkeys(chosen.suites):
         suite = SUITES[name]
         tables = suite.measure(QUICK if chosen.quick else FULL, chosen.quick)
         report.write({name: {"title": suite.TITLE, "note": suite.NOTE, "facts": facts, "tables": tables}})

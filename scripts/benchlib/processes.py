@@ -58,18 +58,32 @@ def cpu_of_tree(pid: int) -> float:
 
 
 class Server:
-    """A running server whose first line of output has the URI of its object."""
+    """A running server that says on a line of its output where it is: the URI of its object, by default.
 
-    def __init__(self, command: Sequence[str], on: Cores = ALL_CORES) -> None:
+    Args:
+        pattern: what to look for.
+        quiet: its standard error is thrown away, and with it a log line for each request.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        on: Cores = ALL_CORES,
+        *,
+        pattern: str = r"PYRO:[^\s)]+",
+        quiet: bool = False,
+    ) -> None:
+        errors = subprocess.DEVNULL if quiet else None
         with cores(on):
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
             )
         assert self._process.stdout is not None
-        match = re.search(r"PYRO:[^\s)]+", self._process.stdout.readline())
+        match = next((found for line in self._process.stdout if (found := re.search(pattern, line))), None)
         if match is None:
             self.close()
             raise RuntimeError(f"{' '.join(command)} did not start")
+        self.found = match
         self.uri = match[0]
 
     @property

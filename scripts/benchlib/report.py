@@ -17,8 +17,8 @@ from processes import ROOT, stock
 
 DATA = ROOT / "docs" / "measurements.json"
 PAGE = ROOT / "docs" / "measurements.md"
-ORDER = ("rpc", "others", "files", "dispatch")
-OUR_PACKAGES = ("trio", "serpent", "msgpack", "blake3")
+ORDER = ("rpc", "others", "files", "dispatch", "gateway")
+OUR_PACKAGES = ("trio", "serpent", "msgpack", "blake3", "httptools")
 THEIR_PACKAGES = ("Pyro5", "serpent", "msgpack")
 
 INTRODUCTION = """# Measurements

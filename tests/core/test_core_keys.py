@@ -86,7 +86,7 @@ def service() -> Service:
 
 @pytest.fixture
 async def daemon(service: Service) -> AsyncIterator[Daemon]:
-    async with Daemon(settings=Settings(shutdown_grace_s=0)) as daemon:
+    async with Daemon("127.0.0.1", settings=Settings(shutdown_grace_s=0)) as daemon:
         daemon.register(service, "service")
         yield daemon
 
@@ -267,7 +267,7 @@ async def test_a_deadline_of_everybody_is_one_of_the_handler(
 async def test_a_refusal_leaves_the_key_unused(service: Service) -> None:
     """Busy was the pool, so nothing ran; the same key gets its turn later."""
     settings = Settings(worker_threads=1, worker_queue=0, shutdown_grace_s=0)
-    async with Daemon(settings=settings) as daemon, trio.open_nursery() as nursery:
+    async with Daemon("127.0.0.1", settings=settings) as daemon, trio.open_nursery() as nursery:
         daemon.register(service, "service")
         async with proxy_of(daemon) as busy, proxy_of(daemon) as proxy:
             nursery.start_soon(run, busy.block)
@@ -315,7 +315,7 @@ async def test_keys_on_objects_that_outlive_the_connection(daemon: Daemon, mode:
 
 @pytest.mark.deadline(1000)
 async def test_results_expire_and_leave_no_memory(service: Service, autojump_clock: trio.testing.MockClock) -> None:
-    async with Daemon(settings=Settings(key_lifetime_s=60, max_keys=2)) as daemon:
+    async with Daemon("127.0.0.1", settings=Settings(key_lifetime_s=60, max_keys=2)) as daemon:
         daemon.register(service, "service")
         async with proxy_of(daemon) as proxy:
             assert await proxy.add.options(key=KEY)(1) == 1
@@ -332,7 +332,7 @@ async def test_results_expire_and_leave_no_memory(service: Service, autojump_clo
 
 
 async def test_results_beyond_the_limit_are_dropped_but_not_forgotten(service: Service) -> None:
-    async with Daemon(settings=Settings(max_key_result_bytes=10_000)) as daemon:
+    async with Daemon("127.0.0.1", settings=Settings(max_key_result_bytes=10_000)) as daemon:
         daemon.register(service, "service")
         async with proxy_of(daemon) as proxy:
             keys = [key() for _ in range(4)]
@@ -388,7 +388,7 @@ async def test_a_key_that_was_not_agreed_on_or_is_of_another_connection_is_none(
 
 
 async def test_a_daemon_that_ends_does_not_wait_for_a_key_longer_than_for_other_calls(service: Service) -> None:
-    async with Daemon(settings=Settings(shutdown_grace_s=0.05)) as daemon:
+    async with Daemon("127.0.0.1", settings=Settings(shutdown_grace_s=0.05)) as daemon:
         daemon.register(service, "service")
         async with raw_client(daemon.location), proxy_of(daemon) as proxy, trio.open_nursery() as nursery:
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import trio
+from certificates import Certificates
 from doubles import RawClient, connectok_bytes, fake_server, fault_proxy, raw_client, result_bytes, run, until
 
-from pyroxfer_core import Daemon, Proxy, Settings, expose, oneway
+from pyroxfer_core import Daemon, Proxy, Settings, Tokens, expose, oneway
 from pyroxfer_core.client import versions
 from pyroxfer_core.errors import (
     CommunicationError,
@@ -379,21 +380,47 @@ async def test_a_door_open_to_the_network_needs_a_word(host: str) -> None:
         Daemon(host=host).bind()
 
 
-@pytest.mark.parametrize("settings", [Settings(insecure=True), Settings(hmac_key=b"secret")])
-async def test_open_doors_that_were_asked_for(settings: Settings) -> None:
-    daemon = Daemon(host="", settings=settings)
+class Guarded(Daemon):
+    def validateHandshake(self, conn: Any, data: Any) -> Any:
+        return data
+
+
+GUARDS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "tokens": {"tokens": Tokens({"alice": "correct-horse-battery"})},
+    "authenticator": {"authenticator": lambda hello: None},
+    "hmac": {"hmac_key": b"secret"},
+    "client certificates": {},
+    "validateHandshake": {},
+}
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("guard", GUARDS)
+async def test_what_counts_as_protection(certificates: Certificates, guard: str, tls: bool) -> None:
+    """TLS and a proof, both; what is missing is named."""
+    mutual = guard == "client certificates"
+    if mutual and not tls:
+        return
+    context = certificates.server_context(mutual=mutual) if tls else None
+    kind = Guarded if guard == "validateHandshake" else Daemon
+    daemon = kind(host="0.0.0.0", settings=Settings(ssl_server_context=context, **GUARDS[guard]))
+    if tls and guard != "nothing":
+        daemon.bind()
+        daemon.close()
+        return
+    missing = {(False, True): "everything in clear: it needs TLS", (True, False): "let everybody in: it needs tokens"}
+    text = missing.get((tls, guard != "nothing"), "let everybody on the network in, and send everything in clear")
+    with pytest.raises(SecurityError, match=text):
+        daemon.bind()
+
+
+async def test_an_open_door_that_was_asked_for() -> None:
+    daemon = Daemon(host="", settings=Settings(insecure=True))
     daemon.bind()
     assert daemon.location.startswith("0.0.0.0:")
     daemon.close()
-
-    class Guarded(Daemon):
-        def validateHandshake(self, conn: Any, data: Any) -> Any:
-            return data
-
-    guarded = Guarded(host="0.0.0.0")
-    guarded.bind()
-    guarded.close()
-    guarded.close()
+    daemon.close()
 
 
 async def test_addresses_that_cannot_be_had() -> None:

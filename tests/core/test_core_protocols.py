@@ -313,10 +313,7 @@ async def test_our_own_clients_blob_through_a_middle_daemon() -> None:
         async with Proxy(first.register(middle)) as proxy, trio.open_nursery() as nursery:
 
             async def call(number: int) -> None:
-                assert await proxy.pass_on(SerializedBlob(number, [(number,), {number}])) == [
-                    number,
-                    [(number,), {number}],
-                ]
+                assert await proxy.pass_on(SerializedBlob(number, [[number], "text"])) == [number, [[number], "text"]]
 
             for number in range(5):
                 nursery.start_soon(call, number)

@@ -27,12 +27,13 @@ from starlette.routing import Mount
 
 from pyroxfer_core import Daemon
 from pyroxfer_core.cli.gateway import gateway as command
-from pyroxfer_core.gateway import Gateway
+from pyroxfer_core.errors import SecurityError
+from pyroxfer_core.gateway import Gateway, GatewayOptions
 from pyroxfer_core.gateway.describe import described
 from pyroxfer_core.gateway.openapi import document
 from pyroxfer_core.gateway.serving import serve_gateway, tls_context
 from pyroxfer_core.nameserver import start_ns
-from pyroxfer_core.objects.describe import describe_members
+from pyroxfer_core.objects.documentation import describe_members
 
 GATEWAY = (sys.executable, "-c", "from pyroxfer_core.cli.gateway import gateway; gateway()")
 WITHIN_S = 30
@@ -140,7 +141,7 @@ def test_a_certificate_that_is_none_is_one_error(tmp_path: Path) -> None:
     """Whether it is missing or something else."""
     (tmp_path / "rubbish.pem").write_text("rubbish")
     for name in ("missing.pem", "rubbish.pem"):
-        with pytest.raises(ValueError, match="cannot use the certificate"):
+        with pytest.raises(SecurityError, match=name):
             tls_context(str(tmp_path / name), None)
 
 
@@ -282,7 +283,7 @@ def test_the_command_starts_before_the_name_server(stack: ExitStack, tmp_path: P
         (["-t", "-1"], 2, "-1"),
         (["-c", "example.org"], 2, "an origin looks like"),
         (["--keyfile", "x"], 2, "--keyfile needs --certfile"),
-        (["--certfile", "missing.pem"], 2, "cannot use the certificate missing.pem"),
+        (["--certfile", "missing.pem"], 2, "missing.pem"),
         (["--key-file", "missing"], 2, "missing"),
         (["--key-file", os.devnull], 2, "devnull|is a file|no key"),
         (["-H", "0.0.0.0", "--ns", "localhost:1"], 4, "--insecure"),
@@ -319,3 +320,28 @@ def test_a_taken_port_is_one_line(stack: ExitStack) -> None:
     result = CliRunner().invoke(command, ["-p", port, "--ns", "localhost:1"])
     assert result.exit_code == 5
     assert f"cannot listen on localhost:{port}" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [
+        (["-k", "secret"], {}),
+        (["-g", "secret"], {}),
+        (["--gatewaykey", "secret"], {}),
+        ([], {"PYROXFER_GATEWAY_KEY": "secret"}),
+        ([], {"PYRO_HTTPGATEWAY_KEY": "secret"}),
+    ],
+)
+def test_the_key_comes_in_every_way_that_pyro_has(
+    options: list[str], environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By either short option, Pyro's long one, or the environment."""
+    found: list[GatewayOptions] = []
+
+    def keep(serve: Any, wanted: Any, chosen: GatewayOptions, context: Any) -> None:
+        found.append(chosen)
+
+    monkeypatch.setattr("pyroxfer_core.cli.gateway.run", keep)
+    result = CliRunner().invoke(command, options, env=environment)
+    assert result.exit_code == 0, result.output
+    assert found[0].key == "secret"

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from gateway_doubles import SOME_ID, running
 
-from pyroxfer_core import Daemon, Settings
+from pyroxfer_core import Daemon, Settings, Uri
 from pyroxfer_core.errors import SerializeError
 from pyroxfer_core.gateway import Gateway, GatewayOptions, app
+from pyroxfer_core.gateway.names import Names
 from pyroxfer_core.gateway.values import arguments_from_json, json_bytes
 from pyroxfer_core.nameserver import RunningNameServer, start_ns
 
@@ -269,6 +271,28 @@ async def test_without_the_name_server_known_objects_are_still_called() -> None:
             assert (answer.json(), answer.headers["x-pyro-lookup"]) == (3, "stale")
             unknown = await up.get("/pyro/http.other/add")
             assert (unknown.status_code, unknown.headers["retry-after"]) == (503, "1")
+
+
+async def test_a_name_server_that_hangs_holds_nobody_up(autojump_clock: trio.testing.MockClock) -> None:
+    """When it does not answer in a second, what it said before is used, and it is left alone for a while."""
+    names = Names(GatewayOptions())
+    asked = 0
+
+    async def hang(method: str, *args: object) -> Uri:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            await trio.sleep_forever()
+        return Uri("PYRO:x@localhost:1")
+
+    names._ask = hang  # type: ignore[method-assign]  # a name server that hangs
+    assert not (await names.lookup("x")).stale
+    await trio.sleep(2)
+    before = trio.current_time()
+    assert (await names.lookup("x")).stale
+    assert (await names.lookup("x")).stale
+    assert trio.current_time() - before == pytest.approx(1)
+    assert asked == 2
 
 
 async def name_server(

@@ -19,6 +19,7 @@ from pyroxfer_core.gateway.http.limits import Budget, HttpError, Limits
 from pyroxfer_core.gateway.http.parser import RequestParser
 from pyroxfer_core.gateway.http.server import HttpServer
 from pyroxfer_core.gateway.options import GatewayOptions
+from pyroxfer_core.transport.sockets import bind_tcp
 
 THINGS = "/pyro/http.things/"
 GET = b"GET /pyro/http.things/add?a=1 HTTP/1.1\r\nHost: localhost\r\n"
@@ -360,8 +361,8 @@ async def test_an_application_that_fails_is_500_or_a_cut(early: bool, caplog: py
         raise RuntimeError("broken")
 
     stop = trio.Event()
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = listener.socket.getsockname()[1]
+    listener = bind_tcp("127.0.0.1", 0)
+    port = listener.getsockname()[1]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(HttpServer(broken).serve, [listener], stop)
         async with await trio.open_tcp_stream("127.0.0.1", port) as caller:

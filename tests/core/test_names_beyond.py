@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+from etcds import Etcd
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pyroxfer_core import Proxy
@@ -26,24 +27,35 @@ pytestmark = pytest.mark.deadline(300)  # virtual seconds, where there is a mock
 ONE, TWO, THREE = (f"PYRO:x@localhost:{port}" for port in (5551, 5552, 5553))
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def choice(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where entries live."""
-    return "memory" if request.param == "memory" else f"sql:{tmp_path / 'names.sqlite'}"
-
-
-@pytest.fixture
-async def registry(choice: str, nursery: trio.Nursery) -> AsyncIterator[Registry]:
-    opened = open_registry(choice)
-    nursery.start_soon(opened.run)
-    yield opened
-    nursery.cancel_scope.cancel()
-    await opened.aclose()
+@pytest.fixture(params=["memory", "sqlite", "etcd"])
+async def registry(
+    request: pytest.FixtureRequest, tmp_path: Path, nursery: trio.Nursery, etcd_server: Etcd
+) -> AsyncIterator[Registry]:
+    etcd = etcd_server.url(tmp_path.name)
+    choice = {"memory": "memory", "sqlite": f"sql:{tmp_path / 'names.sqlite'}", "etcd": etcd}[request.param]
+    async for opened in _running(choice, nursery):
+        yield opened
 
 
 @pytest.fixture
 def ns(registry: Registry) -> NameServer:
     return NameServer(registry)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def local(request: pytest.FixtureRequest, tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[NameServer]:
+    """One whose leases go by the clock of the test."""
+    choice = "memory" if request.param == "memory" else f"sql:{tmp_path / 'names.sqlite'}"
+    async for opened in _running(choice, nursery):
+        yield NameServer(opened)
+
+
+async def _running(choice: str, nursery: trio.Nursery) -> AsyncIterator[Registry]:
+    opened = open_registry(choice)
+    nursery.start_soon(opened.run)
+    yield opened
+    nursery.cancel_scope.cancel()
+    await opened.aclose()
 
 
 def as_stock(protocol: int, call: Callable[[], Any], peer: str = "127.0.0.1:4000") -> Any:
@@ -76,43 +88,43 @@ async def later(clock: MockClock, seconds: float) -> None:
     await wait_all_tasks_blocked()
 
 
-async def test_an_entry_goes_when_its_lease_is_not_renewed(ns: NameServer, mock_clock: MockClock) -> None:
+async def test_an_entry_goes_when_its_lease_is_not_renewed(local: NameServer, mock_clock: MockClock) -> None:
     """It stays as long as it is renewed, and not longer than its time after that."""
-    lease = await ns.register("one", ONE, ttl=10)
-    await ns.register("two", TWO, lease=lease)
-    await ns.register("stays", THREE)
+    lease = await local.register("one", ONE, ttl=10)
+    await local.register("two", TWO, lease=lease)
+    await local.register("stays", THREE)
     assert lease is not None
     for _ in range(5):
         await later(mock_clock, 9)
-        assert await ns.renew(lease) == 10
+        assert await local.renew(lease) == 10
     await later(mock_clock, 9.9)
-    await names_become(ns, ["one", "stays", "two"])
+    await names_become(local, ["one", "stays", "two"])
     await later(mock_clock, 0.2)
-    await names_become(ns, ["stays"])
+    await names_become(local, ["stays"])
     with pytest.raises(NamingError, match=f"^unknown lease: {lease}$"):
-        await ns.renew(lease)
+        await local.renew(lease)
     with pytest.raises(NamingError, match=r"^unknown lease: "):
-        await ns.register("one", ONE, lease=lease)
+        await local.register("one", ONE, lease=lease)
 
 
-async def test_many_leases_end_each_at_its_time(ns: NameServer, mock_clock: MockClock) -> None:
+async def test_many_leases_end_each_at_its_time(local: NameServer, mock_clock: MockClock) -> None:
     for ttl in (30, 10, 20):
-        await ns.register(f"{ttl}", ONE, ttl=ttl)
+        await local.register(f"{ttl}", ONE, ttl=ttl)
     await later(mock_clock, 1)
-    await ns.register("5", ONE, ttl=5)  # ends before those that are waited for already
+    await local.register("5", ONE, ttl=5)  # ends before those that are waited for already
     for passed, left in ((5.5, ["10", "20", "30"]), (4, ["20", "30"]), (10, ["30"]), (10, [])):
         await later(mock_clock, passed)
-        await names_become(ns, left)
+        await names_become(local, left)
 
 
-async def test_a_new_registration_frees_an_entry_of_its_lease(ns: NameServer, mock_clock: MockClock) -> None:
+async def test_a_new_registration_frees_an_entry_of_its_lease(local: NameServer, mock_clock: MockClock) -> None:
     """The lease of the old owner ends without taking the entry of the new one along."""
-    lease = await ns.register("one", ONE, ttl=2)
-    await ns.register("one", TWO)
-    await ns.register("last", THREE, lease=lease)
+    lease = await local.register("one", ONE, ttl=2)
+    await local.register("one", TWO)
+    await local.register("last", THREE, lease=lease)
     await later(mock_clock, 2.1)
-    await names_become(ns, ["one"])
-    assert await ns.lookup("one") == Uri(TWO)
+    await names_become(local, ["one"])
+    assert await local.lookup("one") == Uri(TWO)
 
 
 async def test_a_lease_is_revoked_with_all_its_addresses(ns: NameServer) -> None:
@@ -288,10 +300,10 @@ async def test_a_watch_begins_with_what_is_there_and_goes_on_in_order(ns: NameSe
         assert plain(await take(some, 2)) == [{"one": THREE}, {"one": None}]
 
 
-async def test_the_end_of_a_lease_is_seen(ns: NameServer, mock_clock: MockClock) -> None:
-    async with aclosing(ns.watch()) as watching:
+async def test_the_end_of_a_lease_is_seen(local: NameServer, mock_clock: MockClock) -> None:
+    async with aclosing(local.watch()) as watching:
         await anext(watching)
-        await ns.register("one", ONE, ttl=5)
+        await local.register("one", ONE, ttl=5)
         put = await anext(watching)
         assert put["entries"]["one"]["addresses"][0]["ttl"] == 5
         await later(mock_clock, 5.1)

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import IO
 
 import pytest
 import trio
+from certificates import Certificates
 from click.testing import CliRunner
 
 from pyroxfer_core.cli._run import ExitCode, Failure, printable
@@ -413,3 +415,124 @@ async def test_every_acknowledged_registration_survives_kill_9(stack: ExitStack,
         listing = await names.list(prefix="name-", return_metadata=True)
     assert len(acknowledged) == REGISTRATIONS
     assert listing == {name: (f"PYRO:{name}@localhost:1", {name}) for name in acknowledged}
+
+
+def test_a_name_server_with_tls_and_tokens(certificates: Certificates, tmp_path: Path, stack: ExitStack) -> None:
+    """Both tools take the same options; who is not let in gets exit code 4 and is told what to do."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("alice correct-horse-battery\n")
+    tokens.chmod(0o600)
+    server = start(stack, "-s", "memory", "--tls-cert", str(certificates.server), "--token-file", str(tokens))
+    place = ("-n", "localhost", "-p", str(server.port), "--tls-ca", str(certificates.ca))
+    assert run(*NSC, *place, "ping", "--token-file", str(tokens)).stdout == "Name server ping ok.\n"
+    assert run(*NSC, "ping", *place, "--token-file", str(tokens)).returncode == 0
+    for options, text in (
+        (place, "authentication required"),
+        ((*place[:4], "--tls-ca", str(certificates.other_ca)), "a CA that is not known here"),
+    ):
+        done = run(*NSC, *options, "ping")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (4, "", 1)
+        assert text in done.stderr
+
+
+# --- nsc: what goes beyond Pyro's tool -----------------------------------------------------------------------------
+
+
+def test_nsc_shows_and_changes_single_addresses(running: RunningNs) -> None:
+    two = "PYRO:two@localhost:5556"
+    nsc(running, "register", "pool", ONE, "--protocol", "48")
+    nsc(running, "register", "pool", two, "--add", "--protocol", "48", "--protocol", "502")
+    nsc(running, "setmeta", "pool", "t")
+    assert nsc(running, "lookup", "-a", "pool") == (
+        f"{ONE}  (protocols: 48)\n    metadata: ['t']\n{two}  (protocols: 48, 502)\n    metadata: ['t']\n"
+    )
+    assert json.loads(nsc(running, "lookup", "--all", "pool", "--json"))["addresses"][0]["uri"] == ONE
+    assert nsc(running, "remove", "pool", "--uri", ONE) == "Removed pool\n"
+    assert nsc(running, "remove", "pool", "--uri", ONE) == "Nothing removed\n"
+    assert nsc(running, "lookup", "pool").startswith(two)
+    nsc(running, "remove", "pool")
+
+
+class Watching:
+    """A running `nsc watch`."""
+
+    def __init__(self, server: RunningNs, *options: str) -> None:
+        command = [*NSC, "-n", "localhost", "-p", str(server.port), "watch", *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def lines(self, number: int) -> list[str]:
+        assert self.process.stdout is not None
+        return [self.process.stdout.readline().rstrip("\n") for _ in range(number)]
+
+    def end(self) -> tuple[int, str]:
+        """Exit code, and what was said on standard error."""
+        self.process.send_signal(signal.SIGINT)
+        _, said = self.process.communicate(timeout=WITHIN_S)
+        return self.process.returncode, said
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_nsc_watch(stack: ExitStack, tmp_path: Path) -> None:
+    """What is there, then each change; over a restart of the name server nothing is missed and nothing told twice."""
+    storage = f"sql:{tmp_path / 'names.sqlite'}"
+    server = start(stack, "-s", storage)
+    nsc(server, "register", "a.one", ONE)
+    nsc(server, "register", "b", ONE)
+    nsc(server, "register", "a.away", ONE)
+    watching = Watching(server, "a.")
+    stack.callback(watching.close)
+    assert watching.lines(2) == [f"+ a.away --> {ONE}", f"+ a.one --> {ONE}"]
+    revision = int(watching.lines(1)[0].removeprefix("--------REVISION "))
+    nsc(server, "setmeta", "a.one", "t")
+    assert watching.lines(2) == [f"+ a.one --> {ONE}", "    metadata: ['t']"]
+    as_json = Watching(server, "--json", "--after", str(revision))
+    stack.callback(as_json.close)
+    told = json.loads(as_json.lines(1)[0])
+    assert (told["name"], told["entry"]["metadata"], told["revision"] > revision) == ("a.one", ["t"], True)
+    assert server.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    with sqlite3.connect(tmp_path / "names.sqlite") as connection:  # while it was away
+        connection.execute("DELETE FROM pyro_names WHERE name = 'a.away'")
+    connection.close()
+    server = start(stack, "-s", storage, port=server.port)
+    assert watching.lines(1) == ["- a.away"]
+    assert watching.lines(1)[0].startswith("--------REVISION ")
+    nsc(server, "remove", "a.one")
+    assert watching.lines(1) == ["- a.one"]
+    code, said = watching.end()
+    assert code == 130
+    assert said.startswith("lost the name server, trying again: ")
+    assert "comparing with what is there now\n" in said
+
+
+COMPLETING = "from pyroxfer_core.cli.nsc import nsc; nsc(prog_name='nsc')"
+
+
+def completions(server: RunningNs | None, *words: str) -> list[str]:
+    """What the shell is offered for the last word."""
+    place = [] if server is None else ["-n", "localhost", "-p", str(server.port)]
+    line = " ".join(["nsc", *place, *words])
+    number = str(len(place) + len(words))
+    environment = {**os.environ, "_NSC_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": number}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPLETING],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=WITHIN_S,
+        check=False,
+    )
+    assert done.stderr == ""
+    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
+
+
+def test_the_shell_completes_names(running: RunningNs) -> None:
+    """Asked from the server; when it is not there the shell gets nothing and no error."""
+    nsc(running, "register", "complete.one", ONE)
+    nsc(running, "register", "complete.two", ONE)
+    assert completions(running, "lookup", "complete.") == ["complete.one", "complete.two"]
+    assert completions(running, "remove", "complete.t") == ["complete.two"]
+    assert "lookup" in completions(running, "loo")
+    assert completions(None, "-p", "1", "lookup", "c") == []

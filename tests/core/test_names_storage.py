@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from etcds import Etcd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyroxfer_core.errors import NamingError
-from pyroxfer_core.nameserver.storage import Entry, MemoryStorage, Query, Registry, open_registry
+from pyroxfer_core.nameserver.storage import Address, Entry, MemoryStorage, Query, Registry, open_registry
 from pyroxfer_core.nameserver.storage.sqlite import SqliteStorage
 
 EVERYTHING = Query()
@@ -26,10 +27,18 @@ def tagged(uri: str, *tags: str) -> Entry:
     return Entry.single(uri, frozenset(tags))
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
-    opened = open_registry("memory" if request.param == "memory" else f"sql:{tmp_path / 'names.sqlite'}")
+@pytest.fixture(params=["memory", "sqlite", "etcd"])
+async def storage(
+    request: pytest.FixtureRequest, tmp_path: Path, nursery: trio.Nursery, etcd_server: Etcd
+) -> AsyncIterator[Registry]:
+    opened = open_registry(
+        {"memory": "memory", "sqlite": f"sql:{tmp_path / 'names.sqlite'}", "etcd": etcd_server.url(tmp_path.name)}[
+            request.param
+        ]
+    )
+    nursery.start_soon(opened.run)
     yield opened
+    nursery.cancel_scope.cancel()
     await opened.aclose()
 
 
@@ -109,12 +118,17 @@ async def test_tags_all_and_any(storage: Registry) -> None:
 texts = st.text(st.sampled_from("aAbB%_\\'\"ä😀 "), max_size=4)
 tag_sets = st.frozensets(st.sampled_from(["x", "y", "X", "'", "%"]), max_size=3)
 entries = st.builds(Entry.single, st.sampled_from(["PYRO:a@h:1", "PYRONAME:b"]), tag_sets)
+addresses = st.builds(
+    Address, st.sampled_from(["PYRO:a@h:1", "PYRO:b@h:1"]), tag_sets, st.sampled_from([frozenset(), frozenset({48})])
+)
 queries = st.builds(Query, prefix=texts, all_of=tag_sets, any_of=tag_sets)
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("put"), texts, entries, st.booleans()),
         st.tuples(st.just("set_metadata"), texts, tag_sets),
         st.tuples(st.just("remove"), st.lists(texts, max_size=3)),
+        st.tuples(st.just("add"), texts, addresses),
+        st.tuples(st.just("remove_address"), texts, st.sampled_from(["PYRO:a@h:1", "PYRO:b@h:1"])),
     ),
     max_size=12,
 )
@@ -122,20 +136,24 @@ steps = st.lists(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps, wanted=queries)
-def test_engines_agree(tmp_path: Path, steps: list[tuple[object, ...]], wanted: Query) -> None:
-    """Whatever is done to both, both answer the same."""
+def test_engines_agree(tmp_path: Path, etcd_server: Etcd, steps: list[tuple[object, ...]], wanted: Query) -> None:
+    """Whatever is done to all, all answer the same."""
 
     async def run() -> None:
-        engines: list[Registry] = [MemoryStorage(), SqliteStorage(tmp_path / "names.sqlite")]
-        await engines[1].remove(list(await engines[1].select(EVERYTHING)))
+        others = [SqliteStorage(tmp_path / "names.sqlite"), open_registry(etcd_server.url("agree"))]
+        engines: list[Registry] = [MemoryStorage(), *others]
+        for engine in others:
+            await engine.remove(list(await engine.select(EVERYTHING)))
         for step in steps:
             results = [await _apply(engine, step) for engine in engines]
-            assert results[0] == results[1]
+            assert results == [results[0]] * 3
         for query in (EVERYTHING, wanted):
-            expected, found = [await engine.select(query) for engine in engines]
-            assert found == expected
-        assert await engines[0].count() == await engines[1].count()
-        await engines[1].aclose()
+            found = [await engine.select(query) for engine in engines]
+            assert found == [found[0]] * 3
+        counts = [await engine.count() for engine in engines]
+        assert counts == [counts[0]] * 3
+        for engine in others:
+            await engine.aclose()
 
     trio.run(run)
 
@@ -146,6 +164,10 @@ async def _apply(engine: Registry, step: tuple[object, ...]) -> object:
             return await engine.put(name, entry, replace=replace)
         case ("set_metadata", str(name), frozenset() as tags):
             return await engine.set_metadata(name, tags)
+        case ("add", str(name), Address() as address):
+            return await engine.add(name, address)  # type: ignore[func-returns-value]
+        case ("remove_address", str(name), str(uri)):
+            return await engine.remove_address(name, uri)
         case ("remove", list(names)):
             return await engine.remove(names)
     raise AssertionError(step)
@@ -217,6 +239,33 @@ async def test_a_file_of_something_else_is_refused_and_left_alone(
     with pytest.raises(NamingError, match=text):
         SqliteStorage(path)
     assert path.read_bytes() == before
+
+
+async def test_a_damaged_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """Found before anything is written, although the damage is in the middle of it."""
+    path = tmp_path / "names.sqlite"
+    storage = SqliteStorage(path)
+    await storage.update([f"name-{number}" for number in range(2000)], lambda name, _: tagged(f"PYRO:{name}@h:1"))
+    await storage.aclose()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 4096] = bytes(4096)
+    path.write_bytes(content)
+    with pytest.raises(NamingError, match=r"cannot open the name database .*damaged.*restore a copy"):
+        SqliteStorage(path)
+    assert path.read_bytes() == content
+
+
+async def test_an_unreadable_row_of_ours_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "names.sqlite"
+    storage = SqliteStorage(path)
+    await storage.put("name", Entry((Address("PYRO:a@h:1", protocols=frozenset({48})),)))
+    await storage.aclose()
+    for rubbish in ("no JSON", "[]", "[1]", '[{"uri": "PYRO:other@h:1", "metadata": [], "protocols": []}]'):
+        with sqlite3.connect(path) as other:
+            other.execute("UPDATE pyroxfer_addresses SET addresses = ?", (rubbish,))
+        other.close()
+        with pytest.raises(NamingError, match=r"the addresses stored for PYRO:a@h:1 cannot be read"):
+            SqliteStorage(path)
 
 
 def test_a_missing_folder_is_a_naming_error(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pyroxfer_core import errors
+from pyroxfer_core.access import Identity
 from pyroxfer_core.errors import DaemonError, Outcome, PyroError, RefusedError, SecurityError, SerializeError
 from pyroxfer_core.objects import (
     CallContext,
@@ -199,6 +200,7 @@ class FakeCaller:
     address: str = "peer"
     version: int = 502
     is_own: bool = False
+    identity: Identity | None = None
     resources: TrackedResources = field(default_factory=TrackedResources)
 
 

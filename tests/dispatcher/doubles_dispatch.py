@@ -11,11 +11,17 @@ import trio
 from pyroxfer_core import Connection, Settings, bind_tcp, introduce, open_connection, serve_connections
 from pyroxfer_core.errors import PyroError
 from pyroxfer_core.wire import Body, Flags, Message, MessageType, codec_for, write_blob_info
+from pyroxfer_dispatcher.admission import Admission, Limits
+from pyroxfer_dispatcher.backends import Backend, BackendGroup
+from pyroxfer_dispatcher.balance import RoundRobin
 from pyroxfer_dispatcher.config import Config, parse_config
+from pyroxfer_dispatcher.routes import Party, Service
 
 POISON = bytes(range(256)) * 4
 """No serializer reads this: whoever tries to decode it fails."""
 OBJECT = "pyroxfer.dispatcher"
+IN_TURN = 'policy = "round-robin"\n'
+PARTY = Party("127.0.0.1:1")
 WELCOME = b"{'handshake':'hello','meta':{'methods':['process'],'oneway':[],'attrs':[]}}"
 
 Script = Callable[[Connection, Message], Awaitable[None]]
@@ -157,12 +163,24 @@ async def ask(connection: Connection, request: Message) -> Message:
     return answer
 
 
+def no_more(call: Callable[[float], None]) -> None:
+    raise AssertionError("nobody waits")
+
+
+def service_of(*backends: Backend, name: str = "orders", limits: Limits = Limits(), **more: Any) -> Service:  # noqa: B008
+    """A service whose backends get their calls in turn, and whose queue is asked by nobody."""
+    group = BackendGroup(backends, RoundRobin(0.0))
+    return Service(name, Admission(name, group, limits, no_more), **more)
+
+
 def config_for(*uris: Any, head: str = "", service: str = "", backend: str = "") -> Config:
-    """A configuration on a free port with one service ``orders`` on backends b0, b1, …"""
+    """A configuration on a free port with one service ``orders`` on backends b0, b1, … that are taken in turn."""
     backends = "".join(
         f'[[services.backends]]\nname = "b{n}"\nuri = "{uri}"\n{backend}\n' for n, uri in enumerate(uris)
     )
-    return parse_config(f'listen = "localhost:0"\n{head}\n[[services]]\nname = "orders"\n{service}\n{backends}')
+    return parse_config(
+        f'listen = "localhost:0"\n{head}\n[[services]]\nname = "orders"\n{IN_TURN}{service}\n{backends}'
+    )
 
 
 async def wait_for(condition: Callable[[], object]) -> None:

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from pyroxfer_core.uri import Uri
 from pyroxfer_dispatcher.backends import FIRST_BACKOFF_S, MAX_BACKOFF_S, Backend, BackendGroup
+from pyroxfer_dispatcher.balance import RoundRobin
 
 
 def make_group(count: int, max_in_flight: int | None = None) -> BackendGroup:
-    return BackendGroup(Backend(f"b{n}", Uri(f"PYRO:x@localhost:{n}"), max_in_flight) for n in range(count))
+    backends = (Backend(f"b{n}", Uri(f"PYRO:x@localhost:{n}"), max_in_flight) for n in range(count))
+    return BackendGroup(backends, RoundRobin(0.0))
 
 
 def pick_and_release(group: BackendGroup, now: float = 0.0) -> Backend | None:
@@ -56,7 +58,7 @@ def test_a_backend_that_is_down_is_not_picked_before_its_time(steps: list[tuple[
             group.failed(backend, now, "refused")
             assert not backend.is_live(now)
         elif action == "open":
-            group.opened(backend)
+            group.opened(backend, now)
             assert backend.is_live(now)
         elif backend.in_flight:
             group.release(backend)
@@ -107,9 +109,9 @@ def test_a_backend_that_answers_is_back_at_once() -> None:
     group.failed(backend, 0.0, "refused")
     picked = group.pick(1.0)
     assert picked is backend
-    assert group.opened(backend)
+    assert group.opened(backend, 1.0)
     assert group.pick(1.0) is backend
-    assert not group.opened(backend)
+    assert not group.opened(backend, 1.0)
 
 
 def test_full_backends_are_passed_over() -> None:

@@ -50,7 +50,7 @@ def test_a_file_becomes_values(tmp_path: Path) -> None:
     orders, mail = config.services
     assert config.all_methods == ("notify", "process_blob")
     assert config.connect_timeout == 2.0
-    assert (orders.pattern, orders.method, orders.policy) == ("orders.*", "work", "round-robin")
+    assert (orders.pattern, orders.method, orders.policy) == ("orders.*", "work", "least-of-two")
     assert [backend.max_in_flight for backend in orders.backends] == [4, None]
     assert orders.backends[1].uri == Uri("PYRONAME:worker@localhost:9090")
     assert mail.pattern == "mail"
@@ -124,7 +124,7 @@ BAD: list[tuple[str, list[str]]] = [
     (MINIMAL + "max_in_flight = 0\n", ["services[0].backends[0].max_in_flight: Expected `int` >= 1"]),
     (
         HEAD + "policy = 'random'\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
-        ["services[0].policy: 'random' is not known; choose one of: round-robin"],
+        ["services[0].policy: 'random' is not known; choose one of: least-of-two, round-robin, hash"],
     ),
     (
         HEAD + "objects = ['a', 'a', 'pyroxfer.dispatcher']\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
@@ -132,6 +132,17 @@ BAD: list[tuple[str, list[str]]] = [
             "services[0].objects[1]: 'a' is taken by services[0].objects[0]",
             "services[0].objects[2]: 'pyroxfer.dispatcher' is the dispatcher's own object",
         ],
+    ),
+    (
+        HEAD
+        + "prefer = ['eu', 'us']\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\ntags = ['us']\nweight = 0\n",
+        [
+            "services[0].backends[0].weight: Expected `float` > 0.0",
+        ],
+    ),
+    (
+        HEAD + "prefer = ['eu', 'us']\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\ntags = ['us']\n",
+        ["services[0].prefer[0]: no backend of the service has the tag 'eu'"],
     ),
     (
         "default = 'sun'\n" + HEAD + "[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
+from doubles_dispatch import PARTY, service_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pyroxfer_core.errors import Outcome
 from pyroxfer_core.uri import Uri
 from pyroxfer_core.wire import Body, BodyPart, End, Flags, Message, MessageType, read_blob_info, write_blob_info
-from pyroxfer_dispatcher.backends import Backend, BackendGroup
+from pyroxfer_dispatcher.admission import Limits
+from pyroxfer_dispatcher.backends import Backend
 from pyroxfer_dispatcher.commands import (
     Announce,
     CloseBackend,
@@ -41,6 +44,8 @@ from pyroxfer_dispatcher.events import (
     ReplyEnded,
     ReplyPartArrived,
     RequestSent,
+    SlotFree,
+    SlotRefused,
 )
 from pyroxfer_dispatcher.forwarding import Forwarding, Phase
 from pyroxfer_dispatcher.routes import Directory, RouteTable, Service
@@ -61,11 +66,11 @@ class Stage:
         self.a, self.b, self.c = (
             Backend(name, Uri(f"PYRO:{name}@localhost:{port}")) for port, name in enumerate("abc")
         )
-        orders = Service("orders", BackendGroup([self.a, self.b]))
-        mail = Service("mail", BackendGroup([self.c]), method="deliver")
+        orders = service_of(self.a, self.b)
+        mail = service_of(self.c, name="mail", method="deliver")
         routes = RouteTable({"orders.*": "orders", "mail": "mail"})
         self.directory = Directory("dispatcher", routes, {"orders": orders, "mail": mail})
-        self.forwarding = Forwarding(BlobDialect(self.directory), 502)
+        self.forwarding = Forwarding(BlobDialect(self.directory), 502, PARTY)
         self.now = 0.0
 
     def perform(self, play: Play) -> None:
@@ -293,8 +298,8 @@ def test_no_live_backend_is_said_at_once(stage: Stage) -> None:
     stage.now = 1.0
     stage.perform(
         [
-            (BlobArrived(asked), [OpenBackend(stage.a, 502)]),
-            (BackendOpened(1, "obj", 502), [Announce(stage.a, True), Forward(forwarded(asked, 1, "obj"))]),
+            (BlobArrived(asked), [OpenBackend(stage.b, 502)]),
+            (BackendOpened(1, "obj", 502), [Announce(stage.b, True), Forward(forwarded(asked, 1, "obj"))]),
         ]
     )
 
@@ -360,6 +365,65 @@ def test_lost_after_the_request_left_is_unknown_and_never_repeated(stage: Stage)
     assert stage.forwarding.phase is Phase.IDLE
 
 
+def with_service(stage: Stage, **more: Any) -> Service:
+    """Another ``orders`` for this stage."""
+    service = service_of(stage.a, stage.b, **more)
+    directory = Directory("dispatcher", RouteTable({"orders.*": "orders"}), {"orders": service})
+    stage.forwarding = Forwarding(BlobDialect(directory), 502, PARTY)
+    return service
+
+
+def test_a_call_that_may_run_twice_is_sent_again_elsewhere(stage: Stage) -> None:
+    """Declared idempotent: lost after it left, it goes to another backend, but to none that lost it."""
+    with_service(stage, idempotent=frozenset({"process"}))
+    asked = request()
+    first, nobody = "backend lost before it answered: gone", "no live backend of service 'orders'"
+    text = f"{first}; and when it was sent again: {nobody}: a refused ({first}); b is draining"
+    stage.perform(
+        [
+            *called(stage, asked, stage.a),
+            (BackendLost("gone"), [CloseBackend(), OpenBackend(stage.b, 502)]),
+        ]
+    )
+    stage.b.draining = True
+    stage.perform([(BackendRefused("draining"), [Fail(asked, Outcome.UNKNOWN, text)])])
+    assert stage.in_flight == [0, 0, 0]
+
+
+def test_a_service_in_trouble_gets_no_retries(stage: Stage) -> None:
+    """Its budget is spent: the call ends where it was lost."""
+    service = with_service(stage, idempotent=frozenset({"*"}))
+    while service.retries.spend():
+        pass
+    asked = request()
+    text = "backend lost before it answered: gone"
+    stage.perform(
+        [
+            *called(stage, asked, stage.a),
+            (BackendLost("gone"), [CloseBackend(), Fail(asked, Outcome.UNKNOWN, text)]),
+        ]
+    )
+
+
+def test_a_call_waits_in_the_queue_and_goes_on_when_it_is_told(stage: Stage) -> None:
+    """Or ends as NotSent, with the reason it is told."""
+    stage.a.max_in_flight = stage.b.max_in_flight = 0
+    service = with_service(stage, limits=Limits(max_queue=5))
+    asked = request()
+    stage.perform([(BlobArrived(asked), [])])
+    assert stage.forwarding.phase is Phase.QUEUED
+    stage.perform([(SlotRefused("too late"), [Fail(asked, Outcome.NOT_SENT, "too late")]), (BlobArrived(asked), [])])
+    service.group.take(stage.b)
+    stage.perform([(SlotFree(stage.b), [OpenBackend(stage.b, 502)])])
+
+
+def test_a_client_that_leaves_the_queue_leaves_no_entry(stage: Stage) -> None:
+    stage.a.max_in_flight = stage.b.max_in_flight = 0
+    service = with_service(stage, limits=Limits(max_queue=5))
+    stage.perform([(BlobArrived(request()), []), (ClientLost(), [])])
+    assert service.admission.waiting == 0
+
+
 @pytest.mark.parametrize("wrong", [reply(2), Message(MessageType.PING, 1, "json", 0, b"")], ids=["number", "type"])
 def test_an_answer_to_something_else_is_no_answer(stage: Stage, wrong: Message) -> None:
     asked = request()
@@ -374,12 +438,13 @@ def test_an_answer_to_something_else_is_no_answer(stage: Stage, wrong: Message) 
 
 def test_a_full_backend_is_passed_over_and_named(stage: Stage) -> None:
     stage.a.max_in_flight = stage.b.max_in_flight = 1
-    others = [Forwarding(BlobDialect(stage.directory), 502) for _ in range(2)]
+    others = [Forwarding(BlobDialect(stage.directory), 502, PARTY) for _ in range(2)]
     for other in others:
         other.handle(BlobArrived(request()), 0)
     assert stage.in_flight == [1, 1, 0]
     asked = request()
-    text = "no live backend of service 'orders': a runs 1 calls, its limit; b runs 1 calls, its limit"
+    state = "a runs 1 calls, its limit; b runs 1 calls, its limit"
+    text = f"service 'orders' is overloaded: {state}; try again in 0.05 s"
     stage.perform([(BlobArrived(asked), [Fail(asked, Outcome.NOT_SENT, text)])])
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from doubles_dispatch import service_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pyroxfer_core import Uri
 from pyroxfer_core.errors import MessageTooLargeError, Outcome, ProtocolError
 from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType, codec_for
-from pyroxfer_dispatcher.backends import Backend, BackendGroup
+from pyroxfer_dispatcher.backends import Backend
 from pyroxfer_dispatcher.frames import Event, Sealed, Splitter
 from pyroxfer_dispatcher.relay import MAX_UNDER_WAY, Relay
 
@@ -27,7 +28,18 @@ def backend() -> Backend:
 
 @pytest.fixture
 def relay(backend: Backend) -> Relay:
-    return Relay(BackendGroup([backend]), backend)
+    return Relay(service_of(backend).admission, backend, None, never)
+
+
+def never(verdict: object) -> None:
+    raise AssertionError("no call waits")
+
+
+def ask(relay: Relay, request: Sealed, end: int) -> None:
+    """The client sends a message, which is handed over; ``end`` 0: only its beginning."""
+    assert relay.asked(request, 0.0)
+    if end:
+        relay.handed_over(request, end)
 
 
 # -- splitting
@@ -109,26 +121,26 @@ def test_any_bytes_are_messages_or_a_protocol_error(data: bytes, step: int) -> N
 def test_several_calls_are_answered_in_any_order(relay: Relay, backend: Backend) -> None:
     """Each call counts for its backend until its own answer has passed."""
     for seq in (1, 2, 3):
-        relay.asked(sealed(INVOKE, seq), seq)
+        ask(relay, sealed(INVOKE, seq), seq)
     assert backend.in_flight == 3
     for left, seq in ((2, 3), (1, 1), (0, 2)):
-        relay.answered(sealed(RESULT, seq), whole=True)
+        relay.answered(sealed(RESULT, seq), 0.0, whole=True)
         assert backend.in_flight == left
     assert relay.is_idle
 
 
 def test_one_way_calls_wait_for_nothing(relay: Relay, backend: Backend) -> None:
-    relay.asked(sealed(INVOKE, 1, Flags.ONEWAY), 1)
+    ask(relay, sealed(INVOKE, 1, Flags.ONEWAY), 1)
     assert relay.is_idle
     assert backend.in_flight == 0
 
 
 def test_what_is_certain_of_each_call_when_the_backend_is_lost(relay: Relay, backend: Backend) -> None:
     """A request that did not leave whole cannot have run; any other may have."""
-    relay.asked(sealed(INVOKE, 1), 100)
-    relay.asked(sealed(INVOKE, 2), 200)
-    relay.asked(sealed(INVOKE, 3), 0)
-    fails = relay.backend_lost(150, "gone")
+    ask(relay, sealed(INVOKE, 1), 100)
+    ask(relay, sealed(INVOKE, 2), 200)
+    ask(relay, sealed(INVOKE, 3), 0)
+    fails = relay.backend_lost(150, "gone", 0.0)
     assert [(fail.request.seq, fail.outcome) for fail in fails] == [
         (1, Outcome.UNKNOWN),
         (2, Outcome.NOT_SENT),
@@ -139,79 +151,79 @@ def test_what_is_certain_of_each_call_when_the_backend_is_lost(relay: Relay, bac
 
 def test_a_request_in_pieces_counts_as_sent_after_its_last_piece(relay: Relay) -> None:
     request = sealed(INVOKE, 1)
-    relay.asked(request, 0)
-    relay.asked_whole(request, 500)
-    assert [fail.outcome for fail in relay.backend_lost(500, "gone")] == [Outcome.UNKNOWN]
+    ask(relay, request, 0)
+    relay.handed_over(request, 500)
+    assert [fail.outcome for fail in relay.backend_lost(500, "gone", 0.0)] == [Outcome.UNKNOWN]
 
 
 def test_nothing_is_said_behind_half_an_answer(relay: Relay, backend: Backend) -> None:
     """The client cannot tell an error from the rest of the body."""
-    relay.asked(sealed(INVOKE, 1), 1)
-    relay.asked(sealed(INVOKE, 2), 1)
-    relay.answered(sealed(RESULT, 1), whole=False)
-    assert relay.backend_lost(9, "gone") == []
+    ask(relay, sealed(INVOKE, 1), 1)
+    ask(relay, sealed(INVOKE, 2), 1)
+    relay.answered(sealed(RESULT, 1), 0.0, whole=False)
+    assert relay.backend_lost(9, "gone", 0.0) == []
     assert backend.in_flight == 0
 
 
 def test_an_answer_in_pieces_is_over_with_its_last_piece(relay: Relay, backend: Backend) -> None:
-    relay.asked(sealed(INVOKE, 1), 1)
-    relay.answered(sealed(RESULT, 1), whole=False)
+    ask(relay, sealed(INVOKE, 1), 1)
+    relay.answered(sealed(RESULT, 1), 0.0, whole=False)
     assert backend.in_flight == 1
-    relay.answered_whole()
+    relay.answered_whole(0.0)
     assert backend.in_flight == 0
 
 
 @pytest.mark.parametrize("kind", [MessageType.CONNECT, MessageType.CONNECTOK, MessageType.CONNECTFAIL])
 def test_handshakes_and_answers_of_the_wrong_side_end_it(relay: Relay, kind: int) -> None:
     with pytest.raises(ProtocolError):
-        relay.asked(sealed(kind, 1), 1)
+        ask(relay, sealed(kind, 1), 1)
     with pytest.raises(ProtocolError):
-        relay.answered(sealed(kind, 1), whole=True)
+        relay.answered(sealed(kind, 1), 0.0, whole=True)
 
 
 @pytest.mark.parametrize("answer", [sealed(RESULT, 2), sealed(PING, 0)], ids=["number", "ping"])
 def test_an_answer_to_nothing_is_not_believed(relay: Relay, answer: Sealed) -> None:
-    relay.asked(sealed(INVOKE, 1), 1)
+    ask(relay, sealed(INVOKE, 1), 1)
     with pytest.raises(ProtocolError, match="nobody"):
-        relay.answered(answer, whole=True)
+        relay.answered(answer, 0.0, whole=True)
 
 
 def test_a_number_in_use_and_endless_calls_are_refused(relay: Relay) -> None:
     """What is kept for a client is bounded."""
-    relay.asked(sealed(INVOKE, 0), 1)
+    ask(relay, sealed(INVOKE, 0), 1)
     with pytest.raises(ProtocolError, match="under way"):
-        relay.asked(sealed(INVOKE, 0), 1)
+        ask(relay, sealed(INVOKE, 0), 1)
     for seq in range(1, MAX_UNDER_WAY):
-        relay.asked(sealed(INVOKE, seq), 1)
+        ask(relay, sealed(INVOKE, seq), 1)
     with pytest.raises(ProtocolError, match="too many"):
-        relay.asked(sealed(INVOKE, MAX_UNDER_WAY), 1)
+        ask(relay, sealed(INVOKE, MAX_UNDER_WAY), 1)
     for _ in range(MAX_UNDER_WAY):
-        relay.asked(sealed(PING, 0), 1)
+        ask(relay, sealed(PING, 0), 1)
     with pytest.raises(ProtocolError, match="too many"):
-        relay.asked(sealed(PING, 0), 1)
+        ask(relay, sealed(PING, 0), 1)
 
 
 def test_messages_of_later_extensions_pass(relay: Relay) -> None:
     """Both ends agreed on them, or the receiver refuses them itself."""
-    relay.asked(sealed(MessageType.CANCEL, 1), 1)
-    relay.answered(sealed(MessageType.GOAWAY, 0), whole=True)
+    ask(relay, sealed(MessageType.CANCEL, 1), 1)
+    relay.answered(sealed(MessageType.GOAWAY, 0), 0.0, whole=True)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["ask", "answer", "begin", "end"]), st.integers(0, 3)), max_size=30))
 def test_no_story_leaks_a_call(steps: list[tuple[str, int]]) -> None:
     """Whatever both sides send, the backend's count is that of the calls that wait, and nothing at the end."""
     backend = Backend("b", Uri("PYRO:x@h:1"))
-    relay = Relay(BackendGroup([backend]), backend)
+    relay = Relay(service_of(backend).admission, backend, None, never)
     for step, seq in steps:
         try:
             if step == "ask":
-                relay.asked(sealed(INVOKE, seq), 1)
+                ask(relay, sealed(INVOKE, seq), 1)
             elif step == "end":
-                relay.answered_whole()
+                relay.answered_whole(0.0)
             else:
-                relay.answered(sealed(RESULT, seq), whole=step == "answer")
+                relay.answered(sealed(RESULT, seq), 0.0, whole=step == "answer")
         except ProtocolError:
             pass
         assert backend.in_flight == relay.under_way
-    relay.end()
+    relay.end(0.0)
     assert backend.in_flight == 0

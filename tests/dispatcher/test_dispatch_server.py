@@ -464,7 +464,7 @@ async def test_losing_the_backend_of_a_stream_ends_the_connection_after_the_erro
         assert await client.receive() is None
 
 
-async def test_a_full_backend_refuses_at_once() -> None:
+async def test_without_a_queue_a_full_backend_refuses_at_once() -> None:
     release = trio.Event()
 
     async def slow(connection: Connection, request: Message) -> None:
@@ -472,7 +472,7 @@ async def test_a_full_backend_refuses_at_once() -> None:
         await echo(connection, request)
 
     async with raw_backend(slow) as backend:
-        config = config_for(backend.uri, backend="max_in_flight = 1")
+        config = config_for(backend.uri, service="max_queue = 0", backend="max_in_flight = 1")
         async with (
             Dispatcher(config) as dispatcher,
             raw_client(dispatcher.location) as first,

@@ -53,7 +53,7 @@ class Dispatching:
     def __init__(self, path: Path, services: dict[str, list[Backend]], head: str = "") -> None:
         text = HEAD.format(head=head)
         for service, backends in services.items():
-            text += f'[[services]]\nname = "{service}"\n'
+            text += f'[[services]]\nname = "{service}"\npolicy = "round-robin"\n'
             for backend in backends:
                 text += f'[[services.backends]]\nname = "{backend.name}"\nuri = "{backend.uri}"\n'
         path.write_text(text)

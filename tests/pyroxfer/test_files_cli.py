@@ -23,7 +23,6 @@ from pyroxfer.cli.get import sources_and_destination
 from pyroxfer.cli.main import COMMANDS, main
 from pyroxfer.cli.run import explain
 from pyroxfer.cli.send import sources_and_target
-from pyroxfer.cli.serve import is_loopback
 from pyroxfer.digest import digest_of
 from pyroxfer.offer import End
 from pyroxfer.progress import Progress, TqdmProgress
@@ -440,11 +439,6 @@ def test_arguments_follow_cp() -> None:
     assert sources_and_destination(("a",), None) == (("a",), ".")
     assert sources_and_destination(("a", "b"), None) == (("a",), "b")
     assert sources_and_destination(("a", "b"), "t") == (("a", "b"), "t")
-
-
-def test_only_loopback_is_open_by_default() -> None:
-    assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.9.9.9", "::1")))
-    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "")))
 
 
 def test_every_command_of_the_table_can_be_used() -> None:

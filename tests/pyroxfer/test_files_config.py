@@ -139,6 +139,15 @@ def test_every_option_of_every_command_can_stand_in_file_and_environment(
     assert all(found["value"] is False for name, found in shown().items() if name in flags)
 
 
+def test_secrets_are_not_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one comes from is told, not what it is."""
+    monkeypatch.setenv("PYROXFER_GATEWAY_KEY", "sesame")
+    assert shown("gateway")["gateway.key"] == {"value": "(hidden)", "origin": "environment PYROXFER_GATEWAY_KEY"}
+    monkeypatch.delenv("PYROXFER_GATEWAY_KEY")
+    (folder / "config.toml").write_text('[gateway]\nkey = "sesame"\n')
+    assert "sesame" not in run("config", "show").output
+
+
 def test_the_log_goes_where_the_options_say(tmp_path: Path) -> None:
     """A file for the log is written at its level; one that cannot be written is a usage error."""
     before, level = logging.root.handlers[:], logging.root.level

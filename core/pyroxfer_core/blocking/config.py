@@ -42,6 +42,7 @@ HONOURED: Final[Mapping[str, Any]] = {
     "ITER_STREAM_LINGER": 30.0,
     "LOGFILE": "{stderr}",
     "LOGLEVEL": None,
+    "LOGWIRE": False,
     "SSL": False,
     "SSL_SERVERCERT": "",
     "SSL_SERVERKEY": "",
@@ -73,7 +74,6 @@ ACCEPTED: Final[Mapping[str, Any]] = {
     "JSON_MODULE": "json",
     "SERPENT_BYTES_REPR": False,
     "ITER_STREAMING": True,
-    "LOGWIRE": False,
 }
 """Items that programs may set and that change nothing here."""
 DEFAULTS: Final[Mapping[str, Any]] = {**HONOURED, **REFUSED, **ACCEPTED}
@@ -188,6 +188,7 @@ class Configuration:
             ns_host=values["NS_HOST"],
             ns_port=values["NS_PORT"],
             ns_broadcast_port=values["NS_BCPORT"],
+            log_wire=values["LOGWIRE"],
         )
 
     def _loaded(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import threading
 import uuid
 from typing import Any, Final
 
+from ..access import Identity
 from ..client.calls import CallOptions, correlation_bytes
 from ..errors import PyroError
 from ..objects.context import CallContext, current_context_var
@@ -44,6 +45,12 @@ class CurrentContext(threading.local):
         """The caller's address as its socket tells it, also in one-way calls; None outside of a call."""
         served = self._served()
         return None if served is None else socket_address(served.peer)
+
+    @property
+    def identity(self) -> Identity | None:
+        """In a served call: who the caller is, and ``how`` that is known; None when nobody asked."""
+        served = self._served()
+        return None if served is None else served.identity
 
     @property
     def seq(self) -> int:
@@ -157,8 +164,7 @@ class CurrentContext(threading.local):
             if not self._annotations and self._correlation_id is None:
                 return NO_OPTIONS
             return CallOptions(None, dict(self._annotations), correlation_bytes(self._correlation_id))
-        correlation_id = served.known_correlation
-        return NO_OPTIONS if correlation_id is None else CallOptions(None, {}, correlation_id)
+        return CallOptions(None, {}, served.correlation_bytes, chain=served.chain)
 
     def answered(self, annotations: dict[str, Body]) -> None:
         """Keep the annotations of an answer."""

@@ -16,13 +16,15 @@ from ..errors import DaemonError, SecurityError
 from ..objects.table import DAEMON_ID
 from ..serializers.vocabulary import ProxyState
 from ..server import daemon as trio_daemon
+from ..server.door import open_door
 from ..server.peer import Peer
 from ..server.streams import StreamTable
 from ..settings import Settings
 from ..transport.connection import Connection
-from ..transport.sockets import is_loopback_host
+from ..transport.wirelog import wire_log
 from ..uri import Uri
 from ..wire import Decoder
+from .backlink import BlockingBackLink
 from .config import config
 from .ownloop import OwnLoop, SwitchedPool
 from .proxy import Proxy, proxy_from_state, proxy_state_of
@@ -92,9 +94,11 @@ class Daemon(trio_daemon.Daemon):
         if not local:
             nathost = nathost or config.NATHOST
             natport = (natport or config.NATPORT) if nathost else natport
-        if not local and not settings.insecure and not is_loopback_host(host):
-            warnings.warn(f"everybody on the network can call the objects served on {host!r}", stacklevel=2)
-            settings = settings.with_changes(insecure=True)
+        if not local and not settings.insecure:
+            problem = open_door(host, settings, guarded=self.validates)
+            if problem is not None:
+                warnings.warn(problem.replace("would let", "lets").replace("would send", "sends"), stacklevel=2)
+                settings = settings.with_changes(insecure=True)
         super().__init__(host, port, unixsocket, nathost, natport, settings)
         self.table.register(interface(self), DAEMON_ID, force=True)
         self.pool: SwitchedPool = SwitchedPool(settings.worker_threads, settings.worker_queue)
@@ -292,7 +296,8 @@ class Daemon(trio_daemon.Daemon):
             self._nursery = nursery
             nursery.start_soon(self._sweep_streams)
             task_status.started()
-            decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key)
+            tap = wire_log(self.settings, "the connected socket")
+            decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key, tap=tap)
             connection = Connection(listener, decoder, hmac_key=self.settings.hmac_key)
             await Peer(self, connection).serve(greeted=True)
             self.shutdown()
@@ -327,6 +332,18 @@ class Daemon(trio_daemon.Daemon):
         if type(self).validateHandshake is trio_daemon.Daemon.validateHandshake:
             return "hello"
         return await self.pool.run(self.validateHandshake, peer, data)
+
+    def lead_back(self, proxy: Any, way: Callable[[], Any]) -> None:
+        """Threads call back through the loop of this daemon; its own tasks cannot wait for that."""
+        home = trio.lowlevel.current_trio_token() if trio.lowlevel.in_trio_run() else self.home
+
+        def link() -> BlockingBackLink | None:
+            if home is None or trio.lowlevel.in_trio_run():
+                return None
+            inner = trio.from_thread.run_sync(way, trio_token=home)
+            return None if inner is None else BlockingBackLink(inner, home)
+
+        proxy._pyroVia = link
 
     def make_proxy(self, state: ProxyState) -> Any:
         """Proxies that arrive in calls are blocking ones."""

@@ -17,23 +17,38 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol
 
 from ..client.calls import CallOptions
 from ..client.handshake import connect_message, read_welcome
 from ..client.heartbeat import QUESTIONS, silent
-from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, SerializeError, TimeoutError
+from ..errors import (
+    CommunicationError,
+    ConnectionClosedError,
+    Outcome,
+    ProtocolError,
+    PyroError,
+    SerializeError,
+    TimeoutError,
+)
 from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
+from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
-from ..wire import Decoder, codec_for
+from ..transport.sockets import is_local
+from ..transport.wirelog import wire_log
+from ..wire import Codec, Decoder, codec_for
 from ..wire.features import Feature, Grant
-from ..wire.message import Message, MessageType
+from ..wire.message import Body, Message, MessageType
+from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
-from ..wire.session import ClientSession, alive, heartbeat
+from ..wire.session import IN_PIECES, ClientSession, alive, heartbeat
+from .background import BackgroundLink
 from .connect import BlockingSocket, limit_silence, send_buffers, send_by, wait_for
+from .large import LargeMessages
 from .tls import BlockingTls
 from .waiting import Waiter, as_ours, copy_for, seconds_left
 
@@ -43,6 +58,9 @@ CANCEL_GRACE_S: Final = 1.0
 """How long giving up a call may take: another thread may be sending at that moment."""
 TURN_CHECK_S: Final = 1.0
 """How often a thread that waits for its turn looks whether the connection is still there."""
+
+_OFFERS: Final = {True: Feature.ALL, False: Feature.ALL & ~Feature.REVERSE}
+"""What is offered with, and without, a thread that reads all the time."""
 
 ContextFactory = Callable[[int, bool], SerializerContext]
 
@@ -64,6 +82,8 @@ class BlockingLink:
         object_id: str,
         location: str,
         first_seq: int = 0,
+        *,
+        background: bool = False,
     ) -> None:
         self.sock = sock
         self._poll: _Poll
@@ -76,33 +96,37 @@ class BlockingLink:
             self._poll = select.poll()
             self._poll.register(sock, select.POLLIN)
         self._hmac_key = settings.hmac_key if version == 48 else None
-        self._codec = codec_for(version)
-        self._encode = self._codec.encode
         self._decoder = Decoder(
-            self._codec,
+            codec_for(version),
             max_message=settings.max_message_bytes,
             max_annotations=settings.max_annotations,
             collect=settings.max_message_bytes,
             hmac_key=self._hmac_key,
+            tap=wire_log(settings, location),
         )
+        assert self._decoder.codec is not None, "it was given"
+        self._codec = self._decoder.codec
+        self._encode = self._codec.encode
         self._buffer = bytearray(RECEIVE_BYTES)
         """The first byte is 0 while no received bytes can be on their way from the socket to their waiter."""
         self._view = memoryview(self._buffer)
         self.version = version
         self.object_id = object_id
         self.location = location
-        self.session: ClientSession[Waiter] = ClientSession(first_seq, Feature.ALL if version == 502 else 0)
+        offer = _OFFERS[background] if version == 502 else 0
+        self.session: ClientSession[Waiter] = ClientSession(first_seq, offer, settings.token)
         self.turn = threading.Lock()
         """Held during a call towards a peer that takes one at a time."""
         self._in_flight: Message | None = None
         """The call that has the turn."""
-        self._sending = threading.Lock()
+        self.sending = threading.Lock()
         self._guard = threading.Lock()
         """Guards who reads and who sleeps: `_reader`, `_followers` and every `Waiter.wake`."""
         self._reader: Waiter | None = None
         self._followers: dict[Waiter, None] = {}
         self._serializers: dict[str, Serializer] = {}
         self._context: SerializerContext | None = None
+        self._large: LargeMessages | None = None
         self.metadata: Metadata | None = None
         self.response: Any = None
         """The daemon's handshake response."""
@@ -114,6 +138,9 @@ class BlockingLink:
         self._heartbeat_s = 0.0
         """How long a peer of ours may owe an answer before it is asked; 0: it is not asked."""
         self._unanswered = 0
+        self._background: BackgroundLink | None = None
+        """Answers what the daemon calls on this connection."""
+        self._offering = threading.Lock()
         self.closed = False
         self.forsaken = False
         """It belongs to the process that this one was forked from."""
@@ -131,15 +158,23 @@ class BlockingLink:
             context = make_context(self.version, False)
             hello = make_serializer(settings.serializer or "serpent", context)
             args = self.session, hello, self.version, self.object_id, handshake, settings, options
-            self.sock.sendall(self._encode(connect_message(*args), hmac_key=self._hmac_key))
-            answer = self._receive_one(time.monotonic() + settings.connect_timeout_s)
-            self.session.receive(answer)
+            until = time.monotonic() + settings.connect_timeout_s
+            while True:
+                self.sock.sendall(self._encode(connect_message(*args), hmac_key=self._hmac_key))
+                answer = self._receive_one(until)
+                self.session.receive(answer)
+                if not self.session.is_challenged:
+                    break
             welcome = read_welcome(answer, self.version, self.location, settings, context)
         except BaseException as error:
             self.close()
             raise as_ours(error, "handshake") from error
         self.metadata, self.response, self.welcome = welcome.metadata, welcome.response, answer
         self._context = make_context(self.version, Feature.TYPED in self.grant).granted(self.grant)
+        if Feature.REVERSE in self.grant:
+            self._context = replace(self._context, autoproxy=self.offer_served)
+        if Feature.PIECES in self.grant:
+            self._large = LargeMessages(self, settings.max_message_bytes)
         self.sock.settimeout(None)
         if settings.heartbeat_s and Feature.HEARTBEAT in self.grant:
             self._heartbeat_s = settings.heartbeat_s
@@ -242,14 +277,19 @@ class BlockingLink:
 
     def try_oneway(self, message: Message) -> None:
         """Send a call that has no answer if that takes no waiting: for finalizers, which may run inside a call."""
-        if self.closed or self.turn.locked() or self._sending.locked():
+        if self.closed or self.turn.locked() or self.sending.locked():
             return
         self.send_oneway(message, time.monotonic() + CANCEL_GRACE_S)
 
     # --- sending -----------------------------------------------------------------------------------------------
 
     def _post(self, waiter: Waiter | None, message: Message, deadline: float | None) -> None:
-        with self._sending:
+        large = self._large
+        if large is not None and large.active:
+            large.announce(message)
+        with self.sending:
+            if large is not None and large.active:
+                large.arrived(message)
             if self._reader is None and self._poll.poll(0):
                 self._look()
             if self.closed or self.session.going_away:
@@ -267,7 +307,9 @@ class BlockingLink:
                     error.outcome = Outcome.NOT_SENT
                 raise
             try:
-                if not small:
+                if isinstance(data, Outgoing):
+                    pass  # it shares the connection with others, who need the lock
+                elif not small:
                     send_buffers(self.sock, [data, *buffers_of(message.body)], deadline)
                 elif deadline is not None:
                     send_by(self.sock, data, deadline)
@@ -279,8 +321,13 @@ class BlockingLink:
                 self.session.pending.pop(message.seq, None)
                 self._fail(ConnectionClosedError("the connection broke while a request was leaving"))
                 raise as_ours(error, "call", Outcome.NOT_SENT) from error
+        if not small and isinstance(data, Outgoing):
+            assert large is not None, "it took the request over"
+            large.send(data, waiter, deadline)
 
-    def _head(self, message: Message) -> bytes:
+    def _head(self, message: Message) -> bytes | Outgoing:
+        if self._large is not None and len(message.body) > MAX_PIECE:
+            return self._large.leave(message)
         return self._codec.encode_head(message, len(message.body))
 
     def _look(self) -> None:
@@ -400,11 +447,11 @@ class BlockingLink:
     def _send_cancel(self, seq: int) -> bool:
         data = self._encode(self.session.cancel(seq), hmac_key=self._hmac_key)
         until = time.monotonic() + CANCEL_GRACE_S
-        while self._sending.locked():  # acquire() with a time limit would lose the lock to a second interrupt
+        while self.sending.locked():  # acquire() with a time limit would lose the lock to a second interrupt
             if time.monotonic() > until:
                 return False
             time.sleep(CANCEL_CHECK_S)
-        with self._sending:
+        with self.sending:
             try:
                 return self.sock.send(data, socket.MSG_DONTWAIT) == len(data)
             except OSError:
@@ -472,8 +519,16 @@ class BlockingLink:
 
     def _take_other(self, message: Message) -> None:
         self._unanswered = 0
-        if message.type == MessageType.HEARTBEAT:
+        if self._large is not None and message.type in IN_PIECES:
+            whole = self._large.take(message)
+            if whole is not None:
+                self._take(whole)
+        elif message.type == MessageType.HEARTBEAT:
             self._send_aside(alive())
+        elif message.type in (MessageType.INVOKE, MessageType.CANCEL):
+            if self._background is None:
+                raise ProtocolError("the daemon calls an object here, where none was offered")
+            self._background.put(message)
 
     def _heard_nothing(self) -> None:
         """The time for a sign of life is over: ask, or give the peer up after a few questions.
@@ -481,6 +536,8 @@ class BlockingLink:
         Raises:
             ConnectionClosedError: it is given up.
         """
+        if not self.session.pending:
+            return
         if self._unanswered >= QUESTIONS:
             raise silent(self.location, self._heartbeat_s)
         self._unanswered += 1
@@ -488,16 +545,73 @@ class BlockingLink:
 
     def _send_aside(self, message: Message) -> None:
         """Send a small message of our own, unless a thread is sending a request: then there is no need to."""
-        if self._sending.locked():
+        if self.sending.locked():
             return
         data = self._encode(message, hmac_key=self._hmac_key)
-        with self._sending:
+        with self.sending:
             try:
                 sent = self.sock.send(data, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return  # it takes nothing at all at the moment
         if sent != len(data):
             raise ConnectionClosedError(f"{self.location} takes nothing any more")
+
+    # --- being called back ------------------------------------------------------------------------------------------
+
+    @property
+    def codec(self) -> Codec:
+        """The protocol spoken."""
+        return self._codec
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the peer is on this machine."""
+        return is_local(self.sock)  # type: ignore[arg-type]  # it looks at addresses, which any kind has
+
+    def offer_served(self, value: object) -> ProxyState | None:
+        """What stands for an object of a daemon of this process, which may be called over this connection now."""
+        state = served_as(value)
+        if state is not None:
+            daemon = value._pyroDaemon  # type: ignore[attr-defined]  # of our own making: `served_as` asked it
+            with self._offering:
+                home = daemon.home
+                if home is not None and (self._background is None or self._background.callee.over):
+                    self._background = BackgroundLink(self, daemon, home)
+                    self._send_now(self.session.serves(daemon.published_location))
+                    home.run_sync_soon(daemon.begin_answering, self._background.callee)
+        return state
+
+    def read_for_others(self) -> None:
+        """Read as long as the connection lives; for a thread of its own."""
+        reader = Waiter()
+        try:
+            while not self.closed:
+                if self._may_read(reader):
+                    self._read_for_all(reader, None)
+                else:
+                    self._follow(reader, None)
+        except (PyroError, OSError) as error:
+            self._fail(error)
+        finally:
+            self._settle(reader)
+            if self._background is not None:
+                self._background.end()
+
+    def _send_now(self, message: Message) -> None:
+        self.send_buffers([self._encode(message, hmac_key=self._hmac_key)])
+
+    def send_buffers(self, buffers: list[Body]) -> None:
+        """Send encoded messages, from any thread.
+
+        Raises:
+            ConnectionClosedError: the connection is lost.
+        """
+        with self.sending:
+            try:
+                send_buffers(self.sock, buffers, None)
+            except BaseException as error:
+                self._fail(ConnectionClosedError("the connection broke while an answer was leaving"))
+                raise as_ours(error, "answer") from error
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -510,6 +624,10 @@ class BlockingLink:
         with self._guard:
             for follower in list(self._followers):
                 self._wake(follower)
+
+    def fail(self, error: BaseException) -> None:
+        """Close. Calls in flight in other threads end with this error."""
+        self._fail(error)
 
     def close(self) -> None:
         """Close. Calls in flight in other threads end with a ConnectionClosedError."""

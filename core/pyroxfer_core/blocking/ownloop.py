@@ -72,6 +72,11 @@ class SwitchedPool(WorkerPool):
         self._most = threads + queue
         self.own_loop: OwnLoop | None = None
 
+    @property
+    def full(self) -> bool:
+        """Whether a function would have to wait for a thread; the program's own loop is none."""
+        return self.own_loop is None and super().full
+
     async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a function, and wait for it; as `WorkerPool.run`.
 

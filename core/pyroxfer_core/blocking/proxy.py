@@ -31,6 +31,7 @@ from ..uri import Uri
 from ..wire.features import STOCK
 from ..wire.message import Body, Flags, Message, MessageType
 from .asynchronous import call_async
+from .background import read_in_background
 from .config import config
 from .context import NO_OPTIONS, call_options, current_context
 from .forwarding import Forwarding
@@ -59,6 +60,8 @@ class Proxy(Forwarding):
         uri: where the object is; with ``connected_socket`` the object's id.
         connected_socket: talk over this socket, which stays the caller's: there is no handshake on it, and it is
             never closed here.
+        background: read the connection in a thread of its own, so that the daemon at the other end can call objects
+            of this process on it.
         settings: limits, timeouts, serializer; those of ``config`` when left out.
 
     Raises:
@@ -70,6 +73,7 @@ class Proxy(Forwarding):
         uri: Uri | str,
         connected_socket: socket.socket | None = None,
         *,
+        background: bool = False,
         settings: Settings | None = None,
     ) -> None:
         if connected_socket is not None:
@@ -89,6 +93,9 @@ class Proxy(Forwarding):
         self._pyroConnecting = threading.RLock()
         self._pyroSocket = connected_socket
         self._pyroAsynchronous = False
+        self._pyroBackground = background
+        self._pyroVia: Callable[[], Any] | None = None
+        """The way to the object over a connection that the other side made, while there is one."""
         kind = type(self)
         self._pyroHooked = (
             kind._pyroAnnotations is not Proxy._pyroAnnotations
@@ -150,7 +157,7 @@ class Proxy(Forwarding):
         """The same object, over a connection of its own."""
         if self._pyroSocket is not None:
             raise PyroError("a proxy on a connected socket cannot be copied: there is only one socket")
-        copy = type(self)(self._pyroUri, settings=self._pyroSettings)
+        copy = type(self)(self._pyroUri, background=self._pyroBackground, settings=self._pyroSettings)
         copy._pyroHandshake, copy._pyroTimeout = self._pyroHandshake, self._pyroTimeout
         copy._pyroSerializer, copy._pyroMaxRetries = self._pyroSerializer, self._pyroMaxRetries
         copy._pyroMeta, copy._pyroAsynchronous = self._pyroMeta, self._pyroAsynchronous
@@ -281,12 +288,15 @@ class Proxy(Forwarding):
         return used and loses_session(link.metadata, link.grant, self._pyroSettings)
 
     def _pyroConnectAnew(self) -> BlockingLink:
-        link = self._pyroOnSocket(self._pyroSocket) if self._pyroSocket is not None else self._pyroConnect()
+        link = self._pyroVia() if self._pyroVia is not None else None
+        if link is None:
+            link = self._pyroOnSocket(self._pyroSocket) if self._pyroSocket is not None else self._pyroConnect()
         try:
             if link.metadata is not None and not link.metadata.methods and not link.metadata.attrs:
                 raise PyroError(f"remote object at {self._pyroUri} doesn't expose any methods or attributes")
             self._pyroGreeted = link
-            self._pyroValidateHandshake(link.response)
+            if self._pyroVia is None or link.response is not None:
+                self._pyroValidateHandshake(link.response)
         except BaseException:
             link.close()
             raise
@@ -321,7 +331,8 @@ class Proxy(Forwarding):
         failure: CommunicationError | None = None
         for version in versions_to_try(location, settings):
             sock = open_socket(uri, settings, config.PREFER_IP_VERSION)
-            link = BlockingLink(sock, version, settings, str(uri.object), location, self._pyroSeq)
+            args = sock, version, settings, str(uri.object), location, self._pyroSeq
+            link = BlockingLink(*args, background=self._pyroBackground)
             try:
                 link.greet(settings, self._pyroContext, self._pyroHandshake, self._pyroOptions())
             except (ProtocolError, ConnectionClosedError) as error:
@@ -331,6 +342,8 @@ class Proxy(Forwarding):
                 error.outcome = Outcome.NOT_SENT
                 raise
             remember_version(location, version)
+            if self._pyroBackground and link.session.concurrent:
+                read_in_background(link)
             if link.welcome is not None and link.welcome.annotations:
                 self._pyroAnswered(link.welcome)
             return link
@@ -505,7 +518,8 @@ class Proxy(Forwarding):
             return options
         own = own or NO_OPTIONS
         annotations = {**options.annotations, **(hooked or {}), **own.annotations}
-        return CallOptions(None, annotations, own.correlation_id or options.correlation_id, key=own.key)
+        correlation_id = own.correlation_id or options.correlation_id
+        return CallOptions(None, annotations, correlation_id, key=own.key, chain=options.chain)
 
     def _pyroAnswered(self, answer: Message) -> None:
         annotations = user_annotations(answer)

@@ -25,6 +25,11 @@ class Waiter:
         self.answered = False
         """An answer came, even if it was none that can be used."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing to wait for any more."""
+        return self.reply is not None or self.error is not None
+
 
 def seconds_left(deadline: float | None) -> float:
     """As `threading.Lock.acquire` takes it."""

@@ -33,6 +33,7 @@ class Wanted:
     port: int
     expose: str
     key: str | None
+    gatewaykey: str | None
     key_file: Path | None
     timeout: float
     ns: str | None
@@ -61,12 +62,13 @@ class Wanted:
     "-k",
     "-g",
     "--key",
-    "--gatewaykey",
     metavar="KEY",
-    envvar=["PYROXFER_GATEWAY_KEY", "PYRO_HTTPGATEWAY_KEY"],
+    envvar="PYROXFER_GATEWAY_KEY",
+    hide_input=True,
     help="What callers must present. Other users of this machine see what stands on a command line; better set "
     "PYROXFER_GATEWAY_KEY, or use --key-file.",
 )
+@click.option("--gatewaykey", hidden=True, is_eager=True, help="Pyro's long name of --key.")
 @click.option(
     "--key-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -156,7 +158,7 @@ def gateway_options(wanted: Wanted) -> GatewayOptions:
 
 def _key(wanted: Wanted) -> str | None:
     if wanted.key_file is None:
-        return wanted.key
+        return wanted.key or wanted.gatewaykey or os.environ.get("PYRO_HTTPGATEWAY_KEY")
     with wanted.key_file.open(encoding="utf-8") as file:
         key = file.readline(MAX_KEY_FILE).strip()
     if not key:

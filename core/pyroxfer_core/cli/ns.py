@@ -13,9 +13,11 @@ import trio
 from ..errors import CommunicationError
 from ..nameserver.addresses import is_loopback
 from ..nameserver.server import RunningNameServer, no_broadcast_reason, start_ns
+from ..server.door import open_door
 from ..settings import Settings
 from ..uri import NS_PORT
-from ._run import ExitCode, Failure, run
+from ._run import run
+from .access import ServerAccess, server_access
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ _PORT = click.IntRange(0, 65535)
 @click.option(
     "-s",
     "--storage",
-    metavar="memory|sql:FILE",
+    metavar="memory|sql:FILE|etcd:URL",
     help="Where the names live. Default: an SQLite file in the state folder of the user.",
 )
 @click.option("-x", "--nobc", is_flag=True, help="Do not answer broadcasts.")
@@ -68,18 +70,17 @@ _PORT = click.IntRange(0, 65535)
     help="Try all addresses without a lease this often, and remove those that are dead (at least 3).",
 )
 @click.option("--insecure", is_flag=True, help="Allow listening beyond this machine without authentication and TLS.")
-def ns(bcport: int | None, **options: object) -> None:
-    """Run a name server until it is interrupted."""
+@server_access
+def ns(bcport: int | None, access: ServerAccess, **options: object) -> None:
+    """Run a name server until it is interrupted. SIGHUP reads certificate and tokens again."""
     settings = Settings()
     chosen = settings.ns_broadcast_port if bcport is None else bcport
     wanted = Options(bcport=chosen, **options)  # type: ignore[arg-type]  # click gives the declared types
-    if wanted.is_public and not wanted.insecure:
-        text = f"listening on {wanted.host or '*'} lets everybody on the network change the names"
-        raise Failure(f"{text}; say --insecure to do it all the same", ExitCode.REFUSED)
-    run(_serve, wanted, settings)
+    run(_serve, wanted, settings, access)
 
 
-async def _serve(options: Options, settings: Settings) -> None:
+async def _serve(options: Options, settings: Settings, access: ServerAccess) -> None:
+    settings = access.settings(settings.with_changes(insecure=options.insecure))
     try:
         async with start_ns(
             options.host,
@@ -93,12 +94,14 @@ async def _serve(options: Options, settings: Settings) -> None:
             bcport=options.bcport,
             allow_loopback=options.allow_loopback,
             autoclean_s=options.autoclean,
-            settings=settings.with_changes(insecure=options.insecure),
+            settings=settings,
         ) as running:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as stop_signals:
-                await _announce(running, options)
-                async for _ in stop_signals:
-                    break
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+                await _announce(running, options, settings)
+                async for number in signals:
+                    if number != signal.SIGHUP:
+                        break
+                    access.reload_or_say(settings)
     except CommunicationError as error:
         if options.unixsocket is None and str(error).startswith("cannot listen"):
             raise CommunicationError(f"{error}. Is a name server running there already? -p chooses a port") from error
@@ -114,7 +117,7 @@ def _default_storage() -> str:
     return f"sql:{folder / 'nameserver.sqlite'}"
 
 
-async def _announce(running: RunningNameServer, options: Options) -> None:
+async def _announce(running: RunningNameServer, options: Options, settings: Settings) -> None:
     if running.responder is not None:
         click.echo(f"Broadcast server running on {running.responder.location}")
     elif not options.nobc and options.unixsocket is None:
@@ -122,8 +125,9 @@ async def _announce(running: RunningNameServer, options: Options) -> None:
     existing = await running.name_server.count()
     if existing > 1:
         click.echo(f"Persistent store contains {existing} existing registrations.")
-    if options.is_public:
-        click.echo("Warning: no authentication and no TLS. Anyone who can connect can change the names!", err=True)
+    problem = open_door(options.host, settings) if options.is_public else None
+    if problem is not None:
+        click.echo(f"Warning: {problem}. Anyone who can connect can change the names!", err=True)
     address = running.daemon.bound_address or "Unix domain socket"
     click.echo(f"NS running on {running.internal_uri.location} ({address})")
     if running.uri == running.internal_uri:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..errors import CommunicationError, Outcome, ProtocolError, PyroError, RefusedError, SerializeError
+from ..objects.context import CallContext
 from ..serializers.base import Serializer
 from ..serializers.blob import SerializedBlob
 from ..settings import Settings
 from ..wire.blobinfo import write_blob_info
 from ..wire.features import (
     CALL_KEY,
+    CHAIN_KEY,
     DEADLINE_KEY,
     HOP_KEYS,
     MAX_KEY_SIZE,
@@ -47,6 +49,8 @@ class CallOptions:
     """Item requests of a stream in flight at once."""
     key: bytes | None = None
     """Under one key a method of an object runs at most once in the life of a daemon of ours; see `key_bytes`."""
+    chain: bytes | None = None
+    """The chain of the call that this one is made for."""
 
 
 def correlation_bytes(value: uuid.UUID | bytes | None) -> bytes | None:
@@ -136,6 +140,8 @@ def encode_call(
         annotations[DEADLINE_KEY] = grant.deadline(int(deadline_s * 1000))
     if options.key is not None and grant.bits & Feature.KEY:
         annotations[CALL_KEY] = grant.key(options.key)
+    if options.chain is not None and grant.bits & Feature.CHAIN:
+        annotations[CHAIN_KEY] = grant.chain(options.chain)
     try:
         if args and isinstance(args, tuple) and isinstance(args[0], SerializedBlob):
             blob = _only_blob(args, kwargs)
@@ -155,6 +161,14 @@ def encode_call(
         body, compressed = deflated(body, version, settings)
         flags |= compressed
     return Message(MessageType.INVOKE, 0, serializer.name, flags, body, annotations, options.correlation_id)
+
+
+def belongs_to(served: CallContext, request: Message, grant: Grant) -> None:
+    """Let a request tell for which call it is made: stock peers pass a correlation id on, ours also a chain."""
+    if request.correlation_id is None:
+        request.correlation_id = served.correlation_bytes
+    if grant.bits & Feature.CHAIN:
+        request.annotations[CHAIN_KEY] = grant.chain(served.chain)
 
 
 def _only_blob(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> SerializedBlob:

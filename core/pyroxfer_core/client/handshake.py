@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CommunicationError, Outcome, ProtocolError
+from ..errors import AuthenticationError, CommunicationError, Outcome, ProtocolError
 from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..wire.message import Body, Flags, Message, MessageType
+from ..wire.proof import AUTH_KEY, is_denial
 from ..wire.session import ClientSession
 from .calls import CallOptions, deflated, plain_body
 
@@ -54,6 +55,8 @@ def read_welcome(
     body = plain_body(message, settings.max_message_bytes)
     if message.type == MessageType.CONNECTFAIL:
         text = make_serializer(message.serializer, context).loads(body)
+        if is_denial(message.annotations.get(AUTH_KEY)):
+            raise AuthenticationError(f"{location} refused this side: {text}")
         raise CommunicationError(f"connection to {location} rejected: {text}", outcome=Outcome.NOT_SENT)
     value = make_serializer(message.serializer, context).loads(body)
     if version == 48 and not message.flags & Flags.META_ON_CONNECT:

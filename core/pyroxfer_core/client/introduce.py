@@ -26,13 +26,16 @@ async def introduce(connection: Connection, object_id: str, settings: Settings) 
     """
     version = connection.codec.version
     context = SerializerContext(version)
-    session: ClientSession[Any] = ClientSession(0, offer=0)
+    session: ClientSession[Any] = ClientSession(0, offer=0, token=settings.token)
     hello = make_serializer(settings.serializer or "serpent", context)
-    await connection.send(connect_message(session, hello, version, object_id, "hello", settings))
-    answer = await connection.receive()
-    if not isinstance(answer, Message):
-        raise ConnectionClosedError(f"{connection.peer} closed the connection during the handshake")
-    session.receive(answer)
+    while True:
+        await connection.send(connect_message(session, hello, version, object_id, "hello", settings))
+        answer = await connection.receive()
+        if not isinstance(answer, Message):
+            raise ConnectionClosedError(f"{connection.peer} closed the connection during the handshake")
+        session.receive(answer)
+        if not session.is_challenged:
+            break
     try:
         return read_welcome(answer, version, connection.peer, settings, context)
     except CommunicationError as error:

@@ -7,27 +7,40 @@ came; calls that begin in the same turn of the loop leave in one send.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
-from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, SerializeError
+from ..errors import CommunicationError, ConnectionClosedError, Outcome, ProtocolError, PyroError, SerializeError
 from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
+from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..uri import Uri
 from ..wire.features import Feature, Grant
 from ..wire.message import Flags, Message, MessageType
-from ..wire.session import ClientSession, alive
+from ..wire.pieces import Outgoing
+from ..wire.session import IN_PIECES, ClientSession, alive
 from .calls import DAEMON_OBJECT, STREAM_KEY, CallOptions
 from .handshake import connect_message, read_welcome
 from .heartbeat import Pulse, watch
+from .large import LargeMessages
+
+if TYPE_CHECKING:
+    from ..server.callee import Callee
+
+_FROM_CALLER: Final = (MessageType.INVOKE, MessageType.CANCEL)
 
 CANCEL_GRACE_S: Final = 1.0
 """How long a cancelled call may go on sending the rest of what is queued before the connection is given up."""
+
+
+def _never() -> bool:
+    return False
 
 
 ContextFactory = Callable[[int, bool], SerializerContext]
@@ -44,11 +57,15 @@ class Waiter:
         self.error: PyroError | None = None
         self.task: trio.lowlevel.Task | None = None
         self.abandoned = False
-        self.end = 0
-        """Count of bytes queued on the connection at the end of the request."""
+        self.end: int | Outgoing = 0
+        """Count of bytes queued on the connection at the end of the request, or what will know it."""
         self.seq = 0
         self.answered = False
         """An answer came, even if it was none that can be used."""
+
+    def is_settled(self) -> bool:
+        """Whether there is nothing to wait for any more."""
+        return self.reply is not None or self.error is not None
 
     def abort(self, _: RaiseCancelT) -> Abort:
         """The task is cancelled while it waits."""
@@ -84,8 +101,16 @@ class Link:
         self.turn = trio.Lock()
         """Held during a call towards a peer that takes one at a time."""
         self.pulse = Pulse()
+        self.callee: Callee | None = None
+        """Answers what the daemon calls on this connection."""
+        self._background: trio.lowlevel.Task | None = None
+        """Reads when nobody else does, and waits while somebody does."""
         self._token = trio.lowlevel.current_trio_token()
         self._serializers: dict[str, Serializer] = {}
+        self._large: LargeMessages | None = None
+        if Feature.PIECES in self.grant:
+            self._large = LargeMessages(connection, session.pending)
+            connection.in_pieces = self._large.leave
         self._reading = False
         self._flush_planned = False
 
@@ -133,21 +158,25 @@ class Link:
             serializer = self._serializers[name] = make_serializer(name, self.context)
         return serializer
 
-    async def send_oneway(self, end: int) -> None:
+    async def send_oneway(self, end: int | Outgoing) -> None:
         """Wait until a one-way call that was queued has left. Errors before it left whole have outcome NotSent.
 
         Cancelled while it is leaving, the rest of it still leaves, within a second, or the connection is closed.
         """
         try:
             await self.connection.flush()
+            if isinstance(end, Outgoing):
+                await self._send_in_pieces(end)
         except CommunicationError as error:
             error.outcome = self.outcome_at(end)
             raise
         except trio.Cancelled:
+            if isinstance(end, Outgoing) and not end.begun:
+                self.session.forget(end.message)
             await self._flush_in_grace()
             raise
 
-    def post_oneway(self, message: Message) -> int:
+    def post_oneway(self, message: Message) -> int | Outgoing:
         """Queue a call that has no answer, for the next flush. Returns the count of `sent` bytes once it has left.
 
         Raises:
@@ -167,7 +196,7 @@ class Link:
         waiter.seq = message.seq
         return waiter
 
-    def _queue(self, waiter: Waiter | None, message: Message) -> int:
+    def _queue(self, waiter: Waiter | None, message: Message) -> int | Outgoing:
         numbered = False
         try:
             self.session.invoke(waiter, message)
@@ -196,6 +225,8 @@ class Link:
                     await self._let_others_queue()
                 if not connection.flush_nowait():
                     await connection.flush()
+            if type(waiter.end) is Outgoing:
+                await self._send_in_pieces(waiter.end, waiter)
             while waiter.reply is None:
                 if waiter.error is not None:
                     raise waiter.error
@@ -211,6 +242,12 @@ class Link:
         except trio.Cancelled:
             await self.abandon(waiter)
             raise
+
+    async def _send_in_pieces(self, outgoing: Outgoing, waiter: Waiter | None = None) -> None:
+        """Send a large request; it ends early when its answer comes before."""
+        assert self._large is not None, "it took the request over"
+        unwanted = waiter.is_settled if waiter is not None else _never
+        await self._large.sender.send(outgoing, unwanted)
 
     async def _let_others_queue(self) -> None:
         """Let the other tasks of this turn queue their calls too, so that all leave in one send."""
@@ -259,11 +296,55 @@ class Link:
             self.connection.close()
 
     def _take_other(self, message: Message) -> None:
-        if message.type == MessageType.ALIVE:
+        if self._large is not None and message.type in IN_PIECES:
+            whole = self._large.take(message)
+            if whole is not None:
+                self._take(whole)
+        elif message.type == MessageType.ALIVE:
             self.pulse.heard()
         elif message.type == MessageType.HEARTBEAT:
             self.connection.queue(alive())
             self.connection.flush_nowait()
+        elif message.type in _FROM_CALLER:
+            if self.callee is None:
+                raise ProtocolError("the daemon calls an object here, where none was offered")
+            self.callee.take(message)
+
+    def offer_served(self, value: object) -> ProxyState | None:
+        """What stands for an object of a daemon of this process, which may be called over this connection now."""
+        state = served_as(value)
+        if state is not None and (self.callee is None or self.callee.over):
+            value._pyroDaemon.answer_over(self)  # type: ignore[attr-defined]  # of our own making: `served_as` asked it
+        return state
+
+    async def read_for_others(self) -> None:
+        """Read whenever nobody who waits for an answer does, until the connection ends."""
+        while not self.connection.broken:
+            if self._reading:
+                self._background = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._leave_background)
+            else:
+                await self._read_all()
+
+    def _leave_background(self, _: RaiseCancelT) -> Abort:
+        self._background = None
+        return Abort.SUCCEEDED
+
+    async def _read_all(self) -> None:
+        self._reading = True
+        try:
+            while True:
+                event = await self.connection.receive()
+                if event is None:
+                    raise ConnectionClosedError(f"{self.connection.peer} closed the connection")
+                while event is not None:
+                    self._take(event)
+                    event = self.connection.receive_nowait()
+        except PyroError as error:
+            self._fail(error)
+        finally:
+            self._reading = False
+            self._hand_over()
 
     @property
     def awaited(self) -> object:
@@ -288,7 +369,11 @@ class Link:
             pass  # the connection is gone, and the stream with it
 
     def _hand_over(self) -> None:
-        """Wake one waiting call: it finds nobody reading, and reads."""
+        """Wake one waiting call, or who reads for others: it finds nobody reading, and reads."""
+        if self._background is not None:
+            task, self._background = self._background, None
+            trio.lowlevel.reschedule(task)
+            return
         for waiter in self.session.pending.values():
             if waiter.task is not None:
                 task, waiter.task = waiter.task, None
@@ -300,10 +385,15 @@ class Link:
         self.connection.close()
         for waiter in self.session.drop_pending():
             if waiter.error is None and not waiter.abandoned:
-                waiter.error = error
-                if waiter.task is not None:
-                    task, waiter.task = waiter.task, None
-                    trio.lowlevel.reschedule(task)
+                self.finish(waiter, error)
+
+    @staticmethod
+    def finish(waiter: Waiter, error: PyroError) -> None:
+        """End a wait with an error."""
+        waiter.error = error
+        if waiter.task is not None:
+            task, waiter.task = waiter.task, None
+            trio.lowlevel.reschedule(task)
 
     def _outcome(self, waiter: Waiter, error: PyroError) -> PyroError:
         """A copy of the error for this call, with what is certain about it."""
@@ -313,7 +403,7 @@ class Link:
         mine.outcome = Outcome.EXECUTED if waiter.answered else self.outcome_at(waiter.end)
         return mine
 
-    def outcome_at(self, end: int) -> Outcome:
+    def outcome_at(self, end: int | Outgoing) -> Outcome:
         """What is certain about a request that was queued up to this count of bytes, and has no answer."""
         return Outcome.UNKNOWN if self.connection.sent >= end else Outcome.NOT_SENT
 
@@ -326,6 +416,9 @@ class Link:
             return
         if not self.grant.bits & Feature.CANCEL:
             self._fail(ConnectionClosedError("a call on this connection was cancelled"))
+            return
+        if isinstance(waiter.end, Outgoing) and not waiter.end.begun:
+            self.session.forget(waiter.end.message)
             return
         self.connection.queue(self.session.cancel(waiter.seq))
         await self._flush_in_grace()
@@ -365,14 +458,19 @@ async def greet(
     """
     try:
         version = connection.codec.version
-        session: ClientSession[Waiter] = ClientSession(first_seq, Feature.ALL if version == 502 else 0)
+        session: ClientSession[Waiter] = ClientSession(
+            first_seq, Feature.ALL if version == 502 else 0, settings.token
+        )
         context = make_context(version, False)
         hello = make_serializer(serializer, context)
-        await connection.send(connect_message(session, hello, version, object_id, handshake, settings, options))
-        answer = await connection.receive()
-        if not isinstance(answer, Message):
-            raise ConnectionClosedError(f"{location} closed the connection during the handshake")
-        session.receive(answer)
+        while True:
+            await connection.send(connect_message(session, hello, version, object_id, handshake, settings, options))
+            answer = await connection.receive()
+            if not isinstance(answer, Message):
+                raise ConnectionClosedError(f"{location} closed the connection during the handshake")
+            session.receive(answer)
+            if not session.is_challenged:
+                break
         welcome = read_welcome(answer, version, location, settings, context)
     except BaseException:
         connection.close()
@@ -380,6 +478,8 @@ async def greet(
     grant = session.grant
     link = Link(connection, session, make_context(version, Feature.TYPED in grant).granted(grant))
     link.metadata, link.response = welcome.metadata, welcome.response
+    if Feature.REVERSE in session.grant:
+        link.context = replace(link.context, autoproxy=link.offer_served)
     if settings.heartbeat_s and Feature.HEARTBEAT in session.grant:
         watch(link, settings.heartbeat_s)
     return link

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Outcome, SerializeError
 from ..wire.message import Body, Message
+from ..wire.pieces import Outgoing
 from .calls import CallOptions, checked_options, user_annotations
 from .items import ItemStream
 
@@ -87,7 +88,7 @@ class Call:
         """What must be in the object's metadata; None: the method."""
         self.link: Link | None = None
         """Where the request was queued."""
-        self.end = 0
+        self.end: int | Outgoing = 0
         """Count of bytes queued there at its end."""
         self.reply: Message | None = None
         self.certain: Outcome | None = None

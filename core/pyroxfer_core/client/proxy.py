@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from ..transport.connection import open_connection
 from ..uri import Uri
 from ..wire.features import STOCK, Feature
 from ..wire.message import Flags, Message
-from .calls import CallOptions, StreamStart, encode_call, read_reply
+from .calls import CallOptions, StreamStart, belongs_to, encode_call, read_reply
 from .items import ItemStream
 from .link import Link, Waiter, greet
 from .member import Call, Member
@@ -71,6 +71,8 @@ class Proxy:
         self._pyroSeq = 0
         self._pyroBudget = RetryBudget()
         self._pyroConnecting = trio.Lock()
+        self._pyroVia: Callable[[], Link | None] | None = None
+        """The way to the object over a connection that the other side made, while there is one."""
 
     def __repr__(self) -> str:
         state = "connected" if self._pyroLink is not None else "not connected"
@@ -248,8 +250,8 @@ class Proxy:
             self._pyroSettings,
             None if deadline is None else deadline - trio.current_time(),
         )
-        if served is not None and request.correlation_id is None:
-            request.correlation_id = served.known_correlation
+        if served is not None:
+            belongs_to(served, request, link.grant)
         waiter: Waiter | None = None
         if flags & _ONEWAY:
             call.end = link.post_oneway(request)
@@ -305,13 +307,17 @@ class Proxy:
         try:
             if link.metadata is not None and not link.metadata.methods and not link.metadata.attrs:
                 raise PyroError(f"remote object {self._pyroUri!s} doesn't expose any methods or attributes")
-            self._pyroValidateHandshake(link.response)
+            if self._pyroVia is None or link.response is not None:
+                self._pyroValidateHandshake(link.response)
         except BaseException:
             link.close()
             raise
         self._pyroMetadata = link.metadata
 
     async def _pyroConnect(self) -> Link:
+        link = None if self._pyroVia is None else self._pyroVia()
+        if link is not None:
+            return link
         settings = self._pyroSettings
         try:
             with trio.fail_after(settings.connect_timeout_s):

@@ -67,7 +67,7 @@ class Gateway:
         else:
             answer = await self._answer(request, receive)
         extra = list(self.access.cors_headers(request))
-        if request.segments[:1] == [b"pyro"]:
+        if request.correlation_id is not None:
             extra.append((b"x-pyro-correlation-id", str(request.correlation_id).encode()))
         await answer.send(send, receive, extra)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack
 from typing import Final
 
 import trio
 
-from ..client.calls import CallOptions
+from ..client.calls import CallOptions, correlation_bytes
 from ..client.items import ItemStream
 from ..client.member import Call
 from ..errors import Outcome, PyroError, SerializeError, TimeoutError
@@ -52,9 +51,9 @@ class Calls:
         Raises:
             BadRequest: 403 not exposed, 400 an unusable correlation id or arguments for an attribute.
         """
+        request.correlation_id = correlation_id(request)
         if not self._access.is_exposed(name):
             raise BadRequest(403, NOT_EXPOSED)
-        request.correlation_id = correlation_id(request)
         try:
             found = await self._names.lookup(name)
             answer = await self._ask(request, name, found, member, arguments)
@@ -67,8 +66,9 @@ class Calls:
     async def _ask(
         self, request: Request, name: str, found: Found, member: str, arguments: Arguments
     ) -> Answer | StreamAnswer:
-        with ExitStack() as stack:
-            proxy = stack.enter_context(self._pool.proxy(found.uri))
+        lease = self._pool.lease(found.uri)
+        proxy, release = lease.proxy, True
+        try:
             await self._check_member(proxy, name, member)
             if member == METADATA:
                 return Answer(body=_metadata(proxy))
@@ -78,7 +78,8 @@ class Calls:
             except Exception as error:
                 return self._failed(request, call, error)
             if isinstance(result, ItemStream):
-                return self._stream(request, result, stack.pop_all())
+                release = False
+                return self._stream(request, result, lease.release)
             if call.reply is None:
                 return Answer()
             try:
@@ -86,6 +87,9 @@ class Calls:
             except SerializeError as error:
                 error.outcome = Outcome.EXECUTED
                 raise
+        finally:
+            if release:
+                lease.release()
 
     async def _check_member(self, proxy: GatewayProxy, name: str, member: str) -> None:
         """Connect if need be; an object that does not say what it shows is left to answer for itself.
@@ -113,7 +117,7 @@ class Calls:
         Raises:
             BadRequest: an attribute takes no arguments.
         """
-        options = CallOptions(self._options.timeout_s, {}, request.correlation_id.bytes)
+        options = CallOptions(self._options.timeout_s, {}, correlation_bytes(request.correlation_id))
         metadata = proxy._pyroMetadata
         if metadata is not None and member in metadata.attrs:
             if arguments:
@@ -129,13 +133,11 @@ class Calls:
             log.error("a call of %s failed in the gateway", call.method, exc_info=error)
         return failed(error, remote=remote, tracebacks=self.tracebacks(request))
 
-    def _stream(self, request: Request, stream: ItemStream, lease: ExitStack) -> StreamAnswer:
+    def _stream(self, request: Request, stream: ItemStream, release: Callable[[], None]) -> StreamAnswer:
         tracebacks = self.tracebacks(request)
         if "text/event-stream" in request.header(b"accept"):
-            return StreamAnswer(
-                self._parts(stream, tracebacks, as_event), EVENTS, release=lease.close, alive=SSE_COMMENT
-            )
-        return StreamAnswer(self._parts(stream, tracebacks, as_line), JSON_LINES, release=lease.close)
+            return StreamAnswer(self._parts(stream, tracebacks, as_event), EVENTS, release=release, alive=SSE_COMMENT)
+        return StreamAnswer(self._parts(stream, tracebacks, as_line), JSON_LINES, release=release)
 
     async def _parts(self, stream: ItemStream, tracebacks: bool, render: Render) -> AsyncIterator[bytes]:
         """Each item, then the error that ended the stream, or its end."""

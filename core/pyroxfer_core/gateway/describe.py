@@ -101,7 +101,7 @@ class Describer:
         return found
 
     async def _ask(self, uri: Uri) -> Description:
-        with self.pool.proxy(uri) as proxy:
+        with self.pool.lease(uri) as proxy:
             await proxy._pyroConnected()
             metadata = proxy._pyroMetadata
         if metadata is None:
@@ -113,7 +113,7 @@ class Describer:
         """What the daemon says about the object beyond names; nothing from a stock daemon."""
         daemon = Uri.from_state(("PYRO", DAEMON_OBJECT, uri.sockname, uri.host, uri.port))
         try:
-            with self.pool.proxy(daemon) as proxy:
+            with self.pool.lease(daemon) as proxy:
                 await proxy._pyroConnected()
                 metadata = proxy._pyroMetadata
                 if metadata is None or "describe" not in metadata.methods:

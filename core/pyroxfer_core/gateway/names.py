@@ -11,7 +11,7 @@ import trio
 from ..client.calls import CallOptions
 from ..client.items import ItemStream
 from ..client.proxy import Proxy
-from ..errors import CommunicationError, NamingError, Outcome, PyroError, RefusedError
+from ..errors import CommunicationError, NamingError, Outcome, PyroError, RefusedError, TimeoutError
 from ..nameserver.lookup import locate_ns, resolve
 from ..settings import Settings
 from ..uri import Uri
@@ -21,6 +21,10 @@ MAX_REMEMBERED: Final = 10_000
 """Names whose address is remembered."""
 RETRY_S: Final = 1.0
 """How long a name server that was not found is not looked for again."""
+PATIENCE_S: Final = 1.0
+"""How long it is waited for a name server when an earlier answer could be used."""
+TROUBLE_S: Final = 3.0
+"""How long such answers are then used without asking again."""
 ANSWER_WITHIN_S: Final = 10.0
 """How long the name server may take for an answer."""
 _OPTIONS: Final = CallOptions(deadline=ANSWER_WITHIN_S)
@@ -52,6 +56,8 @@ class Names:
         self._options = options
         self._ns: Proxy | None = None
         self._locating = trio.Lock()
+        self._trouble_until = 0.0
+        """Until then what is known is used without asking."""
         self._failed: tuple[float, str] | None = None
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
@@ -64,23 +70,31 @@ class Names:
         """
         known = self._known.get(name)
         now = trio.current_time()
-        if known is not None and now - known.at < self._options.lookup_ttl_s:
+        if known is None or now - known.at >= self._options.stale_lookup_s:
+            return Found(await self._fresh(name))
+        if now - known.at < self._options.lookup_ttl_s:
             return Found(known.uri)
+        if now >= self._trouble_until:
+            try:
+                with trio.move_on_after(PATIENCE_S):
+                    return Found(await self._fresh(name))
+            except NameServerGone:
+                pass  # and what is known is used
+            self._trouble_until = trio.current_time() + TROUBLE_S
+        return Found(known.uri, stale=True)
+
+    async def _fresh(self, name: str) -> Uri:
         try:
             uri = await self._ask("lookup", name)
             if not isinstance(uri, Uri):
                 raise NamingError(f"the name server's answer is not a URI but {type(uri).__name__}")
             if uri.protocol != "PYRO":
                 uri = await resolve(uri, self._settings)
-        except NameServerGone:
-            if known is not None and now - known.at < self._options.stale_lookup_s:
-                return Found(known.uri, stale=True)
-            raise
         except NamingError:
             self._known.pop(name, None)
             raise
         self._remember(name, uri)
-        return Found(uri)
+        return uri
 
     def _remember(self, name: str, uri: Uri) -> None:
         self._known[name] = _Known(uri, trio.current_time())
@@ -133,6 +147,8 @@ class Names:
                     self._ns = None
                     ns._pyroRelease()
                 failure = str(error)
+                if isinstance(error, TimeoutError):
+                    break
         raise NameServerGone(f"the name server does not answer: {failure}", outcome=Outcome.NOT_SENT)
 
     async def _located(self) -> Proxy:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from ..client.proxy import Proxy
 from ..errors import Outcome, RefusedError
@@ -24,14 +22,24 @@ class GatewayProxy(Proxy):
         return SerializerContext(version=version, own=own, registry=_REGISTRY, autoproxy=served_as)
 
 
-class _Lane:
-    """One connection and the requests that use it."""
+class Lease:
+    """One connection, shared by the requests that use it at the moment."""
 
     __slots__ = ("in_use", "proxy")
 
     def __init__(self, proxy: GatewayProxy) -> None:
         self.proxy = proxy
         self.in_use = 0
+
+    def release(self) -> None:
+        """One request less uses it."""
+        self.in_use -= 1
+
+    def __enter__(self) -> GatewayProxy:
+        return self.proxy
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
 
     @property
     def concurrent(self) -> bool:
@@ -51,27 +59,23 @@ class Pool:
         self._settings = settings
         self._max_objects = max_objects
         self._per_object = per_object
-        self._lanes: OrderedDict[Uri, list[_Lane]] = OrderedDict()
+        self._lanes: OrderedDict[Uri, list[Lease]] = OrderedDict()
 
     def __repr__(self) -> str:
         lanes = sum(map(len, self._lanes.values()))
         return f"<Pool of {lanes} connections to {len(self._lanes)} objects>"
 
-    @contextmanager
-    def proxy(self, uri: Uri) -> Iterator[GatewayProxy]:
-        """A proxy for one request.
+    def lease(self, uri: Uri) -> Lease:
+        """A proxy for one request, which releases it at its end.
 
         Raises:
             RefusedError: connections to ``max_objects`` other objects are in use (outcome NotSent).
         """
-        lane = self._choose(uri)
-        lane.in_use += 1
-        try:
-            yield lane.proxy
-        finally:
-            lane.in_use -= 1
+        lease = self._choose(uri)
+        lease.in_use += 1
+        return lease
 
-    def _choose(self, uri: Uri) -> _Lane:
+    def _choose(self, uri: Uri) -> Lease:
         lanes = self._lanes.get(uri)
         if lanes is None:
             self._make_room()
@@ -80,7 +84,7 @@ class Pool:
             self._lanes.move_to_end(uri)
         best = min(lanes, key=lambda lane: lane.in_use, default=None)
         if best is None or (best.in_use and not best.concurrent and len(lanes) < self._per_object):
-            best = _Lane(GatewayProxy(uri, settings=self._settings))
+            best = Lease(GatewayProxy(uri, settings=self._settings))
             lanes.append(best)
         return best
 

@@ -51,7 +51,8 @@ class Request:
     root_path: str
     trusted: bool = False
     """On loopback, or with the right key: may see tracebacks and addresses."""
-    correlation_id: uuid.UUID = field(default_factory=uuid.uuid4)
+    correlation_id: uuid.UUID | None = None
+    """Of a call; passed on and back."""
 
     def header(self, name: bytes) -> str:
         """The value as text, or ``""``."""

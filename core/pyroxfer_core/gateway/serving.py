@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import trio
 
+from ..certificates import tls_server_context
 from ..errors import SecurityError
-from ..transport.sockets import bind_tcp, is_loopback_host, reason_of
+from ..transport.sockets import bind_tcp, is_loopback_host
 from .asgi import Gateway
 from .http.limits import Limits
-from .http.server import HttpServer, Listener
+from .http.server import HttpServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +63,21 @@ async def serve_gateway(
     limits = limits or Limits(body_bytes=options.max_body_bytes)
     sock = bind_tcp(host, port)
     address = sock.getsockname()
-    plain = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-    listener: Listener = plain
-    if ssl_context is not None:
-        listener = trio.SSLListener(plain, ssl_context, https_compatible=True)
     server = HttpServer(gateway, limits)
     running = RunningGateway(gateway, server, address[0], address[1], ssl_context is not None)
     task_status.started(running)
     try:
-        await server.serve([listener], trio.Event() if stop is None else stop)
+        await server.serve([sock], trio.Event() if stop is None else stop, ssl_context)
     finally:
         gateway.close()
 
 
 def tls_context(certificate: str, private_key: str | None) -> ssl.SSLContext:
-    """What TLS is spoken with.
+    """What HTTPS is spoken with.
 
     Raises:
-        ValueError: the files are missing, or are not what they should be.
+        SecurityError: the files are missing, or are not what they should be.
     """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context = tls_server_context(certificate, private_key)
     context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(certificate, private_key)
-    except (OSError, ssl.SSLError) as error:
-        raise ValueError(f"cannot use the certificate {certificate}: {reason_of(error)}") from None
     return context

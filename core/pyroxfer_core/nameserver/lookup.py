@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from ..client.proxy import Proxy
-from ..errors import NamingError, PyroError
+from ..errors import AuthenticationError, NamingError, PyroError
 from ..settings import Settings
 from ..uri import Uri
 from .addresses import is_loopback
@@ -125,8 +125,8 @@ async def _connected(where: Uri, settings: Settings, failures: list[str]) -> Pro
         await proxy._pyroBind()
     except BaseException as error:
         proxy._pyroRelease()
-        if not isinstance(error, PyroError):
-            raise
+        if not isinstance(error, PyroError) or isinstance(error, AuthenticationError):
+            raise  # it is there, and does not let us in
         failures.append(str(error))
         return None
     return proxy

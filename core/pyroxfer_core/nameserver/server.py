@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
+from ..errors import NamingError
 from ..server.daemon import Daemon
 from ..settings import Settings
 from ..uri import NS_PORT, Uri
@@ -16,9 +17,10 @@ from .addresses import is_loopback
 from .background import in_background
 from .broadcast import BroadcastResponder, open_responder
 from .cleaning import Cleaner
+from .keeping import GOODBYE_S, RENEWALS, TTL_S
 from .rules import NAME_SERVER
 from .service import NameServer
-from .storage import Entry, open_registry
+from .storage import Address, Entry, Lease, Registry, open_registry
 
 OWN_TAGS: Final = frozenset({"class:Pyro4.naming.NameServer", "class:Pyro5.nameserver.NameServer"})
 """Metadata of the own entry: programs of either library find it by the tag of theirs."""
@@ -64,7 +66,7 @@ async def start_ns(
 
     Args:
         port: 0 picks a free one.
-        storage: ``memory`` or ``sql:FILE``.
+        storage: ``memory``, ``sql:FILE`` or ``etcd:URL``.
         broadcast: answer broadcasts; never done on a unix socket, a loopback address or IPv6.
         bchost: address to listen on for broadcasts, empty for all; ``bcport`` defaults to
             ``settings.ns_broadcast_port``.
@@ -85,8 +87,8 @@ async def start_ns(
         stack.callback(daemon.close)
         daemon.bind()
         name_server = NameServer(opened, allow_loopback=allow_loopback)
-        await opened.put(NAME_SERVER, Entry.single(str(daemon.register(name_server, NAME_SERVER)), OWN_TAGS))
         await stack.enter_async_context(in_background(opened.run))
+        await stack.enter_async_context(own_entry(opened, str(daemon.register(name_server, NAME_SERVER))))
         if autoclean_s:
             await stack.enter_async_context(in_background(Cleaner(opened, autoclean_s).run))
         responder = None
@@ -96,6 +98,37 @@ async def start_ns(
             await stack.enter_async_context(in_background(responder.run))
         await stack.enter_async_context(daemon)
         yield RunningNameServer(daemon, name_server, responder)
+
+
+@asynccontextmanager
+async def own_entry(registry: Registry, uri: str) -> AsyncIterator[None]:
+    """The entry of a name server itself. In a registry that several share it is one address of them, on a lease."""
+    if not registry.is_shared:
+        await registry.put(NAME_SERVER, Entry.single(uri, OWN_TAGS))
+        yield
+        return
+    lease = await _add_own(registry, uri)
+
+    async def renew() -> None:
+        nonlocal lease
+        while True:
+            await trio.sleep(lease.ttl / RENEWALS)
+            with suppress(NamingError):  # said by the registry; it is tried again
+                if await registry.renew(lease.id) is None:
+                    lease = await _add_own(registry, uri)
+
+    try:
+        async with in_background(renew):
+            yield
+    finally:
+        with trio.move_on_after(GOODBYE_S, shield=True), suppress(NamingError):
+            await registry.revoke(lease.id)
+
+
+async def _add_own(registry: Registry, uri: str) -> Lease:
+    lease = await registry.grant(TTL_S)
+    await registry.add(NAME_SERVER, Address(uri, OWN_TAGS, frozenset({48, 502}), lease.id, lease.ttl))
+    return lease
 
 
 def no_broadcast_reason(daemon: Daemon) -> str | None:

@@ -6,6 +6,7 @@ import builtins
 import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Final
 
 import trio
@@ -33,6 +34,9 @@ MAX_ENTRIES: Final = 200_000
 """Names one server holds: 100 MB of usual entries."""
 MAX_ADDRESSES: Final = 100
 """Addresses of one name."""
+
+STALE: Final = "PXST"
+"""Annotation of an answer that comes from memory: for how many seconds (u32) the storage has not been reachable."""
 
 Tags = set[str] | builtins.list[str]
 """Metadata as the caller's library has it: a list towards protocol 48, a set towards 502."""
@@ -80,6 +84,7 @@ class NameServer:
             NamingError: ``unknown name: …``, or no address of it speaks the caller's protocol.
         """
         entry = await self._registry.get(check_name(name))
+        self._say_if_stale()
         if entry is None:
             raise NamingError(f"unknown name: {name}")
         uri = Uri(_choose(name, entry))
@@ -192,7 +197,7 @@ class NameServer:
         if prefix:
             return _listing(await self._by_prefix(prefix), return_metadata)
         query = _tag_query(metadata_all, metadata_any)
-        entries = await self._registry.select(query)
+        entries = await self._select(query)
         return _listing(entries if query == Query() else _usable(entries), return_metadata)
 
     async def yplookup(self, meta_all: Any = None, meta_any: Any = None, return_metadata: bool = True) -> Listing:
@@ -206,7 +211,7 @@ class NameServer:
         query = _tag_query(meta_all or None, meta_any or None)
         if query == Query():
             return {}
-        return _listing(_usable(await self._registry.select(query)), return_metadata)
+        return _listing(_usable(await self._select(query)), return_metadata)
 
     # --- beyond Pyro -------------------------------------------------------------------------------------------
 
@@ -235,6 +240,7 @@ class NameServer:
             NamingError: ``unknown name: …``.
         """
         entry = await self._registry.get(check_name(name))
+        self._say_if_stale()
         if entry is None:
             raise NamingError(f"unknown name: {name}")
         return details(entry)
@@ -273,20 +279,29 @@ class NameServer:
         if ttl is not None and lease is not None:
             raise ValueError("give either ttl or lease, not both")
         if lease is not None:
-            seconds = await self.renew(lease)
-        elif ttl is not None:
-            seconds = check_ttl(ttl)
-            lease = await self._registry.grant(seconds)
-        else:
+            return replace(address, lease=lease, ttl=await self.renew(lease))
+        if ttl is None:
             return address
-        return Address(address.uri, address.metadata, address.protocols, lease, seconds)
+        granted = await self._registry.grant(check_ttl(ttl))
+        return replace(address, lease=granted.id, ttl=granted.ttl)
+
+    async def _select(self, query: Query) -> dict[str, Entry]:
+        entries = await self._registry.select(query)
+        self._say_if_stale()
+        return entries
+
+    def _say_if_stale(self) -> None:
+        """Mark an answer that comes from memory because the storage cannot be reached."""
+        seconds, caller = self._registry.stale_s, _caller()
+        if seconds is not None and caller is not None:
+            caller.response_annotations[STALE] = min(int(seconds), 2**32 - 1).to_bytes(4)
 
     async def _by_prefix(self, prefix: str) -> dict[str, Entry]:
-        return await self._registry.select(Query(prefix=check_name(prefix, "prefix")))
+        return await self._select(Query(prefix=check_name(prefix, "prefix")))
 
     async def _by_regex(self, regex: Any) -> dict[str, Entry]:
         check_name(regex, "regex")
-        entries = await self._registry.select(Query())
+        entries = await self._select(Query())
         return {name: entries[name] for name in await matching_names(regex, entries, self._regex_children)}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 import uuid
 import weakref
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
+from ..access import Identity
 from ..errors import PyroError
 from ..wire.message import Body, Message
 
@@ -56,6 +58,10 @@ class Caller(Protocol):
         """Whether the other side is this library, which speaks both protocols."""
 
     @property
+    def identity(self) -> Identity | None:
+        """Who it is, if anybody asked."""
+
+    @property
     def resources(self) -> TrackedResources:
         """What is closed with it."""
 
@@ -66,12 +72,13 @@ class CallContext:
     One is made for every call, and few calls look at theirs: all but the two facts it is made of is found on demand.
     """
 
-    __slots__ = ("_correlation", "_response_annotations", "client", "deadline", "message")
+    __slots__ = ("_chain", "_correlation", "_response_annotations", "client", "deadline", "message")
 
     def __init__(self, client: Caller, message: Message) -> None:
         self.client: Any = client
         """The connection it came over."""
         self.message = message
+        self._chain: bytes
         self._correlation: bytes | uuid.UUID | None = message.correlation_id
         self._response_annotations: dict[str, Body] | None = None
         self.deadline: float | None = None
@@ -118,6 +125,12 @@ class CallContext:
         return self.client.address
 
     @property
+    def identity(self) -> Identity | None:
+        """Who the caller is: ``name``, and ``how`` that is known (token, mtls, hmac); None when nobody asked."""
+        known: Identity | None = self.client.identity
+        return known
+
+    @property
     def correlation_id(self) -> uuid.UUID:
         """The caller's id; a fresh random one when there was none."""
         known = self._correlation
@@ -141,6 +154,26 @@ class CallContext:
         """The 16 bytes of the caller's id, or of one that was asked for or set here; None when there is none."""
         known = self._correlation
         return known.bytes if isinstance(known, uuid.UUID) else known
+
+    @property
+    def known_chain(self) -> bytes | None:
+        """The 16 bytes of `chain`, once a call was made for this one, or it belongs to one already."""
+        try:
+            return self._chain
+        except AttributeError:  # few calls have one
+            return None
+
+    @property
+    def chain(self) -> bytes:
+        """The same for all calls that are made, directly or not, while this one runs, and for this one itself."""
+        known = self.known_chain
+        if known is None:
+            known = self._chain = secrets.token_bytes(16)
+        return known
+
+    @chain.setter
+    def chain(self, value: bytes) -> None:
+        self._chain = value
 
     @property
     def protocol(self) -> int:

@@ -35,6 +35,10 @@ class Entry:
     """Calls of one connection may run at once."""
     weak: bool = False
     """Stands for one object that is not kept alive: ``creator`` finds it."""
+    fixed: Any = None
+    """The object that every call goes to, once it is known; None when there is none such."""
+    keeps_order: bool = True
+    """Some of its calls on one connection must not run at once."""
 
 
 class ObjectTable:
@@ -101,10 +105,17 @@ class ObjectTable:
         elif entry is not None and (isinstance(thing, str) or thing is entry.target):
             del self._entries[object_id]
             if entry.is_class:
-                self._singles.pop(entry.target, None)
+                self._drop_single(entry.target)
             _unmark(entry.target)
         elif not isinstance(thing, str):
             _unmark(thing)  # another object took its id
+
+    def _drop_single(self, clazz: type) -> None:
+        """The next call on any entry of a class makes a new object."""
+        self._singles.pop(clazz, None)
+        for entry in self._entries.values():
+            if entry.target is clazz:
+                entry.fixed = None
 
     def get(self, object_id: str) -> Entry:
         """The entry of an id.
@@ -159,14 +170,17 @@ class ObjectTable:
         with self._lock:
             if clazz not in self._singles:
                 self._singles[clazz] = _create(entry)
-            return self._singles[clazz]
+            entry.fixed = self._singles[clazz]
+            return entry.fixed
 
 
 def _make_entry(object_id: str, thing: Any) -> Entry:
     is_class = inspect.isclass(thing)
     mode, creator = getattr(thing, "_pyroInstancing", ("session", None)) if is_class else ("instance", None)
     concurrent = mode != "session" or bool(getattr(thing, "_pyroConcurrent", False))
-    return Entry(object_id, thing, is_class, exposed(thing), mode, creator, concurrent)
+    fixed = None if is_class else thing
+    keeps_order = not concurrent or object_id == DAEMON_ID
+    return Entry(object_id, thing, is_class, exposed(thing), mode, creator, concurrent, False, fixed, keeps_order)
 
 
 def _make_weak_entry(object_id: str, thing: Any) -> Entry:
@@ -181,7 +195,7 @@ def _make_weak_entry(object_id: str, thing: Any) -> Entry:
             raise DaemonError("unknown object")
         return found
 
-    return Entry(object_id, type(thing), True, exposed(thing), "percall", find, True, weak=True)
+    return Entry(object_id, type(thing), True, exposed(thing), "percall", find, True, weak=True, keeps_order=False)
 
 
 def _unmark(thing: Any) -> None:

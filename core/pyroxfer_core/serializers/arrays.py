@@ -79,7 +79,7 @@ def read_array(data: bytes, parts: Parts) -> Any:
     dtype = np.dtype(dtype_text)
     if dtype.hasobject or dtype.names is not None:
         raise SerializeError("msgpack: malformed array")
-    raw = bytearray(where) if isinstance(where, bytes) else parts.take(where)
+    raw = bytearray(where) if isinstance(where, bytes) else parts.memory(where)
     if math.prod(shape) * dtype.itemsize != len(raw):
         raise SerializeError(f"msgpack: {len(raw)} bytes are not an array of {dtype_text} with shape {tuple(shape)}")
     flat = np.frombuffer(raw, dtype) if len(raw) else np.empty(0, dtype)

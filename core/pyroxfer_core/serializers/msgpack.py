@@ -15,8 +15,9 @@ import msgpack
 
 from ..errors import SerializeError
 from ..wire.message import Body
+from ..wire.scattered import Scattered, joined
 from .arrays import ARRAY, is_array, read_array, write_array
-from .base import Arguments, Serializer, SerializerContext
+from .base import Arguments, Call, Serializer, SerializerContext, check_call
 from .classes import CLASS_MARK, ClassCodec
 from .json import array_to_plain
 from .outofband import LARGE, MAX_PARTS, NO_PARTS, PART, Parts, PartWriter, has_parts, is_large, split
@@ -62,6 +63,10 @@ class _PlainPacker:
 
 
 _PLAIN: Final = _PlainPacker()
+_TINY: Final = frozenset({type(None), bool, int, float})
+_pack_tiny: Final = msgpack.Packer(strict_types=True).pack
+unpackb: Final = msgpack.unpackb
+"""The packer and the reader of what is in most messages, without a search by name."""
 
 
 class _StockForm:
@@ -189,9 +194,9 @@ class _OwnForm:
             return self._default(parts, depth, _mark(value, parts))
         return _mark(value, parts)
 
-    def unpack_with_parts(self, body: Body) -> tuple[Any, Body]:
-        """The value of a body with parts behind it, and the msgpack body alone."""
-        packed, parts = split(body)
+    def unpack_large(self, body: Body) -> tuple[Any, Body]:
+        """The value of a body that came in pieces or has parts behind it, and the msgpack body alone."""
+        packed, parts = split(body) if has_parts(body) else (joined(body), NO_PARTS)
         hook = partial(self._unpack_extension, parts, 0)
         value = msgpack.unpackb(packed, raw=False, strict_map_key=False, ext_hook=hook)
         parts.finish()
@@ -347,6 +352,43 @@ class MsgpackSerializer(Serializer):
                 pass
         return super().dumps_call(object_id, method, args, kwargs)
 
+    def dumps(self, value: Any) -> Body:
+        """The body of one value. The commonest are written alike in both forms, and at once."""
+        if type(value) in _TINY:
+            try:
+                return _pack_tiny(value)  # type: ignore[no-any-return]  # bytes
+            except (OverflowError, ValueError):  # a large integer
+                pass
+        return super().dumps(value)
+
+    def loads_call(self, body: Body) -> Call:
+        """The call of a body. Plain ones are read and judged at once."""
+        if type(body) is bytes and CLASS_MARK not in body:
+            try:
+                parts = unpackb(body, raw=False, strict_map_key=False, ext_hook=self._unpack_extension)
+                object_id, method, args, kwargs = parts
+            except Exception:  # noqa: S110  # what is wrong is said below
+                pass
+            else:
+                if (
+                    type(object_id) is type(method) is str
+                    and type(args) is list
+                    and type(kwargs) is dict
+                    and not kwargs
+                ):
+                    return object_id, method, args, kwargs
+                return check_call(parts)
+        return super().loads_call(body)
+
+    def loads(self, body: Body) -> Any:
+        """The value of a body."""
+        if type(body) is bytes and CLASS_MARK not in body:
+            try:
+                return unpackb(body, raw=False, strict_map_key=False, ext_hook=self._unpack_extension)
+            except Exception:  # noqa: S110  # what is wrong is said below
+                pass
+        return super().loads(body)
+
     def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body:
         return self._form.pack_call(object_id, method, args, kwargs)
 
@@ -356,10 +398,10 @@ class MsgpackSerializer(Serializer):
     def _read(self, body: Body) -> Any:
         try:
             value = msgpack.unpackb(body, raw=False, strict_map_key=False, ext_hook=self._unpack_extension)
-        except msgpack.FormatError:
-            if self._own is None or not has_parts(body):
+        except (msgpack.FormatError, TypeError):  # neither comes of a small body that is well-formed
+            if self._own is None or not (isinstance(body, Scattered) or has_parts(body)):
                 raise
-            value, body = self._own.unpack_with_parts(body)
+            value, body = self._own.unpack_large(body)
         return value if type(body) is bytes and CLASS_MARK not in body else self._revive(body, value)
 
     _read_call = _read

@@ -14,7 +14,7 @@ import msgpack
 from ..errors import SerializeError
 from ..wire.frame import body_size
 from ..wire.message import Body
-from ..wire.scattered import scattered
+from ..wire.scattered import Scattered, buffers_of, scattered
 
 LARGE: Final = 16 * 1024
 """Bytes of a value from which it travels behind the body."""
@@ -82,34 +82,47 @@ class PartWriter:
 
 
 class Parts:
-    """What came behind one body; each part is used exactly once."""
+    """What came behind one body; each part is used exactly once.
 
-    __slots__ = ("_views",)
+    Args:
+        places: where each part begins and ends in the body.
+    """
 
-    def __init__(self, views: list[memoryview | None]) -> None:
-        self._views = views
+    __slots__ = ("_body", "_places")
 
-    def take(self, index: int) -> memoryview:
-        """The part of that index.
+    def __init__(self, body: Scattered, places: list[tuple[int, int] | None]) -> None:
+        self._body = body
+        self._places = places
+
+    def take(self, index: int) -> tuple[int, int]:
+        """Where the part of that index is.
 
         Raises:
             SerializeError: there is none, or it was used before.
         """
-        view = self._views[index] if index < len(self._views) else None
-        if view is None:
+        place = self._places[index] if index < len(self._places) else None
+        if place is None:
             raise SerializeError(f"msgpack: there is no unused part {index} behind the body")
-        self._views[index] = None
-        return view
+        self._places[index] = None
+        return place
 
     def read(self, data: bytes) -> bytes | bytearray:
-        """The bytes that an extension stands for."""
+        """The bytes that an extension stands for; not copied if they came in an object of their own."""
         if len(data) != _REFERENCE.size:
             raise SerializeError("msgpack: malformed reference to a part behind the body")
         index, kind = _REFERENCE.unpack(data)
         if kind not in (_BYTES, _BYTEARRAY):
             raise SerializeError(f"msgpack: a part behind the body has the unknown kind {kind}")
-        view = self.take(index)
-        return bytes(view) if kind == _BYTES else bytearray(view)
+        place = self.take(index)
+        if kind == _BYTEARRAY:
+            return bytearray().join(self._body.cut(*place))
+        whole = self._body.whole(*place)
+        return whole if type(whole) is bytes else b"".join(self._body.cut(*place))
+
+    def memory(self, index: int) -> memoryview:
+        """A part that may be written to, in one piece."""
+        views = self._body.cut(*self.take(index))
+        return views[0] if len(views) == 1 and not views[0].readonly else memoryview(bytearray().join(views))
 
     def finish(self) -> None:
         """Everything was read.
@@ -117,40 +130,42 @@ class Parts:
         Raises:
             SerializeError: a part was not used.
         """
-        if any(view is not None for view in self._views):
+        if any(place is not None for place in self._places):
             raise SerializeError("msgpack: a part behind the body belongs to no value")
 
 
-NO_PARTS: Final = Parts([])
+NO_PARTS: Final = Parts(Scattered([]), [])
 
 
 def has_parts(body: Body) -> bool:
     """Whether there is something behind a body."""
-    return len(body) > 0 and body[0] == MARK
+    buffers = buffers_of(body)
+    return bool(buffers) and buffers[0][0] == MARK
 
 
-def split(body: Body) -> tuple[memoryview, Parts]:
+def split(body: Body) -> tuple[bytes, Parts]:
     """The msgpack body, and what is behind it.
 
     Raises:
         SerializeError: the lengths do not add up.
     """
-    view = memoryview(body)
-    if len(view) < _TABLE.size:
+    whole = body if isinstance(body, Scattered) else Scattered([body])
+    size = len(whole)
+    if size < _TABLE.size:
         raise SerializeError("msgpack: the table of parts is cut short")
-    mark, reserved, count, packed = _TABLE.unpack_from(view)
+    mark, reserved, count, packed = _TABLE.unpack(b"".join(whole.cut(0, _TABLE.size)))
     begin = _TABLE.size + 4 * count
-    if mark != MARK or reserved or not 1 <= count <= MAX_PARTS or len(view) < begin + packed:
+    if mark != MARK or reserved or not 1 <= count <= MAX_PARTS or size < begin + packed:
         raise SerializeError("msgpack: malformed table of parts")
     end = begin + packed
-    views: list[memoryview | None] = []
-    for length in struct.unpack_from(f"!{count}I", view, _TABLE.size):
+    places: list[tuple[int, int] | None] = []
+    for (length,) in struct.iter_unpack("!I", b"".join(whole.cut(_TABLE.size, begin))):
         start = end + -end % _ALIGNMENT
         end = start + length
-        views.append(view[start:end])
-    if end != len(view):
+        places.append((start, end))
+    if end != size:
         raise SerializeError("msgpack: the lengths of the parts do not add up to the body")
-    return view[begin : begin + packed], Parts(views)
+    return b"".join(whole.cut(begin, begin + packed)), Parts(whole, places)
 
 
 def is_large(value: Any) -> bool:

@@ -11,13 +11,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..errors import ConnectionClosedError, DaemonError, PyroError, RefusedError, SecurityError
+from ..errors import ConnectionClosedError, DaemonError, PyroError, RefusedError
 from ..objects.context import CallContext, current_context_var
-from ..objects.describe import describe_members
+from ..objects.documentation import describe_members
 from ..objects.expose import Metadata, expose, oneway, reset_exposed
 from ..objects.table import DAEMON_ID, ObjectTable
 from ..serializers.base import SerializerContext
@@ -26,14 +26,18 @@ from ..settings import Settings
 from ..transport.connection import Connection
 from ..transport.listen import serve_connections
 from ..transport.side import SideStreamHandler
-from ..transport.sockets import bind_tcp, bind_unix, is_loopback_host, remove_socket_file
+from ..transport.sockets import bind_tcp, bind_unix, remove_socket_file
 from ..uri import Uri
 from ..wire.message import Body
-from .handshake import Hello, Judge, Verdict
+from .door import refuse_open_door
+from .hello import Hello, Judge, Verdict
 from .keys import KeyTable
 from .peer import Peer
 from .streams import StreamTable
 from .workers import WorkerPool
+
+if TYPE_CHECKING:
+    from .callee import Callee
 
 log = logging.getLogger("pyroxfer.server")
 
@@ -61,8 +65,9 @@ class Daemon:
     refused, running ones may go on for ``settings.shutdown_grace_s``, then what is left is cut.
 
     Args:
-        host: where to listen; empty listens everywhere. Beyond loopback needs ``Settings(insecure=True)``, an
-            ``hmac_key``, or an overridden `validateHandshake`.
+        host: where to listen; empty listens everywhere. Beyond loopback needs TLS, and one of: tokens, client
+            certificates, an authenticator, an ``hmac_key``, an overridden `validateHandshake`. Or
+            ``Settings(insecure=True)``.
         port: 0 picks a free one.
         unixsocket: path to listen on instead.
         nathost: host name published in URIs instead of ``host``.
@@ -96,7 +101,11 @@ class Daemon:
         self.epoch = secrets.token_bytes(16)
         """Changes with every daemon."""
         self.peers: set[Peer] = set()
+        self.callees: set[Callee] = set()
+        """Answer on connections that this process made to other daemons."""
         self.draining = False
+        self.home: trio.lowlevel.TrioToken | None = None
+        """The loop that serves it, while it is served."""
         self.side_stream_handler: SideStreamHandler | None = None
         """Called with each raw side stream, in a task of its own; the stream is closed when it returns."""
         self._host = host
@@ -167,19 +176,9 @@ class Daemon:
         if self._unixsocket is not None:
             self._listener = bind_unix(self._unixsocket)
             return
-        self._refuse_open_door()
+        refuse_open_door(self._host, self.settings, guarded=self.validates)
         self._listener = bind_tcp(self._host, self._port)
         self._port = self._listener.getsockname()[1]
-
-    def _refuse_open_door(self) -> None:
-        settings = self.settings
-        guarded = type(self).validateHandshake is not Daemon.validateHandshake or settings.hmac_key is not None
-        if settings.insecure or guarded or is_loopback_host(self._host):
-            return
-        raise SecurityError(
-            f"listening on {self._host or '0.0.0.0'} lets everybody on the network in: "  # noqa: S104  # a text
-            "override validateHandshake, set Settings(hmac_key=…), or say Settings(insecure=True)"
-        )
 
     @property
     def location(self) -> str:
@@ -210,6 +209,11 @@ class Daemon:
         """The published address when it differs from the internal one."""
         return None if self._nathost is None else _place(self._nathost, self._natport or self._port)
 
+    @property
+    def published_location(self) -> str:
+        """Where the URIs of its objects lead to."""
+        return self.nat_location or self.location
+
     # --- serving -----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Daemon:
@@ -218,6 +222,7 @@ class Daemon:
         self._manager = trio.open_nursery()
         nursery = await self._manager.__aenter__()
         await nursery.start(self._serve_all, self._listener)
+        self.home = trio.lowlevel.current_trio_token()
         return self
 
     async def __aexit__(
@@ -244,11 +249,12 @@ class Daemon:
         if nursery is None:
             return
         self.draining = True
+        self.home = None
         try:
             with trio.move_on_after(self.settings.shutdown_grace_s):
-                for peer in list(self.peers):
+                for peer in (*self.peers, *self.callees):
                     peer.go_away()
-                if self._calls_running:
+                while self._calls_running:  # an answer that leaves in pieces counts once it has begun to leave
                     self._drained = trio.Event()
                     await self._drained.wait()
                 await self._send_last_answers()
@@ -261,10 +267,10 @@ class Daemon:
 
     @property
     def _calls_running(self) -> bool:
-        return self._detached > 0 or any(peer.in_flight for peer in self.peers)
+        return self._detached > 0 or any(peer.in_flight for peer in (*self.peers, *self.callees))
 
     async def _send_last_answers(self) -> None:
-        for peer in list(self.peers):
+        for peer in (*self.peers, *self.callees):
             try:
                 await peer.connection.flush()
             except ConnectionClosedError:
@@ -324,11 +330,36 @@ class Daemon:
             self._detached -= 1
             self.call_ended()
 
+    def answer_over(self, link: Any) -> None:
+        """Let the daemon at the other end of a client's connection call the objects served here, on that connection.
+
+        Nothing happens unless this daemon is being served in the loop that the connection belongs to.
+        """
+        if self._nursery is None or self.draining or not link.in_own_loop():
+            return
+        from .callee import Callee  # only programs that hand out their own objects need it
+
+        callee = link.callee = Callee(self, link)
+        link.connection.queue(link.session.serves(self.published_location))
+        self.begin_answering(callee)
+
+    def begin_answering(self, callee: Callee) -> None:
+        """Let it answer as long as this daemon is served."""
+        if self._nursery is None:
+            callee.over = True
+            return
+        self.callees.add(callee)
+        self._nursery.start_soon(callee.serve)
+
+    def lead_back(self, proxy: Any, way: Callable[[], Any]) -> None:
+        """Have a proxy that a client sent call over that client's connection, as long as ``way`` gives a link."""
+        proxy._pyroVia = way
+
     def statistics(self) -> DaemonStatistics:
         """Counts at this moment."""
         return DaemonStatistics(
             connections=len(self.peers),
-            calls_in_flight=sum(peer.in_flight for peer in self.peers),
+            calls_in_flight=sum(peer.in_flight for peer in (*self.peers, *self.callees)),
             busy_threads=self.pool.busy,
             streams=len(self.streams),
             objects=len(self.table.ids()),
@@ -363,6 +394,11 @@ class Daemon:
         except Exception:
             log.exception("clientDisconnect failed")
 
+    @property
+    def validates(self) -> bool:
+        """Whether `validateHandshake` is overridden."""
+        return type(self).validateHandshake is not Daemon.validateHandshake
+
     # --- what a connection needs -------------------------------------------------------------------------------
 
     def judge_for(self, peer: Peer) -> Judge:
@@ -373,6 +409,7 @@ class Daemon:
             current_context_var.set(context)
             if self.draining:
                 raise RefusedError("the daemon is closing")
+            peer.identify(hello.identity)
             response = await self.ask_validate(peer, hello.handshake)
             metadata = self._metadata(hello.object_id)
             return Verdict(response, metadata, {**self.annotations(), **context.response_annotations})

@@ -19,7 +19,7 @@ from ..serializers.exceptions import ExceptionWrapper
 from ..serializers.outofband import has_parts
 from ..transport.faults import part
 from ..wire.blobinfo import read_blob_info
-from ..wire.features import CALL_KEY, DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature
+from ..wire.features import CALL_KEY, CHAIN_KEY, DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature
 from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
 from ..wire.scattered import joined
@@ -38,7 +38,9 @@ _RESULT: Final = MessageType.RESULT
 SLOW_BYTES: Final = 64 * 1024
 """Text formats take some 100 ns a byte and more, and a compressed body inflates to a thousand times its size."""
 SLOW_MSGPACK_BYTES: Final = 4 * 1024 * 1024
-_NO_HOP: Final = (None, None)
+_Hop = tuple[float | None, bytes | None, bytes | None]
+"""Deadline, key and chain of a call."""
+_NO_HOP: Final[_Hop] = (None, None, None)
 _SPECIAL: Final = ("_", "<", "")
 """First letters of methods that are more than a method of the object."""
 _OUTCOME_LETTERS: Final = {Outcome.NOT_SENT: b"N", Outcome.UNKNOWN: b"U"}
@@ -119,32 +121,40 @@ def decode(peer: Peer, message: Message, serializer: Serializer, read: Callable[
     """
     kwargs: dict[str, Any] | None
     annotations = message.annotations
-    deadline, key = _take_hop_annotations(peer, annotations) if annotations else _NO_HOP
+    deadline, key, chain = _take_hop_annotations(peer, annotations) if annotations else _NO_HOP
     if message.flags & _KEEPSERIALIZED:
         object_id, method, args, kwargs = _decode_blob(peer, message, serializer)
     elif read is not None:
         object_id, method, args, kwargs = read()
+    elif not message.flags & _COMPRESSED:
+        object_id, method, args, kwargs = serializer.loads_call(message.body)
     else:
         object_id, method, args, kwargs = read_call(message, serializer, peer.settings.max_message_bytes)
     entry = peer.table.get(object_id)
     if key is None:
-        return Job(peer, message, serializer, entry, method, args, kwargs, deadline)
+        job = Job(peer, message, serializer, entry, method, args, kwargs, deadline)
+        if chain is not None:
+            job.chain = chain
+        return job
     if entry.mode == "session":
         text = f"a key needs an object that outlives the connection, and {object_id!r} is made anew for each"
         raise ProtocolError(text)
-    job = KeyedJob(peer, message, serializer, entry, method, args, kwargs, deadline)
-    job.key = key
-    return job
+    keyed = KeyedJob(peer, message, serializer, entry, method, args, kwargs, deadline)
+    keyed.key = key
+    if chain is not None:
+        keyed.chain = chain
+    return keyed
 
 
-def _take_hop_annotations(peer: Peer, annotations: dict[str, Body]) -> tuple[float | None, bytes | None]:
-    """Hide what belongs to the connection, or to another one, from the handler. Returns the deadline and the key."""
+def _take_hop_annotations(peer: Peer, annotations: dict[str, Body]) -> _Hop:
+    """Hide what belongs to the connection, or to another one, from the handler."""
     grant = peer.session.grant
     milliseconds = grant.read_deadline(annotations.get(DEADLINE_KEY))
     key = grant.read_key(annotations.get(CALL_KEY))
+    chain = grant.read_chain(annotations.get(CHAIN_KEY))
     for name in HOP_KEYS:
         annotations.pop(name, None)
-    return None if milliseconds is None else trio.current_time() + milliseconds / 1000, key
+    return None if milliseconds is None else trio.current_time() + milliseconds / 1000, key, chain
 
 
 def _decode_blob(
@@ -170,9 +180,11 @@ async def execute(peer: Peer, job: Job) -> Message | None:
     current_context_var.set(job)
     try:
         entry = job.entry
-        instance = entry.target if entry.mode == "instance" else peer.known_instance(entry)
+        instance = entry.fixed
         if instance is None:
-            instance = await peer.make_instance(entry, _runner(peer, job))
+            instance = peer.known_instance(entry)
+            if instance is None:
+                instance = await peer.make_instance(entry, _runner(peer, job))
         if job.method[:1] in _SPECIAL or job.message.flags & _BATCH or job.kwargs is None:
             value = await _run_special(peer, job, instance)
         else:
@@ -216,7 +228,22 @@ async def _run_special(peer: Peer, job: Job, instance: Any) -> Any:
 
 def _runner(peer: Peer, job: Job) -> Callable[..., Awaitable[Any]]:
     """What runs functions in threads for this call."""
-    return peer.pool.run_patiently if job.oneway else peer.pool.run
+    pool = peer.pool
+    if job.message.flags & _ONEWAY:
+        return pool.run_patiently
+    return pool.run_nested if pool.full and _is_nested(peer, job) else pool.run
+
+
+def _is_nested(peer: Peer, job: Job) -> bool:
+    """Whether a call is made while working on another one here: ours tell, of stock peers the correlation id does."""
+    if job.known_chain is not None:
+        return True
+    mine = job.known_correlation
+    return mine is not None and any(
+        other is not job and other.known_correlation == mine
+        for neighbour in peer.daemon.peers
+        for other in neighbour.running()
+    )
 
 
 async def _run_plain(
@@ -261,7 +288,7 @@ def _result(peer: Peer, job: Job, value: Any) -> Message:
         message.serializer,
         message.flags & _BATCH,
         job.serializer.dumps(value),
-        _response_annotations(peer, job),
+        _response_annotations(peer, job) if peer.annotates else job._response_annotations or {},
         message.correlation_id,
     )
     if peer.settings.compression:

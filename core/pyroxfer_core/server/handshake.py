@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+import logging
 from typing import Any, Final
 
 import trio
 
-from ..errors import CommunicationError, ConnectionClosedError, ProtocolError, PyroError, SerializeError
+from ..errors import (
+    AuthenticationError,
+    CommunicationError,
+    ConnectionClosedError,
+    ProtocolError,
+    PyroError,
+    SerializeError,
+)
 from ..objects.expose import Metadata
 from ..serializers.base import SerializerContext, text_of
 from ..serializers.factory import make_serializer
@@ -16,36 +22,18 @@ from ..serializers.plain import read_plain
 from ..settings import SAFE_SERIALIZERS, Settings
 from ..transport.connection import Connection
 from ..wire.codec import codec_for
-from ..wire.features import Feature
+from ..wire.features import FEATURES_KEY, Feature
 from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
+from ..wire.proof import AUTH_KEY, Challenge, denial
 from ..wire.session import ServerSession
+from .hello import Hello, Judge, Verdict
+from .identify import identify
+
+log = logging.getLogger("pyroxfer.server")
 
 FALLBACK_SERIALIZER: Final = "marshal"
 """In which a refusal is written while the client's serializer is not known; both libraries do so."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """What a client said in CONNECT."""
-
-    object_id: str | None
-    """None: a Pyro4 client that does not ask for metadata."""
-    handshake: Any
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a client is welcomed with."""
-
-    response: Any
-    metadata: Metadata
-    annotations: dict[str, Body] = field(default_factory=dict)
-
-
-Judge = Callable[[Hello], Awaitable[Verdict]]
-"""Decides about a client; raises any exception to refuse it, whose text the client is told."""
 
 
 async def accept_handshake(
@@ -57,31 +45,78 @@ async def accept_handshake(
 ) -> Hello | None:
     """Read CONNECT, within ``settings.connect_timeout_s`` since the connection was accepted, and answer it.
 
-    A refused client gets CONNECTFAIL with the reason, and the connection is finished.
+    A client that can prove a token is challenged first. A refused client gets CONNECTFAIL with the reason, and the
+    connection is finished.
 
     Returns:
         What the client said; None when it left without a word or was refused.
     """
-    message: Message | None = None
+    greeting = _Greeting(connection, session, settings, context)
     try:
         with trio.fail_at(min(connection.greet_by, trio.current_time() + settings.connect_timeout_s)):
-            event = await connection.receive()
-            if event is None:
+            hello = await greeting.hear()
+            if hello is None:
                 return None
-            if not isinstance(event, Message):
-                raise ProtocolError("the handshake is too large")
-            message = event
-            hello = _read_hello(connection, session, message, settings, context)
+            hello = await identify(connection, hello, greeting.challenge, greeting.proof, settings)
         verdict = await judge(hello)
         await _welcome(connection, session, hello, verdict, settings, context)
     except ConnectionClosedError:
         raise
     except Exception as error:
         text = "receiving: timeout" if isinstance(error, trio.TooSlowError) else _text_of(error)
-        await refuse(connection, session, text, message)
+        denied = isinstance(error, AuthenticationError)
+        if denied:
+            log.warning("%s was refused: %s", connection.peer, text)
+        annotations: dict[str, Body] = {AUTH_KEY: denial()} if denied and greeting.is_ours else {}
+        await refuse(connection, session, text, greeting.message, annotations)
         return None
     connection.settled()
     return hello
+
+
+class _Greeting:
+    """Reads CONNECT, and once more when the client is to prove that it knows a token."""
+
+    def __init__(
+        self, connection: Connection, session: ServerSession, settings: Settings, context: SerializerContext | None
+    ) -> None:
+        self._connection = connection
+        self._session = session
+        self._settings = settings
+        self._context = context
+        self.message: Message | None = None
+        """The CONNECT that is to be answered."""
+        self.challenge: Challenge | None = None
+        self.proof: Body | None = None
+        self.is_ours = False
+        """The client understands what is said about proofs."""
+
+    async def hear(self) -> Hello | None:
+        """What the client says; None when it leaves without a word."""
+        hello = await self._hear_once()
+        if self._settings.tokens is not None and hello is not None:
+            self.challenge = Challenge.asked_for(self.proof)
+        if self.challenge is None or hello is None:
+            return hello
+        body = make_serializer(hello.message.serializer, SerializerContext(self._version)).dumps("authenticate")
+        answer = self._session.challenge(hello.message, body, {AUTH_KEY: self.challenge.annotation()})
+        await self._connection.send(answer)
+        return await self._hear_once()
+
+    async def _hear_once(self) -> Hello | None:
+        event = await self._connection.receive()
+        if event is None:
+            return None
+        if not isinstance(event, Message):
+            raise ProtocolError("the handshake is too large")
+        self.message = event
+        self.proof = event.annotations.pop(AUTH_KEY, None)
+        self.is_ours = self.proof is not None or FEATURES_KEY in event.annotations
+        return _read_hello(self._connection, self._session, event, self._settings, self._context)
+
+    @property
+    def _version(self) -> int:
+        return self._connection.codec.version
 
 
 def _text_of(error: Exception) -> str:
@@ -97,8 +132,6 @@ def _read_hello(
 ) -> Hello:
     session.receive(message)
     version = connection.codec.version
-    if settings.hmac_key is not None and version != 48:
-        raise ProtocolError("this daemon wants signed messages, which only protocol 48 has")
     if message.serializer not in settings.accepted_serializers:
         raise ProtocolError(f"message used serializer that is not accepted: {message.serializer}")
     body = message.body
@@ -151,7 +184,13 @@ def metadata_value(metadata: Metadata, version: int, *, own: bool = False) -> di
     return value
 
 
-async def refuse(connection: Connection, session: ServerSession, text: str, message: Message | None) -> None:
+async def refuse(
+    connection: Connection,
+    session: ServerSession,
+    text: str,
+    message: Message | None,
+    annotations: dict[str, Body],
+) -> None:
     """Answer CONNECTFAIL and end the connection so that the client can still read why."""
     name, seq, correlation = FALLBACK_SERIALIZER, 0, None
     if message is not None and message.type == MessageType.CONNECT:
@@ -161,6 +200,7 @@ async def refuse(connection: Connection, session: ServerSession, text: str, mess
     codec = connection.decoder.codec or codec_for(502)  # rubbish has no protocol: Pyro5's probe reads six bytes
     body = make_serializer(name, SerializerContext(codec.version)).dumps(text)
     answer = session.refuse(body, name, seq, correlation)
+    answer.annotations = annotations
     try:
         await connection.finish(codec.encode(answer, hmac_key=connection.hmac_key if codec.version == 48 else None))
     except CommunicationError:

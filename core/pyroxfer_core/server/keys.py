@@ -17,6 +17,7 @@ from ..errors import CommunicationError, Outcome, ProtocolError, RefusedError, S
 from ..settings import Settings
 from ..wire.features import OUTCOME_KEY
 from ..wire.message import Flags, Message
+from ..wire.scattered import buffers_of
 from .execute import Job, KeyedJob, execute, failure
 
 if TYPE_CHECKING:
@@ -140,7 +141,9 @@ class KeyTable:
 
 
 def _digest(message: Message) -> bytes:
-    digest = hashlib.blake2b(message.body, digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
+    for buffer in buffers_of(message.body):
+        digest.update(buffer)
     digest.update(f"{message.serializer} {message.flags & ~Flags.ONEWAY}".encode())
     return digest.digest()
 

@@ -19,10 +19,15 @@ def lane_key(job: Job) -> object:
 
 
 class Lanes:
-    """The lanes of one connection. A lane exists while a call of it runs."""
+    """The lanes of one connection. A lane exists while a call of it runs.
+
+    A call that is made while working on the one that has the lane, directly or not, does not wait for it: it could do
+    so for ever.
+    """
 
     def __init__(self) -> None:
         self._waiting: dict[object, deque[Job]] = {}
+        self._running: dict[object, Job] = {}
 
     def enter(self, job: Job) -> bool:
         """Whether a call may begin now; otherwise it waits in its lane."""
@@ -33,6 +38,11 @@ class Lanes:
         waiting = self._waiting.get(key)
         if waiting is None:
             self._waiting[key] = deque()
+            self._running[key] = job
+            return True
+        chain = job.known_chain
+        if chain is not None and self._running[key].known_chain == chain:
+            job.lane = None
             return True
         waiting.append(job)
         return False
@@ -41,8 +51,9 @@ class Lanes:
         """A call of a lane has ended; the one that may begin now."""
         waiting = self._waiting[job.lane]
         if waiting:
-            return waiting.popleft()
-        del self._waiting[job.lane]
+            following = self._running[job.lane] = waiting.popleft()
+            return following
+        del self._waiting[job.lane], self._running[job.lane]
         return None
 
     def remove(self, seq: int) -> Job | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
+from ..access import Identity
 from ..errors import (
     CommunicationError,
     ConnectionClosedError,
@@ -24,16 +26,20 @@ from ..objects.context import TrackedResources
 from ..objects.table import Entry, ObjectTable
 from ..serializers.base import Call, Serializer, SerializerContext
 from ..serializers.factory import make_serializer
+from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..transport.tls import TlsSocket
 from ..wire.features import Feature
 from ..wire.message import Flags, Message, MessageType
-from ..wire.session import ServerSession, alive
+from ..wire.pieces import Outgoing
+from ..wire.session import IN_PIECES, ServerSession, alive
 from .execute import SLOW_BYTES, Job, decode, execute, failure, is_slow_to_read, read_call
 from .handshake import accept_handshake
 from .keys import run_keyed
 from .lanes import Lanes
+from .large import LargeMessages
+from .reverse import ReverseCalls
 from .streams import StreamTable
 from .waits import resumed
 from .workers import WorkerPool
@@ -48,8 +54,11 @@ IDLE_WORKERS: Final = 64
 TAKE_AT_ONCE: Final = 64
 """Requests in a row that came together before other connections get a turn."""
 _INVOKE, _ONEWAY, _BATCH, _CONCURRENT = MessageType.INVOKE, Flags.ONEWAY, Flags.BATCH, Feature.CONCURRENT
+MAX_UNSENT: Final = 8 * 1024 * 1024
+"""Bytes of answers to a peer of ours that may wait for it while its next requests are read."""
 ALIVE_S: Final = 1.0
 """How often a client is told that its large request is still being read."""
+_ABOUT_REVERSE: Final = (MessageType.SERVES, MessageType.RESULT)
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
 
@@ -65,11 +74,13 @@ def _same(call: Call) -> Call:
 class _Worker:
     """A task that reads requests and runs calls, one after another."""
 
-    __slots__ = ("answer", "cut", "job", "scope", "task")
+    __slots__ = ("answer", "cut", "job", "running", "scope", "task")
 
     def __init__(self, job: Job | None = None) -> None:
         self.job = job
         """What it is running, or shall run next."""
+        self.running: Coroutine[Any, Any, Message | None] | None = None
+        """The job, once it was begun."""
         self.answer: Message | None = None
         self.cut = False
         """Its scope is cancelled, or was when it finished its last job."""
@@ -101,10 +112,14 @@ class Peer:
         """The session objects of this connection."""
         self._making = trio.Lock()
         self.resources = TrackedResources()
+        self.reverse: ReverseCalls | None = None
+        """Calls to objects of the client's own daemon."""
         self.finishing = False
         """Close once the answer that is due has left."""
         tracebacks = self.settings.remote_tracebacks
         self.sends_tracebacks = connection.is_local if tracebacks is None else tracebacks
+        self.identity: Identity | None = None
+        """Who the client is; None when nobody asked."""
         self.annotates = daemon.adds_annotations
         """Whether the daemon adds annotations to every answer."""
         self._serializers: dict[str, Serializer] = {}
@@ -121,6 +136,7 @@ class Peer:
         """One-way calls whose tasks have not begun to run."""
         self._flush_planned = False
         self._nursery: trio.Nursery | None = None
+        self._large: LargeMessages | None = None
 
     def __repr__(self) -> str:
         return f"<Peer {self.connection.peer}, protocol {self.version}>"
@@ -134,6 +150,12 @@ class Peer:
     def version(self) -> int:
         """48 or 502."""
         return self.connection.codec.version
+
+    def identify(self, identity: Identity | None) -> None:
+        """Take note of who the client is."""
+        self.identity = identity
+        if identity is not None and self.settings.remote_tracebacks is None:
+            self.sends_tracebacks = True
 
     def getpeercert(self, binary_form: bool = False) -> Any:
         """The client's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without TLS."""
@@ -150,6 +172,10 @@ class Peer:
         """Calls running or waiting in a lane."""
         return self._in_flight
 
+    def running(self) -> list[Job]:
+        """The calls that run."""
+        return [worker.job for worker in self._running.values() if worker is not None and worker.job is not None]
+
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer.
 
@@ -160,12 +186,14 @@ class Peer:
         if serializer is None:
             if name not in self.settings.accepted_serializers:
                 raise SerializeError(f"message used serializer that is not accepted: {name}")
-            serializer = self._serializers[name] = make_serializer(name, self._context())
+            serializer = self._serializers[name] = make_serializer(name, self.context())
         return serializer
 
-    def _context(self) -> SerializerContext:
+    def context(self) -> SerializerContext:
+        """How values are written for and read from this peer."""
         grant = self.session.grant
-        return self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
+        context = self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
+        return replace(context, proxy_factory=self._make_proxy) if Feature.REVERSE in grant else context
 
     def known_instance(self, entry: Entry) -> Any:
         """The object that a call goes to if it exists already; None when it must be made."""
@@ -194,6 +222,7 @@ class Peer:
         elif not await self._greet():
             return
         connection.decoder.max_message = self.settings.max_message_bytes
+        connection.in_pieces = self._in_pieces
         daemon.peers.add(self)
         try:
             async with trio.open_nursery() as nursery:
@@ -202,7 +231,10 @@ class Peer:
         finally:
             daemon.peers.discard(self)
             daemon.call_ended()
+            connection.in_pieces = None
             connection.close()
+            if self.reverse is not None:
+                self.reverse.end()
             self.resources.close_all()
             with trio.CancelScope(shield=True):
                 await self.streams.connection_lost(self)
@@ -236,7 +268,10 @@ class Peer:
         while not self._ended:
             job = worker.job
             if job is not None:
-                waited = await self._run(worker, job)
+                request = self._run(worker, job)
+                waited = request is not None
+                if waited:
+                    await self._run_on(worker, job, request)
                 if worker.cut:
                     return  # what is left to do must not be cancelled
                 del self._running[job.message.seq]
@@ -252,31 +287,31 @@ class Peer:
                 if self._unbegun and worker.job is not None:
                     await self._let_oneways_begin()
 
-    async def _run(self, worker: _Worker, job: Job) -> bool:
-        """Run the worker's job; whether it had to wait, so that others may be reading now."""
+    def _run(self, worker: _Worker, job: Job) -> Any:
+        """Run the worker's job until it waits for something, which is returned; None when it is done."""
         worker.answer = None
         self._running[job.message.seq] = worker
         if job.deadline is not None and not self._limit(worker, job.deadline):
             worker.answer = self._refused(job, "the deadline passed before the call began")
-            return False
-        running = execute(self, job) if type(job) is Job else run_keyed(self, job)
-        waited = False
+            return None
+        running = worker.running = execute(self, job) if type(job) is Job else run_keyed(self, job)
+        try:
+            return running.send(None)
+        except StopIteration as finished:
+            worker.answer = finished.value
+        if job.deadline is not None:
+            self._unlimit(worker)
+        return None
+
+    async def _run_on(self, worker: _Worker, job: Job, request: Any) -> None:
+        """Go on with a job that waits; meanwhile others may read."""
+        assert worker.running is not None, "it was begun"
         # a one-way call that runs here is one too many: reading waits for it
         if self.session.grant.bits & _CONCURRENT and not job.message.flags & _ONEWAY:
-            try:
-                request = running.send(None)
-            except StopIteration as finished:
-                worker.answer = finished.value
-            else:
-                waited = True
-                self._hand_over_reading()
-                worker.answer = await resumed(running, request)
-        else:
-            worker.answer = await running
+            self._hand_over_reading()
+        worker.answer = await resumed(worker.running, request)
         if job.deadline is not None:
-            worker.cut = worker.cut or worker.scope.cancel_called
-            worker.scope.deadline = float("inf")
-        return waited
+            self._unlimit(worker)
 
     @staticmethod
     def _limit(worker: _Worker, deadline: float) -> bool:
@@ -285,6 +320,23 @@ class Peer:
             return False
         worker.scope.deadline = deadline
         return True
+
+    @staticmethod
+    def _unlimit(worker: _Worker) -> None:
+        worker.cut = worker.cut or worker.scope.cancel_called
+        worker.scope.deadline = float("inf")
+
+    def _start(self, job: Job) -> None:
+        """Run a call in a task of its own."""
+        if self._idle:
+            worker = self._idle.pop()
+            worker.job = job
+            task, worker.task = worker.task, None
+            assert task is not None, "idle workers are parked"
+            trio.lowlevel.reschedule(task)
+        else:
+            assert self._nursery is not None, "the connection is being served"
+            self._nursery.start_soon(self._work, _Worker(job))
 
     def _hand_over_reading(self) -> None:
         """A call is about to wait: let another task read."""
@@ -301,27 +353,32 @@ class Peer:
 
     async def _read(self) -> Job | None:
         """Take one message. The job to run now, if it makes one."""
-        connection = self.connection
+        connection, decoder, session = self.connection, self.connection.decoder, self.session
         self._reading = True
         try:
-            message: object = None if self.finishing else connection.decoder.next_event()
+            message: object = decoder.next_event() if decoder.data and not self.finishing else None
             if message is None and not self.finishing:  # before waiting for one, answers that are queued leave
                 self._taken = 0
                 if not connection.flush_nowait():
-                    await connection.flush()
+                    await self._make_room()
                 message = await connection.receive_more()
             elif self._taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
                 self._taken = 0
-                await connection.flush()
+                if not connection.flush_nowait():
+                    await self._make_room()
                 await trio.lowlevel.checkpoint()
             if type(message) is Message:
                 self._taken += 1
-                self.session.receive(message)
-                if message.type == _INVOKE:
-                    slow = len(message.body) > SLOW_BYTES and is_slow_to_read(message)
-                    return self._begin(message, await self._read_call(message) if slow else None)
-                self._take_other(message)
-                return None
+                if message.type != _INVOKE:
+                    session.receive(message)
+                    request = self._take_other(message)
+                    if request is None:
+                        return None
+                    message = request
+                elif not session.settled:
+                    session.receive(message)
+                slow = len(message.body) > SLOW_BYTES and is_slow_to_read(message)
+                return self._begin(message, await self._read_call(message) if slow else None)
             if message is not None:
                 raise ProtocolError("a message came in pieces that were not asked for")
             if self.finishing:
@@ -365,13 +422,79 @@ class Peer:
             except PyroError:
                 return
 
-    def _take_other(self, message: Message) -> None:
+    def _take_other(self, message: Message) -> Message | None:
+        """Take what is no request; the request that it completes."""
         if message.type == MessageType.PING:
             self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
+        elif message.type in IN_PIECES:
+            return self._large_messages().take(message)
         elif message.type == MessageType.HEARTBEAT:
             self.connection.queue(alive())
+        elif message.type == MessageType.ALIVE:
+            if self.reverse is not None:
+                self.reverse.alive()
         elif message.type == MessageType.CANCEL:
             self._cancel(message.seq)
+        elif message.type in _ABOUT_REVERSE:
+            self._take_reverse(message)
+        return None
+
+    def _large_messages(self) -> LargeMessages:
+        if self._large is None:
+            assert self._nursery is not None, "the connection is being served"
+            self._large = LargeMessages(self, self._nursery)
+        return self._large
+
+    def _in_pieces(self, answer: Message) -> Outgoing | None:
+        if Feature.PIECES not in self.session.grant or answer.type != MessageType.RESULT:
+            return None
+        return self._large_messages().leave(answer)
+
+    def answer_leaves(self) -> None:
+        """A large answer counts as a call in flight until it has left."""
+        self._in_flight += 1
+
+    def answer_left(self) -> None:
+        """The end of `answer_leaves`."""
+        self._call_ended()
+
+    async def _make_room(self) -> None:
+        """See that what is queued leaves, before more is read; wait for it if it is much, or the peer is stock.
+
+        A peer of ours may be sending something large without reading: it would wait for us as we for it.
+        """
+        connection = self.connection
+        if not self.session.grant.bits & _CONCURRENT:
+            await connection.flush()
+            return
+        if not connection.flushing:
+            assert self._nursery is not None, "the connection is being served"
+            self._nursery.start_soon(self._flush)
+        while connection.queued - connection.sent > MAX_UNSENT:
+            await connection.flush()
+
+    async def _flush(self) -> None:
+        try:
+            await self.connection.flush()
+        except PyroError as error:
+            log.debug("%s", error)
+            self.connection.close()
+
+    def _take_reverse(self, message: Message) -> None:
+        """The client serves objects itself, or answers a call to one."""
+        if self.reverse is None:
+            self.reverse = ReverseCalls(self)
+        if message.type == MessageType.SERVES:
+            self.reverse.served(message)
+        else:
+            self.reverse.take(message)
+
+    def _make_proxy(self, state: ProxyState) -> Any:
+        """The proxy that arrived in a value; one for an object of the client's calls over this connection."""
+        proxy = self.daemon.make_proxy(state)
+        if self.reverse is not None:
+            self.reverse.lead(proxy, state)
+        return proxy
 
     def _end(self) -> None:
         """The connection is over: running calls are cancelled."""
@@ -383,7 +506,7 @@ class Peer:
         """The job, or the answer to a request that is none."""
         serializer: Serializer | None = None
         try:
-            serializer = self.serializer(message.serializer)
+            serializer = self._serializers.get(message.serializer) or self.serializer(message.serializer)
             if self.daemon.draining:
                 raise RefusedError("draining: the daemon is closing")
             return decode(self, message, serializer, read)
@@ -429,7 +552,7 @@ class Peer:
             self.daemon.run_detached(self._run_next_oneway)
             return None
         self._in_flight += 1  # a flood of one-way calls runs here, which slows it down to what can be done
-        if not self.session.grant.bits & _CONCURRENT or self._lanes.enter(job):
+        if not (self.session.grant.bits & _CONCURRENT and job.entry.keeps_order) or self._lanes.enter(job):
             return job
         self._running[message.seq] = None
         return None
@@ -458,7 +581,10 @@ class Peer:
         if self.daemon.draining:
             self.daemon.call_ended()
         if answer is not None:
-            self._queue(answer)
+            try:
+                self.connection.queue(answer)
+            except PyroError as error:
+                self.connection.queue(self._unwritable(answer, error))
         return None if job.lane is None else self._lanes.leave(job)
 
     def _queue(self, answer: Message) -> None:
@@ -510,6 +636,8 @@ class Peer:
     def _cancel(self, seq: int) -> None:
         """The caller does not want the answer any more."""
         if seq not in self._running:
+            if self._large is not None:
+                self._large.cancel(seq)
             return
         worker = self._running[seq]
         if worker is not None:

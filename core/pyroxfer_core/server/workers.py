@@ -39,12 +39,18 @@ class WorkerPool:
     def __init__(self, threads: int, queue: int) -> None:
         self._limiter = trio.CapacityLimiter(threads)
         self._patient = trio.CapacityLimiter(max(1, threads // 2))
+        self._reserve = trio.CapacityLimiter(threads)
         self._queue = queue
 
     @property
     def busy(self) -> int:
         """Threads running a function, abandoned ones included."""
-        return int(self._limiter.borrowed_tokens)
+        return int(self._limiter.borrowed_tokens + self._reserve.borrowed_tokens)
+
+    @property
+    def full(self) -> bool:
+        """Whether a function would have to wait for a thread."""
+        return self._limiter.available_tokens < 1
 
     async def run_patiently(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Like `run`, but waits for its turn however long the queue is: a one-way call cannot be told to come again.
@@ -56,6 +62,15 @@ class WorkerPool:
         """
         async with self._patient:
             return await self._run(function, args, kwargs)
+
+    async def run_nested(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Like `run`, for a call that is made while working on another one: that may have the thread it waits for.
+
+        There are as many threads for such calls as for others; when those are in use too, it waits like any other.
+        """
+        if self._reserve.available_tokens < 1:
+            return await self.run(function, *args, **kwargs)
+        return await self._run(function, args, kwargs, self._reserve)
 
     async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a function in a thread, with the context variables of this task.
@@ -72,7 +87,13 @@ class WorkerPool:
             raise PoolBusyError("busy: all worker threads are in use and the queue is full; try again later")
         return await self._run(function, args, kwargs)
 
-    async def _run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _run(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> Any:
         return await trio.to_thread.run_sync(
-            _run_here, function, args, kwargs, limiter=self._limiter, abandon_on_cancel=True
+            _run_here, function, args, kwargs, limiter=limiter or self._limiter, abandon_on_cancel=True
         )

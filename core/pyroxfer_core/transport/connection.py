@@ -15,9 +15,11 @@ from ..uri import Uri
 from ..wire import Decoder, codec_for
 from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
+from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
 from .open import open_socket
 from .sockets import StreamSocket, is_local, lost_connection, peer_text, reason_of, set_options
+from .wirelog import wire_log
 
 
 def _nothing() -> None:
@@ -66,6 +68,8 @@ class Connection:
         self._out: list[Body] = []
         self._sending = False
         self._drained: trio.Event | None = None
+        self.in_pieces: Callable[[Message], Outgoing | None] | None = None
+        """Takes over messages with bodies above 256 KiB; None when they must leave as they are."""
         self.queued = 0
         """Bytes handed over for sending so far."""
         self.sent = 0
@@ -190,8 +194,8 @@ class Connection:
         self.queue_encoded(*buffers)
         await self.flush()
 
-    def queue(self, message: Message) -> int:
-        """Hand a message over for the next flush. Returns the count of `queued` bytes at its end.
+    def queue(self, message: Message) -> int | Outgoing:
+        """Hand a message over for the next flush. Returns the count of `queued` bytes at its end, or what knows it.
 
         Raises:
             ProtocolError, MessageTooLargeError: the message cannot be written in this protocol.
@@ -202,6 +206,10 @@ class Connection:
             self._out.append(data)
             self.queued += len(data)
             return self.queued
+        if self.in_pieces is not None and len(message.body) > MAX_PIECE:
+            outgoing = self.in_pieces(message)
+            if outgoing is not None:
+                return outgoing
         return self.queue_encoded(codec.encode_head(message, len(message.body)), *buffers_of(message.body))
 
     def queue_encoded(self, *buffers: Body) -> int:
@@ -217,17 +225,17 @@ class Connection:
         """Whether something is queued."""
         return bool(self._out)
 
+    @property
+    def flushing(self) -> bool:
+        """Whether a task is sending what is queued."""
+        return self._sending
+
     def flush_nowait(self) -> bool:
         """Send what the kernel takes at once. True when everything queued has left.
 
         Raises:
             ConnectionClosedError: the peer is gone.
         """
-        if self._sending:
-            return not self._out
-        return self._push()
-
-    def _push(self) -> bool:
         out = self._out
         while out:
             if self.broken:
@@ -258,7 +266,7 @@ class Connection:
 
     async def flush(self) -> None:
         """Wait until the kernel took everything that was queued before. Errors and cancellation as with `send`."""
-        if not self._sending and self.flush_nowait():
+        if self.flush_nowait():
             return
         if self._sending:
             await self._wait_drained(self.queued)
@@ -275,7 +283,7 @@ class Connection:
     async def _send_rest(self) -> None:
         while self._out:
             await self._wait(trio.lowlevel.wait_writable)
-            self._push()
+            self.flush_nowait()
         if self.broken:  # closed between the wake-up and this line: nothing is queued, but not all of it left
             raise ConnectionClosedError("the connection was closed here")
 
@@ -360,5 +368,6 @@ async def open_connection(
         max_annotations=settings.max_annotations,
         collect=settings.max_message_bytes if collect is None else collect,
         hmac_key=settings.hmac_key if version == 48 else None,
+        tap=wire_log(settings, peer_text(sock)),
     )
     return Connection(sock, decoder, hmac_key=settings.hmac_key if version == 48 else None)

@@ -19,7 +19,8 @@ from .connection import Connection
 from .faults import part
 from .side import SideStreamHandler, side_stream_on
 from .sockets import StreamSocket, peer_text, set_options
-from .tls import start_tls
+from .tls import TlsSocket, start_tls
+from .wirelog import wire_log
 
 log = logging.getLogger("pyroxfer.transport")
 
@@ -132,6 +133,7 @@ class _Door:
             max_annotations=self._settings.max_annotations,
             collect=self._collect,
             hmac_key=self._settings.hmac_key,
+            tap=wire_log(self._settings, peer_text(sock)),
         )
         decoder.feed(first)
         connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key)
@@ -142,7 +144,7 @@ class _Door:
     async def _serve_side(
         self, sock: StreamSocket, first: bytes, settled: Callable[[], None], greet_by: float
     ) -> None:
-        if self._side_handler is None or self._settings.hmac_key is not None:
+        if self._side_handler is None or self._is_a_way_around(sock):
             log.info("raw side stream refused: %s", "no service takes any" if self._side_handler is None else "hmac")
             return
         stream = side_stream_on(sock, first)
@@ -152,6 +154,11 @@ class _Door:
         settled()
         await self._side_handler(stream)
         await stream.aclose()  # an error does not come here: the peer then sees a stream that was cut
+
+    def _is_a_way_around(self, sock: StreamSocket) -> bool:
+        """Whether a side stream would need no proof where calls are signed. Its grant comes from such a call."""
+        settings = self._settings
+        return settings.hmac_key is not None and settings.tokens is None and not isinstance(sock, TlsSocket)
 
 
 class _HalfOpen:

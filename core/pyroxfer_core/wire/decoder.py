@@ -6,13 +6,15 @@ before a body is kept, and memory grows only with what has really arrived.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from ..errors import MessageTooLargeError, ProtocolError, PyroError, SecurityError
 from ..settings import GIB, KIB, MIB
+from .buffers import take_buffer
 from .codec import Codec, recognise
 from .frame import PREFIX_SIZE, Header
-from .message import Body, BodyPart, End, Head, Message
+from .message import Body, BodyPart, End, Head, Message, MessageType
 
 Event = Message | Head | BodyPart | End
 
@@ -37,7 +39,8 @@ class Decoder:
     ``max_message`` (bytes, annotations and body of one message) may be changed between messages. Bodies of up to
     ``collect`` bytes come whole, as Message; larger ones as Head, BodyPart (at most 256 KiB each), End. With
     ``hmac_key`` every message of protocol 48 must be signed with it and is collected whatever its size; protocol 502
-    cannot sign, so whether to talk it at all is the owner's decision.
+    cannot sign, so whether to talk it at all is the owner's decision. ``tap`` may put something of its own before the
+    codec, to look at what is read and written.
 
     After an error the decoder stays broken: every further call raises the same error again.
     """
@@ -46,18 +49,21 @@ class Decoder:
         "_broken",
         "_collect_limit",
         "_collected",
-        "_data",
         "_filled",
         "_header",
+        "_header_size",
         "_hmac_key",
         "_inline_limit",
         "_lent",
         "_max_annotations",
         "_offset",
         "_open",
+        "_parse_small",
         "_remaining",
         "_signature",
+        "_tap",
         "codec",
+        "data",
         "max_message",
     )
 
@@ -69,7 +75,9 @@ class Decoder:
         max_annotations: int = 64,
         collect: int = 1 * MIB,
         hmac_key: bytes | None = None,
+        tap: Callable[[Codec], Codec] | None = None,
     ) -> None:
+        self._tap = tap
         self.codec: Codec | None = None
         """None until the first six bytes have told it, when it was not given."""
         self.max_message = max_message
@@ -78,8 +86,12 @@ class Decoder:
         self._inline_limit = min(collect, _INLINE_BODY)
         self._hmac_key = hmac_key or None
         self._broken: tuple[type[PyroError], tuple[object, ...]] | None = None
-        self._data: bytes | bytearray = b""
+        self.data: bytes | bytearray = b""
+        """What was fed and has not become an event, from ``_offset`` on; empty when there is nothing."""
         self._offset = 0
+        self._parse_small: Callable[[bytes, int, int], Message | None] | None = None
+        """Takes a small message apart in one step; None while nobody may: unknown protocol, signatures, broken."""
+        self._header_size = 0
         self._header: Header | None = None
         self._open: Message | None = None
         self._remaining = 0
@@ -93,12 +105,12 @@ class Decoder:
     @property
     def buffered(self) -> int:
         """Bytes of memory held for input that has not become an event yet."""
-        return len(self._data) + (0 if self._collected is None else len(self._collected))
+        return len(self.data) + (0 if self._collected is None else len(self._collected))
 
     @property
     def progress(self) -> tuple[int, int, int]:
         """Changes whenever a part of an incomplete message comes in."""
-        return self._filled, self._remaining, len(self._data) - self._offset
+        return self._filled, self._remaining, len(self.data) - self._offset
 
     def feed(self, data: Body) -> None:
         """Add received bytes (copied unless ``bytes``). Drain ``next_event`` before feeding again to bound memory."""
@@ -106,26 +118,26 @@ class Decoder:
             self._raise_broken()
         if type(data) is not bytes:
             data = bytes(data)
-        if self._offset == len(self._data):
-            self._data = data
-        elif isinstance(self._data, bytearray):
-            del self._data[: self._offset]
-            self._data += data
+        if self._offset == len(self.data):
+            self.data = data
+        elif isinstance(self.data, bytearray):
+            del self.data[: self._offset]
+            self.data += data
         else:
-            self._data = bytearray(memoryview(self._data)[self._offset :])
-            self._data += data
+            self.data = bytearray(memoryview(self.data)[self._offset :])
+            self.data += data
         self._offset = 0
 
     def take(self, data: bytes) -> Event | None:
         """`feed`, then `next_event`. A small message that nothing waits before is taken apart at once."""
-        codec = self.codec
-        alone = self._offset == len(self._data) and self._open is None and self._broken is None
-        if alone and codec is not None and self._hmac_key is None:
-            message = codec.parse_small(data, 0, min(self._inline_limit, self.max_message))
+        parse_small = self._parse_small
+        if parse_small is not None and not self.data and self._open is None:
+            limit = self._inline_limit
+            message = parse_small(data, 0, limit if limit < self.max_message else self.max_message)
             if message is not None:
-                self._data, self._offset = data, codec.header_size + len(message.body)
-                if self._offset == len(data):
-                    self._data, self._offset = b"", 0
+                end = self._header_size + len(message.body)
+                if end != len(data):
+                    self.data, self._offset = data, end
                 return message
         self.feed(data)
         return self.next_event()
@@ -136,11 +148,23 @@ class Decoder:
         ProtocolError: not the protocol. MessageTooLargeError: announced length over ``max_message``.
         SecurityError: signature missing, unexpected or wrong.
         """
+        parse_small, data = self._parse_small, self.data
+        if parse_small is not None and type(data) is bytes and self._open is None and self._header is None:
+            if not data:
+                return None
+            limit, offset = self._inline_limit, self._offset
+            message = parse_small(data, offset, limit if limit < self.max_message else self.max_message)
+            if message is not None:  # as most are
+                end = offset + self._header_size + len(message.body)
+                if end == len(data):
+                    self.data, end = b"", 0
+                self._offset = end
+                return message
         if self._broken is not None:
             self._raise_broken()
         try:
             if self._open is None:
-                return self._begin() if self._offset < len(self._data) else None
+                return self._begin() if self._offset < len(self.data) else None
             if self._collected is None:
                 return self._next_part()
             return self._collect()
@@ -150,15 +174,15 @@ class Decoder:
 
     def take_rest(self) -> bytes:
         """Hand out what was fed and has not become an event: its owner goes on by itself, or feeds it again."""
-        rest = bytes(memoryview(self._data)[self._offset :])
-        self._data, self._offset = b"", 0
+        rest = bytes(memoryview(self.data)[self._offset :])
+        self.data, self._offset = b"", 0
         return rest
 
     def eof(self) -> None:
         """The stream ended. ProtocolError when inside a message; call once ``next_event`` gave None."""
         if self._broken is not None:
             self._raise_broken()
-        if self._open is not None or self._offset < len(self._data):
+        if self._open is not None or self._offset < len(self.data):
             error = ProtocolError("the stream ended inside a message")
             self._break(error)
             raise error
@@ -172,14 +196,14 @@ class Decoder:
         if self._broken is not None:
             self._raise_broken()
         buffer = self._collected
-        if buffer is None or not self._remaining or self._offset < len(self._data):
+        if buffer is None or not self._remaining or self._offset < len(self.data):
             return None
         self._take_back()
         filled = self._filled
         if filled == len(buffer):
             wanted = min(filled + self._remaining, max(2 * filled, _GROWTH))
             buffer += _zeros(wanted - filled)
-        self._lent = memoryview(buffer)[filled:]
+        self._lent = memoryview(buffer)[filled : filled + self._remaining]
         return self._lent
 
     def received(self, count: int) -> None:
@@ -193,13 +217,7 @@ class Decoder:
         self._remaining -= count
 
     def _begin(self) -> Event | None:
-        header, data, codec = self._header, self._data, self.codec
-        if header is None and codec is not None and self._hmac_key is None and type(data) is bytes:
-            offset = self._offset
-            message = codec.parse_small(data, offset, min(self._inline_limit, self.max_message))
-            if message is not None:  # as most are
-                self._advance(offset + codec.header_size + len(message.body))
-                return message
+        header = self._header
         if header is None:
             header = self._parse_header()
             if header is None:
@@ -209,21 +227,20 @@ class Decoder:
         body_start = start + header.annotations_length
         if header.body_length <= self._inline_limit:
             end = body_start + header.body_length
-            if end <= len(self._data):
+            if end <= len(self.data):
                 return self._whole(header, start, body_start, end)
-        elif body_start <= len(self._data):
+        elif body_start <= len(self.data):
             return self._open_body(header, start, body_start)
         self._header = header
         return None
 
     def _parse_header(self) -> Header | None:
-        data, offset, codec = self._data, self._offset, self.codec
+        data, offset, codec = self.data, self._offset, self.codec
         available = len(data) - offset
         if codec is None:
             if available < PREFIX_SIZE:
                 return None
-            codec = recognise(bytes(data[offset : offset + PREFIX_SIZE]))
-            self._choose(codec)
+            codec = self._choose(recognise(bytes(data[offset : offset + PREFIX_SIZE])))
         if available < codec.header_size:
             if available >= PREFIX_SIZE:
                 codec.check_prefix(bytes(data[offset : offset + PREFIX_SIZE]))
@@ -234,12 +251,16 @@ class Decoder:
             raise MessageTooLargeError(f"message too large ({size}, max={self.max_message})")
         return header
 
-    def _choose(self, codec: Codec) -> None:
-        self.codec = codec
+    def _choose(self, codec: Codec) -> Codec:
+        self.codec = codec = codec if self._tap is None else self._tap(codec)
+        self._header_size = codec.header_size
+        if self._hmac_key is None:
+            self._parse_small = codec.parse_small
         if self._hmac_key is not None and codec.signs:
             # A signature covers the whole body: nothing of it may be handed out before it is verified.
             self._collect_limit = codec.max_body
             self._inline_limit = _INLINE_BODY
+        return codec
 
     def _whole(self, header: Header, start: int, body_start: int, end: int) -> Message:
         message = self._message(header, start, body_start, self._slice(body_start, end))
@@ -255,7 +276,12 @@ class Decoder:
         self._remaining = header.body_length
         if header.body_length > self._collect_limit:
             return Head(message, header.body_length)
-        self._collected = bytearray()
+        if message.type != MessageType.PIECE:
+            self._collected = bytearray()
+        elif header.body_length <= _PART:
+            self._collected = take_buffer()
+        else:
+            raise ProtocolError(f"a piece of {header.body_length} bytes is too large")
         self._filled = 0
         return self._collect()
 
@@ -289,16 +315,16 @@ class Decoder:
         assert buffer is not None
         assert message is not None
         self._take_back()
-        take = min(len(self._data) - self._offset, self._remaining)
+        take = min(len(self.data) - self._offset, self._remaining)
         if take:
             end = self._offset + take
-            buffer[self._filled : self._filled + take] = memoryview(self._data)[self._offset : end]
+            buffer[self._filled : self._filled + take] = memoryview(self.data)[self._offset : end]
             self._filled += take
             self._remaining -= take
             self._advance(end)
         if self._remaining:
             return None
-        message.body = buffer
+        message.body = memoryview(buffer)[: self._filled] if message.type == MessageType.PIECE else buffer
         if self._signature is not None:
             self._verify(message)
         self._open = self._collected = None
@@ -308,7 +334,7 @@ class Decoder:
         if not self._remaining:
             self._open = None
             return End()
-        take = min(len(self._data) - self._offset, self._remaining, _PART)
+        take = min(len(self.data) - self._offset, self._remaining, _PART)
         if not take:
             return None
         end = self._offset + take
@@ -318,13 +344,13 @@ class Decoder:
         return part
 
     def _slice(self, start: int, end: int) -> bytes:
-        data = self._data
+        data = self.data
         return data[start:end] if isinstance(data, bytes) else bytes(memoryview(data)[start:end])
 
     def _advance(self, end: int) -> None:
         self._header = None
-        if end == len(self._data):
-            self._data = b""
+        if end == len(self.data):
+            self.data = b""
             end = 0
         self._offset = end
 
@@ -337,7 +363,8 @@ class Decoder:
     def _break(self, error: PyroError) -> None:
         # Class and arguments instead of the error: its traceback would tie this object to itself.
         self._broken = (type(error), error.args)
-        self._data, self._offset = b"", 0
+        self._parse_small = None
+        self.data, self._offset = b"", 0
         self._take_back()
         self._open = self._collected = self._header = None
 

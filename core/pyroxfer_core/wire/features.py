@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from .message import Body
+from .proof import AUTH_KEY
 
 FEATURES_KEY: Final = "PXFT"
 DEADLINE_KEY: Final = "PXDL"
 OUTCOME_KEY: Final = "PXOC"
 CALL_KEY: Final = "PXKY"
-HOP_KEYS: Final = frozenset({FEATURES_KEY, DEADLINE_KEY, OUTCOME_KEY, CALL_KEY})
+CHAIN_KEY: Final = "PXCH"
+HOP_KEYS: Final = frozenset({FEATURES_KEY, AUTH_KEY, DEADLINE_KEY, OUTCOME_KEY, CALL_KEY, CHAIN_KEY})
 """Annotations that belong to one connection: hidden from handlers and callers, never forwarded."""
 
 NONCE_SIZE: Final = 16
+CHAIN_SIZE: Final = 16
 MIN_KEY_SIZE: Final = 16
 MAX_KEY_SIZE: Final = 64
 MAX_DEADLINE_MS: Final = 0xFFFFFFFF
@@ -41,8 +44,12 @@ class Feature:
     GOAWAY: Final = 0x10
     KEY: Final = 0x20
     HEARTBEAT: Final = 0x40
+    REVERSE: Final = 0x80
+    CHAIN: Final = 0x100
     OUT_OF_BAND: Final = 0x200
-    ALL: Final = 0x1F | KEY | HEARTBEAT | OUT_OF_BAND
+    PIECES: Final = 0x400
+    ALL: Final = 0x1F | KEY | HEARTBEAT | REVERSE | CHAIN | OUT_OF_BAND | PIECES
+    OF_CALLS: Final = CONCURRENT | CANCEL | DEADLINE | TYPED | KEY | HEARTBEAT | REVERSE | CHAIN | OUT_OF_BAND
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,20 @@ class Grant:
         fits = MIN_KEY_SIZE <= len(annotation) - 4 <= MAX_KEY_SIZE and annotation[:4] == self.nonce[:4]
         return bytes(annotation[4:]) if fits else None
 
+    def chain(self, value: bytes) -> bytes:
+        """The value of a ``PXCH`` annotation on this connection."""
+        return self.nonce[:4] + value
+
+    def read_chain(self, annotation: Body | None) -> bytes | None:
+        """The chain of a ``PXCH`` annotation; None when absent, malformed, not agreed on, or of another grant."""
+        if annotation is None or not self.bits & Feature.CHAIN or len(annotation) != 4 + CHAIN_SIZE:
+            return None
+        return bytes(annotation[4:]) if annotation[:4] == self.nonce[:4] else None
+
+    def reversed(self) -> Grant:
+        """What holds for calls in the reverse direction: what concerns the bytes of a message stays behind."""
+        return Grant(self.bits & Feature.OF_CALLS, self.nonce, self.epoch)
+
     def outcome(self, letter: bytes) -> bytes:
         """The value of a ``PXOC`` annotation on this connection; ``letter`` is ``N`` or ``U``."""
         return self.nonce[:4] + letter
@@ -107,7 +128,7 @@ def read_offer(annotation: Body | None) -> tuple[int, bytes] | None:
 
 def consistent(bits: int) -> int:
     """The bits without those that make no sense without others."""
-    return bits if bits & Feature.CONCURRENT else bits & ~Feature.HEARTBEAT
+    return bits if bits & Feature.CONCURRENT else bits & ~(Feature.HEARTBEAT | Feature.REVERSE | Feature.PIECES)
 
 
 def write_grant(grant: Grant, client_nonce: bytes) -> bytes:

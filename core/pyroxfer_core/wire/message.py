@@ -23,6 +23,12 @@ class MessageType:
     GOAWAY: Final = 65
     HEARTBEAT: Final = 66
     ALIVE: Final = 67
+    SERVES: Final = 68
+    BEGIN: Final = 69
+    PIECE: Final = 70
+    ITEMS: Final = 71
+    CREDIT: Final = 72
+    STOP: Final = 73
 
 
 class Flags:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Final, cast
 
 from .frame import body_size
@@ -13,31 +15,50 @@ JOIN_BELOW: Final = 64 * 1024
 
 
 class Scattered:
-    """The buffers of a body that is about to be sent, in order."""
+    """The buffers of a body, in order: one that is about to be sent, or one that came in pieces."""
 
-    __slots__ = ("buffers", "size")
+    __slots__ = ("_starts", "buffers", "size")
 
     def __init__(self, buffers: list[Body]) -> None:
-        self.buffers = buffers
-        self.size = sum(map(body_size, buffers))
+        self.buffers = [buffer for buffer in buffers if len(buffer)]
+        *self._starts, self.size = accumulate(map(body_size, self.buffers), initial=0)
 
     def __len__(self) -> int:
         return self.size
 
+    def as_body(self) -> Body:
+        """Pass for a `Body`: between a serializer and the socket nothing looks at more than the length."""
+        return cast(Body, self)
+
+    def whole(self, start: int, end: int) -> Body | None:
+        """The buffer that holds just the bytes from ``start`` to ``end``, if there is one."""
+        index = bisect_right(self._starts, start) - 1
+        buffer = self.buffers[index] if start < end else b""
+        return buffer if len(buffer) == end - start and (start == end or self._starts[index] == start) else None
+
+    def cut(self, start: int, end: int) -> list[memoryview]:
+        """Views of the bytes from ``start`` to ``end``."""
+        views = []
+        index = bisect_right(self._starts, start) - 1
+        while start < end:
+            begin = self._starts[index]
+            view = memoryview(self.buffers[index])[start - begin : end - begin]
+            views.append(view)
+            start += len(view)
+            index += 1
+        return views
+
 
 def scattered(buffers: list[Body]) -> Body:
-    """A body of these buffers; only what sends or stores it needs to know that it may be `Scattered`.
-
-    Large ones pass for a `Body`: nothing between the serializer and the socket looks at more than the length.
-    """
+    """A body of these buffers, joined if that is cheaper."""
     body = Scattered(buffers)
-    return b"".join(buffers) if body.size <= JOIN_BELOW else cast(Body, body)
+    return b"".join(buffers) if body.size <= JOIN_BELOW else body.as_body()
 
 
 def buffers_of(body: Body) -> list[Body]:
     """What a body consists of; none is empty."""
     if isinstance(body, Scattered):
-        return [buffer for buffer in body.buffers if len(buffer)]
+        return body.buffers
     return [body] if len(body) else []
 
 

@@ -4,8 +4,11 @@
     START --connect()--> CONNECTING        START --CONNECT--> GREETING
     CONNECTING --CONNECTOK--> OPEN         GREETING --accept()--> OPEN
     CONNECTING --CONNECTFAIL--> CLOSED     GREETING --refuse()--> CLOSED
+    (with a challenge)      --> START      GREETING --challenge()--> START, once
     OPEN --RESULT, PING, GOAWAY--> OPEN    OPEN --INVOKE, PING, CANCEL--> OPEN
+    OPEN --BEGIN, PIECE--> OPEN            OPEN --BEGIN, PIECE--> OPEN
     OPEN --HEARTBEAT, ALIVE--> OPEN        OPEN --HEARTBEAT, ALIVE--> OPEN
+    OPEN --INVOKE, CANCEL--> OPEN          OPEN --SERVES, RESULT--> OPEN      (calls in the reverse direction)
 
 Anything else is a ProtocolError, and the connection is finished.
 """
@@ -20,6 +23,7 @@ from ..errors import Outcome, ProtocolError, SerializeError
 from . import features
 from .features import FEATURES_KEY, STOCK, Feature, Grant
 from .message import Body, Flags, Message, MessageType
+from .proof import AUTH_KEY, Prover
 
 Waiter = TypeVar("Waiter")
 
@@ -44,28 +48,49 @@ _CLIENT: Final = {
     (State.OPEN, MessageType.RESULT): State.OPEN,
     (State.OPEN, MessageType.PING): State.OPEN,
     (State.OPEN, MessageType.GOAWAY): State.OPEN,
+    (State.OPEN, MessageType.BEGIN): State.OPEN,
+    (State.OPEN, MessageType.PIECE): State.OPEN,
     (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
     (State.OPEN, MessageType.ALIVE): State.OPEN,
+    (State.OPEN, MessageType.INVOKE): State.OPEN,
+    (State.OPEN, MessageType.CANCEL): State.OPEN,
 }
 _SERVER: Final = {
     (State.START, MessageType.CONNECT): State.GREETING,
     (State.OPEN, MessageType.INVOKE): State.OPEN,
     (State.OPEN, MessageType.PING): State.OPEN,
     (State.OPEN, MessageType.CANCEL): State.OPEN,
+    (State.OPEN, MessageType.BEGIN): State.OPEN,
+    (State.OPEN, MessageType.PIECE): State.OPEN,
     (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
     (State.OPEN, MessageType.ALIVE): State.OPEN,
+    (State.OPEN, MessageType.SERVES): State.OPEN,
+    (State.OPEN, MessageType.RESULT): State.OPEN,
 }
-_AGREED: Final = {
-    MessageType.CANCEL: (Feature.CANCEL, "CANCEL"),
+IN_PIECES: Final = frozenset({MessageType.BEGIN, MessageType.PIECE})
+_FROM_DAEMON: Final = {
+    MessageType.BEGIN: (Feature.PIECES, "BEGIN"),
+    MessageType.PIECE: (Feature.PIECES, "PIECE"),
     MessageType.GOAWAY: (Feature.GOAWAY, "GOAWAY"),
     MessageType.HEARTBEAT: (Feature.HEARTBEAT, "HEARTBEAT"),
     MessageType.ALIVE: (Feature.HEARTBEAT, "ALIVE"),
+    MessageType.INVOKE: (Feature.REVERSE, "INVOKE from the daemon"),
+    MessageType.CANCEL: (Feature.REVERSE, "CANCEL from the daemon"),
 }
-"""What each message of our own needs to have been agreed on."""
+_FROM_CLIENT: Final = {
+    MessageType.BEGIN: (Feature.PIECES, "BEGIN"),
+    MessageType.PIECE: (Feature.PIECES, "PIECE"),
+    MessageType.CANCEL: (Feature.CANCEL, "CANCEL"),
+    MessageType.HEARTBEAT: (Feature.HEARTBEAT, "HEARTBEAT"),
+    MessageType.ALIVE: (Feature.HEARTBEAT, "ALIVE"),
+    MessageType.SERVES: (Feature.REVERSE, "SERVES"),
+    MessageType.RESULT: (Feature.REVERSE, "RESULT from the client"),
+}
+"""What each message that is not Pyro's needs to have been agreed on."""
 
 
-def _check_agreed(grant: Grant, message: Message) -> None:
-    feature, name = _AGREED.get(message.type, (0, ""))
+def _check_agreed(agreed: dict[int, tuple[int, str]], grant: Grant, message: Message) -> None:
+    feature, name = agreed.get(message.type, (0, ""))
     if name and feature not in grant:
         raise ProtocolError(f"{name} was not agreed on")
 
@@ -94,9 +119,10 @@ class ClientSession(Generic[Waiter]):
     Args:
         first_seq: the number CONNECT carries (a proxy goes on counting over a reconnect, as Pyro's do).
         offer: feature bits to offer; 0 makes us indistinguishable from a stock client.
+        token: what to prove if the daemon asks for it.
     """
 
-    def __init__(self, first_seq: int = 0, offer: int = Feature.ALL) -> None:
+    def __init__(self, first_seq: int = 0, offer: int = Feature.ALL, token: str | None = None) -> None:
         self.state = State.START
         self.seq = first_seq
         self.grant: Grant = STOCK
@@ -108,6 +134,12 @@ class ClientSession(Generic[Waiter]):
         self._offer = offer
         self._nonce = secrets.token_bytes(features.NONCE_SIZE)
         self._confirm: bytes | None = None
+        self._prover = None if token is None else Prover(token)
+
+    @property
+    def is_challenged(self) -> bool:
+        """Whether the daemon wants CONNECT once more, with a proof."""
+        return self._prover is not None and self.state is State.START
 
     @property
     def concurrent(self) -> bool:
@@ -123,6 +155,8 @@ class ClientSession(Generic[Waiter]):
         self.state = State.CONNECTING
         if self._offer:
             annotations = {**annotations, FEATURES_KEY: features.write_offer(self._offer, self._nonce)}
+        if self._prover is not None:
+            annotations = {**annotations, AUTH_KEY: self._prover.annotation()}
         return Message(MessageType.CONNECT, self.seq, serializer, flags, body, annotations, correlation_id)
 
     def assume_connected(self) -> None:
@@ -151,6 +185,19 @@ class ClientSession(Generic[Waiter]):
             message.annotations[FEATURES_KEY] = self._confirm
             self._confirm = None
         return message
+
+    def serves(self, location: str) -> Message:
+        """The SERVES message: objects at this location may be called over this connection; empty takes all back."""
+        message = Message(MessageType.SERVES, 0, "ping", 0, location.encode())
+        if self._confirm is not None:
+            message.annotations[FEATURES_KEY] = self._confirm
+            self._confirm = None
+        return message
+
+    def assume_reverse(self, grant: Grant) -> None:
+        """Be the caller on a connection that was made by the other side."""
+        self.state = State.OPEN
+        self.grant = grant
 
     def _free_seq(self, seq: int) -> int:
         if len(self.pending) > 0xFFFE:
@@ -199,8 +246,11 @@ class ClientSession(Generic[Waiter]):
         self.state = _next_state(_CLIENT, self.state, message)
         if message.type == MessageType.CONNECTOK:
             self._take_grant(message)
+        elif message.type == MessageType.CONNECTFAIL:
+            if self._prover is not None and self._prover.is_challenge(message.annotations.get(AUTH_KEY)):
+                self.state = State.START
             return None
-        _check_agreed(self.grant, message)
+        _check_agreed(_FROM_DAEMON, self.grant, message)
         if message.type == MessageType.GOAWAY:
             self.going_away = True
         return None
@@ -231,6 +281,8 @@ class ServerSession:
         self.state = State.START
         self.grant: Grant = STOCK
         """In force. Stock until the client's first message confirmed what was granted."""
+        self.settled = False
+        """Open, and nothing is left to confirm: `receive` has nothing to say about an INVOKE."""
         self._epoch = epoch
         self._offer = offer
         self._granted: Grant | None = None
@@ -250,7 +302,9 @@ class ServerSession:
         if message.type == MessageType.CONNECT:
             self._consider(message)
         else:
-            _check_agreed(self.grant, message)
+            if message.type in (MessageType.SERVES, MessageType.BEGIN) and self._granted is not None:
+                self._confirm(message)
+            _check_agreed(_FROM_CLIENT, self.grant, message)
 
     def _consider(self, message: Message) -> None:
         offer = features.read_offer(message.annotations.pop(FEATURES_KEY, None))
@@ -265,6 +319,7 @@ class ServerSession:
 
     def _confirm(self, message: Message) -> None:
         granted, self._granted = self._granted, None
+        self.settled = True
         answer = features.read_offer(message.annotations.pop(FEATURES_KEY, None))
         if granted is not None and answer is not None and answer[1] == granted.nonce:
             self.grant = granted
@@ -272,6 +327,13 @@ class ServerSession:
     def assume_connected(self) -> None:
         """Skip the handshake, as on a user-supplied connected socket."""
         self.state = State.OPEN
+        self.settled = True
+
+    def assume_reverse(self, grant: Grant) -> None:
+        """Be called on a connection that was made by this side."""
+        self.state = State.OPEN
+        self.settled = True
+        self.grant = grant
 
     def goaway(self) -> Message:
         """The GOAWAY message; only for a peer that was granted it."""
@@ -282,11 +344,25 @@ class ServerSession:
     ) -> Message:
         """The CONNECTOK message that answers ``request``, in its serializer."""
         self.state = State.OPEN
+        self.settled = self._granted is None
         if self._granted is not None:
             annotations = {**annotations, FEATURES_KEY: features.write_grant(self._granted, self._client_nonce)}
         flags = request.flags & Flags.META_ON_CONNECT
         return Message(
             MessageType.CONNECTOK, request.seq, request.serializer, flags, body, annotations, correlation_id
+        )
+
+    def challenge(self, request: Message, body: Body, annotations: dict[str, Body]) -> Message:
+        """The CONNECTFAIL message after which the client may send CONNECT once more."""
+        self.state = State.START
+        return Message(
+            MessageType.CONNECTFAIL,
+            request.seq,
+            request.serializer,
+            0,
+            body,
+            annotations,
+            request.correlation_id,
         )
 
     def refuse(self, body: Body, serializer: str, seq: int, correlation_id: bytes | None = None) -> Message:

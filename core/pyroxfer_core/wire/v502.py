@@ -92,12 +92,13 @@ class CodecV502:
             data, offset
         )
         end = start + size
+        if annotations or size > longest or end > len(data) or magic != _MAGIC or version != VERSION or tag != TAG:
+            return None
         name = _NAMES.get(serializer)
-        if annotations or size > longest or end > len(data) or name is None:
+        if name is None:
             return None
-        if magic != _MAGIC or version != VERSION or tag != TAG:
-            return None
-        correlation_id = correlation_id if flags & _CORR_ID else None
+        if not flags & _CORR_ID:
+            correlation_id = None
         return Message(kind, seq, name, flags & _NEUTRAL_BITS, data[start:end], {}, correlation_id)
 
     def parse_annotations(self, data: bytes, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
@@ -107,6 +108,16 @@ class CodecV502:
     def encode(self, message: Message, *, hmac_key: bytes | None = None) -> bytes:
         """The whole message. ``hmac_key`` has no effect: this protocol cannot sign."""
         body = message.body
+        if type(body) is bytes and not message.annotations and message.correlation_id is None:
+            number = _NUMBERS.get(message.serializer)
+            if number is not None:  # most messages, in one step
+                kind, seq, flags, size = message.type, message.seq, message.flags & _NEUTRAL_BITS, len(body)
+                try:
+                    return (
+                        _pack(TAG, VERSION, kind, number, flags, seq, size, 0, _NO_CORRELATION_ID, 0, _MAGIC) + body
+                    )
+                except struct.error:
+                    pass  # what is wrong is said below
         size = len(body) if type(body) is bytes else body_size(body)
         if not message.annotations:
             return self._header(message, size, 0) + body

@@ -12,6 +12,9 @@ from click.core import ParameterSource
 
 from .configured import Configured, commands_of, options_of
 
+HIDDEN: Final = "(hidden)"
+"""Shown in place of a secret."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -102,6 +105,8 @@ def _settings_of(command: click.Command, context: click.Context, prefix: str) ->
                 value = option.to_info_dict()["default"]
         except click.BadParameter as error:
             raise click.UsageError(f"{_variable(option, context)}: {error.message}") from None
+        if option.hide_input and value:
+            value = HIDDEN
         yield Setting(prefix + name, value, _origin(source, option, context))
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import click
 
+from pyroxfer_core import Settings
+from pyroxfer_core.cli.access import ClientAccess, client_access
+
 from ..client import PIPE
 from ..client import get as get_files
 from ..names import printable
@@ -24,6 +27,7 @@ def sources_and_destination(addresses: tuple[str, ...], target: str | None) -> t
 @click.command()
 @click.argument("addresses", nargs=-1, required=True, metavar="FROM… [DEST]")
 @click.option("-t", "--target", metavar="DEST", help="Where to; then every argument is fetched.")
+@client_access
 @transfer_options
 def get(
     addresses: tuple[str, ...],
@@ -31,6 +35,7 @@ def get(
     quiet: bool,
     json: bool,
     no_progress: bool,
+    access: ClientAccess,
     **options: Any,
 ) -> None:
     """Fetch files and folders from a file server.
@@ -48,6 +53,7 @@ def get(
                 sources,
                 destination,
                 progress=progress,
+                settings=access.settings(Settings()),
                 **options,
             )
         if not (quiet or json):

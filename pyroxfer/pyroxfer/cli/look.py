@@ -7,6 +7,9 @@ import json as json_module
 
 import click
 
+from pyroxfer_core import Settings
+from pyroxfer_core.cli.access import ClientAccess, client_access
+
 from ..client import ls as ls_files
 from ..client import remove as remove_file
 from ..client import stat as stat_file
@@ -29,11 +32,12 @@ def _show(entry: FileEntry, json: bool) -> None:
 @click.command()
 @click.argument("address", metavar="FROM")
 @click.option("--json", is_flag=True, help="One JSON object a line.")
-def ls(address: str, json: bool) -> None:
+@client_access
+def ls(address: str, json: bool, access: ClientAccess) -> None:
     """List what is in a folder of a file server."""
 
     async def main() -> None:
-        for entry in await ls_files(address):
+        for entry in await ls_files(address, settings=access.settings(Settings())):
             _show(entry, json)
 
     run(main)
@@ -42,22 +46,25 @@ def ls(address: str, json: bool) -> None:
 @click.command()
 @click.argument("address", metavar="FROM")
 @click.option("--json", is_flag=True, help="As a JSON object.")
-def stat(address: str, json: bool) -> None:
+@client_access
+def stat(address: str, json: bool, access: ClientAccess) -> None:
     """Show what a file server says about one path."""
 
     async def main() -> None:
-        _show(await stat_file(address), json)
+        _show(await stat_file(address, settings=access.settings(Settings())), json)
 
     run(main)
 
 
 @click.command()
 @click.argument("addresses", nargs=-1, required=True, metavar="FROM…")
-def rm(addresses: tuple[str, ...]) -> None:
+@client_access
+def rm(addresses: tuple[str, ...], access: ClientAccess) -> None:
     """Remove files or empty folders on a file server."""
 
     async def main() -> None:
+        settings = access.settings(Settings())
         for address in addresses:
-            await remove_file(address)
+            await remove_file(address, settings=settings)
 
     run(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import logging
 import signal
 from typing import Final
 
@@ -105,7 +106,10 @@ def _configure(ctx: click.Context, _: click.Parameter, path: str | None) -> None
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
 )
-def main(server: str | None, log_level: str | None, log_file: str | None) -> None:  # `send` asks for the server
+@click.option("--log-wire", is_flag=True, help="Log the header of every message (with --log-level debug).")
+def main(
+    server: str | None, log_level: str | None, log_file: str | None, log_wire: bool
+) -> None:  # `send` asks for the server
     """Move files between machines, verified at both ends.
 
     \b
@@ -116,6 +120,8 @@ def main(server: str | None, log_level: str | None, log_file: str | None) -> Non
     Exit codes: 0 committed, 1 other, 2 usage, 3 not found, 4 refused, 5 network, 6 integrity, 7 source changed,
     8 no space, 9 exists, 10 some files failed, 11 time-out, 12 protocol or version, 130/143 signals.
     """
+    if log_wire:
+        logging.getLogger("pyroxfer.wire").setLevel(logging.DEBUG)
     try:
         configure_logging(log_level, log_file)
     except ValueError as error:

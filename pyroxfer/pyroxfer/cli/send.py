@@ -6,6 +6,9 @@ from typing import Any
 
 import click
 
+from pyroxfer_core import Settings
+from pyroxfer_core.cli.access import ClientAccess, client_access
+
 from ..address import parse_address
 from ..client import send as send_files
 from .events import events, summary
@@ -31,6 +34,7 @@ def sources_and_target(paths: tuple[str, ...], target: str | None, server: str |
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH… [TO]")
 @click.option("-t", "--target", metavar="TO", help="Where to; then every argument is sent.")
+@client_access
 @transfer_options
 def send(
     paths: tuple[str, ...],
@@ -38,6 +42,7 @@ def send(
     quiet: bool,
     json: bool,
     no_progress: bool,
+    access: ClientAccess,
     **options: Any,
 ) -> None:
     """Send files and folders to a file server.
@@ -56,6 +61,7 @@ def send(
                 sources if len(sources) > 1 else sources[0],
                 address,
                 progress=progress,
+                settings=access.settings(Settings()),
                 **options,
             )
         if not (quiet or json):

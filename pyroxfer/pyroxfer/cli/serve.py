@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import click
-import trio
 
 from pyroxfer_core import Settings
 from pyroxfer_core import errors as core_errors
+from pyroxfer_core.cli.access import ServerAccess, server_access
+from pyroxfer_core.server.door import open_door
 
 from ..address import parse_listen
-from ..errors import DeniedError, TransferError
+from ..errors import TransferError
 from ..names import printable
 from ..serving import FileServer
 from .run import run
@@ -38,39 +38,38 @@ logger = logging.getLogger("pyroxfer.service")
 @click.option(
     "--state", metavar="DIR", help="Where receipts are kept for a week; by default in the user's state folder."
 )
+@server_access
 def serve(
-    folder: str, listen: str, name: str | None, read_only: bool, upload_only: bool, insecure: bool, state: str | None
+    folder: str,
+    listen: str,
+    name: str | None,
+    read_only: bool,
+    upload_only: bool,
+    insecure: bool,
+    state: str | None,
+    access: ServerAccess,
 ) -> None:
-    """Serve a folder until interrupted; the current one unless named."""
+    """Serve a folder until interrupted; the current one unless named. SIGHUP reads certificate and tokens again."""
     if read_only and upload_only:
         raise click.UsageError("--read-only and --upload-only exclude each other.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
 
     async def main() -> None:
-        _refuse_open_door(listen, insecure)
+        settings = access.settings(Settings(insecure=insecure))
         server = FileServer(
             folder,
             listen=listen,
             read_only=read_only,
             upload_only=upload_only,
             state=state or _usual_state(),
-            settings=Settings(insecure=insecure),
+            settings=settings,
         )
         _bind(server)
         async with server, _registered(server, name):
-            _announce(server, folder, name, insecure)
-            await trio.sleep_forever()
+            _announce(server, folder, name, open_door(parse_listen(listen)[0], settings))
+            await access.reload_on_hangup(settings)
 
     run(main, term_is_success=True)
-
-
-def _refuse_open_door(listen: str, insecure: bool) -> None:
-    host, _ = parse_listen(listen)
-    if not insecure and not is_loopback(host):
-        raise DeniedError(
-            f"{printable(listen)} can be reached from other machines, and nothing protects it yet: "
-            "listen on localhost, or say --insecure if everybody on that network may read and write here"
-        )
 
 
 def _usual_state() -> str | None:
@@ -91,16 +90,6 @@ def _bind(server: FileServer) -> None:
         raise TransferError(f"{error}; choose another place with --listen") from error
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 @contextlib.asynccontextmanager
 async def _registered(server: FileServer, name: str | None) -> AsyncIterator[None]:
     """Keep the server in the name server while the block runs."""
@@ -115,10 +104,10 @@ async def _registered(server: FileServer, name: str | None) -> AsyncIterator[Non
         yield
 
 
-def _announce(server: FileServer, folder: str, name: str | None, insecure: bool) -> None:
+def _announce(server: FileServer, folder: str, name: str | None, problem: str | None) -> None:
     place = server.location if name is None else f"PYRONAME:{name}" if "@" in name else name
     click.echo(f"Serving {printable(str(Path(folder).resolve()))} at {place} ({server.uri})")
     click.echo(f"  send:  pyroxfer send FILE {place}/")
     click.echo(f"  get:   pyroxfer get {place}/FILE")
-    if insecure:
-        click.echo("Insecure: whoever reaches this port may use it, and nothing is encrypted.", err=True)
+    if problem is not None:
+        click.echo(f"Insecure: {problem}.", err=True)

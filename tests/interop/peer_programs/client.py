@@ -197,6 +197,8 @@ def daemon_object(proxy, asked):
 
 def open_proxy(uri, asked):
     proxy = pyro.Proxy(uri)
+    if asked.get("handshake"):
+        proxy._pyroHandshake = asked["handshake"]
     if asked.get("key"):
         proxy._pyroHmacKey = asked["key"].encode()
     return proxy

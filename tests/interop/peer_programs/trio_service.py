@@ -9,7 +9,7 @@ import sys
 
 import trio
 
-from pyroxfer_core import Daemon, Settings, current_call, expose, oneway, tls_server_context
+from pyroxfer_core import Daemon, Settings, Tokens, current_call, expose, oneway, tls_server_context
 
 
 class Unheard(Exception):
@@ -134,12 +134,15 @@ def read_options():
     options.add_argument("--key")
     options.add_argument("--tls", nargs=2, metavar=("CERT", "CA"))
     options.add_argument("--mutual", action="store_true")
+    options.add_argument("--tokens")
     return options.parse_args()
 
 
 async def main():
     arguments = read_options()
     settings = Settings(compression=arguments.compression, hmac_key=arguments.key and arguments.key.encode())
+    if arguments.tokens:
+        settings = settings.with_changes(tokens=Tokens.load(arguments.tokens))
     if arguments.tls:
         certificate, authority = arguments.tls
         context = tls_server_context(certificate, ca=authority if arguments.mutual else None)

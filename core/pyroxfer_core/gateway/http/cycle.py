@@ -28,12 +28,11 @@ class Cycle:
     """
 
     __slots__ = ("_body_given", "_chunked", "_head", "_send_bytes", "_started", "_status", "done", "gone",
-                 "keep_alive", "request", "scope", "started_at")  # fmt: skip
+                 "keep_alive", "request", "started_at")  # fmt: skip
 
     def __init__(self, request: Received, send_bytes: SendBytes, keep_alive: bool) -> None:
         self.request = request
         self.keep_alive = keep_alive and request.keep_alive
-        self.scope = trio.CancelScope()
         self.gone = trio.Event()
         self.done = False
         """The whole answer was given."""
@@ -85,8 +84,9 @@ class Cycle:
         lines = [b"HTTP/1.1 %d %b\r\n" % (self._status, _REASONS.get(self._status, b"")), b"date: ", date_text()]
         has_length = False
         for name, value in self._head:
-            lines.append(b"\r\n%b: %b" % (name, value))
-            has_length = has_length or name == b"content-length"
+            lines += (b"\r\n", name, b": ", value)
+            if name == b"content-length":
+                has_length = True
         if not has_length and self._status not in _WITHOUT_BODY:
             if not more:
                 lines.append(b"\r\ncontent-length: %d" % length)

@@ -38,6 +38,10 @@ PIECE: Final = 256 * KIB
 """Bytes of an answer that are sent in one step."""
 
 
+LINGER_S: Final = 1.0
+"""How long a refused caller may go on sending, so that it gets to read why."""
+
+
 class HttpError(Exception):
     """The request cannot be read; the connection ends with this answer."""
 

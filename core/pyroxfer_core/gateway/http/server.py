@@ -1,10 +1,11 @@
-"""The server: connections, their bounds, and a look-out for callers that are gone."""
+"""The server: connections, their bounds, and a look-out for callers that are silent or gone."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import select
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
@@ -13,19 +14,16 @@ import trio
 
 from ..request import Receive, Scope, Send
 from .cycle import Cycle, asgi_scope, error_answer
-from .limits import PIECE, Budget, HttpError, Limits
+from .limits import Budget, HttpError, Limits
 from .parser import Received, RequestParser
+from .wire import PlainWire, TlsWire, Wire
 
 log = logging.getLogger("pyroxfer.gateway")
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
-Listener = trio.SocketListener | trio.SSLListener[trio.SocketStream]
 
-LOOK_OUT_S: Final = 0.5
-"""How often it is looked for callers that are gone; requests that take less are never looked at."""
-LINGER_S: Final = 1.0
-"""How long a refused caller may go on sending, so that it gets to read why."""
+LOOK_OUT_S: Final = 0.25
+"""How often it is looked for callers that are silent or gone; one look-out for all costs a request nothing."""
 _NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
@@ -57,14 +55,21 @@ class HttpServer:
         """Open now."""
         return self._open
 
-    async def serve(self, listeners: Sequence[Listener], stop: trio.Event) -> None:
-        """Serve until ``stop`` is set; then running requests may go on for the grace time. Closes the listeners."""
+    async def serve(
+        self, listeners: Sequence[socket.socket], stop: trio.Event, context: ssl.SSLContext | None = None
+    ) -> None:
+        """Serve until ``stop`` is set; then running requests may go on for the grace time. Closes the listeners.
+
+        Args:
+            listeners: listening sockets.
+            context: speak TLS.
+        """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_out)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
-                        accepting.start_soon(self._accept, listener, connections)
+                        accepting.start_soon(self._accept, listener, context, connections)
                     await stop.wait()
                     accepting.cancel_scope.cancel()
                 self._stopping = True
@@ -76,21 +81,25 @@ class HttpServer:
                 connections.cancel_scope.deadline = trio.current_time() + self._limits.grace_s
             nursery.cancel_scope.cancel()
 
-    async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
-        async with listener:
+    async def _accept(
+        self, listener: socket.socket, context: ssl.SSLContext | None, connections: trio.Nursery
+    ) -> None:
+        listening = trio.socket.from_stdlib_socket(listener)
+        with listening:
             while True:
                 while self._open >= self._limits.connections:
                     await self._wait_for_room()
                 try:
-                    stream = await listener.accept()
+                    accepted, _ = await listening.accept()
                 except OSError as error:
-                    if error.errno not in _NO_DESCRIPTORS:
-                        raise
-                    log.error("cannot accept a connection: %s", error.strerror)
-                    await trio.sleep(0.1)
-                    continue
+                    if error.errno in _NO_DESCRIPTORS:
+                        log.error("cannot accept a connection: %s", error.strerror)
+                        await trio.sleep(0.1)
+                    continue  # else it was gone before it was accepted
+                sock = socket.socket(fileno=accepted.detach())
                 self._open += 1
-                connections.start_soon(_Connection(self, stream).run)
+                wire: Wire = PlainWire(sock) if context is None else TlsWire(sock, context)
+                connections.start_soon(_Connection(self, wire, tls=context is not None).run)
 
     async def _wait_for_room(self) -> None:
         """Close the connection that is idle for the longest time, if there is one, and wait until one is closed."""
@@ -101,21 +110,27 @@ class HttpServer:
         await self._freed.wait()
 
     async def _look_out(self) -> None:
-        """Cancel requests whose caller has hung up."""
+        """End connections whose caller is silent for too long, or has hung up while its request runs."""
         while True:
             await trio.sleep(LOOK_OUT_S)
-            before = trio.current_time() - LOOK_OUT_S
-            running = [(one, cycle) for one, cycle in self._running.items() if cycle.started_at <= before]
-            if not running:
-                continue
-            poll = select.poll()
-            for connection, _ in running:
-                poll.register(connection.fileno, select.POLLRDHUP)
-            gone = {fileno for fileno, events in poll.poll(0) if events & _GONE}
-            for connection, cycle in running:
-                if connection.fileno in gone:
-                    cycle.gone.set()
-                    cycle.scope.cancel()
+            now = trio.current_time()
+            for connection in [one for one in self._idle if one.deadline <= now]:
+                connection.late = True
+                connection.scope.cancel()
+            self._end_abandoned(now - LOOK_OUT_S)
+
+    def _end_abandoned(self, before: float) -> None:
+        running = [(one, cycle) for one, cycle in self._running.items() if cycle.started_at <= before]
+        if not running:
+            return
+        poll = select.poll()
+        for connection, _ in running:
+            poll.register(connection.fileno, select.POLLRDHUP)
+        gone = {fileno for fileno, events in poll.poll(0) if events & _GONE}
+        for connection, cycle in running:
+            if connection.fileno in gone:
+                cycle.gone.set()
+                connection.scope.cancel()
 
     # --- called by connections ---------------------------------------------------------------------------------
 
@@ -128,32 +143,37 @@ class HttpServer:
 class _Connection:
     """One connection: requests one after the other."""
 
-    def __init__(self, server: HttpServer, stream: Stream) -> None:
+    def __init__(self, server: HttpServer, wire: Wire, *, tls: bool) -> None:
         self.server = server
-        self.stream = stream
+        self.wire = wire
         self.scope = trio.CancelScope()
-        """Cancelled to close the connection between two requests."""
-        sock = stream.socket if isinstance(stream, trio.SocketStream) else stream.transport_stream.socket
-        self.fileno = sock.fileno()
-        self.scheme = "http" if isinstance(stream, trio.SocketStream) else "https"
-        self.client = _address(sock.getpeername)
-        self.address = _address(sock.getsockname)
+        """Cancelled to end the connection, and what runs for it."""
+        self.deadline = trio.current_time() + server._limits.idle_s
+        """When the look-out ends it, while it waits for a request."""
+        self.late = False
+        """The look-out did."""
+        self.fileno = wire.sock.fileno()
+        self.scheme = "https" if tls else "http"
+        self.client = _address(wire.sock.getpeername)
+        self.address = _address(wire.sock.getsockname)
 
     async def run(self) -> None:
         server = self.server
         parser = RequestParser(server._limits, server._budget)
         try:
             with self.scope:
-                if isinstance(self.stream, trio.SSLStream):
-                    with trio.fail_after(server._limits.handshake_s):
-                        await self.stream.do_handshake()
+                await self.wire.open(server._limits.handshake_s)
                 await self._serve(parser)
+            if self.late and parser.began:
+                limit = f"{server._limits.request_s:g} s"
+                await self._refuse(HttpError(408, f"the request took longer than {limit}"))
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError, OSError):
             pass  # a caller that hung up, or does not take its answer
         finally:
             parser.close()
+            server._idle.pop(self, None)
             server.closed()
-            await trio.aclose_forcefully(self.stream)
+            await self.wire.close()
 
     async def _serve(self, parser: RequestParser) -> None:
         while True:
@@ -170,40 +190,34 @@ class _Connection:
             finally:
                 parser.release(request)
             if not keep:
-                await self._close_politely()
+                await self.wire.end()
                 return
 
     async def _next(self, parser: RequestParser) -> Received | None:
-        """The next request; None when the caller is through, or silent for too long.
+        """The next request; None when the caller is through.
 
         Raises:
-            HttpError: it cannot be read, or takes too long.
+            HttpError: it cannot be read.
         """
-        if parser.ready:
-            return parser.ready.popleft()
-        server, limits = self.server, self.server._limits
+        ready = parser.ready
+        if ready:
+            return ready.popleft()
+        server = self.server
+        self.deadline = trio.current_time() + server._limits.idle_s
         server._idle[self] = None
-        limit = trio.CancelScope(deadline=trio.current_time() + limits.idle_s)
-        extended = False
-        try:
-            with limit:
-                while not parser.ready:
-                    if parser.began and not extended:
-                        limit.deadline, extended = trio.current_time() + limits.request_s, True
-                    data = await self.stream.receive_some(65536)
-                    if not data:
-                        return None
-                    parser.feed(bytes(data))
-                    if parser.wants_continue:
-                        parser.wants_continue = False
-                        await self.send_bytes(b"HTTP/1.1 100 Continue\r\n\r\n")
-        finally:
-            server._idle.pop(self, None)
-        if limit.cancelled_caught:
-            if not parser.began:
+        began = False
+        while not ready:
+            if parser.began and not began:
+                self.deadline, began = trio.current_time() + server._limits.request_s, True
+            data = await self.wire.receive()
+            if not data:
                 return None
-            raise HttpError(408, f"the request took longer than {limits.request_s:g} s")
-        return parser.ready.popleft()
+            parser.feed(data)
+            if parser.wants_continue:
+                parser.wants_continue = False
+                await self.send_bytes(b"HTTP/1.1 100 Continue\r\n\r\n")
+        server._idle.pop(self, None)
+        return ready.popleft()
 
     async def _answer(self, request: Received) -> bool:
         """Run the application; whether another request may follow."""
@@ -211,9 +225,8 @@ class _Connection:
         cycle = Cycle(request, self.send_bytes, not server._stopping)
         server._running[self] = cycle
         try:
-            with cycle.scope:
-                scope = asgi_scope(request, self.scheme, self.client, self.address)
-                await server._app(scope, cycle.receive, cycle.send)
+            scope = asgi_scope(request, self.scheme, self.client, self.address)
+            await server._app(scope, cycle.receive, cycle.send)
         except Exception:
             if cycle.gone.is_set():
                 return False
@@ -229,44 +242,19 @@ class _Connection:
         """Send; every piece of it must leave in time.
 
         Raises:
-            trio.BrokenResourceError: the caller is gone, or does not read.
+            OSError, trio.BrokenResourceError: the caller is gone, or does not read.
         """
-        limit = self.server._limits.send_s
         try:
-            if len(data) <= PIECE:
-                with trio.fail_after(limit):
-                    await self.stream.send_all(data)
-                return
-            view = memoryview(data)
-            for start in range(0, len(view), PIECE):
-                with trio.fail_after(limit):
-                    await self.stream.send_all(view[start : start + PIECE])
-        except trio.TooSlowError:
-            self._gone()
-            raise trio.BrokenResourceError("the caller does not read its answer") from None
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._gone()
+            await self.wire.send(data, self.server._limits.send_s)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            cycle = self.server._running.get(self)
+            if cycle is not None:
+                cycle.gone.set()
             raise
-
-    def _gone(self) -> None:
-        cycle = self.server._running.get(self)
-        if cycle is not None:
-            cycle.gone.set()
 
     async def _refuse(self, error: HttpError) -> None:
         await self.send_bytes(error_answer(error.status, str(error)))
-        await self._close_politely()
-
-    async def _close_politely(self) -> None:
-        """Say that nothing more comes, and let the caller read what was said although it is still sending."""
-        with trio.move_on_after(LINGER_S):
-            if isinstance(self.stream, trio.SocketStream):
-                await self.stream.send_eof()
-            else:
-                await self.stream.unwrap()
-                return
-            while await self.stream.receive_some(65536):
-                pass
+        await self.wire.end()
 
 
 def _address(ask: Callable[[], Any]) -> tuple[str, int] | None:

@@ -92,6 +92,15 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """What keeps addresses registered as long as it is renewed."""
+
+    id: str
+    ttl: float
+    """Seconds that one renewal lasts."""
+
+
+@dataclass(frozen=True, slots=True)
 class Changes:
     """What changed at once: entries as they are since this revision, None for those that are gone."""
 
@@ -149,8 +158,8 @@ class Registry(ABC):
         """
 
     @abstractmethod
-    async def grant(self, ttl: float) -> str:
-        """A new lease of ``ttl`` seconds; its id, to be set in addresses."""
+    async def grant(self, ttl: float) -> Lease:
+        """A new lease of ``ttl`` seconds, or of more where the engine cannot do less; to be set in addresses."""
 
     @abstractmethod
     async def renew(self, lease: str) -> float | None:
@@ -172,6 +181,11 @@ class Registry(ABC):
     def stale_s(self) -> float | None:
         """For how many seconds answers have come from memory, because the engine cannot be reached; else None."""
         return None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other name servers keep their entries in the same place."""
+        return False
 
     # --- what follows from it ----------------------------------------------------------------------------------
 

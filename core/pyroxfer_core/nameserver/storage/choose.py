@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from ...errors import NamingError
 from .base import Registry
 from .memory import MemoryStorage
 
 
 def open_registry(choice: str) -> Registry:
-    """Open ``memory`` or ``sql:FILE``, in Pyro's own spelling. May block on the disk.
+    """Open ``memory``, ``sql:FILE`` (Pyro's own spelling) or ``etcd:URL`` (see `etcd.place.parse_place`).
+
+    May block on the disk. Give its `run` a task, and close it with `aclose` at the end.
 
     Raises:
-        ValueError: the text is neither, or names SQLite's ``:memory:``.
-        NamingError: the file cannot be used (see SqliteStorage).
+        ValueError: the text is none of these, or names SQLite's ``:memory:``.
+        NamingError: the file cannot be used (see SqliteStorage), or the extra ``etcd`` is not installed.
     """
     if choice == "memory":
         return MemoryStorage()
@@ -20,4 +23,12 @@ def open_registry(choice: str) -> Registry:
         from .sqlite import SqliteStorage  # sqlite3 is loaded only by those who use it
 
         return SqliteStorage(place)
-    raise ValueError(f"invalid storage type '{choice}'; choose memory or sql:FILE")
+    if kind == "etcd" and place:
+        try:
+            from .etcd.storage import EtcdStorage
+        except ModuleNotFoundError as error:
+            raise NamingError(
+                f"etcd needs a package that is missing ({error.name}); install pyroxfer[etcd]"
+            ) from error
+        return EtcdStorage(place)
+    raise ValueError(f"invalid storage type '{choice}'; choose memory, sql:FILE or etcd:URL")

@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from ...errors import NamingError
-from .base import Changes, Entry, Query, Registry, Update
+from .base import Changes, Entry, Lease, Query, Registry, Update
 from .history import History
 from .leases import LeaseTable
 
@@ -56,8 +56,8 @@ class MemoryStorage(Registry):
                     self._record(changed)
                     return before
 
-    async def grant(self, ttl: float) -> str:
-        return self._leases.grant(ttl)
+    async def grant(self, ttl: float) -> Lease:
+        return Lease(self._leases.grant(ttl), ttl)
 
     async def renew(self, lease: str) -> float | None:
         return self._leases.renew(lease)

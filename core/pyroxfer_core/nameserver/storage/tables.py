@@ -49,6 +49,7 @@ def prepare(connection: sqlite3.Connection) -> None:
     """
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
+        verdict = " ".join(str(verdict).split())
         raise sqlite3.DatabaseError(f"the file is damaged ({verdict}); restore a copy, or start with another file")
     with transaction(connection):
         tables = _columns(connection, "pyro_names"), _columns(connection, "pyro_metadata")

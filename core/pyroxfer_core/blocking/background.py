@@ -1,0 +1,141 @@
+"""A thread that reads a client's connection all the time, and what that makes possible: being called back on it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ..errors import ConnectionClosedError, PyroError
+from ..server.callee import Callee
+from ..wire.features import Grant
+from ..wire.message import Message
+from ..wire.scattered import buffers_of
+from ..wire.session import ClientSession
+
+if TYPE_CHECKING:
+    from ..server.daemon import Daemon
+    from .link import BlockingLink
+
+MOST_WAITING: Final = 10_000
+"""Messages from the other side that wait for the daemon's loop."""
+
+
+class SharedConnection:
+    """A `Connection` for tasks of a loop, of which threads are the owners."""
+
+    def __init__(self, link: BlockingLink) -> None:
+        self._link = link
+        self._out: list[Any] = []
+        self._sending = trio.Lock()
+        self.peer = link.location
+        self.is_local = link.is_local
+        self.codec = link.codec
+        self.queued = self.sent = 0
+
+    @property
+    def sock(self) -> Any:
+        """The socket, for looking at."""
+        return self._link.sock
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._link.closed
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something is queued."""
+        return bool(self._out)
+
+    def queue(self, message: Message) -> int:
+        """Hand a message over for the next flush. Errors as `Connection.queue`."""
+        body = message.body
+        self._out += [self.codec.encode_head(message, len(body)), *buffers_of(body)]
+        self.queued = self.sent + sum(map(len, self._out))
+        return self.queued
+
+    def flush_nowait(self) -> bool:
+        """Whether everything has left; here somebody else has to see to it."""
+        return not self._out
+
+    async def flush(self) -> None:
+        """Send what is queued, in a thread: the socket is a blocking one.
+
+        Raises:
+            ConnectionClosedError: the peer is gone.
+        """
+        async with self._sending:
+            buffers, self._out = self._out, []
+            if buffers:
+                await trio.to_thread.run_sync(self._link.send_buffers, buffers)
+                self.sent += sum(map(len, buffers))
+
+    def close(self) -> None:
+        """Close the link."""
+        self._link.close()
+
+
+class BackgroundLink:
+    """What a `Callee` of a daemon's loop needs of a link that belongs to threads."""
+
+    def __init__(self, link: BlockingLink, daemon: Daemon, home: trio.lowlevel.TrioToken) -> None:
+        self._link = link
+        self._home = home
+        self._sender, self._receiver = trio.open_memory_channel[Message](MOST_WAITING)
+        self.connection: Any = SharedConnection(link)
+        self.callee = Callee(daemon, self)
+
+    @property
+    def grant(self) -> Grant:
+        """What was agreed with the daemon at the other end."""
+        return self._link.grant
+
+    @property
+    def session(self) -> ClientSession[Any]:
+        """Of the calls of the client."""
+        return self._link.session
+
+    def put(self, message: Message) -> None:
+        """Hand a message over to the daemon's loop, from any thread."""
+        try:
+            self._home.run_sync_soon(self._put, message)
+        except trio.RunFinishedError:
+            raise ConnectionClosedError("the daemon of this process has ended") from None
+
+    def _put(self, message: Message) -> None:
+        try:
+            self._sender.send_nowait(message)
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            self._link.close()  # too much at once, or nobody is there to answer
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        try:
+            self._home.run_sync_soon(self._sender.close)
+        except trio.RunFinishedError:
+            pass
+
+    async def read_for_others(self) -> None:
+        """Hand on what comes, until the connection ends."""
+        async with self._receiver, trio.open_nursery() as nursery:
+            async for message in self._receiver:
+                try:
+                    self.callee.take(message)
+                except PyroError:
+                    self._link.close()
+                    return
+                if self.connection.unsent:
+                    nursery.start_soon(self._flush)
+
+    async def _flush(self) -> None:
+        try:
+            await self.connection.flush()
+        except PyroError:
+            self._link.close()
+
+
+def read_in_background(link: BlockingLink) -> None:
+    """Start the thread that reads a link as long as it lives."""
+    threading.Thread(target=link.read_for_others, name="pyroxfer reader", daemon=True).start()

@@ -1,0 +1,113 @@
+"""Calls in the reverse direction, seen by the client: its own daemon answers on a connection that the client made."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from ..errors import PyroError, RefusedError
+from ..wire.features import Grant
+from ..wire.message import Message, MessageType
+from ..wire.session import ClientSession, ServerSession
+from .execute import failure, is_slow_to_read
+from .peer import Peer
+
+if TYPE_CHECKING:
+    from .daemon import Daemon
+
+log = logging.getLogger("pyroxfer.server")
+
+
+class Caller(Protocol):
+    """A client's connection, as it is needed to answer on it."""
+
+    @property
+    def connection(self) -> Any:
+        """A `Connection`, or what sends like one."""
+
+    @property
+    def grant(self) -> Grant:
+        """What was agreed with the other end."""
+
+    @property
+    def session(self) -> ClientSession[Any]:
+        """Of the calls of this side."""
+
+    async def read_for_others(self) -> None:
+        """Hand over what comes, until the connection ends."""
+
+
+class Callee(Peer):
+    """Answers what the daemon at the other end of a client's connection calls.
+
+    Requests do not come by reading: whoever reads for the client hands them over. While this serves, it reads itself
+    when nobody waits for an answer.
+    """
+
+    def __init__(self, daemon: Daemon, link: Caller) -> None:
+        super().__init__(daemon, link.connection)
+        self.session = ServerSession(daemon.epoch)
+        self.session.assume_reverse(link.grant.reversed())
+        self._link = link
+        self._reading = True
+        self.over = False
+        """It refuses everything, because its daemon is closed."""
+
+    async def serve(self, *, greeted: bool = True) -> None:
+        """Answer until the connection, or the daemon, ends."""
+        daemon = self.daemon
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await self._link.read_for_others()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._nursery, self.over = None, True
+            daemon.callees.discard(self)
+            daemon.call_ended()
+            self.go_away()
+            self.resources.close_all()
+            with trio.CancelScope(shield=True):
+                await self.streams.connection_lost(self)
+
+    def take(self, message: Message) -> None:
+        """A request, or the wish to end one.
+
+        Raises:
+            ProtocolError: it must not come now.
+            ConnectionClosedError: the answer cannot leave.
+        """
+        if message.type == MessageType.CANCEL:
+            self._cancel(message.seq)
+        elif self._nursery is None:
+            self._refuse(message)
+        elif is_slow_to_read(message):
+            self._nursery.start_soon(self._take_slowly, message)
+        else:
+            job = self._begin(message, None)
+            if job is not None:
+                self._start(job)
+        self.connection.flush_nowait()
+
+    def _refuse(self, message: Message) -> None:
+        error = RefusedError("draining: the daemon is closed")
+        answer = failure(self, message, self.serializer(message.serializer), error, dispatched=False)
+        if answer is not None:
+            self._queue(answer)
+
+    async def _take_slowly(self, message: Message) -> None:
+        job = self._begin(message, await self._read_call(message))
+        if job is not None:
+            self._start(job)
+
+    def go_away(self) -> None:
+        """Take back that anything is served here."""
+        if self.connection.broken:
+            return
+        try:
+            self.connection.queue(self._link.session.serves(""))
+            self.connection.flush_nowait()
+        except PyroError as error:
+            log.debug("%s cannot be told that nothing is served any more: %s", self.connection.peer, error)

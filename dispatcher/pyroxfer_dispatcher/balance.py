@@ -1,0 +1,110 @@
+"""The choice between backends that could take a call. Pure: time and chance are passed in."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from .backends import Backend
+
+LEAST_OF_TWO: Final = "least-of-two"
+ROUND_ROBIN: Final = "round-robin"
+HASH: Final = "hash"
+POLICIES: Final = (LEAST_OF_TWO, ROUND_ROBIN, HASH)
+SLOWEST: Final = 0.1
+"""Part of its weight that a backend has at once when it comes back; the rest follows evenly."""
+
+Choice = Callable[[Sequence[Backend], float, str | None], Backend]
+"""Chooses from one or more candidates, given the time and the key of the call."""
+
+
+def effective_weight(backend: Backend, now: float, slow_start_s: float) -> float:
+    """Its weight, less while it warms up."""
+    age = now - backend.up_since
+    if age >= slow_start_s:
+        return backend.weight
+    return backend.weight * max(SLOWEST, age / slow_start_s)
+
+
+class LeastOfTwo:
+    """Of two taken by chance (heavier ones more often), the one with fewer calls for its weight.
+
+    Nobody can be the least loaded one for everybody at once, as with a choice among all.
+    """
+
+    def __init__(self, slow_start_s: float, chance: random.Random) -> None:
+        self._slow_start_s = slow_start_s
+        self._chance = chance
+
+    def __call__(self, candidates: Sequence[Backend], now: float, key: str | None) -> Backend:
+        if len(candidates) == 1:
+            return candidates[0]
+        weights = [effective_weight(backend, now, self._slow_start_s) for backend in candidates]
+        first, second = self._two(weights)
+        a, b = candidates[first], candidates[second]
+        if (a.in_flight + 1) * weights[second] != (b.in_flight + 1) * weights[first]:
+            return a if (a.in_flight + 1) * weights[second] < (b.in_flight + 1) * weights[first] else b
+        return a if a.clients * weights[second] <= b.clients * weights[first] else b
+
+    def _two(self, weights: Sequence[float]) -> tuple[int, int]:
+        """Two different places, in random order."""
+        chance, count = self._chance, len(weights)
+        if count == 2:
+            return (0, 1) if chance.random() < 0.5 else (1, 0)
+        if min(weights) == max(weights):
+            first = int(chance.random() * count)
+            second = int(chance.random() * (count - 1))
+            return first, second + (second >= first)
+        places = range(count)
+        (first,) = chance.choices(places, weights)
+        others = [place for place in places if place != first]
+        (second,) = chance.choices(others, [weights[place] for place in others])
+        return first, second
+
+
+class RoundRobin:
+    """Each in turn, as often as its weight says, and evenly mixed."""
+
+    def __init__(self, slow_start_s: float) -> None:
+        self._slow_start_s = slow_start_s
+        self._credit: dict[Backend, float] = {}
+
+    def __call__(self, candidates: Sequence[Backend], now: float, key: str | None) -> Backend:
+        credit = self._credit
+        total = 0.0
+        for backend in candidates:
+            weight = effective_weight(backend, now, self._slow_start_s)
+            credit[backend] = credit.get(backend, 0.0) + weight
+            total += weight
+        chosen = max(candidates, key=credit.__getitem__)
+        credit[chosen] -= total
+        return chosen
+
+
+class Rendezvous:
+    """By a key: the same backend each time, and when one of n goes only its own keys move."""
+
+    def __call__(self, candidates: Sequence[Backend], now: float, key: str | None) -> Backend:
+        return max(candidates, key=lambda backend: score(backend, key or ""))
+
+
+def score(backend: Backend, key: str) -> float:
+    """How well a backend suits a key: weights hold, and nobody's score depends on who else is there."""
+    name = backend.name.encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=name[:64], digest_size=8).digest()
+    part = (int.from_bytes(digest, "big") + 0.5) / 2**64
+    return -backend.weight / math.log(part)
+
+
+def choice_for(policy: str, slow_start_s: float, chance: random.Random) -> Choice:
+    """The rule of this name. ValueError: there is none."""
+    if policy == LEAST_OF_TWO:
+        return LeastOfTwo(slow_start_s, chance)
+    if policy == ROUND_ROBIN:
+        return RoundRobin(slow_start_s)
+    if policy == HASH:
+        return Rendezvous()
+    raise ValueError(f"{policy!r} is not known; choose one of: {', '.join(POLICIES)}")

@@ -1,0 +1,195 @@
+"""The choice between backends, with a clock that is a number and chance that repeats itself."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyroxfer_core import Uri
+from pyroxfer_dispatcher.backends import Backend, BackendGroup
+from pyroxfer_dispatcher.balance import (
+    POLICIES,
+    SLOWEST,
+    LeastOfTwo,
+    Rendezvous,
+    RoundRobin,
+    choice_for,
+    effective_weight,
+)
+
+
+def backends(*weights: float, limit: int | None = None) -> list[Backend]:
+    return [Backend(f"b{n}", Uri(f"PYRO:x@h:{n}"), limit, weight=weight) for n, weight in enumerate(weights)]
+
+
+def shares(group: BackendGroup, calls: int) -> list[int]:
+    """How many of so many short calls each backend got."""
+    seen: Counter[str] = Counter()
+    for _ in range(calls):
+        backend = group.pick(0.0)
+        assert backend is not None
+        group.release(backend)
+        seen[backend.name] += 1
+    return [seen[backend.name] for backend in group.backends]
+
+
+def simulated(policy: str, slow: float, calls: int = 4000) -> tuple[float, float]:
+    """Four backends, one of them slow, run calls side by side as they arrive.
+
+    Returns:
+        The 99th percentile of the times of the calls on the other three, and the part of all calls on the slow one.
+    """
+    chance = random.Random(7)
+    members = backends(1, 1, 1, 1)
+    group = BackendGroup(members, choice_for(policy, 0.0, chance))
+    now, on_slow = 0.0, 0
+    ends: list[tuple[float, int, Backend]] = []
+    took: list[float] = []
+    for number in range(calls):
+        now += chance.expovariate(1 / 0.8)
+        while ends and ends[0][0] <= now:
+            group.release(heapq.heappop(ends)[2])
+        backend = group.pick(now)
+        assert backend is not None
+        time = (slow if backend is members[0] else 1.0) * backend.in_flight
+        if backend is members[0]:
+            on_slow += 1
+        else:
+            took.append(time)
+        heapq.heappush(ends, (now + time, number, backend))
+    return sorted(took)[int(len(took) * 0.99)], on_slow / calls
+
+
+def test_a_slow_backend_does_not_slow_down_the_calls_of_the_others() -> None:
+    """One ten times slower gets few calls and the others are as fast as ever; taken in turn, it gets a quarter."""
+    slowest, part = simulated("least-of-two", 10.0)
+    assert slowest <= 1.5 * simulated("least-of-two", 1.0)[0]
+    assert part < 0.12
+    assert simulated("round-robin", 10.0)[1] == 0.25
+
+
+@pytest.mark.parametrize("policy", ["least-of-two", "round-robin"])
+def test_weights_hold(policy: str) -> None:
+    """A backend of twice the weight gets twice the calls."""
+    group = BackendGroup(backends(1, 2, 5), choice_for(policy, 0.0, random.Random(1)))
+    if policy == "round-robin":
+        assert shares(group, 800) == [100, 200, 500]
+        return
+    held: list[Backend] = []
+    for _ in range(800):
+        backend = group.pick(0.0)
+        assert backend is not None
+        held.append(backend)
+    for got, wanted in zip((backend.in_flight for backend in group.backends), (100, 200, 500), strict=True):
+        assert abs(got - wanted) < 30
+
+
+def test_turns_are_mixed_evenly() -> None:
+    """A heavy backend does not get its calls in one row."""
+    group = BackendGroup(backends(1, 1, 4), RoundRobin(0.0))
+    names = []
+    for _ in range(6):
+        backend = group.pick(0.0)
+        assert backend is not None
+        names.append(backend.name)
+    assert "b2b2b2b2" not in "".join(names)
+    assert Counter(names) == {"b0": 1, "b1": 1, "b2": 4}
+
+
+def test_of_two_the_less_busy_one_is_taken() -> None:
+    one, two = backends(1, 1)
+    choose = LeastOfTwo(0.0, random.Random(1))
+    one.in_flight = 3
+    assert {choose([one, two], 0.0, None) for _ in range(50)} == {two}
+    one.in_flight, two.clients = 0, 5
+    assert {choose([one, two], 0.0, None) for _ in range(50)} == {one}
+
+
+def test_every_pair_is_possible() -> None:
+    """With equal loads nobody is left out."""
+    members = backends(1, 1, 1, 1, 1)
+    choose = LeastOfTwo(0.0, random.Random(3))
+    assert {choose(members, 0.0, None).name for _ in range(300)} == {backend.name for backend in members}
+
+
+KEYS = [f"key{number}" for number in range(2000)]
+
+
+@given(st.integers(2, 8), st.data())
+def test_only_the_keys_of_a_backend_that_goes_move(count: int, data: st.DataObject) -> None:
+    """And they spread over all the others."""
+    members = backends(*([1.0] * count))
+    gone = members[data.draw(st.integers(0, count - 1))]
+    rest = [backend for backend in members if backend is not gone]
+    choose = Rendezvous()
+    keys = KEYS[:200]
+    for key in keys:
+        before = choose(members, 0.0, key)
+        if before is not gone:
+            assert choose(rest, 0.0, key) is before
+
+
+def test_keys_are_shared_out_by_weight() -> None:
+    members = backends(1, 1, 2)
+    seen = Counter(Rendezvous()(members, 0.0, key).name for key in KEYS)
+    for name, wanted in {"b0": 500, "b1": 500, "b2": 1000}.items():
+        assert abs(seen[name] - wanted) < 100
+
+
+@given(st.text(max_size=50))
+def test_any_text_is_a_key(key: str) -> None:
+    members = backends(1, 1, 1)
+    assert Rendezvous()(members, 0.0, key) in members
+
+
+def test_a_key_waits_for_its_busy_backend() -> None:
+    """It may hold what belongs to the key; only a backend that is down is replaced."""
+    members = backends(1, 1, limit=1)
+    group = BackendGroup(members, Rendezvous(), sticky=True)
+    first = group.pick(0.0, key="k")
+    assert first is not None
+    assert group.pick(0.0, key="k") is None
+    assert group.has_busy(0.0)
+    group.failed(first, 0.0, "gone")
+    second = group.pick(0.0, key="k")
+    assert second not in (None, first)
+
+
+def test_a_backend_that_came_back_warms_up() -> None:
+    [backend] = backends(4)
+    backend.up_since = 100.0
+    weights = [effective_weight(backend, now, 10.0) for now in (100.0, 101.0, 105.0, 110.0, 500.0)]
+    assert weights == [4 * SLOWEST, 4 * SLOWEST, 2.0, 4.0, 4.0]
+
+
+def test_a_warm_up_begins_when_a_backend_is_back() -> None:
+    members = backends(1, 1)
+    group = BackendGroup(members, RoundRobin(10.0))
+    group.failed(members[0], 0.0, "refused")
+    group.opened(members[0], 50.0)
+    seen: Counter[str] = Counter()
+    for _ in range(110):
+        backend = group.pick(50.0)
+        assert backend is not None
+        seen[backend.name] += 1
+    assert seen == {"b0": 10, "b1": 100}
+
+
+def test_preferred_tags_are_taken_first() -> None:
+    """While any of them has room; then the next tag; then the others."""
+    members = backends(1, 1, 1, limit=1)
+    members[0].tags, members[1].tags = frozenset({"far"}), frozenset({"near", "far"})
+    group = BackendGroup(members, LeastOfTwo(0.0, random.Random(1)), ("near", "far"))
+    assert [group.pick(0.0) for _ in range(4)] == [members[1], members[0], members[2], None]
+
+
+def test_every_policy_has_a_rule_and_others_have_none() -> None:
+    for policy in POLICIES:
+        assert choice_for(policy, 0.0, random.Random(1))(backends(1), 0.0, "k")
+    with pytest.raises(ValueError, match="choose one of"):
+        choice_for("best", 0.0, random.Random(1))

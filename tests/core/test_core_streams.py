@@ -299,7 +299,8 @@ async def test_a_stream_whose_next_item_never_comes_does_not_outlive_its_time_no
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
-            await until(lambda: daemon.statistics().calls_in_flight == 1)
+            link = proxy._pyroLink
+            await until(lambda: link is not None and link.readers.waiting)
             await trio.sleep(0.01)
             await daemon.streams.sweep()
         assert sorted(source.closed) == ["async", "stuck"]

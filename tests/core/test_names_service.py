@@ -190,6 +190,6 @@ async def test_pyros_members_and_ours_are_exposed() -> None:
     exposed = {name for name, member in vars(NameServer).items() if getattr(member, "_pyroExposed", False) is True}
     assert exposed - {"_pyroExposed"} == {
         "ping", "count", "lookup", "register", "set_metadata", "remove", "list", "yplookup",
-        "lookup_all", "renew", "revoke", "watch",
+        "lookup_all", "reach_back", "renew", "revoke", "watch",
     }  # fmt: skip
     assert rules.NAME_SERVER == "Pyro.NameServer"

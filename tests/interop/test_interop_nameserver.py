@@ -28,6 +28,7 @@ LIBRARIES = ("pyro4", "pyro5")
 WITHIN_S = 30
 OUR_NS = (sys.executable, "-c", "from pyroxfer_core.cli.ns import ns; ns()")
 OUR_NSC = (sys.executable, "-c", "from pyroxfer_core.cli.nsc import nsc; nsc()")
+OUR_DOCTOR = (sys.executable, "-c", "from pyroxfer_core.cli.doctor import doctor; doctor()")
 NAME_SERVER = "Pyro.NameServer"
 BROADCAST = ("--bchost", "127.0.0.1", "--bcport", "0")
 
@@ -354,3 +355,13 @@ def test_a_stock_name_server_goes_on_with_our_file(library: str, tmp_path: Path,
     port = name_server(*stock_tool(library, "ns"), "-s", storage)
     done = run(*OUR_NSC, "-n", "localhost", "-p", port, "lookup", "test.one")
     assert done.stdout == "PYRO:one@localhost:5555\n"
+
+
+@pytest.mark.parametrize(("library", "protocol"), [("pyro4", "48 (Pyro4)"), ("pyro5", "502 (Pyro5)")])
+def test_our_doctor_looks_at_their_name_server(library: str, protocol: str, name_server: NameServers) -> None:
+    """It finds nothing wrong, and knows what is spoken there."""
+    port = name_server(*stock_tool(library, "ns"))
+    done = run(*OUR_DOCTOR, f"{NAME_SERVER}@localhost:{port}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"ok      protocol: it speaks {protocol}\n" in done.stdout
+    assert "ok      object: Pyro.NameServer" in done.stdout

@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol
 from ..client.calls import CallOptions
 from ..client.handshake import connect_message, read_welcome
 from ..client.heartbeat import QUESTIONS, silent
+from ..client.readers import StreamReaders
 from ..errors import (
     CommunicationError,
     ConnectionClosedError,
@@ -127,6 +128,8 @@ class BlockingLink:
         self._serializers: dict[str, Serializer] = {}
         self._context: SerializerContext | None = None
         self._large: LargeMessages | None = None
+        self.readers: StreamReaders[Waiter] = StreamReaders()
+        """Who waits for the items of pushed streams."""
         self.metadata: Metadata | None = None
         self.response: Any = None
         """The daemon's handshake response."""
@@ -369,6 +372,34 @@ class BlockingLink:
             raise waiter.error or ConnectionClosedError("the connection was lost", outcome=Outcome.UNKNOWN)
         return waiter.reply
 
+    def listen(self, listener: Waiter, timeout_s: float | None) -> None:
+        """Wait until something has come for who is among the `readers`.
+
+        Raises:
+            TimeoutError: nothing came in time.
+            ConnectionClosedError: the connection is gone.
+        """
+        deadline = time.monotonic() + timeout_s if timeout_s else None
+        try:
+            try:
+                while not listener.settled:
+                    if self._may_read(listener):
+                        self._read_for_all(listener, deadline)
+                    else:
+                        self._follow(listener, deadline)
+            finally:
+                self._settle(listener)
+        except (PyroError, OSError) as error:
+            if not isinstance(error, builtins.TimeoutError):
+                self._fail(error)
+            elif not listener.settled:
+                raise TimeoutError("the next item took too long", outcome=Outcome.UNKNOWN) from None
+        except BaseException:
+            self._settle(listener)  # the interrupt may have come before it was done above
+            raise
+        if listener.reply is None:
+            raise listener.error or ConnectionClosedError("the connection was lost", outcome=Outcome.UNKNOWN)
+
     def _read_for_all(self, waiter: Waiter, deadline: float | None) -> None:
         try:
             while waiter.reply is None and waiter.error is None:
@@ -523,8 +554,13 @@ class BlockingLink:
             whole = self._large.take(message)
             if whole is not None:
                 self._take(whole)
+        elif message.type == MessageType.ITEMS:
+            listener = self.readers.take(message)
+            if listener is not None:
+                listener.reply = message
+                self._rouse(listener)
         elif message.type == MessageType.HEARTBEAT:
-            self._send_aside(alive())
+            self.send_aside(alive())
         elif message.type in (MessageType.INVOKE, MessageType.CANCEL):
             if self._background is None:
                 raise ProtocolError("the daemon calls an object here, where none was offered")
@@ -541,9 +577,23 @@ class BlockingLink:
         if self._unanswered >= QUESTIONS:
             raise silent(self.location, self._heartbeat_s)
         self._unanswered += 1
-        self._send_aside(heartbeat())
+        self.send_aside(heartbeat())
 
-    def _send_aside(self, message: Message) -> None:
+    def send_signal(self, message: Message) -> None:
+        """Send a small message of our own that must not be left out.
+
+        Raises:
+            ConnectionClosedError: the connection is gone.
+        """
+        data = self._encode(message, hmac_key=self._hmac_key)
+        try:
+            with self.sending:
+                self.sock.sendall(data)
+        except BaseException as error:
+            self._fail(ConnectionClosedError("the connection broke while a message was leaving"))
+            raise as_ours(error, "message", Outcome.UNKNOWN) from error
+
+    def send_aside(self, message: Message) -> None:
         """Send a small message of our own, unless a thread is sending a request: then there is no need to."""
         if self.sending.locked():
             return
@@ -618,7 +668,7 @@ class BlockingLink:
     def _fail(self, error: BaseException) -> None:
         """The connection is finished: every waiting call gets to know, with what is certain about it."""
         self._close_socket()
-        for waiter in self.session.drop_pending():
+        for waiter in (*self.session.drop_pending(), *self.readers.waiting.values()):
             outcome = Outcome.EXECUTED if waiter.answered else Outcome.UNKNOWN
             waiter.error = copy_for(error, outcome)
         with self._guard:

@@ -38,6 +38,7 @@ from .forwarding import Forwarding
 from .link import BlockingLink
 from .method import Method
 from .open import open_socket
+from .pushed import PushedIterator
 from .streams import StreamIterator
 
 if TYPE_CHECKING:
@@ -503,7 +504,12 @@ class Proxy(Forwarding):
             if deadline is None or error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
                 raise
             raise TimeoutError(f"{method} took too long: {error}", outcome=error.outcome) from error
-        return StreamIterator(self, link, result.stream_id) if type(result) is StreamStart else result
+        return result if type(result) is not StreamStart else self._pyroStream(link, result)
+
+    def _pyroStream(self, link: BlockingLink, start: StreamStart) -> StreamIterator:
+        if start.number is not None:
+            return PushedIterator(self, link, start.stream_id, start.number)
+        return StreamIterator(self, link, start.stream_id)
 
     def _pyroClosingMessage(self, link: BlockingLink, stream_id: str) -> Message:
         serializer = link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent"))

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from .proxy import Proxy
 
 
+def closed() -> ConnectionClosedError:
+    """The error of who goes on reading a stream whose connection is gone."""
+    return ConnectionClosedError("the proxy for this stream result has been closed")
+
+
 class StreamIterator:
     """The items of a remote iterator, one request each.
 
@@ -42,7 +47,7 @@ class StreamIterator:
         if link is None:
             raise StopIteration
         if link.closed:
-            raise ConnectionClosedError("the proxy for this stream result has been closed")
+            raise closed()
         try:
             return self._proxy._pyroCallOn(link, "get_next_stream_item", [self._id], {}, 0, DAEMON_OBJECT)
         except BaseException:  # the end, too, is an exception
@@ -54,17 +59,19 @@ class StreamIterator:
         link, self._link = self._link, None
         if link is not None and not link.closed:
             try:
-                link.send_oneway(self._closing(link))
+                self._leave(link, patient=True)
             except CommunicationError:
                 pass  # the connection is gone, and the remote iterator with it
 
-    def _closing(self, link: BlockingLink) -> Any:
-        return self._proxy._pyroClosingMessage(link, self._id)
+    def _leave(self, link: BlockingLink, *, patient: bool) -> None:
+        """Tell the daemon that nobody reads on; not patiently: only if that takes no waiting."""
+        message = self._proxy._pyroClosingMessage(link, self._id)
+        (link.send_oneway if patient else link.try_oneway)(message)
 
     def __del__(self) -> None:
         link, self._link = self._link, None
         if link is not None and not link.closed:
             try:
-                link.try_oneway(self._closing(link))
+                self._leave(link, patient=False)
             except PyroError:
                 pass

@@ -22,6 +22,7 @@ from ..wire.features import (
     MAX_KEY_SIZE,
     MIN_KEY_SIZE,
     OUTCOME_KEY,
+    PUSHED_KEY,
     Feature,
     Grant,
 )
@@ -45,8 +46,8 @@ class CallOptions:
     """Extra annotations, four ASCII characters each."""
     correlation_id: bytes | None = None
     """16 bytes, or None."""
-    read_ahead: int = 1
-    """Item requests of a stream in flight at once."""
+    read_ahead: int | None = None
+    """Items of a stream on their way at once. None: one from a stock peer, more and more from one of ours."""
     key: bytes | None = None
     """Under one key a method of an object runs at most once in the life of a daemon of ours; see `key_bytes`."""
     chain: bytes | None = None
@@ -84,7 +85,7 @@ def checked_options(
     deadline: float | None = None,
     annotations: Mapping[str, Body] | None = None,
     correlation_id: uuid.UUID | bytes | None = None,
-    read_ahead: int = 1,
+    read_ahead: int | None = None,
     key: str | bytes | None = None,
 ) -> CallOptions:
     """Options as a user gives them.
@@ -94,8 +95,8 @@ def checked_options(
     """
     if deadline is not None and not 0 < deadline < math.inf:
         raise PyroError(f"a deadline is a positive number of seconds, not {deadline!r}")
-    if not 1 <= read_ahead <= 1024:
-        raise PyroError(f"read_ahead is 1 to 1024 requests, not {read_ahead!r}")
+    if read_ahead is not None and not 1 <= read_ahead <= 1024:
+        raise PyroError(f"read_ahead is 1 to 1024 items, not {read_ahead!r}")
     correlation = correlation_bytes(correlation_id)
     return CallOptions(deadline, dict(annotations or {}), correlation, read_ahead, key_bytes(key))
 
@@ -183,6 +184,8 @@ class StreamStart:
     """The answer is an item stream with this id."""
 
     stream_id: str
+    number: int | None = None
+    """Under which it may be pushed."""
 
 
 def read_reply(message: Message, serializer: Serializer, grant: Grant, settings: Settings) -> Any:
@@ -195,7 +198,7 @@ def read_reply(message: Message, serializer: Serializer, grant: Grant, settings:
     """
     flags = message.flags
     if flags & Flags.ITEMSTREAM:
-        return _stream_start(message)
+        return _stream_start(message, grant)
     try:
         body = message.body if not flags & Flags.COMPRESSED else plain_body(message, settings.max_message_bytes)
         value = serializer.loads(body)
@@ -207,12 +210,13 @@ def read_reply(message: Message, serializer: Serializer, grant: Grant, settings:
     return value
 
 
-def _stream_start(message: Message) -> StreamStart:
+def _stream_start(message: Message, grant: Grant) -> StreamStart:
     stream_id = message.annotations.get(STREAM_KEY)
     if stream_id is None:
         text = "the result of the call is an iterator, but the daemon does not allow item streams"
         raise ProtocolError(text, outcome=Outcome.EXECUTED)
-    return StreamStart(bytes(stream_id).decode("ascii", "replace"))
+    number = grant.read_stream(message.annotations.get(PUSHED_KEY))
+    return StreamStart(bytes(stream_id).decode("ascii", "replace"), number)
 
 
 def _exception_of(value: Any, message: Message, grant: Grant) -> BaseException:

@@ -31,12 +31,12 @@ class ItemStream:
             linger time, but not by this object).
     """
 
-    def __init__(self, proxy: Proxy, link: Link, stream_id: str, read_ahead: int) -> None:
+    def __init__(self, proxy: Proxy, link: Link, stream_id: str, read_ahead: int | None) -> None:
         self._proxy = proxy
         self._link = link
         self._feed = link
         self._id = stream_id
-        self._read_ahead = max(1, read_ahead)
+        self._read_ahead = read_ahead or 1
         self._waiting: deque[Waiter] = deque()
         self._finished = False
 

@@ -11,7 +11,11 @@ from ..transport.turns import TurnSender
 from ..wire.message import Message, MessageType
 from ..wire.pieces import MAX_BODIES, Incoming, Outgoing
 
-ANSWERS: Final = frozenset({MessageType.RESULT})
+ANSWERS: Final = frozenset({MessageType.RESULT, MessageType.ITEMS})
+
+
+def _is_answer(begin: Message) -> bool:
+    return len(begin.body) > 0 and begin.body[0] == MessageType.RESULT
 
 
 class LargeAnswers:
@@ -33,7 +37,7 @@ class LargeAnswers:
             ProtocolError: it must not come now, is malformed, or answers no call.
             MessageTooLargeError: the announced size is over the limit; nothing of it was kept.
         """
-        if message.type == MessageType.BEGIN and message.seq not in self._pending:
+        if message.type == MessageType.BEGIN and _is_answer(message) and message.seq not in self._pending:
             raise ProtocolError(f"invalid sequence number received: {message.seq} answers no call")
         arrival = self._incoming.take(message)
         if arrival is None or arrival.dropped:

@@ -29,6 +29,7 @@ from .calls import DAEMON_OBJECT, STREAM_KEY, CallOptions
 from .handshake import connect_message, read_welcome
 from .heartbeat import Pulse, watch
 from .large import LargeMessages
+from .readers import StreamReaders
 
 if TYPE_CHECKING:
     from ..server.callee import Callee
@@ -107,6 +108,8 @@ class Link:
         """Reads when nobody else does, and waits while somebody does."""
         self._token = trio.lowlevel.current_trio_token()
         self._serializers: dict[str, Serializer] = {}
+        self.readers: StreamReaders[Waiter] = StreamReaders()
+        """Who waits for the items of pushed streams."""
         self._large: LargeMessages | None = None
         if Feature.PIECES in self.grant:
             self._large = LargeMessages(connection, session.pending)
@@ -243,6 +246,27 @@ class Link:
             await self.abandon(waiter)
             raise
 
+    async def listen(self, listener: Waiter) -> None:
+        """Wait until something has come for who is among the `readers`.
+
+        Raises:
+            ConnectionClosedError: the connection is gone.
+        """
+        try:
+            if self.connection.unsent:
+                await self.connection.flush()
+            while listener.reply is None:
+                if listener.error is not None:
+                    raise listener.error
+                if self._reading:
+                    listener.task = trio.lowlevel.current_task()
+                    await trio.lowlevel.wait_task_rescheduled(listener.abort)
+                else:
+                    await self._read_for_all(listener)
+        except PyroError as error:
+            self._fail(error)
+            raise self._copy(error, Outcome.UNKNOWN) from error
+
     async def _send_in_pieces(self, outgoing: Outgoing, waiter: Waiter | None = None) -> None:
         """Send a large request; it ends early when its answer comes before."""
         assert self._large is not None, "it took the request over"
@@ -290,8 +314,7 @@ class Link:
             return
         waiter.reply = event
         if waiter.task is not None:
-            task, waiter.task = waiter.task, None
-            trio.lowlevel.reschedule(task)
+            self._wake(waiter)
         if self.session.going_away and all(waiter.abandoned for waiter in self.session.pending.values()):
             self.connection.close()
 
@@ -300,6 +323,11 @@ class Link:
             whole = self._large.take(message)
             if whole is not None:
                 self._take(whole)
+        elif message.type == MessageType.ITEMS:
+            listener = self.readers.take(message)
+            if listener is not None:
+                listener.reply = message
+                self._wake(listener)
         elif message.type == MessageType.ALIVE:
             self.pulse.heard()
         elif message.type == MessageType.HEARTBEAT:
@@ -352,7 +380,7 @@ class Link:
         for waiter in self.session.pending.values():
             if not waiter.abandoned:
                 return waiter
-        return None
+        return next(iter(self.readers.waiting.values()), None)
 
     def give_up(self, error: PyroError) -> None:
         """Close, and let the calls in flight fail with this."""
@@ -376,14 +404,23 @@ class Link:
             return
         for waiter in self.session.pending.values():
             if waiter.task is not None:
-                task, waiter.task = waiter.task, None
-                trio.lowlevel.reschedule(task)
+                self._wake(waiter)
                 return
+        for waiter in self.readers.waiting.values():
+            if waiter.task is not None:
+                self._wake(waiter)
+                return
+
+    @staticmethod
+    def _wake(waiter: Waiter) -> None:
+        if waiter.task is not None:
+            task, waiter.task = waiter.task, None
+            trio.lowlevel.reschedule(task)
 
     def _fail(self, error: PyroError) -> None:
         """The connection is finished: every waiting call gets to know."""
         self.connection.close()
-        for waiter in self.session.drop_pending():
+        for waiter in (*self.session.drop_pending(), *self.readers.waiting.values()):
             if waiter.error is None and not waiter.abandoned:
                 self.finish(waiter, error)
 
@@ -391,16 +428,18 @@ class Link:
     def finish(waiter: Waiter, error: PyroError) -> None:
         """End a wait with an error."""
         waiter.error = error
-        if waiter.task is not None:
-            task, waiter.task = waiter.task, None
-            trio.lowlevel.reschedule(task)
+        Link._wake(waiter)
 
     def _outcome(self, waiter: Waiter, error: PyroError) -> PyroError:
         """A copy of the error for this call, with what is certain about it."""
+        return self._copy(error, Outcome.EXECUTED if waiter.answered else self.outcome_at(waiter.end))
+
+    @staticmethod
+    def _copy(error: PyroError, outcome: Outcome) -> PyroError:
         if not isinstance(error, CommunicationError):
             return error
         mine = type(error)(*error.args)
-        mine.outcome = Outcome.EXECUTED if waiter.answered else self.outcome_at(waiter.end)
+        mine.outcome = outcome
         return mine
 
     def outcome_at(self, end: int | Outgoing) -> Outcome:

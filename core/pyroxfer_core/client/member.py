@@ -42,7 +42,7 @@ class Member:
         deadline: float | None = None,
         annotations: Mapping[str, Body] | None = None,
         correlation_id: uuid.UUID | bytes | None = None,
-        read_ahead: int = 1,
+        read_ahead: int | None = None,
         key: str | bytes | None = None,
     ) -> Member:
         """The same member with options for the calls made through it.
@@ -51,7 +51,8 @@ class Member:
             deadline: seconds the call may take; a peer of ours stops working on it, too.
             annotations: four ASCII characters to bytes.
             correlation_id: a UUID that the daemon passes on to its own calls.
-            read_ahead: item requests in flight when the call returns an item stream.
+            read_ahead: items on their way at once when the call returns an item stream, 1 to 1024. None: one from a
+                stock peer; from a peer of ours more and more while they are read, up to 256 items or 1 MiB.
             key: 16 to 64 bytes, or text of that length, with at least 128 random bits. A daemon of ours runs this
                 method of this object at most once under it, and gives everybody who calls again the same answer; so
                 the call may be sent again when a connection is lost. Stock daemons know no keys and get none.

@@ -31,6 +31,7 @@ from .calls import CallOptions, StreamStart, belongs_to, encode_call, read_reply
 from .items import ItemStream
 from .link import Link, Waiter, greet
 from .member import Call, Member
+from .pushed import PushedStream
 from .retry import Attempts, RetryBudget, is_cut_off, loses_session, session_lost
 from .versions import remember_version, versions_to_try
 
@@ -267,7 +268,10 @@ class Proxy:
         except StopIteration as error:  # it cannot leave a coroutine as it is
             raise RemoteError("builtins.StopIteration", error.args) from error
         if type(result) is StreamStart:
-            return ItemStream(self, link, result.stream_id, call.options.read_ahead)
+            read_ahead = call.options.read_ahead
+            if result.number is not None:
+                return PushedStream(self, link, result.stream_id, read_ahead, result.number)
+            return ItemStream(self, link, result.stream_id, read_ahead)
         return result
 
     @staticmethod

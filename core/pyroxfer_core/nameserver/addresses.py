@@ -36,7 +36,8 @@ def is_this_machine(host: str) -> bool:
 
 def local_address_towards(peer: str) -> str | None:
     """The address of this machine from which packets to ``peer`` leave; None without a route. Sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    family = socket.AF_INET6 if ":" in peer else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((peer, 9))
         except OSError:

@@ -102,15 +102,27 @@ def _place_of(address: Address) -> Uri | None:
     return uri if uri.protocol == "PYRO" and uri.location is not None else None
 
 
-async def is_reachable(uri: Uri) -> bool:
-    """Whether something accepts connections at a PYRO URI, within CONNECT_TIMEOUT_S."""
+async def why_unreachable(address: str, port: int) -> str | None:
+    """Why no connection to this port can be had within CONNECT_TIMEOUT_S; None when it can."""
     with trio.move_on_after(CONNECT_TIMEOUT_S):
         try:
-            if uri.sockname is not None:
-                stream: trio.SocketStream = await trio.open_unix_socket(uri.sockname)
-            else:
-                stream = await trio.open_tcp_stream(str(uri.host), uri.port or 0)
-        except (OSError, ValueError):  # a host name that is none is a ValueError
+            stream = await trio.open_tcp_stream(address, port)
+        except (OSError, ValueError) as error:
+            cause = error.__cause__
+            return str(cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause or error)
+        await trio.aclose_forcefully(stream)
+        return None
+    return f"no answer within {CONNECT_TIMEOUT_S:g} s"
+
+
+async def is_reachable(uri: Uri) -> bool:
+    """Whether something accepts connections at a PYRO URI, within CONNECT_TIMEOUT_S."""
+    if uri.sockname is None:
+        return await why_unreachable(str(uri.host), uri.port or 0) is None
+    with trio.move_on_after(CONNECT_TIMEOUT_S):
+        try:
+            stream = await trio.open_unix_socket(uri.sockname)
+        except (OSError, ValueError):
             return False
         await trio.aclose_forcefully(stream)
         return True

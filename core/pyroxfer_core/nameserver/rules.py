@@ -102,6 +102,20 @@ def check_ttl(ttl: Any) -> float:
     return float(ttl)
 
 
+def check_port(port: object) -> int:
+    """A TCP port.
+
+    Raises:
+        TypeError: not an integer.
+        NamingError: outside of 1 to 65535.
+    """
+    if type(port) is not int:
+        raise TypeError("port must be an int")
+    if not 1 <= port <= 65535:
+        raise NamingError("ports are 1 to 65535")
+    return port
+
+
 def check_revision(revision: object) -> int | None:
     """The revision to go on from, or None.
 

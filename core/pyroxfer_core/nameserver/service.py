@@ -16,10 +16,12 @@ from ..objects.context import current_call
 from ..objects.expose import expose
 from ..uri import Uri
 from .addresses import is_loopback, is_this_machine
+from .cleaning import why_unreachable
 from .matching import matching_names
 from .rules import (
     NAME_SERVER,
     check_name,
+    check_port,
     check_protocols,
     check_reachable,
     check_revision,
@@ -64,6 +66,7 @@ class NameServer:
         self._allow_loopback = allow_loopback
         self._max_entries = max_entries
         self._regex_children = trio.CapacityLimiter(2)
+        self._reaching_back = trio.CapacityLimiter(8)
 
     # --- Pyro's methods ----------------------------------------------------------------------------------------
 
@@ -262,6 +265,20 @@ class NameServer:
         async with aclosing(follow(self._registry, check_revision(after), check_name(prefix, "prefix"))) as items:
             async for item in items:
                 yield item
+
+    async def reach_back(self, port: int) -> dict[str, Any]:
+        """Whether this machine can connect to a TCP port of the caller's own address, for those who look for a fault.
+
+        Returns: ``address``, as which the caller is seen here; ``reachable``; and ``reason``, why not.
+        """
+        check_port(port)
+        caller = _caller()
+        if caller is None or caller.peer == "unix":
+            return {"address": "", "reachable": False, "reason": "the caller has no address"}
+        address = str(caller.peer).rpartition(":")[0].strip("[]")
+        async with self._reaching_back:
+            reason = await why_unreachable(address, port)
+        return {"address": address, "reachable": reason is None, "reason": reason}
 
     # --- helpers -----------------------------------------------------------------------------------------------
 

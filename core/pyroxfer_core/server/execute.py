@@ -19,7 +19,7 @@ from ..serializers.exceptions import ExceptionWrapper
 from ..serializers.outofband import has_parts
 from ..transport.faults import part
 from ..wire.blobinfo import read_blob_info
-from ..wire.features import CALL_KEY, CHAIN_KEY, DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, Feature
+from ..wire.features import CALL_KEY, CHAIN_KEY, DEADLINE_KEY, HOP_KEYS, OUTCOME_KEY, PUSHED_KEY, Feature
 from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
 from ..wire.scattered import joined
@@ -306,13 +306,18 @@ def _stream_result(peer: Peer, job: Job, value: Any) -> Message:
     """The announcement of an item stream: flags, its id, and the placeholder exception that stock peers expect."""
     message = job.message
     stream_id = peer.streams.add(value, peer)
+    annotations = {**_response_annotations(peer, job), STREAM_KEY: stream_id.encode("ascii")}
+    if Feature.PUSH in peer.session.grant:
+        number = peer.pushed_streams().offer(stream_id, job)
+        if number is not None:
+            annotations[PUSHED_KEY] = peer.session.grant.stream(number)
     return Message(
         MessageType.RESULT,
         message.seq,
         message.serializer,
         Flags.EXCEPTION | Flags.ITEMSTREAM,
         job.serializer.dumps_exception(PyroError("result of call is an iterator")),
-        {**_response_annotations(peer, job), STREAM_KEY: stream_id.encode("ascii")},
+        annotations,
         message.correlation_id,
     )
 

@@ -35,7 +35,7 @@ class LargeMessages:
         self._peer = peer
         self._nursery = nursery
         self._incoming = Incoming(limit, limit, _REQUESTS)
-        self._sender = TurnSender(peer.connection)
+        self.sender = TurnSender(peer.connection)
         self._leaving: dict[int, Outgoing] = {}
         """Answers by sequence number."""
         self._cancelled: set[int] = set()
@@ -93,7 +93,7 @@ class LargeMessages:
     async def _send(self, outgoing: Outgoing) -> None:
         seq = outgoing.message.seq
         try:
-            await self._sender.send(outgoing, lambda: seq in self._cancelled)
+            await self.sender.send(outgoing, lambda: seq in self._cancelled)
             if seq in self._cancelled:
                 self._answer_otherwise(outgoing.message)
         except PyroError as error:

@@ -30,6 +30,7 @@ from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..transport.tls import TlsSocket
+from ..transport.turns import TurnSender
 from ..wire.features import Feature
 from ..wire.message import Flags, Message, MessageType
 from ..wire.pieces import Outgoing
@@ -39,6 +40,7 @@ from .handshake import accept_handshake
 from .keys import run_keyed
 from .lanes import Lanes
 from .large import LargeMessages
+from .push import PushedStreams
 from .reverse import ReverseCalls
 from .streams import StreamTable
 from .waits import resumed
@@ -137,6 +139,7 @@ class Peer:
         self._flush_planned = False
         self._nursery: trio.Nursery | None = None
         self._large: LargeMessages | None = None
+        self._pushed: PushedStreams | None = None
 
     def __repr__(self) -> str:
         return f"<Peer {self.connection.peer}, protocol {self.version}>"
@@ -428,6 +431,10 @@ class Peer:
             self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
         elif message.type in IN_PIECES:
             return self._large_messages().take(message)
+        elif message.type == MessageType.CREDIT:
+            self.pushed_streams().credit(message)
+        elif message.type == MessageType.STOP:
+            self.pushed_streams().stop(message.seq)
         elif message.type == MessageType.HEARTBEAT:
             self.connection.queue(alive())
         elif message.type == MessageType.ALIVE:
@@ -446,7 +453,7 @@ class Peer:
         return self._large
 
     def _in_pieces(self, answer: Message) -> Outgoing | None:
-        if Feature.PIECES not in self.session.grant or answer.type != MessageType.RESULT:
+        if not self.takes_pieces or answer.type != MessageType.RESULT:
             return None
         return self._large_messages().leave(answer)
 
@@ -467,11 +474,31 @@ class Peer:
         if not self.session.grant.bits & _CONCURRENT:
             await connection.flush()
             return
-        if not connection.flushing:
-            assert self._nursery is not None, "the connection is being served"
-            self._nursery.start_soon(self._flush)
+        self.flush_soon()
         while connection.queued - connection.sent > MAX_UNSENT:
             await connection.flush()
+
+    def flush_soon(self) -> None:
+        """See that what is queued leaves, in a task of its own."""
+        if not self.connection.flushing:
+            assert self._nursery is not None, "the connection is being served"
+            self._nursery.start_soon(self._flush)
+
+    @property
+    def takes_pieces(self) -> bool:
+        """Whether large bodies leave in pieces."""
+        return Feature.PIECES in self.session.grant
+
+    def turns(self) -> TurnSender:
+        """What sends them."""
+        return self._large_messages().sender
+
+    def pushed_streams(self) -> PushedStreams:
+        """The item streams that this client may be pushed."""
+        if self._pushed is None:
+            assert self._nursery is not None, "the connection is being served"
+            self._pushed = PushedStreams(self, self._nursery)
+        return self._pushed
 
     async def _flush(self) -> None:
         try:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Final, TypeVar
 
 import trio
 
 from ..errors import PyroError
 from ..transport.faults import part
 from .workers import PoolBusyError, WorkerPool
+
+T = TypeVar("T")
 
 CLOSE_GRACE_S: Final = 1.0
 """How long the clean-up of an async generator may take."""
@@ -28,7 +30,7 @@ def is_stream(value: Any) -> bool:
 
 
 class _Stream:
-    __slots__ = ("fetching", "iterator", "lock", "lost_at", "owner", "started")
+    __slots__ = ("closed", "fetching", "iterator", "lock", "lost_at", "owner", "started")
 
     def __init__(self, iterator: Any, owner: object, now: float) -> None:
         self.iterator = iterator
@@ -38,6 +40,8 @@ class _Stream:
         self.lock = trio.Lock()
         self.fetching = trio.CancelScope()
         """Of the item that is being fetched, or was last: who closes the stream does not wait for it."""
+        self.closed: Callable[[], None] | None = None
+        """To be called when the stream is not in the table any more."""
 
 
 class StreamTable:
@@ -70,8 +74,27 @@ class StreamTable:
         self._streams[stream_id] = _Stream(iterator, owner, trio.current_time())
         return stream_id
 
+    def __contains__(self, stream_id: str) -> bool:
+        return stream_id in self._streams
+
+    def when_closed(self, stream_id: str, call: Callable[[], None]) -> None:
+        """Have this called when a stream has ended, whatever ended it."""
+        self._streams[stream_id].closed = call
+
+    def _drop(self, stream_id: str) -> _Stream | None:
+        stream = self._streams.pop(stream_id, None)
+        if stream is not None and stream.closed is not None:
+            stream.closed()
+        return stream
+
     async def next_item(self, stream_id: str, owner: object) -> Any:
-        """The next item. A stream whose connection is gone now belongs to ``owner``.
+        """The next item; see `fetch`."""
+        return await self.fetch(stream_id, owner, self._advance)
+
+    async def fetch(self, stream_id: str, owner: object, take: Callable[[Any], Awaitable[T]]) -> T:
+        """Let ``take`` have the iterator of a stream, while nobody else has it.
+
+        A stream whose connection is gone now belongs to ``owner``.
 
         Raises:
             EndOfStream: the iterator ended.
@@ -81,20 +104,20 @@ class StreamTable:
         """
         stream = self._streams.get(stream_id)
         if stream is None:
-            raise _terminated()
+            raise terminated()
         if stream.lost_at is not None:
             stream.owner, stream.lost_at = owner, None
         async with stream.lock:
             if self._streams.get(stream_id) is not stream:
-                raise _terminated()
+                raise terminated()
             try:
                 with trio.CancelScope() as stream.fetching:
-                    return await self._advance(stream.iterator)
-                raise _terminated()
+                    return await take(stream.iterator)
+                raise terminated()
             except PoolBusyError:
                 raise  # nothing was fetched: the stream can go on
             except BaseException:
-                self._streams.pop(stream_id, None)
+                self._drop(stream_id)
                 await _close_iterator(stream.iterator)
                 raise
 
@@ -111,7 +134,7 @@ class StreamTable:
 
     async def close(self, stream_id: str) -> None:
         """Close a stream and its iterator, also while an item is waited for; an unknown id is no error."""
-        stream = self._streams.pop(stream_id, None)
+        stream = self._drop(stream_id)
         if stream is not None:
             stream.fetching.cancel()
             async with stream.lock:
@@ -140,7 +163,8 @@ class StreamTable:
             await self.close(stream_id)
 
 
-def _terminated() -> PyroError:
+def terminated() -> PyroError:
+    """The error of who asks for a stream that is gone."""
     return PyroError("item stream terminated")
 
 

@@ -19,7 +19,8 @@ DEADLINE_KEY: Final = "PXDL"
 OUTCOME_KEY: Final = "PXOC"
 CALL_KEY: Final = "PXKY"
 CHAIN_KEY: Final = "PXCH"
-HOP_KEYS: Final = frozenset({FEATURES_KEY, AUTH_KEY, DEADLINE_KEY, OUTCOME_KEY, CALL_KEY, CHAIN_KEY})
+PUSHED_KEY: Final = "PXPS"
+HOP_KEYS: Final = frozenset({PUSHED_KEY, FEATURES_KEY, AUTH_KEY, DEADLINE_KEY, OUTCOME_KEY, CALL_KEY, CHAIN_KEY})
 """Annotations that belong to one connection: hidden from handlers and callers, never forwarded."""
 
 NONCE_SIZE: Final = 16
@@ -48,7 +49,9 @@ class Feature:
     CHAIN: Final = 0x100
     OUT_OF_BAND: Final = 0x200
     PIECES: Final = 0x400
-    ALL: Final = 0x1F | KEY | HEARTBEAT | REVERSE | CHAIN | OUT_OF_BAND | PIECES
+    PUSH: Final = 0x800
+    ALL: Final = 0x1F | KEY | HEARTBEAT | REVERSE | CHAIN | OUT_OF_BAND | PIECES | PUSH
+    NEED_CONCURRENT: Final = HEARTBEAT | REVERSE | PIECES | PUSH
     OF_CALLS: Final = CONCURRENT | CANCEL | DEADLINE | TYPED | KEY | HEARTBEAT | REVERSE | CHAIN | OUT_OF_BAND
 
 
@@ -99,6 +102,15 @@ class Grant:
         """What holds for calls in the reverse direction: what concerns the bytes of a message stays behind."""
         return Grant(self.bits & Feature.OF_CALLS, self.nonce, self.epoch)
 
+    def stream(self, number: int) -> bytes:
+        """The value of a ``PXPS`` annotation on this connection."""
+        return self.nonce[:4] + number.to_bytes(2, "big")
+
+    def read_stream(self, annotation: Body | None) -> int | None:
+        """The number of a ``PXPS`` annotation; None when absent, malformed, not agreed on, or of another peer."""
+        value = bytes(annotation or b"") if self.bits & Feature.PUSH else b""
+        return int.from_bytes(value[4:], "big") if len(value) == 6 and value[:4] == self.nonce[:4] else None
+
     def outcome(self, letter: bytes) -> bytes:
         """The value of a ``PXOC`` annotation on this connection; ``letter`` is ``N`` or ``U``."""
         return self.nonce[:4] + letter
@@ -128,7 +140,11 @@ def read_offer(annotation: Body | None) -> tuple[int, bytes] | None:
 
 def consistent(bits: int) -> int:
     """The bits without those that make no sense without others."""
-    return bits if bits & Feature.CONCURRENT else bits & ~(Feature.HEARTBEAT | Feature.REVERSE | Feature.PIECES)
+    return (
+        bits
+        if bits & Feature.CONCURRENT
+        else bits & ~(Feature.HEARTBEAT | Feature.REVERSE | Feature.PIECES | Feature.PUSH)
+    )
 
 
 def write_grant(grant: Grant, client_nonce: bytes) -> bytes:

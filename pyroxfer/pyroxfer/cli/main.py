@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "rm": ("pyroxfer.cli.look:rm", "Remove a file or an empty folder on a file server."),
     "ns": ("pyroxfer_core.cli.ns:ns", "Run a name server."),
     "nsc": ("pyroxfer_core.cli.nsc:nsc", "Ask or change a name server."),
+    "doctor": ("pyroxfer_core.cli.doctor:doctor", "Find what is wrong between here and an object."),
     "gateway": ("pyroxfer_core.cli.gateway:gateway", "Serve objects, and a page to try them, over HTTP."),
     "echo": ("pyroxfer_core.cli.echo:echo", "Run an object that answers test calls."),
     "config": ("pyroxfer.cli.config:config", "Show or check the configuration."),

@@ -1,0 +1,1 @@
+"""What ``pyroxfer doctor`` looks at, one module for each kind of thing."""

@@ -53,6 +53,7 @@ async def send(
     resume: bool = True,
     streams: int = 0,
     bwlimit: int | None = None,
+    compress: bool = False,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> Receipt | list[Receipt]:
@@ -69,6 +70,7 @@ async def send(
         resume: go on where an interrupted attempt ended, after comparing digests, and keep what this one leaves.
         streams: side streams at once for one file; 0 decides by the length of the line.
         bwlimit: bytes a second at most.
+        compress: pack blocks with zstd for files and lines where it pays, if both ends have the library.
         progress: called with each event, in the task that waits here.
 
     Returns:
@@ -86,7 +88,9 @@ async def send(
     sources = _listed(paths)
     several = await in_thread(_check_sources, sources) or len(sources) > 1
     target = to if isinstance(to, Address) else parse_address(to)
-    options = TransferOptions(channel, if_exists, durability, resume, streams, bwlimit, settings or Settings())
+    options = TransferOptions(
+        channel, if_exists, durability, resume, streams, bwlimit, compress, settings or Settings()
+    )
     if not sources:
         raise AddressError("nothing to send: name at least one file or folder")
     async with open_conversation(target.uri, options.settings) as talk:
@@ -181,6 +185,7 @@ async def get(
     resume: bool = True,
     streams: int = 0,
     bwlimit: int | None = None,
+    compress: bool = False,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> Receipt | list[Receipt]:
@@ -196,7 +201,9 @@ async def get(
     """
     wanted = [sources] if isinstance(sources, (str, Address)) else list(sources)
     addresses = [source if isinstance(source, Address) else parse_address(source) for source in wanted]
-    options = TransferOptions(channel, if_exists, durability, resume, streams, bwlimit, settings or Settings())
+    options = TransferOptions(
+        channel, if_exists, durability, resume, streams, bwlimit, compress, settings or Settings()
+    )
     if not addresses:
         raise AddressError("nothing to fetch: name at least one address")
     reporter, several = Reporter(progress), len(addresses) > 1

@@ -14,6 +14,7 @@ from pyroxfer_core import errors as core_errors
 from .digest import choose_algorithm
 from .errors import MAX_TEXT, PeerError, from_record
 from .offer import checked_grant
+from .packing import ZSTD
 
 PROTOCOL: Final = 1
 """Version of the calls between the two ends of this package."""
@@ -66,13 +67,17 @@ class Conversation:
         CommunicationError: the network, with its outcome.
     """
 
-    def __init__(self, proxy: Proxy, settings: Settings, algorithm: str, round_trip_s: float = 0.0) -> None:
+    def __init__(
+        self, proxy: Proxy, settings: Settings, algorithm: str, round_trip_s: float = 0.0, packs: bool = False
+    ) -> None:
         self._proxy = proxy
         self.settings = settings
         self.algorithm = algorithm
         """The digest that both ends have."""
         self.round_trip_s = round_trip_s
         """How long a call took that did nothing."""
+        self.packs = packs
+        """The server can pack and unpack blocks."""
 
     @property
     def where(self) -> Uri:
@@ -138,7 +143,9 @@ async def open_conversation(uri: Uri, settings: Settings) -> AsyncIterator[Conve
         asked = trio.current_time()
         hello = await _hello(proxy, uri)
         took = trio.current_time() - asked
-        yield Conversation(proxy, settings, choose_algorithm(hello.get("algorithms")), took)
+        packings = hello.get("packings")
+        packs = isinstance(packings, (list, tuple)) and ZSTD in packings
+        yield Conversation(proxy, settings, choose_algorithm(hello.get("algorithms")), took, packs)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pyroxfer_core import errors as core_errors
 
-from .channels.choose import AUTO, INLINE, INLINE_REASON, Choice, choose, push
+from .channels.choose import AUTO, INLINE, INLINE_REASON, Choice, choose, in_blocks, push
 from .conversation import Conversation
 from .errors import (
     DeniedError,
@@ -27,6 +27,7 @@ from .names import printable
 from .offer import End, FileEntry, Offer, Receipt, Ticket
 from .options import TransferOptions
 from .origin import origin_of_path
+from .packing import SAMPLE, WORTH_TRYING, find_packing
 from .progress import Reporter
 from .runs import Range, covered
 from .small import SMALL, batches, read_small
@@ -62,6 +63,7 @@ class Sender:
         self._talk = talk
         self._options = options
         self._reporter = reporter
+        self._packing = find_packing() if options.compress and talk.packs else None
 
     def _offer(self, target: str, size: int | None, mode: int, mtime_ns: int | None, origin: str = "") -> Offer:
         return Offer(
@@ -108,6 +110,8 @@ class Sender:
 
     async def _send_blocks(self, source: NamedSource, offer: Offer) -> Receipt:
         choice = choose(self._options.channel, source.size)
+        if self._packing is not None and self._options.channel == AUTO and await self._shrinks(source):
+            choice = in_blocks()
         reply = await self._open(source, offer)
         if "receipt" in reply:
             receipt = Receipt.from_dict(reply["receipt"])
@@ -125,7 +129,7 @@ class Sender:
                 ticket,
                 source,
                 self._reporter.moved,
-                self._options.manner(self._talk.round_trip_s),
+                self._options.manner(self._talk.round_trip_s, self._packing),
             )
             if used is not choice:
                 self._reporter.accept(offer.path, used.channel.name, used.reason)
@@ -135,6 +139,13 @@ class Sender:
             self._reporter.interrupted(offer.path, kept, "at the server")
             raise
         return self._finished(_check_receipt(receipt, end, offer), moved=True)
+
+    async def _shrinks(self, source: Source) -> bool:
+        """Whether a sample from the middle of the source says that packing is worth a try."""
+        if source.size is None or self._packing is None:
+            return False
+        sample = await source.read_block(source.size // 2, SAMPLE)
+        return len(await in_thread(self._packing.pack, sample)) < WORTH_TRYING * len(sample)
 
     async def _resume(self, ticket: Ticket, source: Source) -> Ticket:
         """Compare what the server still has with the source; the ticket for what is missing."""

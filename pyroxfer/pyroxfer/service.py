@@ -16,6 +16,7 @@ from .errors import DeniedError, LostError, PeerError, TransferError, to_record
 from .grants import DOWNLOAD, UPLOAD
 from .names import MAX_PATH_BYTES
 from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_ranges, check_transfer_id
+from .packing import ZSTD, find_packing
 from .placing import digest_of_file, place_small
 from .replies import replies
 from .small import BATCH_BYTES, BATCH_FILES, read_small
@@ -72,11 +73,12 @@ class FileService(StockEnd, ChannelEnds):
         return self._store
 
     async def hello(self) -> Mapping[str, Any]:
-        """Who this is, the version of its calls, and the digests on offer."""
+        """Who this is, the version of its calls, and the digests and packings on offer."""
         return {
             "service": SERVICE,
             "protocol": PROTOCOL,
             "algorithms": list(ALGORITHMS),
+            "packings": [ZSTD] if find_packing() is not None else [],
             "readable": not self._upload_only,
             "writable": not self._read_only,
         }

@@ -42,7 +42,7 @@ WAIT_S: Final = 60.0
 """Transfers that wait for their turn at most, and how long."""
 REMEMBERED: Final = 10_000
 """Failures kept for a client that asks again."""
-CREDIT_ALL: Final = 12 * 1024 * 1024
+CREDIT_ALL: Final = 8 * 1024 * 1024
 LEAST_CREDIT: Final = 128 * 1024
 """Bytes in flight of all transfers whose blocks come in calls, and of each at least: what they may take of memory."""
 TAKE_OVER_S: Final = 1.0

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import importlib
 import os
 import random
@@ -87,7 +86,7 @@ class ServerProcess:
 
     def start(self) -> None:
         """Make sure that it runs."""
-        if self.pid and os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+        if self.pid:
             return
         reading, writing = os.pipe()
         self.pid = forked(lambda: self._serve(writing))
@@ -109,10 +108,11 @@ class ServerProcess:
         trio.run(main)
 
     def stop(self) -> None:
-        """Kill it."""
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        """Kill it and wait for its end."""
+        if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
+            self.pid = 0
 
 
 def command(words: list[str]) -> int:
@@ -198,6 +198,8 @@ class Scenario:
             self._count.resumed += 1
         client = command([self._direction, *arguments, *options])
         code = line.run(client, self._server.pid, PATIENCE_S)
+        if line.happened and fault.kind == "kill server":
+            self._server.stop()  # it may still be dying
         return code, line.happened
 
     def _judge(self, code: int | None, fault: Fault) -> None:

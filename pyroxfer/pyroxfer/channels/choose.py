@@ -37,6 +37,10 @@ class ChannelEnds(IterEnd, AnnotEnd):
     """The server's halves of all channels whose bytes come in calls."""
 
 
+PACKED: Final = "it shrinks, so it goes in blocks that are packed where that pays"
+"""Why ``auto`` takes blocks in calls for a large file that is to be compressed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A channel and why it was chosen."""
@@ -66,6 +70,11 @@ def choose(name: str, size: int | None, *, seekable: bool = True) -> Choice:
     if size < RAW_FROM:
         return Choice(blocks, f"{human(size)} is below {human(RAW_FROM)}")
     return Choice(CHANNELS[RawChannel.name], f"{human(size)} is at least {human(RAW_FROM)}")
+
+
+def in_blocks() -> Choice:
+    """The channel whose blocks can be packed."""
+    return Choice(CHANNELS[AnnotChannel.name], PACKED)
 
 
 def _instead(reason: ChannelUnavailableError) -> Choice:

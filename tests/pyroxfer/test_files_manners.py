@@ -139,7 +139,7 @@ async def test_a_client_that_stalls_is_ended_with_a_reason(root: Path, here: Pat
     from pyroxfer.runs import Range
     from pyroxfer_core import open_side_stream
 
-    async with FileServer(root, lease_s=0.2) as server, open_conversation(server.uri, Settings()) as talk:
+    async with FileServer(root, lease_s=1.0) as server, open_conversation(server.uri, Settings()) as talk:
         reply = await talk.ask("open_upload", Offer("f", 9 * MIB, origin="ab" * 16, durability="none").to_dict())
         ticket = Ticket.from_dict(reply["ticket"])
         async with await open_side_stream(server.uri, bytes.fromhex(ticket.grant)) as stream:

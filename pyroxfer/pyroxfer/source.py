@@ -43,8 +43,11 @@ class Source(Protocol):
     async def digest_all(self) -> None:
         """Digest what can be digested now."""
 
-    async def digests(self, runs: Sequence[Range]) -> list[str]:
+    async def digests(self, ranges: Sequence[Range]) -> list[str]:
         """The digest of each of these ranges, empty where there is none."""
+
+    async def digest_of(self, place: Range) -> str:
+        """The digest of one range by itself."""
 
     async def end(self) -> End:
         """Own count and digest, once everything was read."""
@@ -100,7 +103,8 @@ class FileSource:
     async def digests(self, ranges: Sequence[Range]) -> list[str]:
         """The digest of each of these ranges, as the file is now; empty for one that reaches over its end.
 
-        Beginnings in growing order cost one pass over the longest, which also counts for ``end``.
+        Beginnings in growing order cost one pass over the longest, which also counts for ``end``; not beside
+        ``digest_all``.
 
         Raises:
             SourceChangedError: the file became shorter.
@@ -112,17 +116,22 @@ class FileSource:
                 if offset + length > self.size:
                     found.append("")
                 elif offset:
-                    found.append(
-                        await in_thread(
-                            digest_of_range, self.fd, self._algorithm, offset, length, limiter=self._threads
-                        )
-                    )
+                    found.append(await self.digest_of(Range(offset, length)))
                 else:
                     if running.hashed > length:
                         running = PrefixDigest(self._algorithm, self.fd)
                     await catch_up(running, length, self._threads)
                     found.append(running.end().digest)
         return found
+
+    async def digest_of(self, place: Range) -> str:
+        """The digest of one range by itself, as the file is now; whatever else is being digested.
+
+        Raises:
+            SourceChangedError: the file became shorter.
+        """
+        with self.usage, translated(self.path):
+            return await in_thread(digest_of_range, self.fd, self._algorithm, *place, limiter=self._threads)
 
     async def end(self) -> End:
         """Digest the rest and compare the file with what it was when opened.
@@ -200,6 +209,11 @@ class PipeSource:
         """Nothing is known of what comes."""
         await trio.lowlevel.checkpoint()
         return [""] * len(ranges)
+
+    async def digest_of(self, place: Range) -> str:
+        """Nothing is known of what comes."""
+        await trio.lowlevel.checkpoint()
+        return ""
 
     async def end(self) -> End:
         """Count and digest of what was read."""

@@ -117,7 +117,7 @@ class Conversation:
         """A fresh grant for one side stream of a transfer."""
         return checked_grant((await self.ask("grant", transfer_id)).get("grant"))
 
-    async def give_up(self, transfer_id: str, *, keep: bool) -> int:
+    async def give_up(self, transfer_id: str, *, keep: bool) -> int | None:
         """Tell the server that a transfer is over; with ``keep`` it keeps what is worth it of an upload. So many
         bytes are kept, as far as it answered. Never fails; takes two seconds at most, even when cancelled."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + GIVE_UP_S):
@@ -126,7 +126,7 @@ class Conversation:
                 return kept if isinstance(kept, int) else 0
             except core_errors.PyroError:
                 pass  # the server lets go of the transfer when it sees the connection gone or the lease over
-        return 0
+        return None
 
 
 @contextlib.asynccontextmanager

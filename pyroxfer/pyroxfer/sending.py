@@ -136,7 +136,8 @@ class Sender:
             receipt = await self._commit(offer, end, used)
         except BaseException as error:
             kept = await self._talk.give_up(offer.transfer_id, keep=keeps(error))
-            self._reporter.interrupted(offer.path, kept, "at the server")
+            if offer.origin and keeps(error):
+                self._reporter.interrupted(offer.path, kept, "at the server")
             raise
         return self._finished(_check_receipt(receipt, end, offer), moved=True)
 

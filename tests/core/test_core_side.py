@@ -71,8 +71,8 @@ def refuse_into_file(real: Any) -> Any:
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Systems with and without splice."""
     kind = str(request.param)
-    for pipe in side._spare_pipes:
-        pipe.close()
+    while side._spare_pipes:
+        side._spare_pipes.pop().close()
     spare: list[Any] = []
     monkeypatch.setattr(side, "_spare_pipes", spare)
     if kind == "no function":

@@ -78,6 +78,8 @@ class Settings:
     """How long an item stream outlives the connection that made it."""
     stream_lifetime_s: float = 0.0
     """How long an item stream may live at all; 0 is without limit."""
+    slow_handler_s: float = 0.1
+    """A handler that keeps a daemon's loop from doing anything else for so long is named in the log. 0: none is."""
     shutdown_grace_s: float = 5.0
     """How long running calls may go on once a daemon is closing."""
     key_lifetime_s: float = 600.0

@@ -127,6 +127,10 @@ class KeyTable:
             execution.letter = "E"
             self._kept_bytes -= _size(answer)
 
+    def running(self) -> list[Job]:
+        """The calls that run, whether or not somebody waits for them."""
+        return [execution.job for execution in self._known.values() if execution.job is not None]
+
     def sweep(self) -> None:
         """Forget what expired."""
         now = trio.current_time()

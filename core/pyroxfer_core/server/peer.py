@@ -133,7 +133,8 @@ class Peer:
         self._reading = False
         self._ended = False
         self._taken = 0
-        self._oneways = 0
+        self._oneways: set[Job] = set()
+        """One-way calls that run in the daemon."""
         self._unbegun: deque[Job] = deque()
         """One-way calls whose tasks have not begun to run."""
         self._flush_planned = False
@@ -178,6 +179,10 @@ class Peer:
     def running(self) -> list[Job]:
         """The calls that run."""
         return [worker.job for worker in self._running.values() if worker is not None and worker.job is not None]
+
+    def unfinished(self) -> list[Job]:
+        """The calls that run or wait."""
+        return [*self.running(), *self._lanes.waiting(), *self._oneways]
 
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer.
@@ -573,8 +578,8 @@ class Peer:
         detached = (
             message.flags & (_ONEWAY | _BATCH) == _ONEWAY
         )  # a batch keeps its order with later calls, as in Pyro
-        if detached and self._oneways < self.settings.max_calls_in_flight:
-            self._oneways += 1
+        if detached and len(self._oneways) < self.settings.max_calls_in_flight:
+            self._oneways.add(job)
             self._unbegun.append(job)
             self.daemon.run_detached(self._run_next_oneway)
             return None
@@ -586,11 +591,11 @@ class Peer:
 
     async def _run_next_oneway(self) -> None:
         """Whichever task the loop starts first takes the call that came first."""
+        job = self._unbegun.popleft()
         try:
-            job = self._unbegun.popleft()
             await (execute(self, job) if type(job) is Job else run_keyed(self, job))
         finally:
-            self._oneways -= 1
+            self._oneways.discard(job)
 
     async def _let_oneways_begin(self) -> None:
         """Calls begin in the order in which they came."""

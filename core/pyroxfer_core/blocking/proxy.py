@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNANSWERED: Final = (Outcome.UNKNOWN, Outcome.NOT_SENT)
+_ONEWAY: Final = Flags.ONEWAY
 _NOTHING: Final = Metadata(frozenset(), frozenset(), frozenset())
 
 
@@ -363,6 +364,7 @@ class Proxy(Forwarding):
             proxy_factory=lambda state: proxy_from_state(state, settings),
             proxy_state_of=proxy_state_of,
             autoproxy=served_as,
+            unsafe=settings.with_changes(serializer=self._pyroSerializer).unsafe_for(known=settings.knows_daemons),
         )
 
     def _pyroState(self) -> ProxyState:
@@ -400,11 +402,21 @@ class Proxy(Forwarding):
                 return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
             except CommunicationError as error:
                 failed = error
+        return self._pyroInvokeAgain(failed, link, deadline, (methodname, vargs, kwargs, flags, objectId))
+
+    def _pyroInvokeAgain(
+        self,
+        error: CommunicationError | None,
+        failed: BlockingLink | None,
+        deadline: float | None,
+        call: tuple[str, Any, dict[str, Any] | None, int, str | None],
+    ) -> Any:
+        """Run a call for which there was no connection, or none that was still there."""
 
         def run(link: BlockingLink) -> Any:
-            return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
+            return self._pyroCallOn(link, *call, deadline=deadline)
 
-        return self._pyroAttempts(deadline, run, methodname, link=link, error=failed)
+        return self._pyroAttempts(deadline, run, call[0], link=failed, error=error)
 
     def _pyroCallWith(self, options: CallOptions, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """``proxy.method.options(...)(*args, **kwargs)``."""
@@ -480,10 +492,11 @@ class Proxy(Forwarding):
         """Run one call on this connection, whatever becomes of it."""
         meta = link.metadata
         if meta is not None and method in meta.oneway and object_id is None:
-            flags |= Flags.ONEWAY
-        grant = link.session.grant
+            flags |= _ONEWAY
+        grant, serializers = link.session.grant, link.serializers
+        name = self._pyroSerializer or link.preferred
         request = encode_call(
-            link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent")),
+            serializers.get(name) or link.serializer(name),
             grant,
             link.version,
             object_id or link.object_id,
@@ -495,14 +508,15 @@ class Proxy(Forwarding):
             self._pyroSettings,
             None if deadline is None else deadline - time.monotonic(),
         )
-        if flags & Flags.ONEWAY:
+        if flags & _ONEWAY:
             link.send_oneway(request, deadline)
             return None
         answer = link.call(request, deadline)
         if answer.annotations:
             self._pyroAnswered(answer)
         try:
-            result = read_reply(answer, link.serializer(answer.serializer), grant, self._pyroSettings)
+            reader = serializers.get(answer.serializer) or link.serializer(answer.serializer)
+            result = read_reply(answer, reader, grant, self._pyroSettings)
         except CommunicationError as error:
             if deadline is None or error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
                 raise
@@ -515,7 +529,7 @@ class Proxy(Forwarding):
         return StreamIterator(self, link, start.stream_id)
 
     def _pyroClosingMessage(self, link: BlockingLink, stream_id: str) -> Message:
-        serializer = link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent"))
+        serializer = link.serializer(self._pyroSerializer or link.preferred)
         body = serializer.dumps_call(DAEMON_OBJECT, "close_stream", [stream_id], {})
         return Message(MessageType.INVOKE, 0, serializer.name, Flags.ONEWAY, body)
 

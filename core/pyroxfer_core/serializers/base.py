@@ -31,6 +31,8 @@ class SerializerContext:
     """The peer is one of ours: every value keeps its type, and our own error classes travel."""
     out_of_band: bool = False
     """Large bytes and arrays travel behind the body."""
+    unsafe: frozenset[str] = frozenset()
+    """Those of the pickle family that may be used with this peer."""
     registry: ClassRegistry = field(default=DEFAULT_REGISTRY)
     proxy_factory: Callable[[ProxyState], Any] | None = None
     """Makes a proxy of a received state; without it the state itself is handed out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any, Final
 
 import trio
@@ -28,7 +29,7 @@ from ..wire.message import Body, Flags, Message, MessageType
 from ..wire.proof import AUTH_KEY, Challenge, denial
 from ..wire.session import ServerSession
 from .hello import Hello, Judge, Verdict
-from .identify import identify
+from .identify import identify, known_by_connection
 
 log = logging.getLogger("pyroxfer.server")
 
@@ -162,20 +163,24 @@ def _read_hello(
     context: SerializerContext | None,
 ) -> Hello:
     session.receive(message)
-    version = connection.codec.version
     if message.serializer not in settings.accepted_serializers:
         raise ProtocolError(f"message used serializer that is not accepted: {message.serializer}")
     body = message.body
     if message.flags & Flags.COMPRESSED:
         body = inflate(body, settings.max_handshake_bytes)
-    serializer = make_serializer(message.serializer, context or SerializerContext(version))
-    data = serializer.loads(body)
+    data = make_serializer(message.serializer, _context_for(connection, settings, context)).loads(body)
     if not isinstance(data, dict) or "handshake" not in data:
         raise SerializeError("'handshake'")
     object_id = data.get("object")
     if object_id is not None and not isinstance(object_id, str):
         raise SerializeError("the object id is not text")
     return Hello(object_id, data["handshake"], message)
+
+
+def _context_for(connection: Connection, settings: Settings, context: SerializerContext | None) -> SerializerContext:
+    """How a client is read that has not been let in: the pickle family only by what its connection proves."""
+    known = known_by_connection(connection, settings) is not None
+    return replace(context or SerializerContext(connection.codec.version), unsafe=settings.unsafe_for(known=known))
 
 
 async def _welcome(
@@ -187,7 +192,7 @@ async def _welcome(
     context: SerializerContext | None,
 ) -> None:
     message, version = hello.message, connection.codec.version
-    serializer = make_serializer(message.serializer, context or SerializerContext(version))
+    serializer = make_serializer(message.serializer, _context_for(connection, settings, context))
     value: Any = verdict.response
     if version != 48 or message.flags & Flags.META_ON_CONNECT:
         meta = metadata_value(verdict.metadata, version, own=session.may_grant(Feature.KEY))

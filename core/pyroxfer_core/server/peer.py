@@ -201,6 +201,8 @@ class Peer:
         """How values are written for and read from this peer."""
         grant = self.session.grant
         context = self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
+        unsafe = self.settings.unsafe_for(known=self.identity is not None or self.daemon.validates)
+        context = replace(context, unsafe=unsafe)
         return replace(context, proxy_factory=self._make_proxy) if Feature.REVERSE in grant else context
 
     def known_instance(self, entry: Entry) -> Any:

@@ -384,11 +384,12 @@ class Daemon:
 
     def begin_answering(self, callee: Callee) -> None:
         """Let it answer as long as this daemon is served."""
-        if self._nursery is None:
+        nursery = self._nursery
+        if nursery is None or nursery.cancel_scope.cancel_called:
             callee.over = True
             return
         self.callees.add(callee)
-        self._nursery.start_soon(callee.serve)
+        nursery.start_soon(callee.serve)
 
     @property
     def is_guarded(self) -> bool:

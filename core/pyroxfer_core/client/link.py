@@ -265,7 +265,7 @@ class Link:
                     await self._read_for_all(listener)
         except PyroError as error:
             self._fail(error)
-            raise self._copy(error, Outcome.UNKNOWN) from error
+            raise self._copy(listener.error or error, Outcome.UNKNOWN) from error
 
     async def _send_in_pieces(self, outgoing: Outgoing, waiter: Waiter | None = None) -> None:
         """Send a large request; it ends early when its answer comes before."""

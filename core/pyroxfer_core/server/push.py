@@ -18,10 +18,9 @@ from ..transport.faults import part
 from ..wire.message import Body, Message, MessageType
 from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.streaming import Credit, end_message
-from .execute import Job, failure, hang_up
+from .execute import Job, failure
 from .streams import EndOfStream, terminated
 from .waits import resumed
-from .workers import ThreadEndedError
 
 if TYPE_CHECKING:
     from .peer import Peer
@@ -106,8 +105,6 @@ class PushedStreams:
     async def _push(self, pushed: _Pushed) -> None:
         try:
             await pushed.run()
-        except ThreadEndedError as error:
-            hang_up(self._peer, error)
         except PyroError as error:
             log.debug("a stream to %s could not be pushed: %s", self._peer.address, error)
             self._peer.close()
@@ -164,8 +161,6 @@ class _Pushed:
                 ending = error
             await self._send_all()
             ending = self._error or ending
-        if isinstance(ending, ThreadEndedError):  # its wish to end the process ends the connection
-            raise ending
         await self._send_end(ending)
 
     async def _send_end(self, ending: Exception) -> None:

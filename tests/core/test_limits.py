@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import tracemalloc
 import zlib
@@ -13,7 +14,7 @@ import trio
 from certificates import Certificates
 from doubles import connect_bytes, invoke_bytes, raw_client, until
 
-from pyroxfer_core import Daemon, Proxy, Settings, expose, oneway
+from pyroxfer_core import Daemon, Proxy, Settings, expose, logs, oneway
 from pyroxfer_core.settings import MIB
 from pyroxfer_core.transport import crowd
 from pyroxfer_core.wire import codec_for
@@ -228,3 +229,17 @@ async def test_the_limits_hold_under_tls(certificates: Certificates, demo: Demo)
             await client.send_all(head)
             assert b"message too large" in await client.receive_some(4096)
         await stream.aclose()
+
+
+def test_texts_of_peers_cannot_forge_lines_of_the_log() -> None:
+    """Line breaks and terminal codes are written as escapes; a traceback still has its lines."""
+    formatter = logs.OneLine(logs.FORMAT)
+    record = logging.LogRecord(
+        "pyroxfer", logging.WARNING, "", 1, "%s said %s", ("bob", "x\n2026 ERROR \x1b[2J"), None
+    )
+    assert formatter.format(record).endswith(r"bob said x\n2026 ERROR \x1b[2J")
+    try:
+        raise ValueError("no")
+    except ValueError as error:
+        record.exc_info = (ValueError, error, error.__traceback__)
+    assert formatter.format(record).endswith("\nValueError: no")

@@ -69,6 +69,8 @@ class Settings:
     """Raise SessionLost instead of connecting anew to a stock peer after a connection with calls was lost."""
     max_connections: int = 10_000
     """Connections a daemon holds at once; more wait in the listen queue."""
+    max_connections_per_host: int | None = None
+    """Connections from another machine at once; more of them are closed. None: half of ``max_connections``."""
     max_half_open: int = 500
     """Connections that have not finished their handshake; the oldest is dropped for a new one."""
     max_calls_in_flight: int = 1_000

@@ -13,6 +13,7 @@ from ..client.calls import DAEMON_OBJECT, CallOptions, StreamStart, encode_call,
 from ..client.handshake import read_metadata
 from ..client.proxy import CLOCK_SLACK_S
 from ..client.retry import Attempts, RetryBudget, is_cut_off, loses_session, pause_before, session_lost
+from ..client.uploads import check_streams_fit
 from ..client.versions import remember_version, versions_to_try
 from ..errors import (
     CommunicationError,
@@ -24,7 +25,7 @@ from ..errors import (
 )
 from ..objects.expose import Metadata
 from ..objects.invoke import BATCH_METHOD
-from ..serializers.base import SerializerContext
+from ..serializers.base import SerializerContext, StreamArgumentError
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..uri import Uri
@@ -40,6 +41,7 @@ from .method import Method
 from .open import open_socket
 from .pushed import PushedIterator
 from .streams import StreamIterator
+from .uploads import call_with_streams
 
 if TYPE_CHECKING:
     from .batch import BatchProxy
@@ -479,23 +481,23 @@ class Proxy(Forwarding):
         if meta is not None and method in meta.oneway and object_id is None:
             flags |= Flags.ONEWAY
         grant = link.session.grant
-        request = encode_call(
-            link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent")),
-            grant,
-            link.version,
-            object_id or link.object_id,
-            method,
-            args,
-            kwargs,
-            flags,
-            self._pyroOptions(options) if self._pyroHooked or options is not None else call_options(),
-            self._pyroSettings,
-            None if deadline is None else deadline - time.monotonic(),
-        )
-        if flags & Flags.ONEWAY:
-            link.send_oneway(request, deadline)
-            return None
-        answer = link.call(request, deadline)
+        serializer = link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent"))
+        object_id = object_id or link.object_id
+        options = self._pyroOptions(options) if self._pyroHooked or options is not None else call_options()
+        settings, left = self._pyroSettings, None if deadline is None else deadline - time.monotonic()
+        try:
+            request = encode_call(
+                serializer, grant, link.version, object_id, method, args, kwargs, flags, options, settings, left
+            )
+        except StreamArgumentError:
+            check_streams_fit(flags & Flags.ONEWAY != 0, options.key is not None)
+            rest = grant, link.version, object_id, method, args, kwargs, flags, options, settings, left
+            answer = call_with_streams(link, lambda serializer: encode_call(serializer, *rest), deadline)
+        else:
+            if flags & Flags.ONEWAY:
+                link.send_oneway(request, deadline)
+                return None
+            answer = link.call(request, deadline)
         if answer.annotations:
             self._pyroAnswered(answer)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from ..client.calls import read_reply
@@ -70,7 +71,8 @@ class PushedIterator(StreamIterator):
         waiting[self._inbox.number] = waiter
         try:
             if not self._inbox.ready:  # another thread may have read it just now
-                link.listen(waiter, self._proxy._pyroTimeout)
+                limit = self._proxy._pyroTimeout
+                link.listen(waiter, time.monotonic() + limit if limit else None)
         finally:
             del waiting[self._inbox.number]
 

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exec </dev/null # nothing here asks a question; a script started without a terminal must never wait for an answer
 
-PEERS=(Pyro5==5.17 Pyro4==4.82 serpent==1.43 msgpack==1.2.4) # what tests and benchmarks are held against
+PEERS=(Pyro5==5.17 Pyro4==4.82 serpent==1.43 msgpack==1.2.4 dill cloudpickle) # what tests and benchmarks are held against
 
 say() { printf '== %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }

@@ -15,6 +15,8 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 
 SAFE_SERIALIZERS = frozenset({"serpent", "json", "marshal", "msgpack"})
+UNSAFE_SERIALIZERS = frozenset({"pickle", "dill", "cloudpickle"})
+"""Whoever may write them may run code here. Protocol 48 only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class Settings:
     serializer: str | None = None
     """What a proxy writes with. None: serpent towards stock peers, msgpack between two ends of this library."""
     accepted_serializers: frozenset[str] = SAFE_SERIALIZERS
-    """What a daemon reads. The pickle family is not on offer here yet, whatever is named."""
+    """What is read. One of the pickle family must be named here, and is read only from a peer that has shown who it
+    is: by ``hmac_key`` or a certificate, in a daemon also by a token or to an overridden ``validateHandshake``."""
     protocol: int | None = None
     """48 or 502 to force the protocol a proxy speaks; None tries 502 first and 48 when that is refused."""
     compression: bool = False
@@ -102,9 +105,23 @@ class Settings:
             raise PyroError(f"Settings.protocol is 48, 502 or None, not {self.protocol!r}")
         if self.token is not None:
             check_token(self.token)
-        if self.serializer is not None and self.serializer not in SAFE_SERIALIZERS:
-            known = ", ".join(sorted(SAFE_SERIALIZERS))
+        if self.serializer is not None and self.serializer not in SAFE_SERIALIZERS | UNSAFE_SERIALIZERS:
+            known = ", ".join(sorted(SAFE_SERIALIZERS | UNSAFE_SERIALIZERS))
             raise PyroError(f"unknown serializer {self.serializer!r}; choose one of: {known}")
+        if self.serializer in UNSAFE_SERIALIZERS and self.protocol == 502:
+            raise PyroError(f"the serializer {self.serializer} is known to protocol 48 only")
+
+    def unsafe_for(self, *, known: bool) -> frozenset[str]:
+        """Those of the pickle family that may be used with a peer; none unless it has shown who it is (``known``)."""
+        if not known:
+            return frozenset()
+        return UNSAFE_SERIALIZERS & (self.accepted_serializers | {self.serializer or ""})
+
+    @property
+    def knows_daemons(self) -> bool:
+        """Whether a daemon that answers a proxy of ours has shown who it is: it signs, or has a certificate."""
+        context = self.ssl_client_context
+        return self.hmac_key is not None or (context is not None and context.verify_mode == ssl.CERT_REQUIRED)
 
     def with_changes(self, **changes: object) -> Settings:
         """A copy with some fields changed."""

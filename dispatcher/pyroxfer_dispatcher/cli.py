@@ -12,9 +12,10 @@ from typing import Final, NoReturn, TypeVar
 import click
 import trio
 
-from pyroxfer_core.errors import CommunicationError, NamingError, PyroError
+from pyroxfer_core.errors import CommunicationError, NamingError, PyroError, SecurityError
 
 from .config import Config, ConfigError, load_config
+from .security import settings_for
 from .server import Dispatcher
 
 USAGE: Final = 2
@@ -69,6 +70,7 @@ def run(path: Path, insecure: bool, verbose: bool) -> None:
 def check(path: Path, insecure: bool) -> None:
     """Check a configuration and say what it does."""
     config = _load(path, insecure)
+    _or_exit(lambda: settings_for(config))
     backends = sum(len(service.backends) for service in config.services)
     click.echo(f"{path}: fine; {len(config.services)} services, {backends} backends, listens on {config.listen}")
 
@@ -95,6 +97,8 @@ def _or_exit(function: Callable[[], Value], path: Path | None = None) -> Value:
         _exit(NOT_FOUND, f"{path}: no such file; write one, see the documentation of the dispatcher")
     except OSError as error:
         _exit(REFUSED, f"{path}: {error.strerror}")
+    except SecurityError as error:
+        _exit(REFUSED, str(error))
     except (CommunicationError, NamingError) as error:
         _exit(NETWORK, str(error))
     except KeyboardInterrupt:

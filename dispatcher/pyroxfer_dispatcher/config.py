@@ -99,7 +99,25 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     listen: Text = "localhost:9095"
     """``HOST:PORT``; port 0 takes a free one."""
     insecure: bool = False
-    """Allow listening beyond loopback: there is no authentication and no TLS."""
+    """Allow listening beyond loopback without TLS and a proof of who the clients are."""
+    tls_cert: Text | None = None
+    """Speak TLS to clients, with this certificate (a PEM file)."""
+    tls_key: Text | None = None
+    """Its private key, if that is in another file."""
+    tls_ca: Text | None = None
+    """Let in only clients with a certificate of these CAs."""
+    token_file: Text | None = None
+    """Let in only clients with one of these tokens: a name and a token a line."""
+    backend_tls: bool = False
+    """Speak TLS to back ends and the name server; the next two imply it."""
+    backend_tls_ca: Text | None = None
+    """CAs to trust there, instead of the system's."""
+    backend_tls_cert: Text | None = None
+    """Certificate to show there."""
+    backend_tls_key: Text | None = None
+    """Its private key, if that is in another file."""
+    backend_token_file: Text | None = None
+    """File with the token to prove there."""
     object: Text = "pyroxfer.dispatcher"
     """The object id under which clients find the dispatcher."""
     methods: tuple[Text, ...] = DEFAULT_METHODS
@@ -116,6 +134,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds for reaching a backend, handshake included."""
     stall_timeout: Seconds = 30.0
     """Seconds without progress after which a large message in passage is given up."""
+
+    @property
+    def speaks_tls_to_backends(self) -> bool:
+        """Whether back ends are spoken to under TLS."""
+        return self.backend_tls or self.backend_tls_ca is not None or self.backend_tls_cert is not None
 
     @property
     def all_methods(self) -> tuple[str, ...]:
@@ -255,11 +278,16 @@ def _problems_of(config: Config) -> Iterator[str]:
 
 def _check_place(config: Config) -> Iterator[str]:
     host = yield from _attempt("listen", lambda: _host_of(config.listen))
-    if host is not None and not config.insecure and not is_loopback(host):
+    guarded = config.tls_cert is not None and (config.tls_ca is not None or config.token_file is not None)
+    if host is not None and not config.insecure and not guarded and not is_loopback(host):
         yield (
             f"listen: {host or 'every address'} is beyond this machine and nothing here authenticates or encrypts;"
-            " listen on localhost, or say insecure = true"
+            " listen on localhost, or say insecure = true, or give tls_cert, and token_file or tls_ca"
         )
+    if config.tls_cert is None and (config.tls_key is not None or config.tls_ca is not None):
+        yield "tls_cert: missing; tls_key and tls_ca need it"
+    if config.backend_tls_cert is None and config.backend_tls_key is not None:
+        yield "backend_tls_cert: missing; backend_tls_key needs it"
     if config.nameserver is not None:
         yield from _attempt("nameserver", lambda: _host_of(str(config.nameserver)))
 

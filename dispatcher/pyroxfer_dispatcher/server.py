@@ -8,6 +8,7 @@ import random
 import secrets
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final
@@ -20,10 +21,10 @@ from pyroxfer_core import (
     Metadata,
     Proxy,
     ServerSession,
-    Settings,
     Uri,
     Verdict,
     accept_handshake,
+    authenticate,
     bind_tcp,
     locate_ns,
     resolve,
@@ -43,6 +44,7 @@ from .hub import Hub
 from .links import COLLECT_BYTES, LinkPool, OwnLinks
 from .pinned import Pinned
 from .routes import Directory, Party, RouteTable, Service
+from .security import settings_for
 from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, alone, is_looping, read_opening
 
 LOOK_S: Final = 0.25
@@ -73,7 +75,7 @@ class Dispatcher:
     def __init__(self, config: Config) -> None:
         check_config(config)
         self.config = config
-        self._settings = _settings_for(config)
+        self._settings = settings_for(config)
         self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
         self._epoch = secrets.token_bytes(16)
         self._hub = Hub()
@@ -172,15 +174,22 @@ class Dispatcher:
             await self._hub.run()
 
     async def _greet(self, client: Connection) -> None:
-        """One client, from its first byte to its last."""
+        """One client, from its first byte to its last. Nothing of this library's own is granted by the dispatcher."""
+        session, hello = ServerSession(self._epoch, offer=0), None
         opening = await read_opening(client, self._settings)
+        if opening is not None and self._settings.tokens is not None:
+            client.decoder.feed(opening.message.data + opening.rest)
+            hello = await authenticate(client, session, self._settings)
+            if hello is None:
+                return
+            opening = replace(alone(opening, self._settings.max_annotations), rest=client.decoder.take_rest())
         if opening is not None and not self._stopping:
             service = self.directory.service_of(opening.object_id)
             if service is not None:
                 await self._lead(client, opening, service)
                 return
-            client.decoder.feed(opening.message.data + opening.rest)
-        await self._greet_here(client)
+            client.decoder.feed(opening.rest if hello is not None else opening.message.data + opening.rest)
+        await self._greet_here(client, session, hello)
 
     async def _lead(self, client: Connection, opening: Opening, service: Service) -> None:
         """Transparent mode: the client talks to a backend from the first message on."""
@@ -257,10 +266,9 @@ class Dispatcher:
             if self._stopping and not self._conversations:
                 self._all_gone.set()
 
-    async def _greet_here(self, client: Connection) -> None:
-        """A client of the dispatcher's own object. Nothing of this library's own is granted: calls are serial."""
-        session = ServerSession(self._epoch, offer=0)
-        hello = await accept_handshake(client, session, self._settings, None, self._judge)
+    async def _greet_here(self, client: Connection, session: ServerSession, heard: Hello | None) -> None:
+        """A client of the dispatcher's own object: its calls are serial."""
+        hello = await accept_handshake(client, session, self._settings, None, self._judge, heard=heard)
         if hello is None or self._stopping:
             return
         client.decoder.max_message = self._settings.max_message_bytes
@@ -371,11 +379,3 @@ def _service(config: ServiceConfig, later: Later) -> Service:
         frozenset(config.idempotent),
         config.fair_by == "connection",
     )
-
-
-def _settings_for(config: Config) -> Settings:
-    settings = Settings(connect_timeout_s=config.connect_timeout, insecure=config.insecure)
-    place = config.nameserver_place
-    if place is None:
-        return settings
-    return settings.with_changes(ns_host=place.host, ns_port=place.port)

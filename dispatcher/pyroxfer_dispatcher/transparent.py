@@ -20,7 +20,7 @@ from pyroxfer_core.errors import (
     SerializeError,
     TimeoutError,
 )
-from pyroxfer_core.wire import HOP_KEYS, Body, Codec, Message, MessageType, hops_of, with_hops
+from pyroxfer_core.wire import AUTH_KEY, HOP_KEYS, Body, Codec, Message, MessageType, Prover, hops_of, with_hops
 
 from .admin import note
 from .backends import Backend
@@ -60,11 +60,12 @@ class Link:
 
 
 class Refused(PyroError):
-    """The client is not let in; ``answer`` is what to tell it, encoded."""
+    """The client is not let in; ``answer`` is what to tell it, encoded, and ``annotations`` those in it."""
 
-    def __init__(self, text: str, answer: bytes) -> None:
+    def __init__(self, text: str, answer: bytes, annotations: dict[str, Body] | None = None) -> None:
         super().__init__(text)
         self.answer = answer
+        self.annotations = annotations or {}
 
 
 async def read_opening(client: Connection, settings: Settings) -> Opening | None:
@@ -102,19 +103,27 @@ def _opening(event: Event, splitter: Splitter, settings: Settings) -> Opening | 
 
 def alone(opening: Opening, limit: int) -> Opening:
     """The same opening without what its client offers to agree on: no single backend could keep to it."""
-    message, codec = opening.message, opening.codec
-    area = message.data[codec.header_size : message.body_at]
-    annotations, correlation_id, _ = codec.parse_annotations(area, limit)
+    annotations = _annotations_of(opening.message, opening.codec, limit)
     if opening.signed or HOP_KEYS.isdisjoint(annotations):
         return opening
-    kept: dict[str, Body] = {key: value for key, value in annotations.items() if key not in HOP_KEYS}
+    return _with(opening, {key: value for key, value in annotations.items() if key not in HOP_KEYS}, limit)
+
+
+def _annotations_of(message: Sealed, codec: Codec, limit: int) -> dict[str, Body]:
+    return dict(codec.parse_annotations(message.data[codec.header_size : message.body_at], limit)[0])
+
+
+def _with(opening: Opening, annotations: dict[str, Body], limit: int) -> Opening:
+    """The same opening with these annotations instead of its own."""
+    message, codec = opening.message, opening.codec
+    correlation_id = codec.parse_annotations(message.data[codec.header_size : message.body_at], limit)[1]
     hello = Message(
         message.type,
         message.seq,
         message.serializer,
         message.flags,
         message.data[message.body_at :],
-        kept,
+        annotations,
         message.correlation_id or correlation_id,
     )
     data = with_hops(codec.encode(hello), codec.version, hops_of(message.data, codec.version))
@@ -205,14 +214,30 @@ class Opener:
         version = opening.codec.version
         uri = await self._resolve(backend.uri)
         connection = await open_connection(uri, version=version, settings=self._settings)
+        prover = None if self._settings.token is None or opening.signed else Prover(self._settings.token)
         try:
-            hello = opening.message.data
-            await connection.send_encoded(with_hops(hello, version, hops_of(hello, version) + 1))
-            answer, rest = await self._read_welcome(connection, backend, opening)
+            try:
+                answer, rest = await self._ask(connection, backend, opening, prover)
+            except Refused as refused:
+                if prover is None or not prover.is_challenge(refused.annotations.get(AUTH_KEY)):
+                    raise
+                answer, rest = await self._ask(connection, backend, opening, prover)
         except BaseException:
             connection.close()
             raise
         return Link(backend, connection, answer, rest)
+
+    async def _ask(
+        self, connection: Connection, backend: Backend, opening: Opening, prover: Prover | None
+    ) -> tuple[bytes, bytes]:
+        """Send the client's CONNECT, with what the dispatcher itself can prove, and read the answer."""
+        limit, version = self._settings.max_annotations, opening.codec.version
+        if prover is not None:
+            known = _annotations_of(opening.message, opening.codec, limit)
+            opening = _with(opening, {**known, AUTH_KEY: prover.annotation()}, limit)
+        hello = opening.message.data
+        await connection.send_encoded(with_hops(hello, version, hops_of(hello, version) + 1))
+        return await self._read_welcome(connection, backend, opening)
 
     async def _read_welcome(self, connection: Connection, backend: Backend, opening: Opening) -> tuple[bytes, bytes]:
         splitter = Splitter(opening.codec, max_message=MAX_WELCOME_BYTES, collect=MAX_WELCOME_BYTES)
@@ -227,7 +252,8 @@ class Opener:
             raise
         assert isinstance(answer, Sealed), "everything up to the limit is collected"
         if answer.type == MessageType.CONNECTFAIL:
-            raise Refused("refused the client's handshake", answer.data)
+            told = _annotations_of(answer, opening.codec, self._settings.max_annotations)
+            raise Refused("refused the client's handshake", answer.data, told)
         if answer.type != MessageType.CONNECTOK:
             raise ProtocolError(f"answered CONNECT with a message of type {answer.type}")
         return answer.data, splitter.take_rest()

@@ -14,7 +14,7 @@ import trio.testing
 from doubles import fault_proxy, raw_client, run, until
 from facade_doubles import serving
 
-from pyroxfer_core import Daemon, Proxy, Settings, behavior, expose, oneway
+from pyroxfer_core import Daemon, Proxy, Settings, Tokens, behavior, expose, oneway
 from pyroxfer_core import blocking as pyro
 from pyroxfer_core.errors import (
     CommunicationError,
@@ -343,6 +343,17 @@ async def test_results_beyond_the_limit_are_dropped_but_not_forgotten(service: S
             assert caught.value.outcome is Outcome.EXECUTED
             assert len(await proxy.large.options(key=keys[3])(4_000)) == 4_000
             assert service.ran["large"] == 4
+
+
+async def test_a_key_belongs_to_who_shows_it(service: Service) -> None:
+    """Two people cannot read each other's answers, even if one knows the other's key."""
+    tokens = {"ann": "the-token-of-ann-is-long-enough", "bob": "the-token-of-bob-is-long-enough"}
+    async with Daemon("127.0.0.1", settings=Settings(tokens=Tokens(tokens))) as daemon:
+        daemon.register(service, "service")
+        async with proxy_of(daemon, token=tokens["ann"]) as ann, proxy_of(daemon, token=tokens["bob"]) as bob:
+            assert [await ann.add.options(key=KEY)("x") for _ in range(2)] == [1, 1]
+            assert [await bob.add.options(key=KEY)("x") for _ in range(2)] == [2, 2]
+            assert await ann.add.options(key=KEY)("x") == 1
 
 
 async def test_one_way_calls_with_a_key(daemon: Daemon, service: Service) -> None:

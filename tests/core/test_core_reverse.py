@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from doubles import fault_proxy, until
 
-from pyroxfer_core import Daemon, Proxy, Settings, behavior, current_call, expose, oneway
+from pyroxfer_core import Daemon, Proxy, Settings, Tokens, behavior, current_call, expose, oneway
 from pyroxfer_core.errors import (
     CommunicationError,
     ConnectionClosedError,
@@ -368,6 +368,64 @@ async def test_a_circle_through_plain_methods_does_not_run_out_of_threads(client
                 async def call() -> None:
                     async with Proxy(uri, settings=client) as proxy:
                         assert await proxy.go(uri, 1) == 1
+
+
+async def test_only_what_was_handed_out_can_be_called(pair: Pair) -> None:
+    """The other side may know the ids of other objects; this connection does not lead to them."""
+    other = Listener()
+    pair.mine.register(other, "secret")
+    await pair.proxy.keep(pair.listener)
+    (kept,) = pair.service.kept
+    assert await kept.told(1) == 1
+    for object_id, method in (("secret", "told"), ("Pyro.Daemon", "registered"), ("Pyro.Daemon", "ping")):
+        link = kept._pyroLink
+        assert link is not None
+        link.object_id = object_id
+        with pytest.raises(PyroError, match="unknown object"):
+            await kept._pyroInvoke(method, () if method != "told" else (1,), {}, member="told")
+    assert other.log == []
+    await pair.proxy.keep(other)
+    assert await pair.service.kept[1].told(2) == 2, "now it was handed out"
+
+
+async def test_an_object_in_an_answer_is_handed_out_too(pair: Pair) -> None:
+    @expose
+    class Maker:
+        async def make(self) -> Listener:
+            return made
+
+    made, maker = Listener(), Maker()
+    pair.mine.register(made)
+    pair.mine.register(maker)
+    await pair.proxy.keep(maker)
+    (kept,) = pair.service.kept
+    product = await kept.make()
+    assert await product.told(1) == 1
+    assert pair.connections == (0, 1)
+
+
+@pytest.mark.parametrize("kind", ["token", "hook"])
+async def test_a_daemon_that_asks_who_calls_is_not_called_unasked(kind: str) -> None:
+    class Asking(Daemon):
+        def validateHandshake(self, conn: Any, data: Any) -> Any:
+            return "hello"
+
+    service, listener = Service(), Listener()
+    tokens = Tokens({"me": "a-token-that-is-long-enough-for-anybody"})
+    quick = Settings(shutdown_grace_s=0)
+    guarded = Asking(settings=quick) if kind == "hook" else Daemon(settings=quick.with_changes(tokens=tokens))
+    async with Daemon(settings=quick) as theirs, guarded as mine:
+        mine.register(listener)
+        async with Proxy(theirs.register(service)) as proxy:
+            await proxy.keep(listener)
+            (kept,) = service.kept
+            async with kept:
+                if kind == "token":
+                    with pytest.raises(PyroError, match="token"):
+                        await kept.told(1)
+                else:
+                    assert await kept.told(1) == 1
+                    assert len(mine.peers) == 1
 
 
 async def test_an_unknown_object_of_the_client_is_told(pair: Pair) -> None:

@@ -237,6 +237,27 @@ def test_what_was_not_sent_is_tried_again() -> None:
     assert service.ran == 1
 
 
+def test_a_handshake_that_broke_does_not_make_a_place_speak_48_for_ever() -> None:
+    """The next proxy tries the newer protocol first, as if nothing had happened."""
+    first = threading.Event()
+
+    class Breaking(Daemon):
+        def validateHandshake(self, conn: object, data: object) -> str:
+            if not first.is_set():
+                first.set()
+                conn.connection.sock.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]  # a Peer
+            return "hello"
+
+    with serving(Breaking()) as daemon:
+        uri = daemon.register(Service())
+        with Proxy(uri) as proxy:
+            assert proxy.echo(1) == 1
+        with Proxy(uri) as proxy:
+            assert proxy.echo(2) == 2
+            assert proxy._pyroConnection is not None
+            assert proxy._pyroConnection.version == 502
+
+
 def test_an_idle_connection_that_was_lost_is_replaced() -> None:
     """The call had not left, so it goes over a fresh one without any retry setting."""
 

@@ -82,14 +82,14 @@ BAD: list[tuple[str, list[str]]] = [
         "listen = '0.0.0.0:1'\n" + MINIMAL,
         [
             "listen: 0.0.0.0 is beyond this machine and nothing here authenticates or encrypts;"
-            " listen on localhost, or say insecure = true"
+            " listen on localhost, or say insecure = true, or give tls_cert, and token_file or tls_ca"
         ],
     ),
     (
         "listen = ':1'\n" + MINIMAL,
         [
             "listen: every address is beyond this machine and nothing here authenticates or encrypts;"
-            " listen on localhost, or say insecure = true"
+            " listen on localhost, or say insecure = true, or give tls_cert, and token_file or tls_ca"
         ],
     ),
     ("object = 'a b'\n" + MINIMAL, ["object: 'a b' has blanks or an @"]),

@@ -51,9 +51,14 @@ class BlockingBackLink:
         return self._inner.grant
 
     @property
-    def own(self) -> bool:
-        """Whether the client keeps the types of all values."""
-        return Feature.TYPED in self._inner.grant
+    def preferred(self) -> str:
+        """The serializer for the client when the user asks for none."""
+        return "msgpack" if Feature.TYPED in self._inner.grant else "serpent"
+
+    @property
+    def serializers(self) -> dict[str, Serializer]:
+        """Those made so far; see `serializer`."""
+        return {}
 
     @property
     def usable(self) -> bool:

@@ -8,9 +8,8 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from ..errors import SecurityError
 from ..logs import configure_logging
-from ..settings import SAFE_SERIALIZERS, Settings
+from ..settings import SAFE_SERIALIZERS, UNSAFE_SERIALIZERS, Settings
 
 log = logging.getLogger("pyroxfer.config")
 
@@ -40,6 +39,7 @@ HONOURED: Final[Mapping[str, Any]] = {
     "PREFER_IP_VERSION": 0,
     "ITER_STREAM_LIFETIME": 0.0,
     "ITER_STREAM_LINGER": 30.0,
+    "FLAME_ENABLED": False,
     "LOGFILE": "{stderr}",
     "LOGLEVEL": None,
     "LOGWIRE": False,
@@ -54,8 +54,6 @@ HONOURED: Final[Mapping[str, Any]] = {
     "SSL_CACERTS": "",
 }
 """Items that have a meaning here, with Pyro5's default, or Pyro4's where Pyro5 has none."""
-REFUSED: Final[Mapping[str, Any]] = {"FLAME_ENABLED": False}
-"""Items that must not be ignored in silence: whoever sets one relies on it."""
 ACCEPTED: Final[Mapping[str, Any]] = {
     "BROADCAST_ADDRS": ["<broadcast>", "0.0.0.0"],  # noqa: S104  # Pyro's default, only shown
     "POLLTIMEOUT": 2.0,
@@ -76,7 +74,7 @@ ACCEPTED: Final[Mapping[str, Any]] = {
     "ITER_STREAMING": True,
 }
 """Items that programs may set and that change nothing here."""
-DEFAULTS: Final[Mapping[str, Any]] = {**HONOURED, **REFUSED, **ACCEPTED}
+DEFAULTS: Final[Mapping[str, Any]] = {**HONOURED, **ACCEPTED}
 _SECRETS: Final = {"SSL_SERVERKEYPASSWD", "SSL_CLIENTKEYPASSWD"}
 _SMALLEST: Final = {"NS_PORT": 0, "NS_BCPORT": 0, "NATPORT": 0, "MAX_RETRIES": 0, "THREADPOOL_SIZE": 1}
 
@@ -134,7 +132,7 @@ class Configuration:
         object.__setattr__(self, "_values", values)
         object.__setattr__(self, "_set", {name.removeprefix(PREFIX) for name in known})
         object.__setattr__(self, "_settings", None)
-        ignored = sorted(name for name in found if name.removeprefix(PREFIX) not in {*HONOURED, *REFUSED})
+        ignored = sorted(name for name in found if name.removeprefix(PREFIX) not in HONOURED)
         if ignored:
             log.info("environment variables without a meaning here: %s", ", ".join(ignored))
 
@@ -158,8 +156,7 @@ class Configuration:
         """The settings these items stand for.
 
         Raises:
-            SecurityError: an item is set that protects, and that is not offered under this name; or a file that one
-                of the SSL items names cannot be used.
+            SecurityError: a file that one of the SSL items names cannot be used.
             PyroError: SERIALIZER is not one of those offered.
         """
         if self._settings is None:
@@ -170,15 +167,12 @@ class Configuration:
 
     def _make_settings(self) -> Settings:
         values = self._loaded()
-        for name in REFUSED:
-            if values[name]:
-                raise SecurityError(f"config.{name} is not offered by the facade; unset it, or use the trio API")
         server, client = _contexts(values) if values["SSL"] else (None, None)
         return Settings(
             ssl_server_context=server,
             ssl_client_context=client,
             serializer=values["SERIALIZER"] if "SERIALIZER" in self._set else None,
-            accepted_serializers=values["SERIALIZERS_ACCEPTED"] & SAFE_SERIALIZERS,
+            accepted_serializers=values["SERIALIZERS_ACCEPTED"] & (SAFE_SERIALIZERS | UNSAFE_SERIALIZERS),
             compression=values["COMPRESSION"],
             call_timeout_s=values["COMMTIMEOUT"] or None,
             max_message_bytes=values["MAX_MESSAGE_SIZE"] or DEFAULTS["MAX_MESSAGE_SIZE"],

@@ -14,8 +14,8 @@ from ..wire.message import Body
 
 NO_OPTIONS: Final = CallOptions()
 _SERIALIZER_IDS: Final = {"serpent": 1, "marshal": 2, "json": 3, "msgpack": 4}
-_used = threading.Event()
-"""Set once any thread has looked at what it sends or got back: until then calls need not look either."""
+_users: Final[list[bool]] = []
+"""Not empty once any thread has looked at what it sends or got back: until then calls need not look either."""
 
 
 class CurrentContext(threading.local):
@@ -75,7 +75,7 @@ class CurrentContext(threading.local):
         """Of the request being served; else what to send."""
         served = self._served()
         if served is None:
-            _used.set()
+            _users[:] = [True]
             return self._annotations
         return served.annotations
 
@@ -83,7 +83,7 @@ class CurrentContext(threading.local):
     def annotations(self, value: dict[str, Body]) -> None:
         served = self._served()
         if served is None:
-            _used.set()
+            _users[:] = [True]
             self._annotations = dict(value)
         else:
             served.annotations = dict(value)
@@ -112,7 +112,7 @@ class CurrentContext(threading.local):
     def correlation_id(self, value: uuid.UUID | None) -> None:
         served = self._served()
         if served is None:
-            _used.set()
+            _users[:] = [True]
             self._correlation_id = value
         else:
             served.correlation_id = value
@@ -152,7 +152,7 @@ class CurrentContext(threading.local):
         """Take over what `to_global` gave in another thread."""
         if values["served"] is not None:
             current_context_var.set(values["served"])
-        _used.set()
+        _users[:] = [True]
         self._annotations = dict(values["annotations"])
         self._response = dict(values["response_annotations"])
         self._correlation_id = values["correlation_id"]
@@ -173,12 +173,11 @@ class CurrentContext(threading.local):
 
 
 current_context: Final = CurrentContext()
-_is_used = _used.is_set
 
 
 def call_options() -> CallOptions:
     """What a call made here carries. Programs that never touched `current_context` pay nothing for it."""
-    if not _is_used() and current_context_var.get(None) is None:
+    if not _users and current_context_var.get(None) is None:
         return NO_OPTIONS
     return current_context.options()
 

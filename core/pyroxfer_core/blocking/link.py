@@ -126,7 +126,10 @@ class BlockingLink:
         """Guards who reads and who sleeps: `_reader`, `_followers` and every `Waiter.wake`."""
         self._reader: Waiter | None = None
         self._followers: dict[Waiter, None] = {}
-        self._serializers: dict[str, Serializer] = {}
+        self.serializers: dict[str, Serializer] = {}
+        """Those made so far; see `serializer`."""
+        self.preferred = "serpent"
+        """The serializer for this peer when the user asks for none."""
         self._context: SerializerContext | None = None
         self._large: LargeMessages | None = None
         self.uploads = Outbound()
@@ -148,6 +151,8 @@ class BlockingLink:
         """Answers what the daemon calls on this connection."""
         self._offering = threading.Lock()
         self.closed = False
+        self.ended = False
+        """The peer closed the connection during the handshake."""
         self.forsaken = False
         """It belongs to the process that this one was forked from."""
         self.first_seq = first_seq
@@ -177,6 +182,8 @@ class BlockingLink:
             raise as_ours(error, "handshake") from error
         self.metadata, self.response, self.welcome = welcome.metadata, welcome.response, answer
         self._context = make_context(self.version, Feature.TYPED in self.grant).granted(self.grant)
+        if Feature.TYPED in self.grant:
+            self.preferred = "msgpack"
         if Feature.REVERSE in self.grant:
             self._context = replace(self._context, autoproxy=self.offer_served)
         if Feature.PIECES in self.grant:
@@ -202,11 +209,6 @@ class BlockingLink:
         """What was agreed with the peer."""
         return self.session.grant
 
-    @property
-    def own(self) -> bool:
-        """Whether the peer keeps the types of all values."""
-        return self.session.grant.bits & Feature.TYPED != 0
-
     def getpeercert(self, binary_form: bool = False) -> Any:
         """The daemon's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without TLS."""
         return self.sock.getpeercert(binary_form) if isinstance(self.sock, BlockingTls) else None
@@ -218,10 +220,10 @@ class BlockingLink:
 
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer."""
-        serializer = self._serializers.get(name)
+        serializer = self.serializers.get(name)
         if serializer is None:
             assert self._context is not None, "made with the handshake"
-            serializer = self._serializers[name] = make_serializer(name, self._context)
+            serializer = self.serializers[name] = make_serializer(name, self._context)
         return serializer
 
     def call(self, message: Message, deadline: float | None) -> Message:
@@ -358,10 +360,10 @@ class BlockingLink:
                     pass  # it shares the connection with others, who need the lock
                 elif not small:
                     send_buffers(self.sock, [data, *buffers_of(message.body)], deadline)
-                elif deadline is not None:
-                    send_by(self.sock, data, deadline)
-                else:
+                elif deadline is None:
                     self.sock.sendall(data)
+                else:
+                    send_by(self.sock, data, deadline)
             except BaseException as error:  # half a request spoils the stream, whatever stopped it
                 if isinstance(error, BlockingIOError):
                     error = silent(self.location, self._heartbeat_s)
@@ -395,7 +397,10 @@ class BlockingLink:
         try:
             try:
                 while waiter.reply is None and waiter.error is None:
-                    if self._may_read(waiter):
+                    with self._guard:  # as in `_may_read`, which would cost every call another step
+                        if self._reader is None:
+                            self._reader = waiter
+                    if self._reader is waiter:
                         self._read_for_all(waiter, deadline)
                     else:
                         self._follow(waiter, deadline)
@@ -542,9 +547,8 @@ class BlockingLink:
         An interrupt may come between any two steps. Until the first byte of the buffer says otherwise, nothing has
         been taken from the socket, and the connection can go on without the interrupted call.
         """
-        decoder = self._decoder
-        place = decoder.wanted_buffer()
-        buffer = self._buffer
+        decoder, buffer = self._decoder, self._buffer
+        place = None if decoder.collected is None else decoder.wanted_buffer()
         if place is None:
             buffer[0] = 0
             count = self.sock.recv_into(buffer)
@@ -560,7 +564,7 @@ class BlockingLink:
         while event is not None:
             assert type(event) is Message, "a client's decoder collects everything"
             self._take(event)
-            event = decoder.next_event()
+            event = decoder.next_event() if decoder.data else None
         buffer[0] = 0
 
     def _receive_one(self, deadline: float) -> Message:
@@ -571,6 +575,7 @@ class BlockingLink:
             data = self.sock.recv(RECEIVE_BYTES)
             decoder.feed(data)
             if not data:
+                self.ended = True
                 decoder.eof()
                 raise ConnectionClosedError("the peer closed the connection")
         assert type(event) is Message, "a client's decoder collects everything"
@@ -677,11 +682,13 @@ class BlockingLink:
         if state is not None:
             daemon = value._pyroDaemon  # type: ignore[attr-defined]  # of our own making: `served_as` asked it
             with self._offering:
-                home = daemon.home
+                home = None if daemon.is_guarded else daemon.home
                 if home is not None and (self._background is None or self._background.callee.over):
                     self._background = BackgroundLink(self, daemon, home)
                     self._send_now(self.session.serves(daemon.published_location))
                     home.run_sync_soon(daemon.begin_answering, self._background.callee)
+                if self._background is not None and self._background.callee.daemon is daemon:
+                    self._background.callee.offer(value._pyroId)  # type: ignore[attr-defined]
         return state
 
     def read_for_others(self) -> None:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNANSWERED: Final = (Outcome.UNKNOWN, Outcome.NOT_SENT)
+_ONEWAY: Final = Flags.ONEWAY
 _NOTHING: Final = Metadata(frozenset(), frozenset(), frozenset())
 
 
@@ -332,6 +333,7 @@ class Proxy(Forwarding):
         settings = self._pyroSettings.with_changes(serializer=self._pyroSerializer)
         location = uri.location or ""
         failure: CommunicationError | None = None
+        cut = False
         for version in versions_to_try(location, settings):
             sock = open_socket(uri, settings, config.PREFER_IP_VERSION)
             args = sock, version, settings, str(uri.object), location, self._pyroSeq
@@ -340,11 +342,13 @@ class Proxy(Forwarding):
                 link.greet(settings, self._pyroContext, self._pyroHandshake, self._pyroOptions())
             except (ProtocolError, ConnectionClosedError) as error:
                 failure = failure or error
+                cut = link.ended or isinstance(error, ConnectionClosedError)
                 continue
             except CommunicationError as error:
                 error.outcome = Outcome.NOT_SENT
                 raise
-            remember_version(location, version)
+            if not cut:  # a connection that broke says nothing about what is spoken there
+                remember_version(location, version)
             if self._pyroBackground and link.session.concurrent:
                 read_in_background(link)
             if link.welcome is not None and link.welcome.annotations:
@@ -362,6 +366,7 @@ class Proxy(Forwarding):
             proxy_factory=lambda state: proxy_from_state(state, settings),
             proxy_state_of=proxy_state_of,
             autoproxy=served_as,
+            unsafe=settings.with_changes(serializer=self._pyroSerializer).unsafe_for(known=settings.knows_daemons),
         )
 
     def _pyroState(self) -> ProxyState:
@@ -399,11 +404,21 @@ class Proxy(Forwarding):
                 return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
             except CommunicationError as error:
                 failed = error
+        return self._pyroInvokeAgain(failed, link, deadline, (methodname, vargs, kwargs, flags, objectId))
+
+    def _pyroInvokeAgain(
+        self,
+        error: CommunicationError | None,
+        failed: BlockingLink | None,
+        deadline: float | None,
+        call: tuple[str, Any, dict[str, Any] | None, int, str | None],
+    ) -> Any:
+        """Run a call for which there was no connection, or none that was still there."""
 
         def run(link: BlockingLink) -> Any:
-            return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
+            return self._pyroCallOn(link, *call, deadline=deadline)
 
-        return self._pyroAttempts(deadline, run, methodname, link=link, error=failed)
+        return self._pyroAttempts(deadline, run, call[0], link=failed, error=error)
 
     def _pyroCallWith(self, options: CallOptions, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """``proxy.method.options(...)(*args, **kwargs)``."""
@@ -479,9 +494,10 @@ class Proxy(Forwarding):
         """Run one call on this connection, whatever becomes of it."""
         meta = link.metadata
         if meta is not None and method in meta.oneway and object_id is None:
-            flags |= Flags.ONEWAY
-        grant = link.session.grant
-        serializer = link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent"))
+            flags |= _ONEWAY
+        grant, serializers = link.session.grant, link.serializers
+        name = self._pyroSerializer or link.preferred
+        serializer = serializers.get(name) or link.serializer(name)
         object_id = object_id or link.object_id
         options = self._pyroOptions(options) if self._pyroHooked or options is not None else call_options()
         settings, left = self._pyroSettings, None if deadline is None else deadline - time.monotonic()
@@ -490,18 +506,19 @@ class Proxy(Forwarding):
                 serializer, grant, link.version, object_id, method, args, kwargs, flags, options, settings, left
             )
         except StreamArgumentError:
-            check_streams_fit(flags & Flags.ONEWAY != 0, options.key is not None)
+            check_streams_fit(flags & _ONEWAY != 0, options.key is not None)
             rest = grant, link.version, object_id, method, args, kwargs, flags, options, settings, left
             answer = call_with_streams(link, lambda serializer: encode_call(serializer, *rest), deadline)
         else:
-            if flags & Flags.ONEWAY:
+            if flags & _ONEWAY:
                 link.send_oneway(request, deadline)
                 return None
             answer = link.call(request, deadline)
         if answer.annotations:
             self._pyroAnswered(answer)
         try:
-            result = read_reply(answer, link.serializer(answer.serializer), grant, self._pyroSettings)
+            reader = serializers.get(answer.serializer) or link.serializer(answer.serializer)
+            result = read_reply(answer, reader, grant, self._pyroSettings)
         except CommunicationError as error:
             if deadline is None or error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
                 raise
@@ -514,7 +531,7 @@ class Proxy(Forwarding):
         return StreamIterator(self, link, start.stream_id)
 
     def _pyroClosingMessage(self, link: BlockingLink, stream_id: str) -> Message:
-        serializer = link.serializer(self._pyroSerializer or ("msgpack" if link.own else "serpent"))
+        serializer = link.serializer(self._pyroSerializer or link.preferred)
         body = serializer.dumps_call(DAEMON_OBJECT, "close_stream", [stream_id], {})
         return Message(MessageType.INVOKE, 0, serializer.name, Flags.ONEWAY, body)
 

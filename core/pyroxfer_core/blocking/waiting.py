@@ -12,18 +12,15 @@ from ..wire.message import Message
 
 
 class Waiter:
-    """A call in flight."""
+    """A call in flight. What it begins with stands in the class: making one for every call runs nothing."""
 
-    __slots__ = ("abandoned", "answered", "error", "reply", "wake")
-
-    def __init__(self) -> None:
-        self.reply: Message | None = None
-        self.error: CommunicationError | None = None
-        self.wake: threading.Lock | None = None
-        """Held while a thread sleeps for this call because another one reads; released to wake it."""
-        self.abandoned = False
-        self.answered = False
-        """An answer came, even if it was none that can be used."""
+    reply: Message | None = None
+    error: CommunicationError | None = None
+    wake: threading.Lock | None = None
+    """Held while a thread sleeps for this call because another one reads; released to wake it."""
+    abandoned = False
+    answered = False
+    """An answer came, even if it was none that can be used."""
 
     @property
     def settled(self) -> bool:

@@ -30,6 +30,9 @@ from ..wire.inflate import deflate_for, inflate
 from ..wire.message import Body, Flags, Message, MessageType
 from ..wire.scattered import joined
 
+_INVOKE: Final = MessageType.INVOKE
+_SPECIAL: Final = Flags.ITEMSTREAM | Flags.COMPRESSED | Flags.EXCEPTION
+"""Replies that are more than a value."""
 DAEMON_OBJECT: Final = "Pyro.Daemon"
 STREAM_KEY: Final = "STRM"
 BLOB_KEY: Final = "BLBI"
@@ -144,7 +147,7 @@ def encode_call(
     if options.chain is not None and grant.bits & Feature.CHAIN:
         annotations[CHAIN_KEY] = grant.chain(options.chain)
     try:
-        if args and isinstance(args, tuple) and isinstance(args[0], SerializedBlob):
+        if type(args) is tuple and args and isinstance(args[0], SerializedBlob):
             blob = _only_blob(args, kwargs)
             annotations[BLOB_KEY] = write_blob_info(blob.info, object_id, method)
             flags |= Flags.KEEPSERIALIZED
@@ -161,7 +164,7 @@ def encode_call(
     if settings.compression:
         body, compressed = deflated(body, version, settings)
         flags |= compressed
-    return Message(MessageType.INVOKE, 0, serializer.name, flags, body, annotations, options.correlation_id)
+    return Message(_INVOKE, 0, serializer.name, flags, body, annotations, options.correlation_id)
 
 
 def belongs_to(served: CallContext, request: Message, grant: Grant) -> None:
@@ -197,17 +200,24 @@ def read_reply(message: Message, serializer: Serializer, grant: Grant, settings:
         SerializeError: the reply cannot be decoded (outcome Executed).
     """
     flags = message.flags
+    if not flags & _SPECIAL:
+        try:
+            return serializer.loads(message.body)
+        except (CommunicationError, PyroError) as error:
+            raise _unreadable(error) from error
     if flags & Flags.ITEMSTREAM:
         return _stream_start(message, grant)
     try:
-        body = message.body if not flags & Flags.COMPRESSED else plain_body(message, settings.max_message_bytes)
-        value = serializer.loads(body)
+        value = serializer.loads(plain_body(message, settings.max_message_bytes))
     except (CommunicationError, PyroError) as error:
-        text = f"the call ran, but its reply cannot be read: {error}"
-        raise SerializeError(text, outcome=Outcome.EXECUTED) from error
+        raise _unreadable(error) from error
     if flags & Flags.EXCEPTION:
         raise _exception_of(value, message, grant)
     return value
+
+
+def _unreadable(error: PyroError) -> SerializeError:
+    return SerializeError(f"the call ran, but its reply cannot be read: {error}", outcome=Outcome.EXECUTED)
 
 
 def _stream_start(message: Message, grant: Grant) -> StreamStart:

@@ -356,8 +356,12 @@ class Link:
     def offer_served(self, value: object) -> ProxyState | None:
         """What stands for an object of a daemon of this process, which may be called over this connection now."""
         state = served_as(value)
-        if state is not None and (self.callee is None or self.callee.over):
-            value._pyroDaemon.answer_over(self)  # type: ignore[attr-defined]  # of our own making: `served_as` asked it
+        if state is not None:
+            daemon: Any = value._pyroDaemon  # type: ignore[attr-defined]  # `served_as` asked it
+            if self.callee is None or self.callee.over:
+                daemon.answer_over(self)
+            if self.callee is not None and self.callee.daemon is daemon:
+                self.callee.offer(value._pyroId)  # type: ignore[attr-defined]  # a served object has one
         return state
 
     async def read_for_others(self) -> None:

@@ -392,6 +392,7 @@ class Proxy:
             proxy_factory=self._pyroFromState,
             proxy_state_of=proxy_state_of,
             autoproxy=served_as,
+            unsafe=self._pyroSettings.unsafe_for(known=self._pyroSettings.knows_daemons),
         )
 
     def _pyroFromState(self, state: ProxyState) -> Proxy:

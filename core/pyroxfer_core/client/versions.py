@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..settings import Settings
+from ..settings import UNSAFE_SERIALIZERS, Settings
 
 MAX_REMEMBERED: Final = 4096
 
@@ -12,10 +12,10 @@ _known: dict[str, int] = {}
 
 
 def versions_to_try(location: str, settings: Settings) -> tuple[int, ...]:
-    """Protocols to speak to this place, the likeliest first. A key for signing leaves only protocol 48."""
+    """Protocols to speak to this place, the likeliest first. Signing and the pickle family leave only protocol 48."""
     if settings.protocol is not None:
         return (settings.protocol,)
-    if settings.hmac_key is not None:
+    if settings.hmac_key is not None or settings.serializer in UNSAFE_SERIALIZERS:
         return (48,)
     return (48, 502) if _known.get(location) == 48 else (502, 48)
 

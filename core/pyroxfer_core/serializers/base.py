@@ -37,6 +37,8 @@ class SerializerContext:
     """Gives a number to an iterator that is an argument; without it one is a StreamArgumentError."""
     stream_reader: Callable[[int], Any] | None = None
     """Makes what a handler gets for it."""
+    unsafe: frozenset[str] = frozenset()
+    """Those of the pickle family that may be used with this peer."""
     registry: ClassRegistry = field(default=DEFAULT_REGISTRY)
     proxy_factory: Callable[[ProxyState], Any] | None = None
     """Makes a proxy of a received state; without it the state itself is handed out."""

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 
-from ..errors import PyroError, RefusedError
+from ..errors import DaemonError, PyroError, RefusedError
+from ..objects.table import DAEMON_ID
+from ..serializers.base import Call, SerializerContext
+from ..serializers.vocabulary import ProxyState
 from ..wire.features import Grant
 from ..wire.message import Message, MessageType
 from ..wire.session import ClientSession, ServerSession
-from .execute import failure, is_slow_to_read
+from .execute import Job, failure, is_slow_to_read
 from .peer import Peer
 
 if TYPE_CHECKING:
     from .daemon import Daemon
 
+_OF_STREAMS: Final = ("get_next_stream_item", "close_stream")
 log = logging.getLogger("pyroxfer.server")
 
 
@@ -52,6 +58,7 @@ class Callee(Peer):
         self.session.assume_reverse(link.grant.reversed())
         self._link = link
         self._reading = True
+        self._offered: set[str] = set()
         self.over = False
         """It refuses everything, because its daemon is closed."""
 
@@ -71,6 +78,33 @@ class Callee(Peer):
             self.resources.close_all()
             with trio.CancelScope(shield=True):
                 await self.streams.connection_lost(self)
+
+    def offer(self, object_id: str) -> None:
+        """An object was handed out over the connection, so it may be called on it; no other may."""
+        self._offered.add(object_id)
+
+    def context(self) -> SerializerContext:
+        """As of any peer; objects in answers are handed out, too."""
+        context = super().context()
+        find = context.autoproxy
+
+        def hand_out(value: Any) -> ProxyState | None:
+            state = None if find is None else find(value)
+            if state is not None:
+                self.offer(value._pyroId)
+            return state
+
+        return replace(context, autoproxy=hand_out)
+
+    def _decode(self, message: Message, read: Callable[[], Call] | None) -> Job | Message | None:
+        job = super()._decode(message, read)
+        if not isinstance(job, Job) or self._may_be_called(job):
+            return job
+        return failure(self, message, job.serializer, DaemonError("unknown object"), dispatched=False)
+
+    def _may_be_called(self, job: Job) -> bool:
+        object_id = job.entry.object_id
+        return object_id in self._offered or (object_id == DAEMON_ID and job.method in _OF_STREAMS)
 
     def take(self, message: Message) -> None:
         """A request, or the wish to end one.

@@ -29,7 +29,7 @@ from ..transport.side import SideStreamHandler
 from ..transport.sockets import bind_tcp, bind_unix, remove_socket_file
 from ..uri import Uri
 from ..wire.message import Body
-from .door import refuse_open_door
+from .door import is_guarded, refuse_open_door
 from .hello import Hello, Judge, Verdict
 from .keys import KeyTable
 from .peer import Peer
@@ -333,9 +333,10 @@ class Daemon:
     def answer_over(self, link: Any) -> None:
         """Let the daemon at the other end of a client's connection call the objects served here, on that connection.
 
-        Nothing happens unless this daemon is being served in the loop that the connection belongs to.
+        Nothing happens unless this daemon is being served in the loop that the connection belongs to. Nor when its
+        callers have to say who they are: then they connect, and do so.
         """
-        if self._nursery is None or self.draining or not link.in_own_loop():
+        if self._nursery is None or self.draining or self.is_guarded or not link.in_own_loop():
             return
         from .callee import Callee  # only programs that hand out their own objects need it
 
@@ -350,6 +351,11 @@ class Daemon:
             return
         self.callees.add(callee)
         self._nursery.start_soon(callee.serve)
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether callers have to prove anything."""
+        return self.validates or is_guarded(self.settings)
 
     def lead_back(self, proxy: Any, way: Callable[[], Any]) -> None:
         """Have a proxy that a client sent call over that client's connection, as long as ``way`` gives a link."""

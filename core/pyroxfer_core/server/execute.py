@@ -272,10 +272,16 @@ async def _run_batch(peer: Peer, job: Job, instance: Any) -> list[Any]:
         except ThreadEndedError:
             raise
         except Exception as error:
+            error._pyroTraceback = _lines_of(peer, error)  # type: ignore[attr-defined]  # where Pyro's clients look
             results.append(ExceptionWrapper(error))
             break
         results.append(value)
     return results
+
+
+def _lines_of(peer: Peer, error: BaseException) -> list[str]:
+    """The traceback of an error as this peer may see it."""
+    return traceback_lines(error) if peer.sends_tracebacks else [f"{type(error).__name__}: {text_of(error)}\n"]
 
 
 def _result(peer: Peer, job: Job, value: Any) -> Message:
@@ -344,7 +350,7 @@ def failure(
             log.info("a one-way call of %s failed: %r", peer.connection.peer, error)
         return None
     exception = StopIteration(*error.args) if isinstance(error, EndOfStream) else verdict.exception
-    lines = traceback_lines(error) if peer.sends_tracebacks else [f"{type(error).__name__}: {text_of(error)}\n"]
+    lines = _lines_of(peer, error)
     body = (serializer or peer.serializer("marshal")).dumps_exception(exception, lines)
     annotations: dict[str, Body] = {}
     if own and not dispatched and isinstance(error, CommunicationError) and error.outcome in _OUTCOME_LETTERS:

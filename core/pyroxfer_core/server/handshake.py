@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any, Final
 
 import trio
@@ -28,7 +29,7 @@ from ..wire.message import Body, Flags, Message, MessageType
 from ..wire.proof import AUTH_KEY, Challenge, denial
 from ..wire.session import ServerSession
 from .hello import Hello, Judge, Verdict
-from .identify import identify
+from .identify import identify, known_by_connection
 
 log = logging.getLogger("pyroxfer.server")
 
@@ -42,36 +43,71 @@ async def accept_handshake(
     settings: Settings,
     context: SerializerContext | None,
     judge: Judge,
+    *,
+    heard: Hello | None = None,
 ) -> Hello | None:
     """Read CONNECT, within ``settings.connect_timeout_s`` since the connection was accepted, and answer it.
 
     A client that can prove a token is challenged first. A refused client gets CONNECTFAIL with the reason, and the
     connection is finished.
 
+    Args:
+        heard: what `authenticate` has given already.
+
     Returns:
         What the client said; None when it left without a word or was refused.
     """
-    greeting = _Greeting(connection, session, settings, context)
+    hello = heard or await authenticate(connection, session, settings, context)
+    if hello is None:
+        return None
     try:
-        with trio.fail_at(min(connection.greet_by, trio.current_time() + settings.connect_timeout_s)):
-            hello = await greeting.hear()
-            if hello is None:
-                return None
-            hello = await identify(connection, hello, greeting.challenge, greeting.proof, settings)
         verdict = await judge(hello)
         await _welcome(connection, session, hello, verdict, settings, context)
     except ConnectionClosedError:
         raise
     except Exception as error:
-        text = "receiving: timeout" if isinstance(error, trio.TooSlowError) else _text_of(error)
-        denied = isinstance(error, AuthenticationError)
-        if denied:
-            log.warning("%s was refused: %s", connection.peer, text)
-        annotations: dict[str, Body] = {AUTH_KEY: denial()} if denied and greeting.is_ours else {}
-        await refuse(connection, session, text, greeting.message, annotations)
+        await _refuse_for(error, connection, session, hello.message, is_ours=False)
         return None
     connection.settled()
     return hello
+
+
+async def authenticate(
+    connection: Connection, session: ServerSession, settings: Settings, context: SerializerContext | None = None
+) -> Hello | None:
+    """Read CONNECT and find out who it comes from, without answering it yet; limits and refusals as above."""
+    greeting = _Greeting(connection, session, settings, context)
+    try:
+        with trio.fail_at(_latest(connection, settings)):
+            hello = await greeting.hear()
+            if hello is None:
+                return None
+            return await identify(connection, hello, greeting.challenge, greeting.proof, settings)
+    except ConnectionClosedError:
+        raise
+    except Exception as error:
+        await _refuse_for(error, connection, session, greeting.message, is_ours=greeting.is_ours)
+        return None
+
+
+def _latest(connection: Connection, settings: Settings) -> float:
+    return min(connection.greet_by, trio.current_time() + settings.connect_timeout_s)
+
+
+async def _refuse_for(
+    error: Exception, connection: Connection, session: ServerSession, message: Message | None, *, is_ours: bool
+) -> None:
+    text = "receiving: timeout" if isinstance(error, trio.TooSlowError) else _text_of(error)
+    annotations: dict[str, Body] = {}
+    if isinstance(error, AuthenticationError):
+        log.warning("%s was refused: %s", connection.peer, text)
+        if is_ours:
+            annotations[AUTH_KEY] = denial()
+    await refuse(connection, session, text, message, annotations)
+
+
+def _text_of(error: Exception) -> str:
+    return text_of(error).encode("utf-8", "backslashreplace").decode() or type(error).__name__
 
 
 class _Greeting:
@@ -119,10 +155,6 @@ class _Greeting:
         return self._connection.codec.version
 
 
-def _text_of(error: Exception) -> str:
-    return text_of(error).encode("utf-8", "backslashreplace").decode() or type(error).__name__
-
-
 def _read_hello(
     connection: Connection,
     session: ServerSession,
@@ -131,20 +163,24 @@ def _read_hello(
     context: SerializerContext | None,
 ) -> Hello:
     session.receive(message)
-    version = connection.codec.version
     if message.serializer not in settings.accepted_serializers:
         raise ProtocolError(f"message used serializer that is not accepted: {message.serializer}")
     body = message.body
     if message.flags & Flags.COMPRESSED:
         body = inflate(body, settings.max_handshake_bytes)
-    serializer = make_serializer(message.serializer, context or SerializerContext(version))
-    data = serializer.loads(body)
+    data = make_serializer(message.serializer, _context_for(connection, settings, context)).loads(body)
     if not isinstance(data, dict) or "handshake" not in data:
         raise SerializeError("'handshake'")
     object_id = data.get("object")
     if object_id is not None and not isinstance(object_id, str):
         raise SerializeError("the object id is not text")
     return Hello(object_id, data["handshake"], message)
+
+
+def _context_for(connection: Connection, settings: Settings, context: SerializerContext | None) -> SerializerContext:
+    """How a client is read that has not been let in: the pickle family only by what its connection proves."""
+    known = known_by_connection(connection, settings) is not None
+    return replace(context or SerializerContext(connection.codec.version), unsafe=settings.unsafe_for(known=known))
 
 
 async def _welcome(
@@ -156,7 +192,7 @@ async def _welcome(
     context: SerializerContext | None,
 ) -> None:
     message, version = hello.message, connection.codec.version
-    serializer = make_serializer(message.serializer, context or SerializerContext(version))
+    serializer = make_serializer(message.serializer, _context_for(connection, settings, context))
     value: Any = verdict.response
     if version != 48 or message.flags & Flags.META_ON_CONNECT:
         meta = metadata_value(verdict.metadata, version, own=session.may_grant(Feature.KEY))

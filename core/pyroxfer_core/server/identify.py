@@ -35,7 +35,7 @@ async def identify(
         ProtocolError: it left the signatures out by speaking another protocol, and proved nothing instead.
         whatever ``settings.authenticator`` raises.
     """
-    known = _by_token(connection, hello, challenge, proof, settings) or _by_connection(connection, settings)
+    known = _by_token(connection, hello, challenge, proof, settings) or known_by_connection(connection, settings)
     hello = replace(hello, identity=known, address=connection.peer)
     if settings.authenticator is not None:
         hello = replace(hello, identity=await _ask(settings.authenticator, hello) or known)
@@ -75,7 +75,8 @@ def _shown_token(handshake: Any) -> str | None:
     return handshake if isinstance(handshake, str) else None
 
 
-def _by_connection(connection: Connection, settings: Settings) -> Identity | None:
+def known_by_connection(connection: Connection, settings: Settings) -> Identity | None:
+    """Who the client is by its certificate or its signatures, before it says anything that is to be believed."""
     sock = connection.sock
     name = certificate_name(sock.getpeercert()) if isinstance(sock, TlsSocket) else None
     if name is not None:

@@ -75,7 +75,7 @@ class KeyTable:
             ProtocolError: the key belongs to a call with other arguments.
             RefusedError: too many keys are remembered.
         """
-        where = (None, job.entry.object_id, job.method, job.key)
+        where = (peer.identity, job.entry.object_id, job.method, job.key)
         digest = _digest(job.message)
         known = self._known.get(where)
         if known is not None and known.expires > trio.current_time():

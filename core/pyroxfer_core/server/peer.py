@@ -200,6 +200,8 @@ class Peer:
         context = self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
         if Feature.UPLOAD in grant:
             context = replace(context, stream_reader=self._make_stream)
+        unsafe = self.settings.unsafe_for(known=self.identity is not None or self.daemon.validates)
+        context = replace(context, unsafe=unsafe)
         return replace(context, proxy_factory=self._make_proxy) if Feature.REVERSE in grant else context
 
     def _make_stream(self, number: int) -> ArgumentStream:

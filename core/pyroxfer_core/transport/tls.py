@@ -284,9 +284,11 @@ async def start_tls(
             except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(tls)
     except (OSError, ValueError) as error:
-        if server_side:
-            await _linger(tls)
-        tls.close()
+        try:
+            if server_side:
+                await _linger(tls)
+        finally:
+            tls.close()
         raise tls_error(error, peer, client=not server_side, hostname=server_hostname) from error
     except BaseException:
         tls.close()

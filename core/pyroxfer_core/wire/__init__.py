@@ -20,5 +20,7 @@ from .message import MessageType as MessageType
 from .patch import hops_of as hops_of
 from .patch import renumber as renumber
 from .patch import with_hops as with_hops
+from .proof import AUTH_KEY as AUTH_KEY
+from .proof import Prover as Prover
 from .v48 import V48 as V48
 from .v502 import V502 as V502

@@ -48,7 +48,6 @@ class Decoder:
     __slots__ = (
         "_broken",
         "_collect_limit",
-        "_collected",
         "_filled",
         "_header",
         "_header_size",
@@ -63,6 +62,7 @@ class Decoder:
         "_signature",
         "_tap",
         "codec",
+        "collected",
         "data",
         "max_message",
     )
@@ -96,7 +96,8 @@ class Decoder:
         self._open: Message | None = None
         self._remaining = 0
         self._signature: bytes | None = None
-        self._collected: bytearray | None = None
+        self.collected: bytearray | None = None
+        """The large body that is coming in; only then `wanted_buffer` has something to say."""
         self._filled = 0
         self._lent: memoryview | None = None
         if codec is not None:
@@ -105,7 +106,7 @@ class Decoder:
     @property
     def buffered(self) -> int:
         """Bytes of memory held for input that has not become an event yet."""
-        return len(self.data) + (0 if self._collected is None else len(self._collected))
+        return len(self.data) + (0 if self.collected is None else len(self.collected))
 
     @property
     def progress(self) -> tuple[int, int, int]:
@@ -165,7 +166,7 @@ class Decoder:
         try:
             if self._open is None:
                 return self._begin() if self._offset < len(self.data) else None
-            if self._collected is None:
+            if self.collected is None:
                 return self._next_part()
             return self._collect()
         except PyroError as error:
@@ -195,7 +196,7 @@ class Decoder:
         """
         if self._broken is not None:
             self._raise_broken()
-        buffer = self._collected
+        buffer = self.collected
         if buffer is None or not self._remaining or self._offset < len(self.data):
             return None
         self._take_back()
@@ -277,9 +278,9 @@ class Decoder:
         if header.body_length > self._collect_limit:
             return Head(message, header.body_length)
         if message.type != MessageType.PIECE:
-            self._collected = bytearray()
+            self.collected = bytearray()
         elif header.body_length <= _PART:
-            self._collected = take_buffer()
+            self.collected = take_buffer()
         else:
             raise ProtocolError(f"a piece of {header.body_length} bytes is too large")
         self._filled = 0
@@ -311,7 +312,7 @@ class Decoder:
 
     def _collect(self) -> Message | None:
         """Move fed bytes of the body to its buffer; the message, once they are all there."""
-        buffer, message = self._collected, self._open
+        buffer, message = self.collected, self._open
         assert buffer is not None
         assert message is not None
         self._take_back()
@@ -327,7 +328,7 @@ class Decoder:
         message.body = memoryview(buffer)[: self._filled] if message.type == MessageType.PIECE else buffer
         if self._signature is not None:
             self._verify(message)
-        self._open = self._collected = None
+        self._open = self.collected = None
         return message
 
     def _next_part(self) -> BodyPart | End | None:
@@ -366,7 +367,7 @@ class Decoder:
         self._parse_small = None
         self.data, self._offset = b"", 0
         self._take_back()
-        self._open = self._collected = self._header = None
+        self._open = self.collected = self._header = None
 
     def _raise_broken(self) -> NoReturn:
         assert self._broken is not None

@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("pyroxfer_core.cli.doctor:doctor", "Find what is wrong between here and an object."),
     "gateway": ("pyroxfer_core.cli.gateway:gateway", "Serve objects, and a page to try them, over HTTP."),
     "echo": ("pyroxfer_core.cli.echo:echo", "Run an object that answers test calls."),
+    "flame": ("pyroxfer_core.cli.flame:flame", "Give clients that know a key control of a process."),
     "config": ("pyroxfer.cli.config:config", "Show or check the configuration."),
 }
 """Name to where it is, and its line in the help: showing the help imports none of them."""

@@ -97,12 +97,17 @@ class Settings:
     """UDP port on which name servers answer broadcasts."""
     log_wire: bool = False
     """Log the header of every message, with level DEBUG, as ``pyroxfer.wire``. Bodies are never logged."""
+    prefer_ip_version: int = 0
+    """4 or 6: addresses of this version are tried first, and listened on where a name has both. 0: the order of the
+    system, and IPv4 for listening."""
     insecure: bool = False
     """Allow a daemon without authentication and TLS to listen beyond loopback."""
 
     def __post_init__(self) -> None:
         if self.protocol not in (None, 48, 502):
             raise PyroError(f"Settings.protocol is 48, 502 or None, not {self.protocol!r}")
+        if self.prefer_ip_version not in (0, 4, 6):
+            raise PyroError(f"Settings.prefer_ip_version is 0, 4 or 6, not {self.prefer_ip_version!r}")
         if self.token is not None:
             check_token(self.token)
         if self.serializer is not None and self.serializer not in SAFE_SERIALIZERS | UNSAFE_SERIALIZERS:

@@ -76,9 +76,9 @@ class Uri:
         well_formed = (
             isinstance(name, (str, frozenset))
             and protocol in ("PYRO", "PYRONAME", "PYROMETA")
-            and isinstance(sockname, str | None)
-            and isinstance(host, str | None)
-            and isinstance(port, int | None)
+            and (sockname is None or isinstance(sockname, str))
+            and (host is None or isinstance(host, str))
+            and (port is None or isinstance(port, int))
         )
         if not well_formed or isinstance(name, frozenset) != (protocol == "PYROMETA"):
             raise PyroError("invalid uri state")
@@ -93,12 +93,12 @@ class Uri:
         host: str | None,
         port: int | None,
     ) -> None:
-        for attribute, value in zip(
-            ("protocol", "object", "sockname", "host", "port"),
-            (protocol, name, sockname, host, port),
-            strict=True,
-        ):
-            builtins.object.__setattr__(self, attribute, value)
+        store = builtins.object.__setattr__
+        store(self, "protocol", protocol)
+        store(self, "object", name)
+        store(self, "sockname", sockname)
+        store(self, "host", host)
+        store(self, "port", port)
 
     def __setattr__(self, name: str, value: builtins.object) -> None:
         raise AttributeError("a Uri cannot be changed; make a new one")

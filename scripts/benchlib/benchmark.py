@@ -8,11 +8,12 @@ import sys
 import dispatch
 import files
 import gateway
+import ns
 import others
 import report
 import rpc
 
-SUITES = {"rpc": rpc, "others": others, "files": files, "dispatch": dispatch, "gateway": gateway}
+SUITES = {"rpc": rpc, "others": others, "files": files, "dispatch": dispatch, "ns": ns, "gateway": gateway}
 QUICK = 3
 FULL = 5
 """Repetitions."""

@@ -179,6 +179,7 @@ class Configuration:
             worker_threads=values["THREADPOOL_SIZE"],
             stream_lifetime_s=values["ITER_STREAM_LIFETIME"],
             stream_linger_s=values["ITER_STREAM_LINGER"],
+            prefer_ip_version=values["PREFER_IP_VERSION"],
             ns_host=values["NS_HOST"],
             ns_port=values["NS_PORT"],
             ns_broadcast_port=values["NS_BCPORT"],

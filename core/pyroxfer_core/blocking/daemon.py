@@ -64,7 +64,7 @@ class Daemon(trio_daemon.Daemon):
     their host themselves.
 
     Args:
-        host, port, unixsocket, nathost, natport: as for the trio daemon; the defaults are those of ``config``.
+        host, port, unixsocket, nathost, natport, advertise: as for the trio daemon, with the defaults of ``config``.
         interface: the class of the object served as ``Pyro.Daemon``.
         connected_socket: serve this one connection only, without a handshake; `requestLoop` ends with it. The socket
             stays the caller's and is not closed.
@@ -73,7 +73,7 @@ class Daemon(trio_daemon.Daemon):
 
     def __init__(
         self,
-        host: str | None = None,
+        host: str | Sequence[str] | None = None,
         port: int = 0,
         unixsocket: str | None = None,
         nathost: str | None = None,
@@ -81,9 +81,11 @@ class Daemon(trio_daemon.Daemon):
         interface: type[DaemonObject] = DaemonObject,
         connected_socket: socket.socket | None = None,
         *,
+        advertise: str | None = None,
         settings: Settings | None = None,
     ) -> None:
-        host = str(config.HOST if host is None else host)
+        host = config.HOST if host is None else host
+        hosts = [host] if isinstance(host, str) else list(host)
         if settings is None:
             settings = config.settings()
             if config.SSL and settings.ssl_server_context is None:
@@ -91,15 +93,16 @@ class Daemon(trio_daemon.Daemon):
                     "config.SSL is on: a daemon needs config.SSL_SERVERCERT, the file of its certificate"
                 )
         local = unixsocket is not None or connected_socket is not None
-        if not local:
+        if not local and advertise is None:
             nathost = nathost or config.NATHOST
             natport = (natport or config.NATPORT) if nathost else natport
         if not local and not settings.insecure:
-            problem = open_door(host, settings, guarded=self.validates)
+            problems = [open_door(name, settings, guarded=self.validates) for name in hosts]
+            problem = next((problem for problem in problems if problem is not None), None)
             if problem is not None:
                 warnings.warn(problem.replace("would let", "lets").replace("would send", "sends"), stacklevel=2)
                 settings = settings.with_changes(insecure=True)
-        super().__init__(host, port, unixsocket, nathost, natport, settings)
+        super().__init__(hosts, port, unixsocket, nathost, natport, settings, advertise=advertise)
         self.table.register(interface(self), DAEMON_ID, force=True)
         self.pool: SwitchedPool = SwitchedPool(settings.worker_threads, settings.worker_queue)
         self.streams = StreamTable(self.pool, settings.stream_linger_s, settings.stream_lifetime_s)

@@ -8,13 +8,13 @@ from .connect import BlockingSocket, connect
 from .tls import secure
 
 
-def open_socket(uri: Uri, settings: Settings, ip_version: int = 0) -> BlockingSocket:
+def open_socket(uri: Uri, settings: Settings) -> BlockingSocket:
     """Connect to a place. A unix socket is never under TLS: its file says who may connect.
 
     Raises:
         ConnectionClosedError, TimeoutError, AuthenticationError, ProtocolError: as `connect` and `secure`.
     """
-    sock = connect(uri, settings.connect_timeout_s, ip_version)
+    sock = connect(uri, settings.connect_timeout_s, settings.prefer_ip_version)
     context = settings.ssl_client_context
     if context is None or uri.sockname is not None:
         return sock

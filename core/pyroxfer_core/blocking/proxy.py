@@ -335,7 +335,7 @@ class Proxy(Forwarding):
         failure: CommunicationError | None = None
         cut = False
         for version in versions_to_try(location, settings):
-            sock = open_socket(uri, settings, config.PREFER_IP_VERSION)
+            sock = open_socket(uri, settings)
             args = sock, version, settings, str(uri.object), location, self._pyroSeq
             link = BlockingLink(*args, background=self._pyroBackground)
             try:

@@ -130,7 +130,7 @@ async def _announce(running: RunningNameServer, options: Options, settings: Sett
         click.echo(f"Warning: {problem}. Anyone who can connect can change the names!", err=True)
     address = running.daemon.bound_address or "Unix domain socket"
     click.echo(f"NS running on {running.internal_uri.location} ({address})")
-    if running.uri == running.internal_uri:
+    if running.daemon.nat_location is None:
         click.echo(f"URI = {running.uri}")
     else:
         click.echo(f"internal URI = {running.internal_uri}")

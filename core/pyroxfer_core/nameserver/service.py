@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final
 
 import trio
@@ -90,7 +91,7 @@ class NameServer:
         self._say_if_stale()
         if entry is None:
             raise NamingError(f"unknown name: {name}")
-        uri = Uri(_choose(name, entry))
+        uri = _parsed(_choose(name, entry))
         return (uri, _tags(entry)) if return_metadata else uri
 
     async def register(
@@ -320,6 +321,12 @@ class NameServer:
         check_name(regex, "regex")
         entries = await self._select(Query())
         return {name: entries[name] for name in await matching_names(regex, entries, self._regex_children)}
+
+
+@lru_cache(maxsize=4096)
+def _parsed(uri: str) -> Uri:
+    """The same few thousand are looked up again and again."""
+    return Uri(uri)
 
 
 def _choose(name: str, entry: Entry) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgpack
 
 from ..errors import SerializeError
+from ..uri import Uri
 from ..wire.message import Body
 from ..wire.scattered import Scattered, joined
 from .arrays import ARRAY, is_array, read_array, write_array
@@ -180,6 +181,9 @@ class _OwnForm:
         code = _NESTED.get(kind)
         if code is not None:
             return msgpack.ExtType(code, self._pack_nested(list(value), parts, depth + 1))
+        if kind is Uri:  # a name server's every answer is one, and a tuple in it would be packed by itself
+            known = self._classes.known_to_dict(value)
+            return {**known, "state": list(value.state)} if known is not None and "state" in known else known
         for base, plain in _BASES.items():
             if isinstance(value, base):
                 return self._as_builtin(parts, depth, plain(value))

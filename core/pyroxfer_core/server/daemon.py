@@ -7,7 +7,7 @@ import inspect
 import logging
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -26,13 +26,14 @@ from ..settings import Settings
 from ..transport.connection import Connection
 from ..transport.listen import serve_connections
 from ..transport.side import SideStreamHandler
-from ..transport.sockets import bind_tcp, bind_unix, remove_socket_file
+from ..transport.sockets import bind_unix, remove_socket_file
 from ..uri import Uri
 from ..wire.message import Body
 from .door import is_guarded, refuse_open_door
 from .hello import Hello, Judge, Verdict
 from .keys import KeyTable
 from .peer import Peer
+from .places import WILDCARDS, bind_hosts, host_towards, parse_advertised, place, published_host
 from .streams import StreamTable
 from .workers import WorkerPool
 
@@ -65,28 +66,37 @@ class Daemon:
     refused, running ones may go on for ``settings.shutdown_grace_s``, then what is left is cut.
 
     Args:
-        host: where to listen; empty listens everywhere. Beyond loopback needs TLS, and one of: tokens, client
-            certificates, an authenticator, an ``hmac_key``, an overridden `validateHandshake`. Or
-            ``Settings(insecure=True)``.
+        host: where to listen; empty listens everywhere, several hosts listen at once, on one port. Beyond loopback
+            needs TLS, and one of: tokens, client certificates, an authenticator, an ``hmac_key``, an overridden
+            `validateHandshake`. Or ``Settings(insecure=True)``.
         port: 0 picks a free one.
         unixsocket: path to listen on instead.
         nathost: host name published in URIs instead of ``host``.
         natport: port published with it; 0 is the same as the internal one.
+        advertise: ``HOST`` or ``HOST:PORT`` that URIs lead to, said in one word instead of the two above.
+            Without any of them URIs lead to the first host that others can reach, and to this machine's address in
+            place of a wildcard; objects in answers to the address at which the caller came in.
         settings: limits, timeouts, accepted serializers.
 
     Raises:
-        ValueError: ``nathost`` and ``natport`` do not go together as given.
+        ValueError: ``nathost``, ``natport`` and ``advertise`` do not go together as given, or there is no host.
     """
 
     def __init__(
         self,
-        host: str = "localhost",
+        host: str | Sequence[str] = "localhost",
         port: int = 0,
         unixsocket: str | None = None,
         nathost: str | None = None,
         natport: int | None = None,
         settings: Settings | None = None,
+        *,
+        advertise: str | None = None,
     ) -> None:
+        if advertise is not None:
+            if nathost is not None or natport is not None:
+                raise ValueError("advertise says what nathost and natport say: give one of them")
+            nathost, natport = parse_advertised(advertise)
         if natport is not None and nathost is None:
             raise ValueError("must provide natport with nathost")
         if unixsocket is not None and nathost is not None:
@@ -108,12 +118,17 @@ class Daemon:
         """The loop that serves it, while it is served."""
         self.side_stream_handler: SideStreamHandler | None = None
         """Called with each raw side stream, in a task of its own; the stream is closed when it returns."""
-        self._host = host
+        self._hosts = (host,) if isinstance(host, str) else tuple(host)
+        if not self._hosts:
+            raise ValueError("a daemon needs a host to listen on")
+        self._host = self._hosts[0]
         self._port = port
         self._unixsocket = unixsocket
         self._nathost = nathost
         self._natport = natport
         self._listener: socket.socket | None = None
+        self._more: list[socket.socket] = []
+        """Listeners of further hosts."""
         self._nursery: trio.Nursery | None = None
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._drained: trio.Event | None = None
@@ -134,9 +149,9 @@ class Daemon:
             DaemonError: the id or the object is taken already (``force`` overrides), or cannot be used, or the daemon
                 has no address yet.
         """
-        place = self.location  # before anything is changed: it may not be known yet
+        where = self.published_location  # before anything is changed: it may not be known yet
         object_id = self.table.register(thing, object_id, force)
-        return Uri(f"PYRO:{object_id}@{self.nat_location or place}")
+        return Uri(f"PYRO:{object_id}@{where}")
 
     def unregister(self, thing: Any) -> None:
         """Stop serving an object, a class, or an id. Running calls go on.
@@ -155,7 +170,7 @@ class Daemon:
         object_id = thing if isinstance(thing, str) else self.table.id_of(thing)
         if object_id is None:
             raise DaemonError("object is not registered in this daemon")
-        return Uri(f"PYRO:{object_id}@{(self.nat_location if nat else None) or self.location}")
+        return Uri(f"PYRO:{object_id}@{self.published_location if nat else self.location}")
 
     def reset_metadata_cache(self, thing: Any) -> None:
         """Look at the members of a class anew, after they were changed."""
@@ -176,13 +191,14 @@ class Daemon:
         if self._unixsocket is not None:
             self._listener = bind_unix(self._unixsocket)
             return
-        refuse_open_door(self._host, self.settings, guarded=self.validates)
-        self._listener = bind_tcp(self._host, self._port)
+        for host in self._hosts:
+            refuse_open_door(host, self.settings, guarded=self.validates)
+        self._listener, *self._more = bind_hosts(self._hosts, self._port, self.settings.prefer_ip_version)
         self._port = self._listener.getsockname()[1]
 
     @property
     def location(self) -> str:
-        """``host:port`` or ``./u:path``, as clients must use it.
+        """``host:port`` of the first host, or ``./u:path``, on this side of any NAT.
 
         Raises:
             DaemonError: not bound yet.
@@ -191,7 +207,7 @@ class Daemon:
             return f"./u:{self._unixsocket}"
         if self._listener is None:
             raise DaemonError("the daemon has no address before `async with` or bind()")
-        return _place(self._host or "0.0.0.0", self._port)  # noqa: S104  # what an empty host means
+        return place(self._host or "0.0.0.0", self._port)  # noqa: S104  # what an empty host means
 
     @property
     def bound_address(self) -> str | None:
@@ -207,12 +223,26 @@ class Daemon:
     @property
     def nat_location(self) -> str | None:
         """The published address when it differs from the internal one."""
-        return None if self._nathost is None else _place(self._nathost, self._natport or self._port)
+        return None if self._nathost is None else place(self._nathost, self._natport or self._port)
 
     @property
     def published_location(self) -> str:
         """Where the URIs of its objects lead to."""
-        return self.nat_location or self.location
+        internal = self.location
+        if self._nathost is not None or self._unixsocket is not None:
+            return self.nat_location or internal
+        if len(self._hosts) == 1 and self._host not in WILDCARDS:
+            return internal
+        return place(published_host(self._hosts), self._port)
+
+    def location_for(self, peer: Peer | None) -> str:
+        """Where the URIs that a client gets in answers lead to: it can reach the address at which it came in."""
+        fixed = self._nathost is not None or self._unixsocket is not None or self._listener is None
+        if fixed or peer is None or (len(self._hosts) == 1 and self._host not in WILDCARDS):
+            return self.published_location
+        assert self._listener is not None, "looked at above"
+        name = peer.connection.sock.getsockname()
+        return place(host_towards(self._hosts, [self._listener, *self._more], str(name[0])), self._port)
 
     # --- serving -----------------------------------------------------------------------------------------------
 
@@ -285,10 +315,11 @@ class Daemon:
         """Give up the address. Serving, if it was begun, is ended by `aclose`."""
         if self._listener is None:
             return
-        if self._nursery is not None or trio.lowlevel.in_trio_run():
-            trio.lowlevel.notify_closing(self._listener)
-        self._listener.close()
-        self._listener = None
+        for listener in (self._listener, *self._more):
+            if self._nursery is not None or trio.lowlevel.in_trio_run():
+                trio.lowlevel.notify_closing(listener)
+            listener.close()
+        self._listener, self._more = None, []
         if self._unixsocket is not None:
             remove_socket_file(self._unixsocket)
 
@@ -301,7 +332,7 @@ class Daemon:
             nursery.start_soon(self._sweep_streams)
             task_status.started()
             await serve_connections(
-                [listener], self._serve, settings=self.settings, side_handler=self._serve_side_stream
+                [listener, *self._more], self._serve, settings=self.settings, side_handler=self._serve_side_stream
             )
 
     async def _serve(self, connection: Connection) -> None:
@@ -469,17 +500,16 @@ class Daemon:
         if object_id is None:
             return None
         meta = self.table.get(object_id).exposed.metadata
-        return ProxyState(str(self.uri_for(object_id)), meta.oneway, meta.methods, meta.attrs)
+        served = current_context_var.get(None)
+        caller = served.client if served is not None and isinstance(served.client, Peer) else None
+        where = self.location_for(caller if caller is not None and caller.daemon is self else None)
+        return ProxyState(f"PYRO:{object_id}@{where}", meta.oneway, meta.methods, meta.attrs)
 
 
 def _is_cancellation(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return error.split(trio.Cancelled)[1] is None
     return isinstance(error, trio.Cancelled)
-
-
-def _place(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @expose

@@ -24,10 +24,10 @@ async def open_socket(where: Uri | str, settings: Settings) -> StreamSocket:
     uri, limit = place_of(where), settings.connect_timeout_s
     context = settings.ssl_client_context
     if context is None or uri.sockname is not None:
-        return await connect_socket(uri, limit)
+        return await connect_socket(uri, limit, settings.prefer_ip_version)
     try:
         with trio.fail_after(limit):
-            sock = await connect_socket(uri, limit)
+            sock = await connect_socket(uri, limit, settings.prefer_ip_version)
             return await start_tls(sock, context, server_hostname=uri.host or "localhost")
     except trio.TooSlowError:
         text = f"cannot connect to {uri.location}: no answer within {limit:g} s"

@@ -33,6 +33,7 @@ class StreamSocket(Protocol):
     def family(self) -> int: ...
     def fileno(self) -> int: ...
     def getpeername(self) -> Any: ...
+    def getsockname(self) -> Any: ...
     def setblocking(self, flag: bool, /) -> None: ...
     def getsockopt(self, level: int, option: int, /) -> int: ...
     def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
@@ -102,8 +103,8 @@ def place_of(where: Uri | str) -> Uri:
     return where if isinstance(where, Uri) else Uri(f"PYRO:x@{where}")
 
 
-async def connect_socket(where: Uri | str, timeout_s: float) -> socket.socket:
-    """Connect to a place; every address of a host name is tried.
+async def connect_socket(where: Uri | str, timeout_s: float, prefer: int = 0) -> socket.socket:
+    """Connect to a place; every address of a host name is tried, those of IP version ``prefer`` (4 or 6) first.
 
     Raises:
         ConnectionClosedError: nobody listens there, or the name does not resolve (outcome NotSent).
@@ -115,7 +116,7 @@ async def connect_socket(where: Uri | str, timeout_s: float) -> socket.socket:
             if uri.sockname is not None:
                 stream = await trio.open_unix_socket(uri.sockname)
             else:
-                stream = await trio.open_tcp_stream(uri.host or "localhost", uri.port or 0)
+                stream = await _open_tcp(uri.host or "localhost", uri.port or 0, prefer)
     except trio.TooSlowError:
         text = f"cannot connect to {uri.location}: no answer within {timeout_s:g} s"
         raise TimeoutError(text, outcome=Outcome.NOT_SENT) from None
@@ -125,6 +126,20 @@ async def connect_socket(where: Uri | str, timeout_s: float) -> socket.socket:
     sock = socket.socket(fileno=stream.socket.detach())
     set_options(sock)
     return sock
+
+
+async def _open_tcp(host: str, port: int, prefer: int) -> trio.SocketStream:
+    if not prefer:
+        return await trio.open_tcp_stream(host, port)
+    family = socket.AF_INET6 if prefer == 6 else socket.AF_INET
+    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [str(entry[4][0]) for entry in sorted(found, key=lambda entry: entry[0] != family)]
+    for address in dict.fromkeys(addresses[:-1]):
+        try:
+            return await trio.open_tcp_stream(address, port)
+        except OSError:
+            continue
+    return await trio.open_tcp_stream(addresses[-1], port)
 
 
 def reason_of(error: BaseException) -> str:
@@ -139,8 +154,11 @@ def reason_of(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def bind_tcp(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. An empty host listens everywhere; a name that has both kinds of address, on IPv4.
+def bind_tcp(host: str, port: int, prefer: int = 4) -> socket.socket:
+    """A listening TCP socket. An empty host listens everywhere.
+
+    Args:
+        prefer: 6 takes the IPv6 address of a name that has both kinds, and of an empty host; anything else IPv4.
 
     Raises:
         CommunicationError: the address is in use, not ours, not allowed, or the name does not resolve.
@@ -148,8 +166,10 @@ def bind_tcp(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:  # the resolver would take it modulo 65536
         raise CommunicationError(f"cannot listen on {host}:{port}: ports are 0 to 65535")
     try:
-        found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)  # noqa: S104  # asked for by an empty host, as in Pyro
-        family, kind, proto, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        everywhere = "::" if prefer == 6 else "0.0.0.0"  # noqa: S104  # asked for by an empty host, as in Pyro
+        found = socket.getaddrinfo(host or everywhere, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        wanted = socket.AF_INET6 if prefer == 6 else socket.AF_INET
+        family, kind, proto, _, address = min(found, key=lambda entry: entry[0] != wanted)
         sock = socket.socket(family, kind, proto)
     except (OSError, UnicodeError) as error:
         raise CommunicationError(f"cannot listen on {host}:{port}: {reason_of(error)}") from error

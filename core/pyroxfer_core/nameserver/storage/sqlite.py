@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,8 @@ from .tables import prepare, read_entries, transaction, write_entry
 
 _BUSY_TIMEOUT_S: Final = 5.0
 """How long a change waits for another process that writes to the same file (sqlite3's default)."""
+_UNSEEN_S: Final = 0.002
+"""How long lookups may not see what another process changed in the file: looking costs as much as the lookup."""
 _LOOK_S: Final = 1.0
 """How often the file is looked at for changes by others while nobody asks for a name."""
 
@@ -42,6 +45,7 @@ class SqliteStorage(MemoryStorage):
         if str(path) in ("", ":memory:"):
             raise ValueError("sqlite's :memory: database is not supported; use the storage 'memory'")
         self.path = Path(path)
+        self._look_at = 0.0
         with _translated(f"cannot open the name database {self.path}"), contextlib.ExitStack() as undo:
             self._connection = sqlite3.connect(
                 self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
@@ -56,8 +60,11 @@ class SqliteStorage(MemoryStorage):
                     self._leases.adopt(address.lease, address.ttl, name)
 
     async def get(self, name: str) -> Entry | None:
-        await self._look()
-        return await super().get(name)
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _UNSEEN_S
+            await self._look()
+        return self._entries.get(name)
 
     async def count(self) -> int:
         await self._look()

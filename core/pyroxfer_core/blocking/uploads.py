@@ -118,8 +118,9 @@ class _Call(Waiter):
     __slots__ = ("_answer", "_signal")
 
     def __init__(self, signal: _Signal) -> None:
-        self._signal = signal
         super().__init__()
+        self._signal = signal
+        self._answer: Message | None = None
 
     @property
     def reply(self) -> Message | None:

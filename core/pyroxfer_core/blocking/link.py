@@ -188,6 +188,7 @@ class BlockingLink:
             self._context = replace(self._context, autoproxy=self.offer_served)
         if Feature.PIECES in self.grant:
             self._large = LargeMessages(self, settings.max_message_bytes)
+            self._decoder.place_of = self._large.place_of
         self.sock.settimeout(None)
         if settings.heartbeat_s and Feature.HEARTBEAT in self.grant:
             self._heartbeat_s = settings.heartbeat_s

@@ -35,6 +35,7 @@ class LargeMessages:
         self._peer = peer
         self._nursery = nursery
         self._incoming = Incoming(limit, limit, _FROM_CLIENT)
+        peer.connection.decoder.place_of = self._incoming.place_of
         self.sender = TurnSender(peer.connection)
         self._leaving: dict[int, Outgoing] = {}
         """Answers by sequence number."""

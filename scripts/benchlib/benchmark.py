@@ -23,14 +23,6 @@ SUITES = {
     "ns": ns,
     "gateway": gateway,
 }
-    "rpc": rpc,
-    "bulk": bulk,
-    "others": others,
-    "files": files,
-    "dispatch": dispatch,
-    "ns": ns,
-    "gateway": gateway,
-}
 QUICK = 3
 FULL = 5
 """Repetitions."""

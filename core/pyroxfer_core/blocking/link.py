@@ -267,6 +267,14 @@ class BlockingLink:
             raise
         return self._await(waiter, message, deadline)
 
+    def post(self, waiter: Waiter, message: Message, deadline: float | None) -> None:
+        """Send a call; its answer is for `finish`. Errors as `call`."""
+        self._post(waiter, message, deadline)
+
+    def finish(self, waiter: Waiter, message: Message, deadline: float | None) -> Message:
+        """Wait for the answer to a call that was sent by `post`. Errors as `call`."""
+        return self._await(waiter, message, deadline)
+
     def send_item(self, message: Message) -> None:
         """Send an item of a stream, in pieces when it is large.
 

@@ -31,6 +31,7 @@ from ..settings import Settings
 from ..uri import Uri
 from ..wire.features import STOCK
 from ..wire.message import Body, Flags, Message, MessageType
+from .ahead import AheadIterator
 from .asynchronous import call_async
 from .background import read_in_background
 from .config import config
@@ -523,12 +524,20 @@ class Proxy(Forwarding):
             if deadline is None or error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
                 raise
             raise TimeoutError(f"{method} took too long: {error}", outcome=error.outcome) from error
-        return result if type(result) is not StreamStart else self._pyroStream(link, result)
+        return result if type(result) is not StreamStart else self._pyroStream(link, result, options.read_ahead)
 
-    def _pyroStream(self, link: BlockingLink, start: StreamStart) -> StreamIterator:
+    def _pyroStream(self, link: BlockingLink, start: StreamStart, read_ahead: int | None) -> StreamIterator:
         if start.number is not None:
-            return PushedIterator(self, link, start.stream_id, start.number)
+            return PushedIterator(self, link, start.stream_id, start.number, read_ahead)
+        if read_ahead is not None and read_ahead > 1 and self._pyroSocket is None:
+            return AheadIterator(self, link, start.stream_id, read_ahead)
         return StreamIterator(self, link, start.stream_id)
+
+    def _pyroOpenPipeline(self) -> BlockingLink:
+        """A connection of its own on which item requests to a stock peer may be sent ahead."""
+        link = self._pyroConnect()
+        link.session.pipelined = True
+        return link
 
     def _pyroClosingMessage(self, link: BlockingLink, stream_id: str) -> Message:
         serializer = link.serializer(self._pyroSerializer or link.preferred)
@@ -544,7 +553,7 @@ class Proxy(Forwarding):
         own = own or NO_OPTIONS
         annotations = {**options.annotations, **(hooked or {}), **own.annotations}
         correlation_id = own.correlation_id or options.correlation_id
-        return CallOptions(None, annotations, correlation_id, key=own.key, chain=options.chain)
+        return CallOptions(None, annotations, correlation_id, own.read_ahead, own.key, options.chain)
 
     def _pyroAnswered(self, answer: Message) -> None:
         annotations = user_annotations(answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -15,10 +16,10 @@ import trio
 import trustme
 from etcds import Etcd
 
-from pyroxfer_core import Proxy
+from pyroxfer_core import Proxy, blocking
 from pyroxfer_core.errors import NamingError
 from pyroxfer_core.nameserver.server import RunningNameServer, start_ns
-from pyroxfer_core.nameserver.storage import Address, Entry, Registry, open_registry
+from pyroxfer_core.nameserver.storage import Address, Entry, Query, Registry, open_registry
 from pyroxfer_core.nameserver.storage.etcd import storage as etcd_storage
 from pyroxfer_core.nameserver.storage.etcd.client import EtcdClient, EtcdDownError, b64
 from pyroxfer_core.nameserver.storage.etcd.place import EtcdPlace, parse_place
@@ -167,6 +168,32 @@ async def test_no_etcd_at_all_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(NamingError, match=r"cannot reach etcd at http://127\.0\.0\.1:1: "):
         async with start_ns("localhost", 0, storage="etcd:http://127.0.0.1:1"):
             pass
+
+
+def test_a_name_server_in_a_program_without_a_loop(etcd_server: Etcd, tmp_path: Path) -> None:
+    """It serves, twice, from the registry that others share, and takes its own entry back."""
+    storage = etcd_server.url(tmp_path.name)
+    uri, daemon, _ = blocking.start_ns("localhost", 0, storage=storage, enableBroadcast=False)
+    with daemon:
+        for number in range(2):
+            serving = threading.Thread(target=daemon.requestLoop)
+            serving.start()
+            with blocking.Proxy(uri) as ns:
+                ns.register(f"one{number}", ONE.uri)
+                assert str(ns.lookup("one0")) == ONE.uri
+                assert ns.lookup("Pyro.NameServer") == uri
+            daemon.shutdown()
+            serving.join(30)
+            assert not serving.is_alive()
+
+    async def left() -> set[str]:
+        registry = open_registry(storage)
+        try:
+            return set(await registry.select(Query()))
+        finally:
+            await registry.aclose()
+
+    assert trio.run(left) == {"one0", "one1"}
 
 
 # --- a cluster -----------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from .server.daemon import Daemon as Daemon
 from .server.handshake import accept_handshake as accept_handshake
 from .server.handshake import authenticate as authenticate
 from .server.handshake import error_body as error_body
+from .server.handshake import plain_call as plain_call
 from .server.handshake import refusal as refusal
 from .server.handshake import wanted_object as wanted_object
 from .server.hello import Hello as Hello

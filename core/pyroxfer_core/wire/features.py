@@ -161,3 +161,9 @@ def read_grant(annotation: Body | None, client_nonce: bytes, offered: int) -> Gr
     if version != _VERSION or not hmac.compare_digest(echoed, client_nonce):
         return STOCK
     return Grant(bits & offered & Feature.ALL, nonce, epoch)
+
+
+def overheard(offer: Body | None, grant: Body | None) -> Grant:
+    """What two peers agreed on, for a forwarder that their annotations of CONNECT and CONNECTOK pass."""
+    offered = read_offer(offer)
+    return STOCK if offered is None else read_grant(grant, offered[1], offered[0])

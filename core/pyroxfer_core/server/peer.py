@@ -29,6 +29,7 @@ from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection
+from ..transport.resume import resumed
 from ..transport.tls import TlsSocket
 from ..transport.turns import TurnSender
 from ..wire.features import Feature
@@ -43,7 +44,7 @@ from .large import LargeMessages
 from .push import PushedStreams
 from .reverse import ReverseCalls
 from .streams import StreamTable
-from .waits import resumed
+from .uploads import ArgumentStream, ArgumentStreams
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ class Peer:
         self._nursery: trio.Nursery | None = None
         self._large: LargeMessages | None = None
         self._pushed: PushedStreams | None = None
+        self._uploads: ArgumentStreams | None = None
 
     def __repr__(self) -> str:
         return f"<Peer {self.connection.peer}, protocol {self.version}>"
@@ -205,9 +207,14 @@ class Peer:
         """How values are written for and read from this peer."""
         grant = self.session.grant
         context = self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
+        if Feature.UPLOAD in grant:
+            context = replace(context, stream_reader=self._make_stream)
         unsafe = self.settings.unsafe_for(known=self.identity is not None or self.daemon.validates)
         context = replace(context, unsafe=unsafe)
         return replace(context, proxy_factory=self._make_proxy) if Feature.REVERSE in grant else context
+
+    def _make_stream(self, number: int) -> ArgumentStream:
+        return self.uploads.make(number)
 
     def known_instance(self, entry: Entry) -> Any:
         """The object that a call goes to if it exists already; None when it must be made."""
@@ -246,6 +253,8 @@ class Peer:
             daemon.peers.discard(self)
             daemon.call_ended()
             connection.in_pieces = None
+            if self._uploads is not None:
+                self._uploads.lose()
             connection.close()
             if self.reverse is not None:
                 self.reverse.end()
@@ -441,7 +450,12 @@ class Peer:
         if message.type == MessageType.PING:
             self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
         elif message.type in IN_PIECES:
-            return self._large_messages().take(message)
+            whole = self._large_messages().take(message)
+            if whole is None or whole.type == MessageType.INVOKE:
+                return whole
+            self.uploads.take(whole)
+        elif message.type == MessageType.ITEMS:
+            self.uploads.take(message)
         elif message.type == MessageType.CREDIT:
             self.pushed_streams().credit(message)
         elif message.type == MessageType.STOP:
@@ -503,6 +517,13 @@ class Peer:
     def turns(self) -> TurnSender:
         """What sends them."""
         return self._large_messages().sender
+
+    @property
+    def uploads(self) -> ArgumentStreams:
+        """The streams that this client sends as arguments."""
+        if self._uploads is None:
+            self._uploads = ArgumentStreams(self)
+        return self._uploads
 
     def pushed_streams(self) -> PushedStreams:
         """The item streams that this client may be pushed."""

@@ -31,6 +31,7 @@ from pyroxfer_core import (
     serve_connections,
 )
 from pyroxfer_core.errors import DaemonError, PyroError
+from pyroxfer_core.wire import STOCK
 
 from .admin import note
 from .admission import Admission, Later, Limits
@@ -42,10 +43,11 @@ from .dialects import BlobDialect, SealedDialect
 from .frames import Splitter
 from .hub import Hub
 from .links import COLLECT_BYTES, LinkPool, OwnLinks
+from .listeners import Forget, Listeners
 from .pinned import Pinned
 from .routes import Directory, Party, RouteTable, Service
 from .security import settings_for
-from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, alone, is_looping, read_opening
+from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, agreement, alone, is_looping, read_opening
 
 LOOK_S: Final = 0.25
 """How often messages in passage are checked for having stopped ..."""
@@ -240,6 +242,7 @@ class Dispatcher:
 
     async def _pin(self, client: Connection, opening: Opening, service: Service, link: Link) -> None:
         """Everything goes to the backend that answered CONNECT."""
+        agreed = STOCK if opening.signed else agreement(opening, link.answer, self._settings.max_annotations)
         pinned = Pinned(
             self._hub,
             service,
@@ -247,6 +250,7 @@ class Dispatcher:
             opening.codec,
             Party(client.peer).key_for(service),
             signed=opening.signed,
+            agreed=agreed,
             stall_s=self.config.stall_timeout,
             limit=self._settings.max_message_bytes,
         )
@@ -293,7 +297,7 @@ class Dispatcher:
 
     async def _look_after_clients(self) -> None:
         while True:
-            admissions = [service.admission for service in self.directory.services.values()]
+            admissions = tuple(self.directory.admissions())
             await trio.sleep(BUSY_LOOK_S if any(admission.waiting for admission in admissions) else LOOK_S)
             for admission in admissions:
                 admission.look(monotonic())
@@ -367,15 +371,26 @@ def _service(config: ServiceConfig, later: Later) -> Service:
         Backend(entry.name, entry.uri, entry.max_in_flight, weight=entry.weight, tags=frozenset(entry.tags))
         for entry in config.backends
     ]
-    choose = choice_for(config.policy, config.slow_start, random.Random())  # no secret
-    group = BackendGroup(backends, choose, config.prefer, sticky=config.policy == HASH)
-    limits = Limits(config.max_in_flight, config.client_max_in_flight, config.max_queue, config.queue_timeout)
-    admission = Admission(config.name, group, limits, later)
-    return Service(
+    service = Service(
         config.name,
-        admission,
+        _admission(config, config.name, backends, later),
         config.method,
         config.stateless,
         frozenset(config.idempotent),
         config.fair_by == "connection",
     )
+    if config.listeners == "none":
+        return service
+
+    def topic(name: str, forget: Forget) -> Service:
+        admission = _admission(config, f"{config.name}/{name}", [], later)
+        return replace(service, admission=admission, fan_out=config.listeners == "all", forget=forget)
+
+    return replace(service, listeners=Listeners(topic))
+
+
+def _admission(config: ServiceConfig, name: str, backends: list[Backend], later: Later) -> Admission:
+    choose = choice_for(config.policy, config.slow_start, random.Random())
+    group = BackendGroup(backends, choose, config.prefer, sticky=config.policy == HASH)
+    limits = Limits(config.max_in_flight, config.client_max_in_flight, config.max_queue, config.queue_timeout)
+    return Admission(name, group, limits, later)

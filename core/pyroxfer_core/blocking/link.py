@@ -636,7 +636,7 @@ class BlockingLink:
         Raises:
             ConnectionClosedError: it is given up.
         """
-        if not self.session.pending:
+        if not self.session.pending and not self.readers.waiting:
             return
         if self._unanswered >= QUESTIONS:
             raise silent(self.location, self._heartbeat_s)

@@ -86,7 +86,10 @@ class Proxy:
             if name.startswith("_pyro") or (name.startswith("__") and name.endswith("__")):
                 raise AttributeError(name)
             self._pyroCheckMember(name)
-        return Member(self, name, _NO_OPTIONS)
+            return Member(self, name, _NO_OPTIONS)
+        # the next look for it ends in the instance; only as long as the metadata are these
+        member = self.__dict__[name] = Member(self, name, _NO_OPTIONS)
+        return member
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_pyro"):
@@ -269,7 +272,8 @@ class Proxy:
 
     def _pyroResult(self, link: Link, call: Call, message: Message) -> Any:
         try:
-            result = read_reply(message, link.serializer(message.serializer), link.grant, self._pyroSettings)
+            serializer = link.serializers.get(message.serializer) or link.serializer(message.serializer)
+            result = read_reply(message, serializer, link.grant, self._pyroSettings)
         except StopIteration as error:  # it cannot leave a coroutine as it is
             raise RemoteError("builtins.StopIteration", error.args) from error
         if type(result) is StreamStart:
@@ -321,6 +325,9 @@ class Proxy:
         except BaseException:
             link.close()
             raise
+        if link.metadata != self._pyroMetadata:
+            for name in [name for name in self.__dict__ if not name.startswith("_pyro")]:
+                del self.__dict__[name]
         self._pyroMetadata = link.metadata
 
     async def _pyroConnect(self) -> Link:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import array
 import datetime
 import decimal
+import itertools
+import operator
 import struct
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -255,6 +257,15 @@ def _check_depth(depth: int) -> None:
         raise SerializeError(f"msgpack: tuples and sets are nested deeper than {_MAX_NESTED}")
 
 
+_arguments, _keywords = operator.itemgetter(1), operator.itemgetter(2)
+
+
+def _is_flat_batch(calls: Arguments, flat: frozenset[type]) -> bool:
+    """Whether no call of a batch has other than flat arguments; found out without a step for each of them."""
+    arguments = itertools.chain.from_iterable(map(_arguments, calls))
+    return not any(map(_keywords, calls)) and flat.issuperset(map(type, arguments))
+
+
 def _holds_marked(values: Iterable[Any]) -> bool:
     """Whether ``values`` hold something that the packer would take for something else, or that is large.
 
@@ -270,7 +281,9 @@ def _holds_marked(values: Iterable[Any]) -> bool:
     for value in values:
         kind = type(value)
         if kind in _CONTAINERS:
-            if _holds_marked(value.values() if kind is dict else value):
+            members = value.values() if kind is dict else value
+            # most hold text and numbers only, which is found out faster without another step
+            if not _TEXT_AND_NUMBERS.issuperset(map(type, members)) and _holds_marked(members):
                 return True
         elif kind is bytes and len(value) >= LARGE:
             return True
@@ -372,6 +385,12 @@ class MsgpackSerializer(Serializer):
             try:
                 return _PLAIN.pack([object_id, method, list(args), kwargs])
             except (OverflowError, ValueError):  # a large integer
+                pass
+        elif kwargs is None and method == "<batch>":
+            try:
+                if _is_flat_batch(args, self._flat):
+                    return _PLAIN.pack([object_id, method, list(args), None])
+            except (OverflowError, ValueError, TypeError, LookupError):  # as above, or not really a batch
                 pass
         return super().dumps_call(object_id, method, args, kwargs)
 

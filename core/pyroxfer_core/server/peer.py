@@ -62,6 +62,8 @@ MAX_UNSENT: Final = 8 * 1024 * 1024
 ALIVE_S: Final = 1.0
 """How often a client is told that its large request is still being read."""
 _ABOUT_REVERSE: Final = (MessageType.SERVES, MessageType.RESULT)
+ONEWAY_BYTES: Final = 16 * 1024 * 1024
+"""With more than this in one-way calls that have not ended, the next one is waited for before more is read."""
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
 
@@ -134,7 +136,10 @@ class Peer:
         self._reading = False
         self._ended = False
         self._taken = 0
-        self._oneways = 0
+        self._oneways: set[Job] = set()
+        """One-way calls that run in the daemon."""
+        self._oneway_bytes = 0
+        """What the one-way calls that run in tasks of their own hold."""
         self._unbegun: deque[Job] = deque()
         """One-way calls whose tasks have not begun to run."""
         self._flush_planned = False
@@ -180,6 +185,10 @@ class Peer:
     def running(self) -> list[Job]:
         """The calls that run."""
         return [worker.job for worker in self._running.values() if worker is not None and worker.job is not None]
+
+    def unfinished(self) -> list[Job]:
+        """The calls that run or wait."""
+        return [*self.running(), *self._lanes.waiting(), *self._oneways]
 
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer.
@@ -596,8 +605,10 @@ class Peer:
         detached = (
             message.flags & (_ONEWAY | _BATCH) == _ONEWAY
         )  # a batch keeps its order with later calls, as in Pyro
-        if detached and self._oneways < self.settings.max_calls_in_flight:
-            self._oneways += 1
+        room = len(self._oneways) < self.settings.max_calls_in_flight and self._oneway_bytes < ONEWAY_BYTES
+        if detached and room:
+            self._oneways.add(job)
+            self._oneway_bytes += len(message.body)
             self._unbegun.append(job)
             self.daemon.run_detached(self._run_next_oneway)
             return None
@@ -609,11 +620,13 @@ class Peer:
 
     async def _run_next_oneway(self) -> None:
         """Whichever task the loop starts first takes the call that came first."""
+        job = self._unbegun.popleft()
+        held = len(job.message.body)
         try:
-            job = self._unbegun.popleft()
             await (execute(self, job) if type(job) is Job else run_keyed(self, job))
         finally:
-            self._oneways -= 1
+            self._oneways.discard(job)
+            self._oneway_bytes -= held
 
     async def _let_oneways_begin(self) -> None:
         """Calls begin in the order in which they came."""

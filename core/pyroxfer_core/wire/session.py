@@ -42,6 +42,8 @@ class State(enum.Enum):
 _OPEN: Final = State.OPEN
 _INVOKE, _RESULT, _CONCURRENT = MessageType.INVOKE, MessageType.RESULT, Feature.CONCURRENT
 """Looked up for every message, and found faster here than in their classes."""
+_MOST_IN_FLIGHT: Final = 0xFFFE
+"""One sequence number always stays free."""
 
 _CLIENT: Final = {
     (State.CONNECTING, MessageType.CONNECTOK): State.OPEN,
@@ -187,9 +189,10 @@ class ClientSession(Generic[Waiter]):
         pending = self.pending
         seq = (self.seq + 1) & 0xFFFF
         if pending:
-            if waiter is not None and not (self.grant.bits & Feature.CONCURRENT or self.pipelined):
+            if waiter is not None and not (self.grant.bits & _CONCURRENT or self.pipelined):
                 raise ProtocolError("a call is in flight already, and this peer takes one at a time")
-            seq = self._free_seq(seq)
+            if seq in pending or len(pending) > _MOST_IN_FLIGHT:
+                seq = self._free_seq(seq)
         self.seq = message.seq = seq
         if waiter is not None:
             pending[seq] = waiter
@@ -213,7 +216,7 @@ class ClientSession(Generic[Waiter]):
         self.grant = grant
 
     def _free_seq(self, seq: int) -> int:
-        if len(self.pending) > 0xFFFE:
+        if len(self.pending) > _MOST_IN_FLIGHT:
             raise ProtocolError("65535 calls are in flight on this connection already")
         while seq in self.pending:
             seq = (seq + 1) & 0xFFFF

@@ -17,12 +17,13 @@ PUBLIC = {
         Dispatcher RouteTable load_config
     """,
     "pyroxfer_core": """
-        BatchProxy Connection Daemon Hello Identity Metadata Proxy SerializedBlob ServerSession Settings SideStream
+        BatchProxy Connection CutCall Daemon Hello Identity Metadata Proxy SerializedBlob ServerSession Settings
+        SideStream
         StreamSocket Tokens Uri Verdict load_token
         accept_handshake authenticate behavior bind_tcp callback configure_logging current_call error_body errors
         expose idempotent introduce
         keep_registered locate_ns oneway open_connection open_futures open_side_stream resolve serve serve_connections
-        refusal tls_client_context tls_server_context wanted_object
+        plain_call refusal tls_client_context tls_server_context wanted_object
     """,
     "pyroxfer_core.blocking": """
         BatchProxy CommunicationError ConnectionClosedError Daemon DaemonError DaemonObject Future FutureResult
@@ -32,8 +33,9 @@ PUBLIC = {
         start_ns_loop type_meta unregister_class_to_dict unregister_dict_to_class
     """,
     "pyroxfer_core.wire": """
-        AUTH_KEY BLOB_INFO BlobInfo Body BodyPart Codec Decoder End Flags HOP_KEYS Head Message MessageType Prover
-        V48 V502 codec_for hops_of read_blob_info renumber with_hops write_blob_info
+        AUTH_KEY BLOB_INFO BlobInfo Body BodyPart Codec codec_for DEADLINE_KEY Decoder End FEATURES_KEY Flags
+        Grant Head HOP_KEYS hops_of Message MessageType OUTCOME_KEY overheard Prover read_blob_info renumber
+        STOCK V48 V502 with_hops write_blob_info
     """,
     "pyroxfer_core.errors": """
         AuthenticationError CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError

@@ -22,10 +22,12 @@ from .objects.expose import expose as expose
 from .objects.expose import idempotent as idempotent
 from .objects.expose import oneway as oneway
 from .serializers.blob import SerializedBlob as SerializedBlob
+from .server.daemon import CutCall as CutCall
 from .server.daemon import Daemon as Daemon
 from .server.handshake import accept_handshake as accept_handshake
 from .server.handshake import authenticate as authenticate
 from .server.handshake import error_body as error_body
+from .server.handshake import plain_call as plain_call
 from .server.handshake import refusal as refusal
 from .server.handshake import wanted_object as wanted_object
 from .server.hello import Hello as Hello

@@ -51,7 +51,7 @@ class Backend:
         """Whether a call may be given to it, busy or not."""
         if self.draining:
             return False
-        return self.failures == 0 or (now >= self.retry_at and not self.probing)
+        return not self.failures or (now >= self.retry_at and not self.probing)
 
     def is_last_resort(self, now: float) -> bool:
         """Whether a call that no live backend can take may try it, although it was to be left alone for longer."""
@@ -115,6 +115,14 @@ class BackendGroup:
         self._prefer = tuple(prefer)
         self._sticky = sticky
 
+    def add(self, backend: Backend) -> None:
+        """One more."""
+        self.backends = (*self.backends, backend)
+
+    def remove(self, backend: Backend) -> None:
+        """One less; calls it still runs are released as any."""
+        self.backends = tuple(one for one in self.backends if one is not backend)
+
     def pick(self, now: float, exclude: Container[Backend] = (), key: str | None = None) -> Backend | None:
         """A live backend with room, now counted as running one call more.
 
@@ -124,7 +132,13 @@ class BackendGroup:
         if self._sticky:
             chosen = self._pick_sticky(now, exclude, key)
         else:
-            free = [b for b in self.backends if not b.is_full and b.is_live(now) and b not in exclude]
+            free = [
+                backend
+                for backend in self.backends
+                if (backend.max_in_flight is None or backend.in_flight < backend.max_in_flight)
+                and backend.is_live(now)
+                and backend not in exclude
+            ]
             if not free:
                 free = [b for b in self.backends if not b.is_full and b.is_last_resort(now) and b not in exclude]
             chosen = self._choose(self._preferred(free), now, key) if free else None

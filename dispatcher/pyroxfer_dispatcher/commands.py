@@ -94,6 +94,13 @@ class Fail:
 
 
 @dataclass(slots=True)
+class Answer:
+    """The dispatcher itself has done what was asked: the result is None."""
+
+    request: Message
+
+
+@dataclass(slots=True)
 class Announce:
     """A backend went down, or came back."""
 
@@ -120,6 +127,7 @@ Command = (
     | ReplyStream
     | ReplyPart
     | Fail
+    | Answer
     | Announce
     | CloseClient
 )

@@ -16,7 +16,7 @@ from pyroxfer_core import Uri
 from pyroxfer_core.errors import PyroError
 
 from .balance import LEAST_OF_TWO, POLICIES
-from .routes import check_pattern
+from .routes import HERE, check_pattern
 
 DEFAULT_METHODS: Final = ("process", "process_blob", "publish", "submit", "handle")
 MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
@@ -56,7 +56,9 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``[[services]]``"""
 
     name: Text
-    backends: tuple[BackendConfig, ...]
+    backends: tuple[BackendConfig, ...] = ()
+    listeners: Literal["none", "one", "all"] = "none"
+    """Whether clients may ``register(topic, listener)``, and who of a topic gets a blob."""
     match: Text | None = None
     """Exact topic, a prefix followed by ``*``, or a glob. Default: the name."""
     objects: tuple[Text, ...] = ()
@@ -143,7 +145,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def all_methods(self) -> tuple[str, ...]:
         """The dispatcher's names and those of its services, sorted."""
-        return tuple(sorted({*self.methods, *(name for service in self.services for name in service.methods)}))
+        names = {*self.methods, *(name for service in self.services for name in service.methods)}
+        if any(service.listeners != "none" for service in self.services):
+            names |= {*HERE}
+        return tuple(sorted(names))
 
     @property
     def location(self) -> Uri:
@@ -364,7 +369,9 @@ def _check_service(service: ServiceConfig, path: str, own_uri: str) -> Iterator[
     for index, tag in enumerate(service.prefer):
         if tag not in tags:
             yield f"{path}.prefer[{index}]: no backend of the service has the tag {tag!r}"
-    if not service.backends:
+    if service.listeners != "none" and service.backends:
+        yield f"{path}.backends: its listeners are its backends; give them a service of their own"
+    if service.listeners == "none" and not service.backends:
         yield f"{path}.backends: at least one is needed"
     yield from _duplicates(f"{path}.backends", "name", [backend.name for backend in service.backends])
     yield from _duplicates(f"{path}.backends", "uri", [str(backend.uri) for backend in service.backends])

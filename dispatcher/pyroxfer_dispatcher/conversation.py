@@ -18,6 +18,7 @@ from .backends import Backend
 from .channel import Channel, Opened
 from .commands import (
     Announce,
+    Answer,
     CloseBackend,
     CloseClient,
     Command,
@@ -32,7 +33,7 @@ from .commands import (
     ReplyStream,
     UseKeptBackend,
 )
-from .dialects import Dialect
+from .dialects import NONE, Dialect
 from .events import (
     BackendLost,
     BackendOpened,
@@ -168,10 +169,30 @@ class Conversation:
     # -- what is said
 
     def _client_said(self, data: bytes) -> None:
-        self._reader.feed(data)
-        self._go_on()
+        if self._forwarding.phase is Phase.IDLE and not self._stopping and not self._client.pending:
+            self._said_between_calls(data)
+        else:
+            self._reader.feed(data)
+            self._go_on()
         if self._forwarding.phase not in _TAKES_FROM_CLIENT and self._reader.buffered:
             self._client.pause()
+
+    def _said_between_calls(self, data: bytes) -> None:
+        """Nearly always one whole call: it is passed on with nothing else to look after."""
+        try:
+            piece = self._reader.take(data)
+        except PyroError as error:
+            self._client_is_wrong(error)
+        else:
+            if piece is not None:
+                self._handle(_from_client(piece))
+        link = self._link
+        if self._forwarding.phase is not Phase.WAITING or (link is not None and link.reader.buffered):
+            self._go_on()
+
+    def _client_is_wrong(self, error: PyroError) -> None:
+        note(logging.INFO, "client_lost", client=self._peer, reason=error)
+        self._handle(ClientLost())
 
     def _client_lost(self, reason: str) -> None:
         note(logging.INFO, "client_left", client=self._peer, reason=reason)
@@ -191,11 +212,28 @@ class Conversation:
     def link_said(self, data: bytes) -> None:
         """The backend in use said something."""
         link = self._link
+        if link is not None and self._forwarding.phase is Phase.SENDING:
+            link.reader.feed(data)  # an answer to a request that is not whole yet: its turn comes
+            link.channel.pause()
+            return
         if link is None or self._forwarding.phase not in _TAKES_FROM_BACKEND:
             self._lose_silent_link("it spoke without being asked")
             return
-        link.reader.feed(data)
-        self._go_on()
+        try:
+            piece = link.reader.take(data)
+        except PyroError as error:
+            link.channel.close()
+            self._handle(BackendLost(str(error)))
+        else:
+            if piece is not None:
+                self._handle(_from_backend(piece))
+        if self._forwarding.phase is not Phase.IDLE or self._needs_care:
+            self._go_on()
+
+    @property
+    def _needs_care(self) -> bool:
+        """Whether between two calls there is more to do than to wait for the next."""
+        return bool(self._stopping or self._client_left or self._client.pending or self._reader.buffered)
 
     def link_lost(self, reason: str) -> None:
         """The backend in use is gone, or the one that was kept."""
@@ -243,8 +281,7 @@ class Conversation:
         try:
             piece = self._reader.next_event()
         except PyroError as error:
-            note(logging.INFO, "client_lost", client=self._peer, reason=error)
-            self._handle(ClientLost())
+            self._client_is_wrong(error)
             return True
         if piece is None:
             if self._client_left:
@@ -265,6 +302,7 @@ class Conversation:
             self._handle(BackendLost(str(error)))
             return True
         if piece is None:
+            link.channel.resume()
             return False
         self._handle(_from_backend(piece))
         return True
@@ -421,6 +459,12 @@ class Conversation:
         answer.correlation_id = request.correlation_id
         return self._reply(Reply(answer))
 
+    def _answer(self, command: Answer) -> Event | None:
+        request = command.request
+        answer = Message(MessageType.RESULT, request.seq, request.serializer, 0, NONE[request.serializer])
+        answer.correlation_id = request.correlation_id
+        return self._reply(Reply(answer))
+
     def _announce(self, command: Announce) -> None:
         backend = command.backend
         if command.is_up:
@@ -491,6 +535,7 @@ _CARRY_OUT: Final[dict[type[Command], Callable[[Conversation, Any], Event | None
     ReplyStream: Conversation._reply_stream,
     ReplyPart: Conversation._reply_part,
     Fail: Conversation._fail,
+    Answer: Conversation._answer,
     Announce: Conversation._announce,
     CloseClient: Conversation._close_client,
 }

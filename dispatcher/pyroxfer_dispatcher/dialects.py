@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final, Protocol
 
+from pyroxfer_core import plain_call
 from pyroxfer_core.wire import BLOB_INFO, HOP_KEYS, Body, Flags, Message, MessageType, renumber
 
 from .backends import Backend
@@ -15,6 +16,10 @@ from .routes import Aim, Directory, Service
 
 ANSWERABLE: Final = frozenset({"serpent", "json", "marshal", "msgpack"})
 """Serializers in which the dispatcher can write an error."""
+NONE: Final = {"serpent": b"# serpent utf-8 python3.2\nNone", "json": b"null", "marshal": b"N", "msgpack": b"\xc0"}
+"""None in each of them."""
+MAX_OWN_CALL: Final = 16 * 1024
+"""Bytes of the body of a call to the dispatcher itself."""
 STREAM_KEY: Final = "STRM"
 _DAEMON: Final = b"Pyro.Daemon"
 _LOOK_AT: Final = 96
@@ -22,7 +27,7 @@ _LOOK_AT: Final = 96
 _INFLATE_FROM: Final = 512
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Target:
     """Where a call is meant to go."""
 
@@ -44,6 +49,13 @@ class Dialect(Protocol):
 
     same_protocol: bool
     """Backends must speak the client's protocol."""
+
+    def done_here(self, request: Message) -> bool:
+        """Whether the request was for the dispatcher itself, and is done.
+
+        Raises:
+            LookupError: it was, and cannot be done; with a sentence for the caller.
+        """
 
     def aim(self, request: Message) -> Target | None:
         """Where a request goes. None: to the backend of the client's item streams.
@@ -72,6 +84,15 @@ class BlobDialect:
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
+
+    def done_here(self, request: Message) -> bool:
+        """Registering a listener."""
+        if not self._directory.takes_listeners or request.flags & Flags.KEEPSERIALIZED:
+            return False
+        if len(request.body) > MAX_OWN_CALL:
+            return False
+        call = plain_call(request.serializer, request.body, request.flags, MAX_OWN_CALL)
+        return call is not None and self._directory.call_here(*call)
 
     def aim(self, request: Message) -> Target | None:
         """By the topic of the blob; without a blob it can only be about a stream."""
@@ -133,6 +154,10 @@ class SealedDialect:
         idempotent = "*" in service.idempotent
         self._anywhere = Target(service, None, None, idempotent, key)
         self._home = Target(service, None, home, idempotent)
+
+    def done_here(self, request: Message) -> bool:
+        """Nothing is: the client knows of no dispatcher."""
+        return False
 
     def aim(self, request: Message) -> Target:
         """To any backend, unless it is for the daemon."""

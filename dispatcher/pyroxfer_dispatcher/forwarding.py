@@ -24,6 +24,7 @@ from .admission import NotAdmitted, Ticket
 from .backends import Backend
 from .commands import (
     Announce,
+    Answer,
     CloseBackend,
     CloseClient,
     Command,
@@ -54,6 +55,7 @@ from .events import (
     SlotFree,
     SlotRefused,
 )
+from .listeners import GONE_AFTER
 from .retries import MAX_SENDS
 from .routes import Party, Service
 
@@ -90,6 +92,8 @@ class _Call:
     sends: int = 0
     passed_over: dict[Backend, str] = field(default_factory=dict)
     """Backends that could not be had for this call, and why."""
+    listeners: list[Backend] | None = None
+    """Those that still get the blob, where all listeners of a topic get it; the next one is the last."""
     may_have_run: str | None = None
     """Why nobody knows what became of an earlier sending of a call that may run twice."""
     error: tuple[Outcome, str] | None = None
@@ -132,6 +136,7 @@ class Forwarding:
         self._version = version
         self._kept: tuple[Service, Backend] | None = None
         self._kept_is_lost = False
+        self._now = 0.0
         self._call: _Call | None = None
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -147,6 +152,7 @@ class Forwarding:
             handler = _ROWS[self.phase][type(event)]
         except KeyError:
             raise RuntimeError(f"{type(event).__name__} cannot happen while {self.phase.name}") from None
+        self._now = now
         return handler(self, event, now)
 
     @property
@@ -168,11 +174,18 @@ class Forwarding:
             return self._not_a_call(event)
         call = self._call = _Call(request, event.body_length is not None, event.body_length)
         try:
+            if call.is_whole and self._dialect.done_here(request):
+                return [] if request.flags & Flags.ONEWAY else [Answer(request)]
             self._aim(call)
         except (LookupError, CommunicationError) as error:
             return self._refuse(Outcome.NOT_SENT, str(error))
         call.service.retries.earn()
         call.service.tally["calls"] += 1
+        if call.service.fan_out:
+            if not call.is_whole:
+                return self._refuse(Outcome.NOT_SENT, "a blob for all listeners of its topic must be smaller")
+            call.listeners = list(reversed(call.service.group.backends))
+            return self._deliver(now)
         return self._choose(now)
 
     def _not_a_call(self, event: BlobArrived) -> list[Command]:
@@ -199,6 +212,8 @@ class Forwarding:
     def _choose(self, now: float) -> list[Command]:
         """Get the call a place in a backend, in the queue, or a refusal."""
         call = self.call
+        if call.listeners is not None:
+            return self._deliver(now)
         target, service = call.target, call.service
         assert target is not None
         only = target.backend
@@ -217,6 +232,32 @@ class Forwarding:
             self.phase = Phase.QUEUED
             return []
         return self._open(backend)
+
+    def _deliver(self, now: float) -> list[Command]:
+        """The next listener of those that all get the blob; what became of it at the others changes nothing."""
+        call = self.call
+        assert call.listeners is not None
+        assert call.target is not None
+        service = call.service
+        while call.listeners:
+            listener = call.listeners.pop()
+            if not listener.is_live(now):
+                service.tally["not_delivered"] += 1
+                continue
+            if listener is not call.backend:
+                call.sends = 0
+            call.ticket = Ticket(self._client.key_for(service), self._wake, None, listener)
+            try:
+                backend = service.admission.ask(call.ticket, now)
+            except NotAdmitted:
+                service.tally["not_delivered"] += 1
+                continue
+            if backend is None:
+                self.phase = Phase.QUEUED
+                return []
+            return self._open(backend)
+        self.phase = Phase.IDLE
+        return [] if call.request.flags & Flags.ONEWAY else [Answer(call.request)]
 
     def _open(self, backend: Backend) -> list[Command]:
         call = self.call
@@ -253,7 +294,8 @@ class Forwarding:
         call = self.call
         call.body_pending = False
         if call.request.flags & Flags.ONEWAY:
-            return [self._give_back(now)]
+            done = self._give_back(now)
+            return [done] if call.listeners is None else [done, *self._deliver(now)]
         self.phase = Phase.WAITING
         return []
 
@@ -270,6 +312,8 @@ class Forwarding:
         reply = event.message
         if reply.type != MessageType.RESULT or reply.seq != call.seq:
             return self._unknown("the backend answered something else than the call", now)
+        if call.listeners is not None:
+            return self._heard(event, now)
         answer = self._dialect.reply_for(call.request, reply)
         if reply.flags & Flags.ITEMSTREAM:
             return self._stream_began(answer, event, now)
@@ -293,11 +337,20 @@ class Forwarding:
         foreign = call.version != self._version and self._dialect.can_answer(answer)
         return [self._give_back(now), ReplyStream(answer) if foreign else Reply(answer)]
 
+    def _heard(self, event: ReplyArrived, now: float) -> list[Command]:
+        """One of many listeners answered: nobody asked for it."""
+        self.call.service.tally["delivered"] += 1
+        if event.body_length is None:
+            return [self._give_back(now), *self._deliver(now)]
+        self.phase = Phase.REPLYING
+        return []
+
     def _reply_part(self, event: ReplyPartArrived, now: float) -> list[Command]:
-        return [ReplyPart(event.data)]
+        return [ReplyPart(event.data)] if self.call.listeners is None else []
 
     def _reply_ended(self, event: ReplyEnded, now: float) -> list[Command]:
-        return [self._give_back(now)]
+        done = self._give_back(now)
+        return [done] if self.call.listeners is None else [done, *self._deliver(now)]
 
     # -- what goes wrong
 
@@ -306,6 +359,8 @@ class Forwarding:
         service, backend = self._pass_over(event.reason, now)
         went_down = service.group.failed(backend, now, event.reason)
         service.admission.changed()
+        if service.forget is not None and backend.failures >= GONE_AFTER:
+            service.forget(backend)
         commands: list[Command] = [Announce(backend, False)] if went_down else []
         return commands + self._choose(now)
 
@@ -319,6 +374,8 @@ class Forwarding:
         call = self.call
         assert call.backend is not None
         call.passed_over[call.backend] = reason
+        if call.listeners is not None:
+            call.service.tally["not_delivered"] += 1
         return call.service, call.backend
 
     def _lost_unsent(self, event: BackendLost, now: float) -> list[Command]:
@@ -326,6 +383,9 @@ class Forwarding:
         if not self._may_send_again():
             return self._abandon(Outcome.NOT_SENT, f"backend lost while sending: {event.reason}", now)
         self._release(now)
+        if self.call.listeners is not None:
+            assert self.call.backend is not None
+            self.call.listeners.append(self.call.backend)
         return [CloseBackend(), *self._choose(now)]
 
     def _lost_waiting(self, event: BackendLost, now: float) -> list[Command]:
@@ -351,6 +411,8 @@ class Forwarding:
     def _lost_replying(self, event: BackendLost, now: float) -> list[Command]:
         """The client has half a reply, which nothing can make whole."""
         self._release(now)
+        if self.call.listeners is not None:
+            return [CloseBackend(), *self._deliver(now)]
         return [CloseBackend(), *self._close(f"backend lost within its answer: {event.reason}")]
 
     def _request_cannot_go(self, event: CannotCarry, now: float) -> list[Command]:
@@ -396,6 +458,9 @@ class Forwarding:
     def _refuse(self, outcome: Outcome, text: str) -> list[Command]:
         """Answer with an error, once the rest of the body has come."""
         call = self.call
+        if call.listeners is not None:
+            call.service.tally["not_delivered"] += 1
+            return self._deliver(self._now)
         if call.body_pending:
             call.error = (outcome, text)
             self.phase = Phase.DRAINING

@@ -163,12 +163,12 @@ def _codec_of(prefix: bytes) -> Codec:
     return codec_for(int.from_bytes(prefix[4:], "big"))
 
 
-def unseal(message: Sealed, codec: Codec, limit: int) -> tuple[Body, bool]:
-    """The body of a whole message, and whether it is signed.
+def unseal(message: Sealed, codec: Codec, limit: int) -> tuple[Body, dict[str, bytes], bool]:
+    """The body of a whole message, its annotations, and whether it is signed.
 
     Raises:
         ProtocolError: the annotations are malformed or too many.
     """
     data = message.data
-    _, _, signature = codec.parse_annotations(data[codec.header_size : message.body_at], limit)
-    return data[message.body_at :], signature is not None
+    annotations, _, signature = codec.parse_annotations(data[codec.header_size : message.body_at], limit)
+    return data[message.body_at :], annotations, signature is not None

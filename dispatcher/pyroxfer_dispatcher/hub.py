@@ -18,6 +18,12 @@ log = logging.getLogger("pyroxfer.dispatcher")
 READ: Final = select.EPOLLIN
 WRITE: Final = select.EPOLLOUT
 LEFT: Final = select.EPOLLRDHUP
+STAY_S: Final = 0.004
+"""How long traffic may keep everything else of the program waiting."""
+WAIT_S: Final = 0.001
+"""How long the next message is waited for meanwhile; the kernel knows nothing shorter."""
+MOST_MISSES: Final = 7
+"""Doublings of the pause after staying in vain: at most one turn in 128 costs WAIT_S for nothing."""
 MAX_EVENTS: Final = 256
 """Sockets served between two looks at the rest of the program."""
 
@@ -47,6 +53,9 @@ class Hub:
         self._watched: dict[int, Watched] = {}
         self._later: deque[Callable[[float], None]] = deque()
         self._in_turn = False
+        self._patience = 0
+        """Turns until it is worth staying again."""
+        self._misses = 0
 
     def watch(self, sock: StreamSocket, owner: Watched, events: int) -> None:
         """Call ``owner`` when one of the events can happen without waiting."""
@@ -75,12 +84,30 @@ class Hub:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             self.turn()
+            if self._patience > 0:
+                self._patience -= 1
+            else:
+                self._stay()
 
-    def turn(self) -> None:
-        """Serve whoever is ready now."""
+    def _stay(self) -> None:
+        """Go on without asking trio while the next message comes at once: a wake-up costs as much as passing it on.
+
+        Where nothing came in time the next attempts are put off, longer and longer.
+        """
+        until = monotonic() + STAY_S
+        while self.turn(WAIT_S):
+            if monotonic() > until:
+                self._misses = 0
+                return
+        self._misses = min(self._misses + 1, MOST_MISSES)
+        self._patience = 2**self._misses
+
+    def turn(self, wait_s: float = 0) -> bool:
+        """Serve whoever is ready, now or soon. False when nobody was."""
         watched = self._watched
+        ready = self._epoll.poll(wait_s, MAX_EVENTS)
         self._in_turn = True
-        for number, events in self._epoll.poll(0, MAX_EVENTS):
+        for number, events in ready:
             owner = watched.get(number)
             if owner is not None:
                 try:
@@ -91,6 +118,7 @@ class Hub:
         self._in_turn = False
         if self._later:
             self._run_later()
+        return bool(ready)
 
     def _run_later(self) -> None:
         """What is added meanwhile is done as well."""

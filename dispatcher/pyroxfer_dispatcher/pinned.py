@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable
+from math import inf
 from time import monotonic
+from typing import Final
 
 import trio
 
 from pyroxfer_core import error_body
 from pyroxfer_core.errors import Outcome, PyroError
-from pyroxfer_core.wire import BodyPart, Codec, Flags, Head, Message, MessageType
+from pyroxfer_core.wire import DEADLINE_KEY, OUTCOME_KEY, BodyPart, Codec, Flags, Grant, Head, Message, MessageType
 
 from .admin import note
 from .admission import NotAdmitted
@@ -23,11 +25,15 @@ from .hub import Hub
 from .relay import Relay
 from .routes import Service
 
+MAX_ANNOTATIONS: Final = 64
+"""Of one message, where the dispatcher looks for the time that its caller waits."""
+
 
 class Pinned:
     """One client in transparent mode, and its backend.
 
     Args:
+        agreed: what both ends agreed on.
         signed: the client signs its messages, so nobody else can answer in the backend's place.
         stall_s: seconds without progress within a message after which its sender or receiver counts as lost.
     """
@@ -41,12 +47,14 @@ class Pinned:
         client: Hashable,
         *,
         signed: bool,
+        agreed: Grant,
         stall_s: float,
         limit: int,
     ) -> None:
         self._hub = hub
         self._service = service
-        self._relay = Relay(service.admission, backend, client, self._woken)
+        self._relay = Relay(service.admission, backend, client, self._woken, has_agreed=bool(agreed.bits))
+        self._agreed = agreed
         self._codec = codec
         self._signed = signed
         self._stall_s = stall_s
@@ -57,6 +65,7 @@ class Pinned:
         self._waits = False
         """The client's next call waits for its turn, and whatever it sent behind it too."""
         self._waiting_length: int | None = None
+        self._waits_since = 0.0
         self._request: Sealed | None = None
         """A message of the client whose body is still coming."""
         self._refused: list[Fail] | None = None
@@ -154,12 +163,39 @@ class Pinned:
     def _ask(self, message: Sealed, length: int | None) -> None:
         """A message begins: the whole of it, or (``length`` given) its head."""
         try:
-            if self._relay.asked(message, monotonic()):
+            now = monotonic()
+            whole = len(message.data) if length is None else self._codec.header_size + length
+            if self._relay.is_dropped(message, whole - message.body_at):
+                self._refused = None if length is None else []
+                return
+            if self._relay.asked(message, now, now + self._time_left(message)):
                 self._hand_over(message, length)
             else:
-                self._waits, self._waiting_length = True, length
+                self._waits, self._waiting_length, self._waits_since = True, length, now
         except NotAdmitted as refusal:
             self._refuse(message, length, str(refusal))
+
+    def _time_left(self, message: Sealed) -> float:
+        """Seconds for which the caller waits, where it says so."""
+        milliseconds = self._agreed.read_deadline(self._deadline_of(message))
+        return inf if milliseconds is None else milliseconds / 1000
+
+    def _deadline_of(self, message: Sealed) -> bytes | None:
+        start = self._codec.header_size
+        if not self._agreed.bits or message.body_at == start:
+            return None
+        annotations, _, _ = self._codec.parse_annotations(message.data[start : message.body_at], MAX_ANNOTATIONS)
+        return annotations.get(DEADLINE_KEY)
+
+    def _take_off(self, message: Sealed, seconds: float) -> None:
+        """The call waited here so long: its caller waits so much less for the backend."""
+        old = self._deadline_of(message)
+        milliseconds = self._agreed.read_deadline(old)
+        if old is not None and milliseconds is not None:
+            area = message.data[: message.body_at].replace(
+                old, self._agreed.deadline(milliseconds - int(seconds * 1000))
+            )
+            message.data = area + message.data[message.body_at :]
 
     def _woken(self, verdict: Backend | str) -> None:
         """The call that waited has its turn, or is refused."""
@@ -168,6 +204,7 @@ class Pinned:
         if isinstance(verdict, str):
             self._refuse(message, self._waiting_length, verdict)
         else:
+            self._take_off(message, monotonic() - self._waits_since)
             self._hand_over(message, self._waiting_length)
         self._go_on()
 
@@ -188,6 +225,7 @@ class Pinned:
             self._say(refused)
 
     def _refuse(self, message: Sealed, length: int | None, why: str) -> None:
+        self._relay.refuse(message)
         fail = Fail(message, Outcome.NOT_SENT, why)
         self._count_fail(fail)
         if length is None:
@@ -268,6 +306,8 @@ class Pinned:
         body = error_body(request.serializer, self._codec.version, f"{fail.outcome.value}: {fail.text}")
         answer = Message(MessageType.RESULT, request.seq, request.serializer, Flags.EXCEPTION, body)
         answer.correlation_id = request.correlation_id
+        if self._agreed.bits:
+            answer.annotations[OUTCOME_KEY] = self._agreed.outcome(fail.outcome.value[:1].encode())
         self._client.write(self._codec.encode(answer))
         return True
 

@@ -6,8 +6,10 @@ once, cancelling, deadlines) works through it. What is kept is one entry per cal
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 from pyroxfer_core.errors import Outcome, ProtocolError
@@ -20,6 +22,7 @@ from .frames import Sealed
 
 FIRST_OWN_TYPE: Final = 64
 """Message types from here on exist only where both ends agreed on them: the receiver judges."""
+_BEGIN: Final = struct.Struct("!BxHI")
 MAX_UNDER_WAY: Final = 4096
 """Calls of one client that wait for an answer; a client with more breaks every rule."""
 
@@ -39,11 +42,21 @@ class Relay:
         admission: of the backend's service; shared by all conversations.
         client: whose calls these are, for taking turns.
         wake: called with what became of a call that had to wait.
+        has_agreed: both ends are of this library and agreed on more than Pyro has: they judge each other.
     """
 
     def __init__(
-        self, admission: Admission, backend: Backend, client: Hashable, wake: Callable[[Backend | str], None]
+        self,
+        admission: Admission,
+        backend: Backend,
+        client: Hashable,
+        wake: Callable[[Backend | str], None],
+        *,
+        has_agreed: bool = False,
     ) -> None:
+        self._has_agreed = has_agreed
+        self._dropped: dict[int, int] = {}
+        """Bodies in pieces of refused calls: their number, and how much of them is still to come."""
         self.backend = backend
         self._admission = admission
         self._client = client
@@ -64,27 +77,48 @@ class Relay:
         """Calls that wait for an answer."""
         return len(self._calls)
 
-    def asked(self, message: Sealed, now: float) -> bool:
+    def asked(self, message: Sealed, now: float, deadline: float = inf) -> bool:
         """The client sent a message. Whether it may go to the backend now; a call may have to wait for that.
+
+        Args:
+            deadline: when the caller gives up.
 
         Raises:
             NotAdmitted: it is a call, and refused.
             ProtocolError: a client must not send this.
         """
         if message.type == MessageType.INVOKE:
-            return bool(message.flags & Flags.ONEWAY) or self._call(message, now)
+            return bool(message.flags & Flags.ONEWAY) or self._call(message, now, deadline)
+        if message.type == MessageType.BEGIN and _begun(message)[0] == MessageType.INVOKE:
+            return bool(message.flags & Flags.ONEWAY) or self._call(message, now, deadline)
         if message.type == MessageType.PING:
             if len(self._pings) >= MAX_UNDER_WAY:
                 raise ProtocolError("too many pings wait for an answer")
             self._pings.append(message.seq)
-        elif message.type < FIRST_OWN_TYPE:
+        elif message.type < FIRST_OWN_TYPE and not (self._has_agreed and message.type == MessageType.RESULT):
             raise ProtocolError(f"unexpected message of type {message.type}")
         return True
 
-    def _call(self, message: Sealed, now: float) -> bool:
+    def is_dropped(self, message: Sealed, size: int) -> bool:
+        """Whether this is a piece, with so many bytes, of a body whose call was refused: nobody waits for it."""
+        left = self._dropped.get(message.seq) if message.type == MessageType.PIECE and self._dropped else None
+        if left is None:
+            return False
+        self._dropped[message.seq] = left - size
+        if left <= size or not size:
+            del self._dropped[message.seq]
+        return True
+
+    def refuse(self, message: Sealed) -> None:
+        """The call was refused: what still comes of its body is dropped."""
+        if message.type == MessageType.BEGIN:
+            _, number, length = _begun(message)
+            self._dropped[number] = length
+
+    def _call(self, message: Sealed, now: float, deadline: float) -> bool:
         if message.seq in self._calls or len(self._calls) >= MAX_UNDER_WAY:
             raise ProtocolError(f"call number {message.seq} is under way already, or too many are")
-        ticket = Ticket(self._client, self._wake, None, self.backend)
+        ticket = Ticket(self._client, self._wake, None, self.backend, deadline=deadline)
         call = _UnderWay(message, ticket)
         if self._admission.ask(ticket, now) is None:
             self._queued = call
@@ -112,7 +146,12 @@ class Relay:
         Raises:
             ProtocolError: it answers nothing that was asked.
         """
-        if message.type == MessageType.RESULT:
+        kind = message.type
+        if kind == MessageType.BEGIN and whole:
+            kind = _begun(message)[0]
+        if self._has_agreed and (kind == MessageType.INVOKE or message.seq not in self._calls):
+            return  # a call in the other direction, an answer after one that broke off: the client knows
+        if kind == MessageType.RESULT:
             if message.seq not in self._calls or self._answering is not None:
                 raise ProtocolError(f"the backend answered number {message.seq}, which nobody asked for")
             if message.seq == self._answering:
@@ -121,11 +160,11 @@ class Relay:
                 self._over(message.seq, now)
             else:
                 self._answering = message.seq
-        elif message.type == MessageType.PING:
+        elif kind == MessageType.PING:
             if message.seq not in self._pings:
                 raise ProtocolError("the backend answered a ping that nobody sent")
             self._pings.remove(message.seq)
-        elif message.type < FIRST_OWN_TYPE:
+        elif kind < FIRST_OWN_TYPE:
             raise ProtocolError(f"the backend sent a message of type {message.type}")
 
     def answered_whole(self, now: float) -> None:
@@ -163,6 +202,19 @@ class Relay:
 
     def _over(self, seq: int, now: float) -> None:
         self._admission.release(self._calls.pop(seq).ticket, self.backend, now)
+
+
+def _begun(message: Sealed) -> tuple[int, int, int]:
+    """Of a BEGIN: the type of the message that it begins, the number of its body, and that body's length.
+
+    Raises:
+        ProtocolError: it is too short for that.
+    """
+    try:
+        kind, number, length = _BEGIN.unpack_from(message.data, message.body_at)
+    except struct.error:
+        raise ProtocolError("BEGIN is too short") from None
+    return kind, number, length
 
 
 def _fail(call: _UnderWay, sent: int, reason: str) -> Fail:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from pyroxfer_core.wire import BlobInfo, Body, read_blob_info, write_blob_info
 
 from .admission import Admission
 from .backends import BackendGroup
+from .listeners import Forget, Listeners, uri_of
 from .retries import RetryBudget
 
 WILDCARD: Final = "*"
+REGISTER: Final = "register"
+HERE: Final = (REGISTER, "unregister")
+"""What clients can call of the dispatcher itself, where a service takes listeners."""
 _SPECIAL: Final = frozenset("*?[")
 MAX_REMEMBERED: Final = 1024
 """Routing annotations whose meaning is remembered; then remembering begins anew."""
@@ -108,6 +112,12 @@ class Service:
     retries: RetryBudget = field(default_factory=RetryBudget)
     tally: Counter[str] = field(default_factory=Counter)
     """What became of its calls, by name."""
+    fan_out: bool = False
+    """Every backend gets every blob."""
+    listeners: Listeners[Service] | None = None
+    """Backends that register themselves for topics, each topic a service of its own."""
+    forget: Forget | None = None
+    """Of a topic: to be called with a listener that cannot be reached any more."""
 
     @property
     def group(self) -> BackendGroup:
@@ -189,6 +199,39 @@ class Directory:
         self.objects = RouteTable(()) if objects is None else objects
         self._default = default
         self._known: dict[bytes, Aim] = {}
+        self.takes_listeners = any(service.listeners is not None for service in services.values())
+
+    def admissions(self) -> Iterator[Admission]:
+        """Every queue."""
+        for service in self.services.values():
+            yield service.admission
+            if service.listeners is not None:
+                yield from (topic.admission for topic in service.listeners.topics())
+
+    def call_here(self, object_id: str, method: str, args: list[Any]) -> bool:
+        """A call of the dispatcher itself: ``register(topic, listener)`` or ``unregister(topic, listener)``.
+
+        Returns:
+            Whether it was one.
+
+        Raises:
+            LookupError: with a sentence for the caller.
+        """
+        if object_id != self.object_id or method not in HERE:
+            return False
+        if len(args) != 2 or not isinstance(args[0], str):
+            raise LookupError(f"{method} takes a topic and a listener")
+        topic, uri = args[0], uri_of(args[1])
+        name = self.routes.find(topic)
+        listeners = None if name is None else self.services[name].listeners
+        if listeners is None:
+            raise LookupError(f"nobody can listen to topic {_shown(topic)} here")
+        if method == REGISTER:
+            listeners.register(topic, uri)
+        else:
+            listeners.unregister(topic, uri)
+        self._known.clear()
+        return True
 
     def service_of(self, object_id: str | None) -> Service | None:
         """The service that a client wants which knows nothing of the dispatcher; None for every other client."""
@@ -224,6 +267,8 @@ class Directory:
         if name is None:
             raise LookupError(f"no route for topic {_shown(topic)}")
         service = self.services[name]
+        if service.listeners is not None:
+            service = service.listeners.topic(topic)
         return Aim(service, target.info, service.method or target.method)
 
 

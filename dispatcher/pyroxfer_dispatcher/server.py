@@ -31,6 +31,7 @@ from pyroxfer_core import (
     serve_connections,
 )
 from pyroxfer_core.errors import DaemonError, PyroError
+from pyroxfer_core.wire import STOCK, hops_of
 
 from .admin import note
 from .admission import Admission, Later, Limits
@@ -42,10 +43,11 @@ from .dialects import BlobDialect, SealedDialect
 from .frames import Splitter
 from .hub import Hub
 from .links import COLLECT_BYTES, LinkPool, OwnLinks
+from .listeners import Forget, Listeners
 from .pinned import Pinned
 from .routes import Directory, Party, RouteTable, Service
 from .security import settings_for
-from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, alone, is_looping, read_opening
+from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, agreement, alone, is_looping, read_opening
 
 LOOK_S: Final = 0.25
 """How often messages in passage are checked for having stopped ..."""
@@ -80,7 +82,8 @@ class Dispatcher:
         self._epoch = secrets.token_bytes(16)
         self._hub = Hub()
         self.directory = make_directory(config, self._hub.later)
-        self._pool = LinkPool(self._settings, self._resolve, self._hub)
+        self._pools: dict[int, LinkPool] = {}
+        """By the number of dispatchers that a client's connection has passed before this one."""
         self._opener = Opener(self._settings, self._resolve)
         self._conversations: set[Conversation | Pinned] = set()
         self._stopping = False
@@ -149,7 +152,8 @@ class Dispatcher:
                     with contextlib.suppress(BaseException):
                         await manager.__aexit__(None, None, None)
             finally:
-                self._pool.close()
+                for pool in self._pools.values():
+                    pool.close()
                 self._hub.close()
                 note(logging.INFO, "stopped")
 
@@ -183,13 +187,30 @@ class Dispatcher:
             if hello is None:
                 return
             opening = replace(alone(opening, self._settings.max_annotations), rest=client.decoder.take_rest())
+        if opening is not None and is_looping(opening):
+            await self._refuse_loop(client, opening)
+            return
         if opening is not None and not self._stopping:
             service = self.directory.service_of(opening.object_id)
             if service is not None:
                 await self._lead(client, opening, service)
                 return
             client.decoder.feed(opening.rest if hello is not None else opening.message.data + opening.rest)
-        await self._greet_here(client, session, hello)
+        hops = 0 if opening is None else hops_of(opening.message.data, opening.codec.version)
+        await self._greet_here(client, session, hello, hops)
+
+    async def _refuse_loop(self, client: Connection, opening: Opening) -> None:
+        text = f"NotSent: passed {MAX_HOPS} dispatchers already; they lead to each other"
+        note(logging.WARNING, "client_refused", client=client.peer, reason=text)
+        with contextlib.suppress(PyroError):
+            await client.finish(self._opener.refuse(opening, text))
+
+    def _pool_after(self, hops: int) -> LinkPool:
+        """The links for calls that have passed so many dispatchers before: the next one counts them."""
+        pool = self._pools.get(hops)
+        if pool is None:
+            pool = self._pools[hops] = LinkPool(self._settings, self._resolve, self._hub, hops + 1)
+        return pool
 
     async def _lead(self, client: Connection, opening: Opening, service: Service) -> None:
         """Transparent mode: the client talks to a backend from the first message on."""
@@ -197,9 +218,6 @@ class Dispatcher:
         if service.stateless:
             opening = alone(opening, self._settings.max_annotations)
         try:
-            if is_looping(opening):
-                text = f"NotSent: passed {MAX_HOPS} dispatchers already; they lead to each other"
-                raise Refused(text, opener.refuse(opening, text))
             link = await opener.open_any(service, opening, Party(client.peer).host)
         except Refused as refused:
             service.tally["refused"] += 1
@@ -240,6 +258,7 @@ class Dispatcher:
 
     async def _pin(self, client: Connection, opening: Opening, service: Service, link: Link) -> None:
         """Everything goes to the backend that answered CONNECT."""
+        agreed = STOCK if opening.signed else agreement(opening, link.answer, self._settings.max_annotations)
         pinned = Pinned(
             self._hub,
             service,
@@ -247,6 +266,7 @@ class Dispatcher:
             opening.codec,
             Party(client.peer).key_for(service),
             signed=opening.signed,
+            agreed=agreed,
             stall_s=self.config.stall_timeout,
             limit=self._settings.max_message_bytes,
         )
@@ -266,7 +286,7 @@ class Dispatcher:
             if self._stopping and not self._conversations:
                 self._all_gone.set()
 
-    async def _greet_here(self, client: Connection, session: ServerSession, heard: Hello | None) -> None:
+    async def _greet_here(self, client: Connection, session: ServerSession, heard: Hello | None, hops: int) -> None:
         """A client of the dispatcher's own object: its calls are serial."""
         hello = await accept_handshake(client, session, self._settings, None, self._judge, heard=heard)
         if hello is None or self._stopping:
@@ -275,7 +295,7 @@ class Dispatcher:
         conversation = Conversation(
             self._hub,
             self._nursery,
-            self._pool,
+            self._pool_after(hops),
             BlobDialect(self.directory),
             client.codec,
             client.decoder,
@@ -293,7 +313,7 @@ class Dispatcher:
 
     async def _look_after_clients(self) -> None:
         while True:
-            admissions = [service.admission for service in self.directory.services.values()]
+            admissions = tuple(self.directory.admissions())
             await trio.sleep(BUSY_LOOK_S if any(admission.waiting for admission in admissions) else LOOK_S)
             for admission in admissions:
                 admission.look(monotonic())
@@ -367,15 +387,26 @@ def _service(config: ServiceConfig, later: Later) -> Service:
         Backend(entry.name, entry.uri, entry.max_in_flight, weight=entry.weight, tags=frozenset(entry.tags))
         for entry in config.backends
     ]
-    choose = choice_for(config.policy, config.slow_start, random.Random())  # no secret
-    group = BackendGroup(backends, choose, config.prefer, sticky=config.policy == HASH)
-    limits = Limits(config.max_in_flight, config.client_max_in_flight, config.max_queue, config.queue_timeout)
-    admission = Admission(config.name, group, limits, later)
-    return Service(
+    service = Service(
         config.name,
-        admission,
+        _admission(config, config.name, backends, later),
         config.method,
         config.stateless,
         frozenset(config.idempotent),
         config.fair_by == "connection",
     )
+    if config.listeners == "none":
+        return service
+
+    def topic(name: str, forget: Forget) -> Service:
+        admission = _admission(config, f"{config.name}/{name}", [], later)
+        return replace(service, admission=admission, fan_out=config.listeners == "all", forget=forget)
+
+    return replace(service, listeners=Listeners(topic))
+
+
+def _admission(config: ServiceConfig, name: str, backends: list[Backend], later: Later) -> Admission:
+    choose = choice_for(config.policy, config.slow_start, random.Random())
+    group = BackendGroup(backends, choose, config.prefer, sticky=config.policy == HASH)
+    limits = Limits(config.max_in_flight, config.client_max_in_flight, config.max_queue, config.queue_timeout)
+    return Admission(name, group, limits, later)

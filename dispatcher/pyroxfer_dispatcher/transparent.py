@@ -20,7 +20,20 @@ from pyroxfer_core.errors import (
     SerializeError,
     TimeoutError,
 )
-from pyroxfer_core.wire import AUTH_KEY, HOP_KEYS, Body, Codec, Message, MessageType, Prover, hops_of, with_hops
+from pyroxfer_core.wire import (
+    AUTH_KEY,
+    FEATURES_KEY,
+    HOP_KEYS,
+    Body,
+    Codec,
+    Grant,
+    Message,
+    MessageType,
+    Prover,
+    hops_of,
+    overheard,
+    with_hops,
+)
 
 from .admin import note
 from .backends import Backend
@@ -47,6 +60,8 @@ class Opening:
     object_id: str | None
     """None: it does not say, or in a serializer that builds more than plain values."""
     signed: bool
+    offer: bytes | None = None
+    """What the client offers to agree on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +109,11 @@ async def read_opening(client: Connection, settings: Settings) -> Opening | None
 def _opening(event: Event, splitter: Splitter, settings: Settings) -> Opening | None:
     if type(event) is not Sealed or event.type != MessageType.CONNECT:
         return None
-    body, signed = unseal(event, splitter.codec, settings.max_annotations)
+    body, annotations, signed = unseal(event, splitter.codec, settings.max_annotations)
     object_id = None
     if event.serializer in settings.accepted_serializers:
         object_id = wanted_object(event.serializer, body, event.flags, settings.max_handshake_bytes)
-    return Opening(event, splitter.codec, splitter.take_rest(), object_id, signed)
+    return Opening(event, splitter.codec, splitter.take_rest(), object_id, signed, annotations.get(FEATURES_KEY))
 
 
 def alone(opening: Opening, limit: int) -> Opening:
@@ -257,6 +272,21 @@ class Opener:
         if answer.type != MessageType.CONNECTOK:
             raise ProtocolError(f"answered CONNECT with a message of type {answer.type}")
         return answer.data, splitter.take_rest()
+
+
+def agreement(opening: Opening, answer: bytes, limit: int) -> Grant:
+    """What client and backend agreed on, of which the dispatcher only hears.
+
+    Args:
+        answer: the backend's CONNECTOK.
+
+    Raises:
+        ProtocolError: its annotations are malformed.
+    """
+    message = Splitter(opening.codec, max_message=len(answer), collect=len(answer)).take(answer)
+    assert type(message) is Sealed, "it was taken apart before"
+    _, annotations, _ = unseal(message, opening.codec, limit)
+    return overheard(opening.offer, annotations.get(FEATURES_KEY))
 
 
 def is_looping(opening: Opening) -> bool:

@@ -1,42 +1,51 @@
-"""What one hop through a dispatcher costs a blob call: ours against Pyro5's own, same client and same back end."""
+"""What a dispatcher costs: blobs against Pyro5's own way, transparent mode against HAProxy and a proxy in grpc."""
 
 from __future__ import annotations
 
+import shutil
+import socket
 import sys
 import tempfile
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import report
 from measure import Comparison, Contestant, Sample, in_turns
-from processes import Server, command, program, run_client, stock
+from processes import OURS, Server, command, others, program, run_client, stock
 
-UNIT = "µs a hop"
-SIZES = {"1 KB": 1024, "64 KB": 65536}
+SIZES = {"1 KB": 1024, "64 KB": 65536, "1 MB": 1 << 20}
+SPEED_WANTED = {"1 KB": 1.2, "64 KB": 1.2, "1 MB": 1.0}
+ADDED_WANTED = {"1 KB": 1 / 0.65, "64 KB": 1 / 0.65, "1 MB": None}
 TITLE = "Dispatcher"
+HAPROXY = shutil.which("haproxy")
 NOTE = """\
-A stock Pyro5 client calls a stock Pyro5 back end with a blob (msgpack), directly and through the dispatcher by
-turns of 50 calls; a hop is the difference of the medians. A ratio above 1 means that our hop is cheaper."""
+Blobs: a stock Pyro5 client calls a stock Pyro5 back end (msgpack), directly and through the dispatcher by turns of 50
+calls; a hop is the difference of the medians. Transparent: `add(1, 2)` through something that knows nothing of the
+call; HAProxy relays bytes (mode tcp), grpc has a generic proxy of its own in front of its own server. A ratio above 1
+means that ours is better.""" + ("" if HAPROXY else " HAProxy is not installed here: its rows are left out.")
+PYRO5, US = "Pyro5's own way", "our dispatcher"
+WAYS = ("directly", "HAProxy", US)
 
 
 def measure(repetitions: int, quick: bool) -> dict[str, Any]:
-    """One table."""
-    print("dispatcher: one hop", file=sys.stderr)
-    samples = in_turns(contestants(500 if quick else 2000), repetitions)
-    return {"One blob hop": report.section(UNIT, samples, comparisons())}
+    """Three tables."""
+    print("dispatcher: blobs", file=sys.stderr)
+    hops = in_turns(blob_contestants(500 if quick else 2000), repetitions)
+    speeds = {name: [Sample(1e6 / one.extra["through"]) for one in taken] for name, taken in hops.items()}
+    print("dispatcher: transparent", file=sys.stderr)
+    passed = in_turns(list(transparent_contestants(1.0 if quick else 3.0)), repetitions)
+    return {
+        "One blob hop": report.section("µs a hop", hops, blob_comparisons("one hop", ADDED_WANTED, lower=True)),
+        "Blobs through": report.section("calls/s", speeds, blob_comparisons("through", SPEED_WANTED, lower=False)),
+        "Transparent mode": report.section("calls/s", passed, transparent_comparisons()),
+    }
 
 
-CONFIG = """
-listen = "127.0.0.1:0"
-
-[[services]]
-name = "topic"
-[[services.backends]]
-name = "only"
-uri = "{backend}"
-"""
+# -- blobs
 
 
 def hop_of_pyro5(size: int, calls: int) -> Sample:
@@ -47,11 +56,8 @@ def hop_of_pyro5(size: int, calls: int) -> Sample:
 
 
 def hop_of_ours(size: int, calls: int) -> Sample:
-    with Server(program(stock(), "pyro5_blob_backend.py")) as backend, tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "dispatcher.toml"
-        config.write_text(CONFIG.format(backend=backend.uri))
-        with Server(command("pyroxfer-dispatcher", "run", "-c", config)) as dispatcher:
-            return hop(backend.uri, dispatcher.uri, size, calls)
+    with Server(program(stock(), "pyro5_blob_backend.py")) as backend, ours(backend.uri) as dispatcher:
+        return hop(backend.uri, dispatcher.uri, size, calls)
 
 
 def hop(direct: str, through: str, size: int, calls: int) -> Sample:
@@ -60,19 +66,126 @@ def hop(direct: str, through: str, size: int, calls: int) -> Sample:
     return Sample(result["through"] - result["direct"], {"direct": result["direct"], "through": result["through"]})
 
 
-def contestants(calls: int) -> list[Contestant]:
-    ways = {"Pyro5's own way": hop_of_pyro5, "our dispatcher": hop_of_ours}
+def blob_contestants(calls: int) -> list[Contestant]:
+    ways = {PYRO5: hop_of_pyro5, US: hop_of_ours}
     return [
-        Contestant(f"{name}, {label}", partial(way, size, calls))
+        Contestant(f"{name}, {label}", partial(way, size, calls if size <= 65536 else calls // 5))
         for label, size in SIZES.items()
         for name, way in ways.items()
     ]
 
 
-def comparisons() -> list[Comparison]:
+def blob_comparisons(
+    what: str, wanted: dict[str, float | None] | dict[str, float], *, lower: bool
+) -> list[Comparison]:
     return [
-        Comparison(
-            f"one hop, {label}", f"our dispatcher, {label}", [f"Pyro5's own way, {label}"], lower_is_better=True
-        )
+        Comparison(f"{what}, {label}", f"{US}, {label}", [f"{PYRO5}, {label}"], wanted[label], lower_is_better=lower)
         for label in SIZES
     ]
+
+
+# -- transparent
+
+
+def transparent_contestants(seconds: float) -> Iterator[Contestant]:
+    for clients in (1, 8):
+        server = program(stock(), "pyro5_rpc_server.py", "thread")
+        client = program(stock(), "pyro5_rpc_client.py", "{uri}", "serpent", seconds, clients)
+        for way in ways():
+            yield Contestant(f"stock, {clients} at once, {way}", partial(rate, server, client, way))
+    server = program(OURS, "rpc_server.py")
+    client = program(OURS, "rpc_client_trio.py", "{uri}", "default", seconds, 8)
+    for way in ways():
+        yield Contestant(f"ours, 8 in flight, {way}", partial(rate, server, client, way))
+    grpc = partial(rate_of_grpc, seconds)
+    yield Contestant("grpc, 8 in flight, its generic proxy", grpc)
+
+
+def ways() -> list[str]:
+    return [way for way in WAYS if way != "HAProxy" or HAPROXY]
+
+
+def rate(server: list[str], client: list[str], way: str) -> Sample:
+    """Calls a second; ``{uri}`` in the client's command becomes that of whatever is in between."""
+    between = {"directly": directly, "HAProxy": haproxy, US: ours_transparent}[way]
+    with Server(server) as backend, between(backend.uri) as uri:
+        result = run_client([word.replace("{uri}", uri) for word in client])
+        return Sample(result["calls"] / result["seconds"])
+
+
+def rate_of_grpc(seconds: float) -> Sample:
+    with (
+        Server(program(others(), "others_server.py", "grpc")) as backend,
+        Server(program(others(), "grpc_proxy.py", backend.uri)) as proxy,
+    ):
+        result = run_client(program(others(), "others_client.py", "grpc", proxy.uri, seconds, 8))
+        return Sample(result["calls"] / result["seconds"])
+
+
+def transparent_comparisons() -> list[Comparison]:
+    found = []
+    if HAPROXY:
+        for who, wanted in (("stock, 1 at once", 0.7), ("stock, 8 at once", 0.7), ("ours, 8 in flight", 0.9)):
+            found.append(Comparison(f"{who}, against HAProxy", f"{who}, {US}", [f"{who}, HAProxy"], wanted))
+    rival = "grpc, 8 in flight, its generic proxy"
+    return [*found, Comparison("ours, 8 in flight, against grpc", f"ours, 8 in flight, {US}", [rival], 3.0)]
+
+
+@contextmanager
+def directly(uri: str) -> Iterator[str]:
+    yield uri
+
+
+@contextmanager
+def ours(uri: str) -> Iterator[Server]:
+    """The dispatcher's command before one back end."""
+    object_id = uri.removeprefix("PYRO:").partition("@")[0]
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "dispatcher.toml"
+        config.write_text(
+            f'listen = "127.0.0.1:0"\n[[services]]\nname = "topic"\nobjects = ["{object_id}"]\n'
+            f'[[services.backends]]\nname = "only"\nuri = "{uri}"\n'
+        )
+        with Server(command("pyroxfer-dispatcher", "run", "-c", config)) as dispatcher:
+            yield dispatcher
+
+
+@contextmanager
+def ours_transparent(uri: str) -> Iterator[str]:
+    with ours(uri) as dispatcher:
+        yield elsewhere(uri, dispatcher.uri.partition("@")[2])
+
+
+@contextmanager
+def haproxy(uri: str) -> Iterator[str]:
+    """HAProxy relaying one port to the back end's."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "haproxy.cfg"
+        config.write_text(
+            "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n"
+            f"listen relay\n bind {place}\n server only {uri.partition('@')[2]}\n"
+        )
+        assert HAPROXY is not None
+        # It says nothing when it is ready: a shell tells where it is, and becomes it.
+        with Server(["sh", "-c", f'echo "PYRO:x@{place}"; exec {HAPROXY} -q -db -f {config}']):
+            wait_for(place)
+            yield elsewhere(uri, place)
+
+
+def wait_for(place: str) -> None:
+    host, port = place.split(":")
+    for _ in range(100):
+        try:
+            socket.create_connection((host, int(port)), 1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise RuntimeError(f"nothing listens on {place}")
+
+
+def elsewhere(uri: str, place: str) -> str:
+    """The same object at another place."""
+    return f"{uri.partition('@')[0]}@{place}"

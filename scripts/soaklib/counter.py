@@ -45,6 +45,7 @@ def noted(number: int) -> int:
 async def main() -> None:
     async with Daemon(host, int(port)) as daemon:
         daemon.register(Counter(), "counter")
+        daemon.register(Counter(), "spread")
         print(f"running at {place}", flush=True)
         await trio.sleep_forever()
 

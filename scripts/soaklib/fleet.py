@@ -78,6 +78,11 @@ class Service:
         self._process.stdout.close()
         return code
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def usage(self) -> Usage:
         assert self._process is not None
         return usage_of(self._process.pid)

@@ -351,3 +351,24 @@ def test_the_command_prints_each_finding_and_its_advice() -> None:
     last = json.loads(done.stdout.splitlines()[-1])
     assert set(last) == {"check", "verdict", "text", "advice"}
     assert last["verdict"] == "problem"
+
+
+def test_the_command_speaks_tls_and_shows_a_token(tmp_path: Path) -> None:
+    """With the options of every client command."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    (tmp_path / "token").write_text("x" * 32)
+    settings = Settings(ssl_server_context=server, tokens=Tokens({"ann": "x" * 32}))
+
+    async def ask(*options: str) -> Any:
+        async with Daemon("127.0.0.1", settings=settings) as daemon:
+            arguments = [daemon.location, *options]
+            return await trio.to_thread.run_sync(lambda: CliRunner().invoke(doctor, arguments))
+
+    done = trio.run(ask, "--tls-ca", str(tmp_path / "ca.pem"), "--token-file", str(tmp_path / "token"))
+    assert done.exit_code == ExitCode.OK, done.output
+    done = trio.run(ask, "--tls-ca", str(tmp_path / "ca.pem"))
+    assert done.exit_code == ExitCode.REFUSED
+    assert "PROBLEM access" in done.stdout

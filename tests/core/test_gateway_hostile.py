@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -119,6 +120,27 @@ async def test_a_caller_that_does_not_read_is_dropped() -> None:
                     await trio.sleep(0.02)
                 while up.served.server.connections:  # noqa: ASYNC110
                     await trio.sleep(0.02)
+
+
+async def test_callers_that_tear_their_connection_harm_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """In the middle of streams, calls and requests, many at once: the server goes on, and says nothing of it."""
+    paths = (b"endless", b"silent_items", b"large?size=900000", b"held", b"count?to=1000")
+    async with running() as up, trio.open_nursery() as nursery:
+        for number in range(60):
+            nursery.start_soon(tear, up, GET.replace(b"add?a=1", paths[number % 5]) + b"\r\n", number)
+        nursery.cancel_scope.deadline = trio.current_time() + 20
+        await trio.sleep(1)
+        up.things.let_go.set()
+        assert (await up.get(THINGS + "add?a=1")).json() == 3
+    assert not [record for record in caplog.records if record.name.startswith("pyroxfer.gateway")]
+
+
+async def tear(up: Running, request: bytes, number: int) -> None:
+    """Reset the connection at some moment after the request."""
+    caller = await up.raw(request)
+    await trio.sleep(0.01 * number)
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    caller.socket.close()
 
 
 async def test_connections_are_bounded_and_idle_ones_give_way() -> None:
@@ -372,3 +394,41 @@ async def test_an_application_that_fails_is_500_or_a_cut(early: bool, caplog: py
     assert received.startswith(b"HTTP/1.1 500 " if early else b"HTTP/1.1 200 ")
     assert not received.endswith(b"0\r\n\r\n")
     assert "the application failed" in caplog.text
+
+
+async def test_an_application_that_fails_while_it_is_cancelled_ends_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its error comes out together with the cancellation; that connection ends, the server goes on."""
+    calls = 0
+
+    async def broken(scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body"})
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise BrokenPipeError(32, "Broken pipe")
+
+    stop = trio.Event()
+    listener = bind_tcp("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    async with trio.open_nursery() as nursery:
+        server = HttpServer(broken)
+        nursery.start_soon(server.serve, [listener], stop)
+        async with await trio.open_tcp_stream("127.0.0.1", port) as caller:
+            await caller.send_all(GET + b"\r\n")
+        with trio.fail_after(5):
+            while not calls or server.connections:  # noqa: ASYNC110  # the end of a connection tells nobody
+                await trio.sleep(0.02)
+        async with await trio.open_tcp_stream("127.0.0.1", port) as caller:
+            await caller.send_all(GET + b"\r\n")
+            assert (await caller.receive_some()).startswith(b"HTTP/1.1 204 ")
+        stop.set()
+    assert "a connection failed" in caplog.text

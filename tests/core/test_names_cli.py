@@ -22,6 +22,7 @@ import pytest
 import trio
 from certificates import Certificates
 from click.testing import CliRunner
+from etcds import Etcd
 
 from pyroxfer_core.cli._run import ExitCode, Failure, printable
 from pyroxfer_core.cli._run import run as run_command
@@ -191,7 +192,7 @@ def test_listening_beyond_this_machine_needs_insecure() -> None:
     assert "say --insecure" in line
 
 
-@pytest.mark.parametrize("storage", ["dbm:x", "sql:", "sql::memory:", "etcd"])
+@pytest.mark.parametrize("storage", ["dbm:x", "sql:", "sql::memory:", "etcd", "etcd:ftp://127.0.0.1"])
 def test_an_unknown_storage_is_a_usage_error(storage: str) -> None:
     assert refusal("-s", storage)[0] == 2
 
@@ -536,3 +537,14 @@ def test_the_shell_completes_names(running: RunningNs) -> None:
     assert completions(running, "remove", "complete.t") == ["complete.two"]
     assert "lookup" in completions(running, "loo")
     assert completions(None, "-p", "1", "lookup", "c") == []
+
+
+def test_ns_with_etcd_dies_and_another_one_knows_everything(stack: ExitStack, etcd_server: Etcd) -> None:
+    """No file is shared between them, only the registry."""
+    first = start(stack, "-s", etcd_server.url("cli"))
+    second = start(stack, "-s", etcd_server.url("cli"))
+    nsc(first, "register", "test.one", ONE)
+    assert first.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    assert nsc(second, "lookup", "test.one") == f"{ONE}\n"
+    assert nsc(second, "setmeta", "test.one", "t") == "Metadata updated\n"
+    assert second.end() == (0, "NS shut down.\n")

@@ -103,7 +103,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("services = []", ["services: at least one is needed"]),
     ("services = 5", ["services: expected an array of tables"]),
     ("services = [5]", ["services[0]: expected a table"]),
-    (HEAD, ["services[0].backends: missing"]),
+    (HEAD, ["services[0].backends: at least one is needed"]),
     (HEAD + "backends = []\n", ["services[0].backends: at least one is needed"]),
     (
         HEAD + "[[services.backends]]\nname='a'\nuri='nonsense'\n",
@@ -175,7 +175,7 @@ def test_every_problem_is_named_by_its_path(text: str, problems: list[str]) -> N
 
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_config("listen = 1\nbogus = 2\n[[services]]\nname = ''\n")
+        parse_config("listen = 1\nbogus = 2\n[[services]]\nname = ''\nbackends = 3\n")
     places = [line.partition(":")[0] for line in caught.value.problems]
     assert places == ["bogus", "services[0].name", "services[0].backends", "listen"]
 

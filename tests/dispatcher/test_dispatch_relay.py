@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from doubles_dispatch import service_of
 from hypothesis import given
@@ -227,3 +229,39 @@ def test_no_story_leaks_a_call(steps: list[tuple[str, int]]) -> None:
         assert backend.in_flight == relay.under_way
     relay.end(0.0)
     assert backend.in_flight == 0
+
+
+# -- refused bodies in pieces
+
+
+def begin(number: int, length: int) -> Sealed:
+    data = bytes(40) + struct.pack("!BxHI", INVOKE, number, length)
+    return Sealed(MessageType.BEGIN, 7, "msgpack", 0, b"", {}, None, data, 40)
+
+
+def test_the_pieces_of_a_refused_call_are_dropped_and_no_others(relay: Relay) -> None:
+    """Until its length is reached, or a piece without body ends it; then the number may be used again."""
+    piece = Sealed(MessageType.PIECE, 5, "msgpack", 0, b"", {}, None, bytes(40), 40)
+    other = Sealed(MessageType.PIECE, 6, "msgpack", 0, b"", {}, None, bytes(40), 40)
+    for sizes in ([400, 600], [400, 0]):
+        relay.refuse(begin(5, 1000))
+        assert not relay.is_dropped(other, 100)
+        assert [relay.is_dropped(piece, size) for size in sizes] == [True, True]
+        assert not relay.is_dropped(piece, 100)
+
+
+def test_a_begin_that_is_too_short_is_no_message(backend: Backend) -> None:
+    own = Relay(service_of(backend).admission, backend, None, never, has_agreed=True)
+    with pytest.raises(ProtocolError, match="too short"):
+        own.asked(Sealed(MessageType.BEGIN, 1, "msgpack", 0, b"", {}, None, bytes(42), 40), 0.0)
+
+
+def test_two_ends_that_agreed_may_call_each_other(backend: Backend) -> None:
+    """And a body that began in pieces is a call like any."""
+    own = Relay(service_of(backend).admission, backend, None, never, has_agreed=True)
+    own.answered(sealed(INVOKE, 3), 0.0, whole=True)
+    assert own.asked(sealed(RESULT, 3), 0.0)
+    assert own.asked(begin(1, 10), 0.0)
+    assert own.under_way == 1
+    own.answered(sealed(RESULT, 7), 0.0, whole=True)
+    assert own.is_idle

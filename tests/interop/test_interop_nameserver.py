@@ -19,7 +19,7 @@ from peers import stock_python
 from pyroxfer_core import Proxy, Settings, Uri, locate_ns, resolve
 from pyroxfer_core.errors import NamingError
 from pyroxfer_core.nameserver.broadcast import find_by_broadcast
-from pyroxfer_core.nameserver.storage import Entry, Query
+from pyroxfer_core.nameserver.storage import Address, Entry, Query
 from pyroxfer_core.nameserver.storage.sqlite import SqliteStorage
 
 pytestmark = pytest.mark.interop
@@ -342,6 +342,25 @@ async def test_sqlite_files_go_both_ways(library: str, tmp_path: Path) -> None:
     assert (await storage.get("tagged")) == Entry.single("PYRO:tagged@localhost:2", frozenset({"x", "y"}))
     await storage.aclose()
     assert len(await trio.to_thread.run_sync(stock, STOCK_STORAGE, library, "read", path)) == 3
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+async def test_what_pyro_has_no_column_for_does_not_disturb_it(library: str, tmp_path: Path) -> None:
+    """Of an entry with several addresses and a lease it sees the first; when it changes the entry, that counts."""
+    path = str(tmp_path / "names.sqlite")
+    first = Address("PYRO:first@localhost:1", frozenset({"a"}), frozenset({48}), "lease", 60.0)
+    pool = Entry((first, Address("PYRO:second@localhost:2", frozenset({"b"}))))
+    storage = SqliteStorage(path)
+    await storage.put("tagged", pool)
+    await storage.put("pool", pool)
+    await storage.aclose()
+    seen = await trio.to_thread.run_sync(stock, STOCK_STORAGE, library, "read", path)
+    assert seen == {name: ["PYRO:first@localhost:1", ["a", "b"]] for name in ("tagged", "pool")}
+    await trio.to_thread.run_sync(stock, STOCK_STORAGE, library, "write", path)
+    storage = SqliteStorage(path)
+    assert await storage.get("tagged") == Entry.single("PYRO:tagged@localhost:2", frozenset({"x", "y"}))
+    assert await storage.get("pool") == pool
+    await storage.aclose()
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

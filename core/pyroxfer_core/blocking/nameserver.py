@@ -14,7 +14,7 @@ from ..errors import NamingError
 from ..nameserver.broadcast import QUERY, BroadcastResponder
 from ..nameserver.cleaning import Cleaner
 from ..nameserver.rules import NAME_SERVER
-from ..nameserver.server import OWN_TAGS, no_broadcast_reason
+from ..nameserver.server import OWN_TAGS, no_broadcast_reason, own_entry
 from ..nameserver.service import NameServer
 from ..nameserver.storage import Entry, Registry, open_registry
 from ..uri import Uri
@@ -52,7 +52,8 @@ class NameServerDaemon(Daemon):
             raise
         self.nameserver = NameServer(self._storage)
         entry = Entry.single(str(self.register(self.nameserver, NAME_SERVER)), OWN_TAGS)
-        run_async(self._storage.put, NAME_SERVER, entry)
+        if not self._storage.is_shared:
+            run_async(self._storage.put, NAME_SERVER, entry)
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
@@ -65,8 +66,19 @@ class NameServerDaemon(Daemon):
             nursery.start_soon(self._storage.run)
             if self._cleaner is not None:
                 nursery.start_soon(self._cleaner.run)
-            await super()._serve_all(listener, task_status=task_status)
+            await self._serve_with_entry(listener, task_status)
             nursery.cancel_scope.cancel()
+
+    async def _serve_with_entry(self, listener: socket.socket, task_status: trio.TaskStatus[None]) -> None:
+        """A registry that others share has our entry, and connections, only while this is served."""
+        if not self._storage.is_shared:
+            await super()._serve_all(listener, task_status=task_status)
+            return
+        try:
+            async with own_entry(self._storage, str(self.uri_for(NAME_SERVER))):
+                await super()._serve_all(listener, task_status=task_status)
+        finally:
+            await self._storage.aclose()
 
 
 class BroadcastServer:

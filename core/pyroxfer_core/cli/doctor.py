@@ -13,6 +13,7 @@ from ..errors import PyroError
 from ..settings import Settings
 from ..uri import Uri
 from ._run import printable, run
+from .access import ClientAccess, client_access
 from .diagnosis.findings import Finding, Report, Verdict
 from .diagnosis.machine import look_at_machine
 from .diagnosis.names import look_at_name_server, look_up
@@ -28,7 +29,8 @@ MARKS: Final = {Verdict.OK: "ok      ", Verdict.WARNING: "WARNING ", Verdict.PRO
 @click.option(
     "--hmac-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The shared key of Pyro4."
 )
-def doctor(address: str | None, json: bool, hmac_key_file: Path | None) -> None:
+@client_access
+def doctor(address: str | None, json: bool, hmac_key_file: Path | None, access: ClientAccess) -> None:
     """Find what is wrong between here and ADDRESS, and say what to change.
 
     ADDRESS is HOST:PORT, a name in the name server (NAME or NAME@HOST:PORT), or a Pyro URI. Without it, this machine
@@ -37,7 +39,7 @@ def doctor(address: str | None, json: bool, hmac_key_file: Path | None) -> None:
     The exit code is 0 when nothing is wrong, also when there are warnings, and otherwise that of the first problem:
     3 not found, 4 refused, 5 network, 11 time-out, 12 protocol.
     """
-    settings = Settings(hmac_key=None if hmac_key_file is None else hmac_key_file.read_bytes().rstrip(b"\n"))
+    key = None if hmac_key_file is None else hmac_key_file.read_bytes().rstrip(b"\n")
     report = Report()
     shown = 0
 
@@ -45,7 +47,7 @@ def doctor(address: str | None, json: bool, hmac_key_file: Path | None) -> None:
         nonlocal shown
         async with trio.open_nursery() as nursery:
             nursery.start_soon(show)
-            await diagnose(report, address, settings)
+            await diagnose(report, address, access.settings(Settings(hmac_key=key)))
             nursery.cancel_scope.cancel()
 
     async def show() -> None:

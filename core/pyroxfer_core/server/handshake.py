@@ -266,6 +266,29 @@ def wanted_object(serializer: str, body: Body, flags: int, limit: int) -> str | 
     return object_id
 
 
+def plain_call(serializer: str, body: Body, flags: int, limit: int) -> tuple[str, str, list[Any]] | None:
+    """Object id, method and positional arguments of a call to a forwarder itself: plain values only.
+
+    Args:
+        limit: most bytes of the body, inflated.
+
+    Returns:
+        None: it is no call, or cannot be read.
+    """
+    try:
+        data = read_plain(serializer, inflate(body, limit) if flags & Flags.COMPRESSED else body)
+    except CommunicationError:
+        return None
+    if isinstance(data, dict):
+        data = [data.get(name) for name in ("object", "method", "params")]
+    if not isinstance(data, (tuple, list)) or len(data) < 3:
+        return None
+    object_id, method, args = data[:3]
+    if not isinstance(object_id, str) or not isinstance(method, str) or not isinstance(args, (tuple, list)):
+        return None
+    return object_id, method, list(args)
+
+
 def refusal(version: int, text: str, serializer: str, seq: int) -> bytes:
     """An encoded CONNECTFAIL, for forwarders that refuse a client in place of a backend."""
     name = serializer if serializer in SAFE_SERIALIZERS else FALLBACK_SERIALIZER

@@ -9,7 +9,13 @@ from .blobinfo import write_blob_info as write_blob_info
 from .codec import Codec as Codec
 from .codec import codec_for as codec_for
 from .decoder import Decoder as Decoder
+from .features import DEADLINE_KEY as DEADLINE_KEY
+from .features import FEATURES_KEY as FEATURES_KEY
 from .features import HOP_KEYS as HOP_KEYS
+from .features import OUTCOME_KEY as OUTCOME_KEY
+from .features import STOCK as STOCK
+from .features import Grant as Grant
+from .features import overheard as overheard
 from .message import Body as Body
 from .message import BodyPart as BodyPart
 from .message import End as End

@@ -50,8 +50,9 @@ class Feature:
     OUT_OF_BAND: Final = 0x200
     PIECES: Final = 0x400
     PUSH: Final = 0x800
-    ALL: Final = 0x1F | KEY | HEARTBEAT | REVERSE | CHAIN | OUT_OF_BAND | PIECES | PUSH
-    NEED_CONCURRENT: Final = HEARTBEAT | REVERSE | PIECES | PUSH
+    UPLOAD: Final = 0x1000
+    ALL: Final = 0x1F | KEY | HEARTBEAT | REVERSE | CHAIN | OUT_OF_BAND | PIECES | PUSH | UPLOAD
+    NEED_CONCURRENT: Final = HEARTBEAT | REVERSE | PIECES | PUSH | UPLOAD
     OF_CALLS: Final = CONCURRENT | CANCEL | DEADLINE | TYPED | KEY | HEARTBEAT | REVERSE | CHAIN | OUT_OF_BAND
 
 
@@ -160,3 +161,9 @@ def read_grant(annotation: Body | None, client_nonce: bytes, offered: int) -> Gr
     if version != _VERSION or not hmac.compare_digest(echoed, client_nonce):
         return STOCK
     return Grant(bits & offered & Feature.ALL, nonce, epoch)
+
+
+def overheard(offer: Body | None, grant: Body | None) -> Grant:
+    """What two peers agreed on, for a forwarder that their annotations of CONNECT and CONNECTOK pass."""
+    offered = read_offer(offer)
+    return STOCK if offered is None else read_grant(grant, offered[1], offered[0])

@@ -76,7 +76,10 @@ class Cycle:
                 data += (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
         self.done = not more
         if data and not self.gone.is_set():
-            await self._send_bytes(data)
+            try:
+                await self._send_bytes(data)
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                self.gone.set()
 
     def _begin(self, length: int, more: bool) -> bytes:
         """Status line and headers; how the end of the body is told is decided here."""

@@ -169,6 +169,8 @@ class _Connection:
                 await self._refuse(HttpError(408, f"the request took longer than {limit}"))
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError, OSError):
             pass  # a caller that hung up, or does not take its answer
+        except Exception:  # a group of errors, or one of ours: the other connections must not notice
+            log.exception("a connection failed")
         finally:
             parser.close()
             server._idle.pop(self, None)
@@ -236,7 +238,7 @@ class _Connection:
             return False
         finally:
             del server._running[self]
-        return cycle.keep_alive and cycle.done and not server._stopping
+        return cycle.keep_alive and cycle.done and not cycle.gone.is_set() and not server._stopping
 
     async def send_bytes(self, data: bytes) -> None:
         """Send; every piece of it must leave in time.
@@ -244,13 +246,7 @@ class _Connection:
         Raises:
             OSError, trio.BrokenResourceError: the caller is gone, or does not read.
         """
-        try:
-            await self.wire.send(data, self.server._limits.send_s)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            cycle = self.server._running.get(self)
-            if cycle is not None:
-                cycle.gone.set()
-            raise
+        await self.wire.send(data, self.server._limits.send_s)
 
     async def _refuse(self, error: HttpError) -> None:
         await self.send_bytes(error_answer(error.status, str(error)))

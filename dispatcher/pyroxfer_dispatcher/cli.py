@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Final, NoReturn, TypeVar
 import click
 import trio
 
+from pyroxfer_core import configure_logging
 from pyroxfer_core.errors import CommunicationError, NamingError, PyroError, SecurityError
 
 from .config import Config, ConfigError, load_config
@@ -56,11 +56,7 @@ def main() -> None:
 def run(path: Path, insecure: bool, verbose: bool) -> None:
     """Run until SIGTERM or Ctrl-C; a second one does not wait for calls under way."""
     config = _load(path, insecure)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+    configure_logging("INFO" if verbose else "WARNING")
     _or_exit(lambda: trio.run(_run, config))
 
 

@@ -28,7 +28,7 @@ MAX_GRANT_HEX: Final = 240
 """A side stream carries at most 120 opaque bytes."""
 MAX_REASON: Final = 300
 
-DEFAULT_CREDIT: Final = 4 * 1024 * 1024
+DEFAULT_CREDIT: Final = 8 * 1024 * 1024
 
 ALREADY: Final = "already"
 """Reason of a receipt: equal bytes stood under the final name, nothing was moved."""

@@ -75,14 +75,18 @@ def on_the_wire(outgoing: Outgoing, number: int) -> bytes:
     st.sampled_from(["msgpack", "serpent"]),
     st.sampled_from([0, Flags.COMPRESSED, Flags.KEEPSERIALIZED]),
     st.sampled_from([997, 65536, 300_000]),
+    st.booleans(),
 )
 @settings(max_examples=40, deadline=None)
-def test_what_arrives_is_what_was_sent(sizes: list[int], serializer: str, flags: int, step: int) -> None:
+def test_what_arrives_is_what_was_sent(
+    sizes: list[int], serializer: str, flags: int, step: int, direct: bool
+) -> None:
     """Header, annotations and every byte, however the network cuts it; each buffer in an object of its own."""
     buffers: list[Any] = [bytes([index + 1]) * size for index, size in enumerate(sizes)]
     message = call(Scattered([*buffers, b"end"]), serializer, flags)
     data = on_the_wire(Outgoing(message, CODEC), 3)
     decoder, bodies = Decoder(CODEC, collect=1 << 30), incoming()
+    decoder.place_of = bodies.place_of if direct else None
     found: list[Message] = []
     for start in range(0, len(data), step):
         decoder.feed(data[start : start + step])
@@ -354,7 +358,9 @@ async def test_the_deadline_of_a_large_request_counts_from_its_beginning(mock_cl
     """What it took to come is not given to the handler."""
     grant = Grant(Feature.ALL, b"nonce" + bytes(11))
     peer: Any = SimpleNamespace(
-        settings=Settings(), session=SimpleNamespace(grant=grant), connection=SimpleNamespace(codec=CODEC)
+        settings=Settings(),
+        session=SimpleNamespace(grant=grant),
+        connection=SimpleNamespace(codec=CODEC, decoder=Decoder(CODEC)),
     )
     async with trio.open_nursery() as nursery:
         large = LargeMessages(peer, nursery)

@@ -37,6 +37,7 @@ class LargeMessages:
         self._link = link
         self._codec = codec_for(link.version)
         self._answers = LargeAnswers(limit, link.session.pending)
+        self.place_of = self._answers.place_of
         self._free = list(range(MAX_BODIES))
         self._waiting: dict[object, None] = {}
         """Who wants to send beside the large requests."""

@@ -30,6 +30,10 @@ class LargeAnswers:
         self._incoming = Incoming(limit, limit * MAX_BODIES, ANSWERS)
         self._pending = pending
 
+    def place_of(self, number: int, size: int) -> memoryview | None:
+        """See `Incoming.place_of`."""
+        return self._incoming.place_of(number, size)
+
     def take(self, message: Message) -> Message | None:
         """Take a BEGIN or PIECE; the answer that it completes.
 
@@ -53,6 +57,7 @@ class LargeMessages:
     def __init__(self, connection: Connection, pending: Container[int]) -> None:
         self._codec = connection.codec
         self._answers = LargeAnswers(connection.decoder.max_message, pending)
+        connection.decoder.place_of = self._answers.place_of
         self.sender = TurnSender(connection)
 
     def take(self, message: Message) -> Message | None:

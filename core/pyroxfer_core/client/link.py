@@ -20,6 +20,7 @@ from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..transport.connection import Connection
+from ..transport.turns import TurnSender
 from ..uri import Uri
 from ..wire.features import Feature, Grant
 from ..wire.message import Flags, Message, MessageType
@@ -29,6 +30,7 @@ from .calls import DAEMON_OBJECT, STREAM_KEY, CallOptions
 from .handshake import connect_message, read_welcome
 from .heartbeat import Pulse, watch
 from .large import LargeMessages
+from .outbound import Outbound
 from .readers import StreamReaders
 
 if TYPE_CHECKING:
@@ -108,6 +110,8 @@ class Link:
         """Those made so far; see `serializer`."""
         self.readers: StreamReaders[Waiter] = StreamReaders()
         """Who waits for the items of pushed streams."""
+        self.uploads = Outbound()
+        """The streams that are arguments of calls."""
         self._large: LargeMessages | None = None
         if Feature.PIECES in self.grant:
             self._large = LargeMessages(connection, session.pending)
@@ -246,6 +250,12 @@ class Link:
             await self.abandon(waiter)
             raise
 
+    @property
+    def turns(self) -> Callable[[], TurnSender] | None:
+        """What sends large bodies in pieces; None where they leave whole."""
+        large = self._large
+        return None if large is None else lambda: large.sender
+
     async def listen(self, listener: Waiter) -> None:
         """Wait until something has come for who is among the `readers`.
 
@@ -265,7 +275,7 @@ class Link:
                     await self._read_for_all(listener)
         except PyroError as error:
             self._fail(error)
-            raise self._copy(error, Outcome.UNKNOWN) from error
+            raise self._copy(listener.error or error, Outcome.UNKNOWN) from error
 
     async def _send_in_pieces(self, outgoing: Outgoing, waiter: Waiter | None = None) -> None:
         """Send a large request; it ends early when its answer comes before."""
@@ -329,6 +339,11 @@ class Link:
             if listener is not None:
                 listener.reply = message
                 self._wake(listener)
+        elif message.type in (MessageType.CREDIT, MessageType.STOP):
+            end = self.uploads.take(message, self.writer)
+            if end is not None:
+                self.connection.queue(end)
+                self.connection.flush_nowait()
         elif message.type == MessageType.ALIVE:
             self.pulse.heard()
         elif message.type == MessageType.HEARTBEAT:

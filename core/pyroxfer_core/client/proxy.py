@@ -20,7 +20,7 @@ from ..errors import (
 )
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import Metadata
-from ..serializers.base import SerializerContext
+from ..serializers.base import SerializerContext, StreamArgumentError
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..transport.connection import open_connection
@@ -33,6 +33,7 @@ from .link import Link, Waiter, greet
 from .member import Call, Member
 from .pushed import PushedStream
 from .retry import Attempts, RetryBudget, is_cut_off, loses_session, session_lost
+from .uploads import call_with_streams
 from .versions import remember_version, versions_to_try
 
 _NO_OPTIONS: Final = CallOptions()
@@ -192,6 +193,10 @@ class Proxy:
                     return None
                 call.reply = await link.wait(waiter)
                 return self._pyroResult(link, call, call.reply)
+            except StreamArgumentError:
+                if link is None or Feature.UPLOAD not in link.grant:
+                    raise
+                return await call_with_streams(self, link, call, deadline, served)
             except CommunicationError as error:
                 if not fresh and link is not None and not link.released and is_cut_off(error):
                     fresh = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -83,9 +84,11 @@ class Job(CallContext):
 class KeyedJob(Job):
     """A request with a key: it runs at most once."""
 
-    __slots__ = ("key",)
+    __slots__ = ("in_thread", "key")
 
     key: bytes
+    in_thread: bool
+    """A thread works on it: such a function runs on when the call is cut short."""
 
 
 def is_slow_to_read(message: Message) -> bool:
@@ -140,7 +143,7 @@ def decode(peer: Peer, message: Message, serializer: Serializer, read: Callable[
         text = f"a key needs an object that outlives the connection, and {object_id!r} is made anew for each"
         raise ProtocolError(text)
     keyed = KeyedJob(peer, message, serializer, entry, method, args, kwargs, deadline)
-    keyed.key = key
+    keyed.key, keyed.in_thread = key, False
     if chain is not None:
         keyed.chain = chain
     return keyed
@@ -230,8 +233,19 @@ def _runner(peer: Peer, job: Job) -> Callable[..., Awaitable[Any]]:
     """What runs functions in threads for this call."""
     pool = peer.pool
     if job.message.flags & _ONEWAY:
-        return pool.run_patiently
-    return pool.run_nested if pool.full and _is_nested(peer, job) else pool.run
+        run = pool.run_patiently
+    else:
+        run = pool.run_nested if pool.full and _is_nested(peer, job) else pool.run
+    return partial(run, _noted, job) if isinstance(job, KeyedJob) else run
+
+
+def _noted(job: KeyedJob, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a function in a thread such that the key is not forgotten before it ends."""
+    job.in_thread = True
+    try:
+        return function(*args, **kwargs)
+    finally:
+        job.in_thread = False
 
 
 def _is_nested(peer: Peer, job: Job) -> bool:

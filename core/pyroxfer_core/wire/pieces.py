@@ -168,6 +168,13 @@ class Incoming:
         self._announced += size
         return None
 
+    def place_of(self, number: int, size: int) -> memoryview | None:
+        """Where a piece of that size can be received directly; see `Assembly.place`."""
+        incomplete = self._bodies.get(number)
+        if incomplete is None or incomplete.message is None or not 0 < size <= incomplete.left:
+            return None
+        return incomplete.assembly.place(size)
+
     def _piece(self, message: Message) -> Arrival | None:
         number, body = message.seq, message.body
         incomplete = self._bodies.get(number)

@@ -7,7 +7,7 @@
     (with a challenge)      --> START      GREETING --challenge()--> START, once
     OPEN --RESULT, PING, GOAWAY--> OPEN    OPEN --INVOKE, PING, CANCEL--> OPEN
     OPEN --BEGIN, PIECE--> OPEN            OPEN --BEGIN, PIECE--> OPEN
-    OPEN --ITEMS--> OPEN                   OPEN --CREDIT, STOP--> OPEN
+    OPEN --ITEMS, CREDIT, STOP--> OPEN     OPEN --ITEMS, CREDIT, STOP--> OPEN
     OPEN --HEARTBEAT, ALIVE--> OPEN        OPEN --HEARTBEAT, ALIVE--> OPEN
     OPEN --INVOKE, CANCEL--> OPEN          OPEN --SERVES, RESULT--> OPEN      (calls in the reverse direction)
 
@@ -54,6 +54,8 @@ _CLIENT: Final = {
     (State.OPEN, MessageType.BEGIN): State.OPEN,
     (State.OPEN, MessageType.PIECE): State.OPEN,
     (State.OPEN, MessageType.ITEMS): State.OPEN,
+    (State.OPEN, MessageType.CREDIT): State.OPEN,
+    (State.OPEN, MessageType.STOP): State.OPEN,
     (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
     (State.OPEN, MessageType.ALIVE): State.OPEN,
     (State.OPEN, MessageType.INVOKE): State.OPEN,
@@ -66,6 +68,7 @@ _SERVER: Final = {
     (State.OPEN, MessageType.CANCEL): State.OPEN,
     (State.OPEN, MessageType.BEGIN): State.OPEN,
     (State.OPEN, MessageType.PIECE): State.OPEN,
+    (State.OPEN, MessageType.ITEMS): State.OPEN,
     (State.OPEN, MessageType.CREDIT): State.OPEN,
     (State.OPEN, MessageType.STOP): State.OPEN,
     (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
@@ -76,6 +79,8 @@ _SERVER: Final = {
 IN_PIECES: Final = frozenset({MessageType.BEGIN, MessageType.PIECE})
 _FROM_DAEMON: Final = {
     MessageType.ITEMS: (Feature.PUSH, "ITEMS"),
+    MessageType.CREDIT: (Feature.UPLOAD, "CREDIT from the daemon"),
+    MessageType.STOP: (Feature.UPLOAD, "STOP from the daemon"),
     MessageType.BEGIN: (Feature.PIECES, "BEGIN"),
     MessageType.PIECE: (Feature.PIECES, "PIECE"),
     MessageType.GOAWAY: (Feature.GOAWAY, "GOAWAY"),
@@ -85,6 +90,7 @@ _FROM_DAEMON: Final = {
     MessageType.CANCEL: (Feature.REVERSE, "CANCEL from the daemon"),
 }
 _FROM_CLIENT: Final = {
+    MessageType.ITEMS: (Feature.UPLOAD, "ITEMS from the client"),
     MessageType.CREDIT: (Feature.PUSH, "CREDIT"),
     MessageType.STOP: (Feature.PUSH, "STOP"),
     MessageType.BEGIN: (Feature.PIECES, "BEGIN"),

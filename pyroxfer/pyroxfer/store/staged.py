@@ -16,7 +16,7 @@ from ..errors import ExistsError
 from ..journal import Heading
 from ..names import MAX_COMPONENT_BYTES, PRIVATE_PREFIX, printable
 from ..runs import Range, Run
-from .partial import Found, JournalFile, find, journal_name, lock
+from .partial import PATIENCE_S, Found, JournalFile, find, journal_name, lock
 from .rooted import translated
 
 _RENAME_NOREPLACE: Final = 1
@@ -72,7 +72,7 @@ class Staged:
         self._sync_folders = sync_folders
         self._journal: JournalFile | None = None
         self._lease = 1
-        found = find(folder_fd, self._name, origin) if origin else None
+        found = find(folder_fd, self._name, origin, PATIENCE_S) if origin else None
         if found is None:
             self._create()
         elif found.held:

@@ -55,9 +55,11 @@ class Input:
             if self.quick:
                 return
         await trio.lowlevel.wait_readable(self._sock)
-        if loop.count(self) and self._sock.fileno() >= 0 and loop.leave(self) and self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(self._sock, select.POLLIN)
+        if loop.count(self) and self._sock.fileno() >= 0 and loop.leave(self):
+            if self._poll is None:
+                self._poll = select.poll()
+                self._poll.register(self._sock, select.POLLIN)
+            await loop.take_turn()  # tasks that run after this one in the same turn are not seen before
 
     def close(self) -> None:
         """The socket is about to be closed."""

@@ -27,7 +27,7 @@ _LOOK_AT: Final = 96
 _INFLATE_FROM: Final = 512
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Target:
     """Where a call is meant to go."""
 

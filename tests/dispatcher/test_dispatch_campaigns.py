@@ -22,7 +22,7 @@ def run(script: str, *options: str) -> str:
 
 def test_nothing_runs_twice_while_backends_and_dispatcher_are_killed() -> None:
     """Every call of every way through is accounted for, by what its back end noted."""
-    said = run("dispatch_kills.py", "--count", "1500", "--seed", "3")
+    said = run("dispatch_kills.py", "--count", "1000", "--seed", "3")
     assert "every call is accounted for; none ran twice" in said
 
 
@@ -50,4 +50,4 @@ def test_the_campaign_sees_a_call_that_nobody_accounts_for() -> None:
 
 def test_large_messages_of_many_clients_pass_in_bounded_memory() -> None:
     """A slice of 64 clients with 256 MiB each: there and back, in less than 64 MiB, the interpreter included."""
-    assert "the dispatcher held" in run("dispatch_memory.py", "--clients", "24", "--mib", "12")
+    assert "the dispatcher held" in run("dispatch_memory.py", "--clients", "16", "--mib", "8")

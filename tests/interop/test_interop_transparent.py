@@ -89,7 +89,7 @@ class Running:
 
 
 MODES = ("pinned", "spread")
-WAYS = [*(("pinned", name) for name in SERIALIZERS), ("spread", "serpent"), ("spread", "msgpack")]
+WAYS = [*(("pinned", name) for name in SERIALIZERS), ("spread", "serpent")]
 PAIRS = [(client, backend) for client in STOCK for backend in (client, "trio")]
 
 

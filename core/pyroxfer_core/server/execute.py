@@ -200,21 +200,22 @@ async def execute(peer: Peer, job: Job) -> Message | None:
     except PoolBusyError as error:
         return failure(peer, job.message, job.serializer, RefusedError(*error.args), dispatched=False)
     except ThreadEndedError as error:
-        _hang_up(peer, error)
+        hang_up(peer, error)
         return None
     except Exception as error:
         return failure(peer, job.message, job.serializer, error, dispatched=True)
     except BaseException as error:  # a method's wish to end the process, for instance; Pyro hangs up on one, too
         travelling, rest = part(error)
         if travelling is None:
-            _hang_up(peer, error)
+            hang_up(peer, error)
             return None
         if rest is not None:
             log.warning("a call of %s failed while it was cut short", peer.connection.peer, exc_info=rest)
         raise travelling from None
 
 
-def _hang_up(peer: Peer, error: BaseException) -> None:
+def hang_up(peer: Peer, error: BaseException) -> None:
+    """End a connection because of what a method of it did."""
     log.error("a call of %s failed such that its connection is closed", peer.connection.peer, exc_info=error)
     peer.close()
 

@@ -17,8 +17,9 @@ from ..transport.faults import part
 from ..transport.items import ItemSender
 from ..wire.message import Message, MessageType
 from ..wire.streaming import EndOfItems, end_message
-from .execute import Job, failure
+from .execute import Job, failure, hang_up
 from .streams import terminated
+from .workers import ThreadEndedError
 
 if TYPE_CHECKING:
     from .peer import Peer
@@ -101,6 +102,8 @@ class PushedStreams:
     async def _push(self, pushed: _Pushed) -> None:
         try:
             await pushed.run()
+        except ThreadEndedError as error:
+            hang_up(self._peer, error)
         except PyroError as error:
             log.debug("a stream to %s could not be pushed: %s", self._peer.address, error)
             self._peer.close()
@@ -152,6 +155,8 @@ class _Pushed:
                 ending = error
             await sender.send_all()
             ending = sender.error or ending
+        if isinstance(ending, ThreadEndedError):  # its wish to end the process ends the connection
+            raise ending
         await self._send_end(ending)
 
     async def _send_end(self, ending: Exception) -> None:

@@ -212,6 +212,7 @@ def test_only_declared_packages_are_imported(package: str) -> None:
         "click",
         "msgspec",
         "blake3",
+        "zstandard",
         "httptools",
         "httpx2",
         *PACKAGES,

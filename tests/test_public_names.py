@@ -17,7 +17,8 @@ PUBLIC = {
         Dispatcher RouteTable load_config
     """,
     "pyroxfer_core": """
-        BatchProxy Connection Daemon Hello Identity Metadata Proxy SerializedBlob ServerSession Settings SideStream
+        BatchProxy Connection CutCall Daemon Hello Identity Metadata Proxy SerializedBlob ServerSession Settings
+        SideStream
         StreamSocket Tokens Uri Verdict load_token
         accept_handshake authenticate behavior bind_tcp callback configure_logging current_call error_body errors
         expose idempotent introduce

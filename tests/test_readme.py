@@ -49,7 +49,7 @@ def test_the_commands_run(page: Path, tmp_path: Path) -> None:
     text = "\n".join(blocks(page, "sh")).replace(PORT_IN_TEXT, str(free_port()))
     script = f"set -e\ntrap 'kill $(jobs -p)' EXIT\n{text}"
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+        ["bash", "-c", script], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob(".pyroxfer-*"))
@@ -61,10 +61,14 @@ def free_port() -> int:
         return port
 
 
-def environment() -> dict[str, str]:
-    """Ours with the commands of this interpreter's environment first."""
+def environment(folder: Path) -> dict[str, str]:
+    """Ours with the commands of this interpreter's environment first; what servers keep goes into the folder."""
     commands = str(Path(sys.executable).parent)
-    return {**os.environ, "PATH": os.pathsep.join([commands, os.environ["PATH"]])}
+    return {
+        **os.environ,
+        "XDG_STATE_HOME": str(folder / "state"),
+        "PATH": os.pathsep.join([commands, os.environ["PATH"]]),
+    }
 
 
 @pytest.mark.parametrize("text", every("toml"))

@@ -22,6 +22,7 @@ from .objects.expose import expose as expose
 from .objects.expose import idempotent as idempotent
 from .objects.expose import oneway as oneway
 from .serializers.blob import SerializedBlob as SerializedBlob
+from .server.daemon import CutCall as CutCall
 from .server.daemon import Daemon as Daemon
 from .server.handshake import accept_handshake as accept_handshake
 from .server.handshake import authenticate as authenticate

@@ -70,6 +70,8 @@ class CommunicationError(PyroError):
     """The call or the connection failed. ``outcome`` is None when no call was involved."""
 
     outcome: Outcome | None = None
+    final = False
+    """The call must not be sent again, whatever its outcome: what it took along has been used up."""
 
     def __init__(self, *args: object, outcome: Outcome | None = None) -> None:
         super().__init__(*args)

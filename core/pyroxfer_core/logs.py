@@ -14,6 +14,22 @@ STANDARD_ERROR: Final = "{stderr}"
 FORMAT: Final = "%(asctime)s %(name)s %(levelname)s %(message)s"
 
 
+def printable(text: str) -> str:
+    """The text with everything that could steer a terminal, or forge a line, written as an escape; it may come from
+    anybody."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+class OneLine(logging.Formatter):
+    """One event, one line, whatever texts of peers are in it; a traceback follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return printable(super().formatMessage(record))
+
+
 def configure_logging(level: str | None = None, file: str | None = None) -> bool:
     """Set up the root logger, unless the program has done so already.
 
@@ -41,6 +57,8 @@ def configure_logging(level: str | None = None, file: str | None = None) -> bool
     logging.basicConfig(
         level=level.upper(), format=FORMAT, filename=None if name == STANDARD_ERROR else name, encoding="utf-8"
     )
+    for handler in logging.root.handlers:
+        handler.setFormatter(OneLine(FORMAT))
     return True
 
 

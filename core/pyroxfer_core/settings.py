@@ -69,6 +69,8 @@ class Settings:
     """Raise SessionLost instead of connecting anew to a stock peer after a connection with calls was lost."""
     max_connections: int = 10_000
     """Connections a daemon holds at once; more wait in the listen queue."""
+    max_connections_per_host: int | None = None
+    """Connections from another machine at once; more of them are closed. None: half of ``max_connections``."""
     max_half_open: int = 500
     """Connections that have not finished their handshake; the oldest is dropped for a new one."""
     max_calls_in_flight: int = 1_000
@@ -81,6 +83,8 @@ class Settings:
     """How long an item stream outlives the connection that made it."""
     stream_lifetime_s: float = 0.0
     """How long an item stream may live at all; 0 is without limit."""
+    slow_handler_s: float = 0.1
+    """A handler that keeps a daemon's loop from doing anything else for so long is named in the log. 0: none is."""
     shutdown_grace_s: float = 5.0
     """How long running calls may go on once a daemon is closing."""
     key_lifetime_s: float = 600.0
@@ -129,5 +133,7 @@ class Settings:
         return self.hmac_key is not None or (context is not None and context.verify_mode == ssl.CERT_REQUIRED)
 
     def with_changes(self, **changes: object) -> Settings:
-        """A copy with some fields changed."""
+        """A copy with some fields changed; itself when that changes nothing, as at most connects."""
+        if all(getattr(self, name, self) is value for name, value in changes.items()):
+            return self
         return replace(self, **changes)  # type: ignore[arg-type]  # dataclasses.replace checks the names

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import signal
-import sys
 from pathlib import Path
 
 import click
 import trio
+
+from pyroxfer_core import configure_logging
 
 from .config import Config
 from .exits import config_option, insecure_option, load, or_exit
@@ -35,11 +35,7 @@ for command in COMMANDS:
 def run(path: Path, insecure: bool, verbose: bool) -> None:
     """Run until SIGTERM, which drains, or Ctrl-C; a second one does not wait for calls under way."""
     config = load(path, insecure)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+    configure_logging("INFO" if verbose else "WARNING")
     or_exit(lambda: trio.run(_run, config))
 
 

@@ -123,9 +123,11 @@ class LinkPool:
 
     Args:
         resolve: turns PYRONAME into PYRO; asked at every connect, so that a backend may move.
+        hops: dispatchers that a call over these links has passed, this one included.
     """
 
-    def __init__(self, settings: Settings, resolve: Resolver, hub: Hub) -> None:
+    def __init__(self, settings: Settings, resolve: Resolver, hub: Hub, hops: int = 1) -> None:
+        self._hops = hops
         self._settings = settings
         self._resolve = resolve
         self._hub = hub
@@ -197,7 +199,7 @@ class LinkPool:
                 return link
             connection = await open_connection(uri, version=version, settings=self._settings, collect=COLLECT_BYTES)
             try:
-                await introduce(connection, str(uri.object), self._settings)
+                await introduce(connection, str(uri.object), self._settings, hops=self._hops)
             except (ProtocolError, ConnectionClosedError) as error:
                 connection.close()
                 refusal = refusal or error

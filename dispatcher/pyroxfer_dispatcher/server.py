@@ -27,7 +27,7 @@ from pyroxfer_core import (
     serve_connections,
 )
 from pyroxfer_core.errors import DaemonError, PyroError
-from pyroxfer_core.wire import STOCK, Feature
+from pyroxfer_core.wire import STOCK, Feature, hops_of
 
 from .admin import note
 from .backends import Backend
@@ -78,7 +78,8 @@ class Dispatcher:
         self._hub = Hub()
         self.directory = make_directory(config, self._hub.later)
         self._names = Names(config, self._settings)
-        self._pool = LinkPool(self._settings, self._names.resolve, self._hub)
+        self._pools: dict[int, LinkPool] = {}
+        """By the number of dispatchers that a client's connection has passed before this one."""
         self._opener = Opener(self._settings, self._names.resolve)
         self._management = Management(config, self)
         self._conversations: set[Conversation | Pinned] = set()
@@ -155,7 +156,8 @@ class Dispatcher:
                     with contextlib.suppress(BaseException):
                         await manager.__aexit__(None, None, None)
             finally:
-                self._pool.close()
+                for pool in self._pools.values():
+                    pool.close()
                 self._hub.close()
                 self._management.close()
                 note(logging.INFO, "stopped")
@@ -208,7 +210,8 @@ class Dispatcher:
 
     def close_idle(self, backend: Backend) -> None:
         """Close the connections to a backend that no call uses."""
-        self._pool.close_idle(backend)
+        for pool in self._pools.values():
+            pool.close_idle(backend)
 
     def start_soon(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Run something until it, or the dispatcher, ends."""
@@ -242,13 +245,30 @@ class Dispatcher:
             if hello is None:
                 return
             opening = replace(alone(opening, self._settings.max_annotations), rest=client.decoder.take_rest())
+        if opening is not None and is_looping(opening):
+            await self._refuse_loop(client, opening)
+            return
         if opening is not None and not self._stopping:
             service = self.directory.service_of(opening.object_id)
             if service is not None:
                 await self._lead(client, opening, service)
                 return
             client.decoder.feed(opening.rest if hello is not None else opening.message.data + opening.rest)
-        await self._greet_here(client, session, hello)
+        hops = 0 if opening is None else hops_of(opening.message.data, opening.codec.version)
+        await self._greet_here(client, session, hello, hops)
+
+    async def _refuse_loop(self, client: Connection, opening: Opening) -> None:
+        text = f"NotSent: passed {MAX_HOPS} dispatchers already; they lead to each other"
+        note(logging.WARNING, "client_refused", client=client.peer, reason=text)
+        with contextlib.suppress(PyroError):
+            await client.finish(self._opener.refuse(opening, text))
+
+    def _pool_after(self, hops: int) -> LinkPool:
+        """The links for calls that have passed so many dispatchers before: the next one counts them."""
+        pool = self._pools.get(hops)
+        if pool is None:
+            pool = self._pools[hops] = LinkPool(self._settings, self._names.resolve, self._hub, hops + 1)
+        return pool
 
     async def _lead(self, client: Connection, opening: Opening, service: Service) -> None:
         """Transparent mode: the client talks to a backend from the first message on."""
@@ -256,9 +276,6 @@ class Dispatcher:
         if service.stateless:
             opening = alone(opening, self._settings.max_annotations)
         try:
-            if is_looping(opening):
-                text = f"NotSent: passed {MAX_HOPS} dispatchers already; they lead to each other"
-                raise Refused(text, opener.refuse(opening, text))
             link = await opener.open_any(service, opening, Party(client.peer).host)
         except Refused as refused:
             service.tally["refused"] += 1
@@ -327,7 +344,7 @@ class Dispatcher:
             if self._stopping and not self._conversations:
                 self._all_gone.set()
 
-    async def _greet_here(self, client: Connection, session: ServerSession, heard: Hello | None) -> None:
+    async def _greet_here(self, client: Connection, session: ServerSession, heard: Hello | None, hops: int) -> None:
         """A client of the dispatcher's own object: its calls are serial."""
         hello = await accept_handshake(client, session, self._settings, None, self._judge, heard=heard)
         if hello is None or self._stopping:
@@ -336,7 +353,7 @@ class Dispatcher:
         conversation = Conversation(
             self._hub,
             self._nursery,
-            self._pool,
+            self._pool_after(hops),
             BlobDialect(self.directory, session),
             client.codec,
             client.decoder,

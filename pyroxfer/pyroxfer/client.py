@@ -53,6 +53,7 @@ async def send(
     resume: bool = True,
     streams: int = 0,
     bwlimit: int | None = None,
+    compress: bool = False,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> Receipt | list[Receipt]:
@@ -69,6 +70,7 @@ async def send(
         resume: go on where an interrupted attempt ended, after comparing digests, and keep what this one leaves.
         streams: side streams at once for one file; 0 decides by the length of the line.
         bwlimit: bytes a second at most.
+        compress: pack blocks with zstd for files and lines where it pays, if both ends have the library.
         progress: called with each event, in the task that waits here.
 
     Returns:
@@ -86,7 +88,9 @@ async def send(
     sources = _listed(paths)
     several = await in_thread(_check_sources, sources) or len(sources) > 1
     target = to if isinstance(to, Address) else parse_address(to)
-    options = TransferOptions(channel, if_exists, durability, resume, streams, bwlimit, settings or Settings())
+    options = TransferOptions(
+        channel, if_exists, durability, resume, streams, bwlimit, compress, settings or Settings()
+    )
     if not sources:
         raise AddressError("nothing to send: name at least one file or folder")
     async with open_conversation(target.uri, options.settings) as talk:
@@ -128,6 +132,17 @@ async def _is_folder(talk: Conversation, path: str) -> bool:
     return (await talk.ask("is_folder", path)).get("folder") is True
 
 
+async def _check_takes_folder(talk: Conversation, path: str) -> None:
+    """Make sure that a folder can go to a path.
+
+    Raises:
+        ExistsError: something else than a folder stands there.
+    """
+    there = await talk.ask("is_folder", path)
+    if there.get("there") is True and there.get("folder") is not True:
+        raise ExistsError(f"{printable(path)}: is a file at the server, and a folder is sent; name another target")
+
+
 async def _send_one(sender: Sender, talk: Conversation, source: str, target: str, into: bool) -> list[Receipt]:
     if source == PIPE:
         if into:
@@ -135,7 +150,7 @@ async def _send_one(sender: Sender, talk: Conversation, source: str, target: str
         async with PipeSource(0, "standard input", talk.algorithm) as pipe:
             return [await sender.send(pipe, target)]
     if await in_thread(os.path.isdir, source):
-        return await _send_folder(sender, source, target, into)
+        return await _send_folder(sender, talk, source, target, into)
     with translated(source):
         fd = await in_thread(open_source, source)
     origin = await in_thread(origin_of_path, source)
@@ -143,11 +158,13 @@ async def _send_one(sender: Sender, talk: Conversation, source: str, target: str
         return [await sender.send(file, joined(target, Path(source).name) if into else target)]
 
 
-async def _send_folder(sender: Sender, source: str, target: str, into: bool) -> list[Receipt]:
+async def _send_folder(sender: Sender, talk: Conversation, source: str, target: str, into: bool) -> list[Receipt]:
     name = await in_thread(_folder_name, source)
+    place = joined(target, name) if into and name else target
+    await _check_takes_folder(talk, place)
     store = await in_thread(LocalStore, source)
     try:
-        return await sender.send_tree(store, joined(target, name) if into and name else target, source)
+        return await sender.send_tree(store, place, source)
     finally:
         store.close()
 
@@ -168,6 +185,7 @@ async def get(
     resume: bool = True,
     streams: int = 0,
     bwlimit: int | None = None,
+    compress: bool = False,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> Receipt | list[Receipt]:
@@ -183,7 +201,9 @@ async def get(
     """
     wanted = [sources] if isinstance(sources, (str, Address)) else list(sources)
     addresses = [source if isinstance(source, Address) else parse_address(source) for source in wanted]
-    options = TransferOptions(channel, if_exists, durability, resume, streams, bwlimit, settings or Settings())
+    options = TransferOptions(
+        channel, if_exists, durability, resume, streams, bwlimit, compress, settings or Settings()
+    )
     if not addresses:
         raise AddressError("nothing to fetch: name at least one address")
     reporter, several = Reporter(progress), len(addresses) > 1

@@ -14,6 +14,7 @@ from pyroxfer_core import errors as core_errors
 from .digest import choose_algorithm
 from .errors import MAX_TEXT, PeerError, from_record
 from .offer import checked_grant
+from .packing import ZSTD
 
 PROTOCOL: Final = 1
 """Version of the calls between the two ends of this package."""
@@ -66,13 +67,17 @@ class Conversation:
         CommunicationError: the network, with its outcome.
     """
 
-    def __init__(self, proxy: Proxy, settings: Settings, algorithm: str, round_trip_s: float = 0.0) -> None:
+    def __init__(
+        self, proxy: Proxy, settings: Settings, algorithm: str, round_trip_s: float = 0.0, packs: bool = False
+    ) -> None:
         self._proxy = proxy
         self.settings = settings
         self.algorithm = algorithm
         """The digest that both ends have."""
         self.round_trip_s = round_trip_s
         """How long a call took that did nothing."""
+        self.packs = packs
+        """The server can pack and unpack blocks."""
 
     @property
     def where(self) -> Uri:
@@ -112,7 +117,7 @@ class Conversation:
         """A fresh grant for one side stream of a transfer."""
         return checked_grant((await self.ask("grant", transfer_id)).get("grant"))
 
-    async def give_up(self, transfer_id: str, *, keep: bool) -> int:
+    async def give_up(self, transfer_id: str, *, keep: bool) -> int | None:
         """Tell the server that a transfer is over; with ``keep`` it keeps what is worth it of an upload. So many
         bytes are kept, as far as it answered. Never fails; takes two seconds at most, even when cancelled."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + GIVE_UP_S):
@@ -121,7 +126,7 @@ class Conversation:
                 return kept if isinstance(kept, int) else 0
             except core_errors.PyroError:
                 pass  # the server lets go of the transfer when it sees the connection gone or the lease over
-        return 0
+        return None
 
 
 @contextlib.asynccontextmanager
@@ -138,7 +143,9 @@ async def open_conversation(uri: Uri, settings: Settings) -> AsyncIterator[Conve
         asked = trio.current_time()
         hello = await _hello(proxy, uri)
         took = trio.current_time() - asked
-        yield Conversation(proxy, settings, choose_algorithm(hello.get("algorithms")), took)
+        packings = hello.get("packings")
+        packs = isinstance(packings, (list, tuple)) and ZSTD in packings
+        yield Conversation(proxy, settings, choose_algorithm(hello.get("algorithms")), took, packs)
 
 
 @contextlib.contextmanager

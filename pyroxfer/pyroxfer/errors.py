@@ -6,6 +6,7 @@
     ├── DeniedError                   4   refused: read-only service, permission, bad grant
     │   └── NameRefusedError          4   the name leaves the root or is not portable
     ├── LostError                     5   the network broke; a later attempt may work
+    │   ├── BusyError                 5   the server is full or stops; try later, or elsewhere
     │   ├── TakenOverError            5   another connection goes on with the transfer
     │   └── OutcomeUnknownError       5   the commit was sent and its receipt was lost
     ├── IntegrityError                6   the two ends count or digest differently
@@ -86,6 +87,12 @@ class TakenOverError(LostError):
     """Another connection from the same origin goes on with the transfer."""
 
     code = "taken_over"
+
+
+class BusyError(LostError):
+    """The server has too much to do, or is about to stop; a later attempt may work, here or elsewhere."""
+
+    code = "busy"
 
 
 class OutcomeUnknownError(LostError):

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from .channels.annot import KEY
 from .channels.base import as_bytes
-from .channels.choose import AUTO, INLINE, INLINE_REASON, Choice, choose, pull
+from .channels.choose import AUTO, INLINE, INLINE_REASON, Choice, choose, in_blocks, pull
 from .conversation import Conversation, opened
 from .errors import DeniedError, ExistsError, PeerError, SourceChangedError, TransferError, from_record
 from .many import Job, Outcome, one_of_many, work_off
@@ -18,13 +19,14 @@ from .names import printable, split_path
 from .offer import ALREADY, NO_CHANNEL, End, FileEntry, Offer, Receipt, Ticket
 from .options import TransferOptions
 from .origin import origin_of_remote
+from .packing import SAMPLE, WORTH_TRYING, ZSTD, find_packing
 from .placing import NEEDS_DIGEST, place_small, receipt_for, settle, settle_late, stage
 from .progress import Reporter
 from .runs import Run
 from .sending import joined, keeps
 from .sink import FileSink, PipeSink
 from .small import SMALL, batches
-from .store.base import Store
+from .store.base import Store, WholeFiles
 from .tasks import in_thread
 
 
@@ -36,6 +38,7 @@ class Receiver:
         self._options = options
         self._reporter = reporter
         self._cleaned: set[str] = set()
+        self._packing = find_packing() if options.compress and talk.packs else None
 
     def _offer(self, entry: FileEntry, target: str) -> Offer:
         origin = origin_of_remote(entry.path) if self._options.resume else ""
@@ -136,6 +139,8 @@ class Receiver:
     async def _fill(self, sink: FileSink, ticket: Ticket, path: str) -> tuple[End, Choice]:
         """Bring what is missing, and compare."""
         choice = choose(self._options.channel, ticket.size)
+        if self._options.channel == AUTO and await self._shrinks(ticket):
+            choice = in_blocks()
         copied = sink.staged.basis != sink.staged.fd
         recalled = await sink.recall()
         if sink.staged.found:
@@ -147,6 +152,15 @@ class Receiver:
         self._reporter.accept(path, choice.channel.name, choice.reason, resumed=sink.resumed)
         theirs, used = await self._pull(choice, ticket, sink, path)
         return await sink.verify(theirs), used
+
+    async def _shrinks(self, ticket: Ticket) -> bool:
+        """Whether a sample from the middle of the server's file says that packing is worth a try."""
+        length = min(SAMPLE, ticket.size or 0)
+        if self._packing is None or not length:
+            return False
+        middle = ((ticket.size or 0) - length) // 2
+        _, annotations = await self._talk.ask_with("get_annotated", ticket.transfer_id, middle, length, ZSTD)
+        return 0 < len(annotations.get(KEY, b"")) < WORTH_TRYING * length
 
     async def _equal(self, ticket: Ticket, runs: list[Run]) -> list[Run]:
         """Those of the runs that the server's file has too."""
@@ -166,7 +180,12 @@ class Receiver:
 
     async def _pull(self, choice: Choice, ticket: Ticket, sink: FileSink | PipeSink, path: str) -> tuple[End, Choice]:
         end, used = await pull(
-            choice, self._talk, ticket, sink, self._reporter.moved, self._options.manner(self._talk.round_trip_s)
+            choice,
+            self._talk,
+            ticket,
+            sink,
+            self._reporter.moved,
+            self._options.manner(self._talk.round_trip_s, self._packing),
         )
         if used is not choice:
             self._reporter.accept(path, used.channel.name, used.reason)
@@ -268,12 +287,15 @@ class Receiver:
     def _place_batch(
         self, store: Store, batch: list[FileEntry], targets: list[str], results: Sequence[Any]
     ) -> list[Receipt | TransferError]:
-        return [
-            self._place(store, entry, target, result)
-            for entry, target, result in zip(batch, targets, results, strict=True)
-        ]
+        with store.whole_files() as whole:
+            return [
+                self._place(store, whole, entry, target, result)
+                for entry, target, result in zip(batch, targets, results, strict=True)
+            ]
 
-    def _place(self, store: Store, entry: FileEntry, target: str, result: Any) -> Receipt | TransferError:
+    def _place(
+        self, store: Store, whole: WholeFiles, entry: FileEntry, target: str, result: Any
+    ) -> Receipt | TransferError:
         try:
             if not isinstance(result, dict):
                 raise PeerError("the server answered with something else than a file")
@@ -285,7 +307,7 @@ class Receiver:
             # what the server says about a file is checked as an offer is, its path being our own
             fields = {**self._offer(entry, target).to_dict(), **end.to_dict()}
             fields |= {"mode": result.get("mode"), "mtime_ns": result.get("mtime_ns")}
-            return place_small(store, Offer.from_dict(fields), data, INLINE, INLINE_REASON)
+            return place_small(store, whole, Offer.from_dict(fields), data, INLINE, INLINE_REASON)
         except TransferError as error:
             return error
 

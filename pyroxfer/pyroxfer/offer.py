@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from .errors import PeerError
@@ -23,12 +23,13 @@ KINDS: Final = ("file", "folder", "link", "other", "unreadable")
 
 DIGEST_HEX: Final = 64
 ID_HEX: Final = 32
+HEX_DIGITS: Final = "0123456789abcdef"
 MAX_SIZE: Final = 2**63 - 1
 MAX_GRANT_HEX: Final = 240
 """A side stream carries at most 120 opaque bytes."""
 MAX_REASON: Final = 300
 
-DEFAULT_CREDIT: Final = 4 * 1024 * 1024
+DEFAULT_CREDIT: Final = 8 * 1024 * 1024
 
 ALREADY: Final = "already"
 """Reason of a receipt: equal bytes stood under the final name, nothing was moved."""
@@ -80,7 +81,7 @@ class _Fields:
 
     def hexadecimal(self, key: str, lengths: Collection[int]) -> str:
         value = self._value.get(key)
-        if not isinstance(value, str) or len(value) not in lengths or not set(value) <= set("0123456789abcdef"):
+        if not isinstance(value, str) or len(value) not in lengths or value.strip(HEX_DIGITS):
             raise self._wrong(key, "lower-case hexadecimal text of the right length")
         return value
 
@@ -153,7 +154,7 @@ class Offer:
     transfer_id: str = field(default_factory=new_transfer_id)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: getattr(self, key) for key in self.__slots__}
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -250,7 +251,7 @@ class End:
     digest: str
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: getattr(self, key) for key in self.__slots__}
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -277,7 +278,7 @@ class Receipt:
     transfer_id: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: getattr(self, key) for key in self.__slots__}
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -311,7 +312,7 @@ class FileEntry:
     mtime_ns: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: getattr(self, key) for key in self.__slots__}
 
     @classmethod
     def from_dict(cls, value: object) -> Self:

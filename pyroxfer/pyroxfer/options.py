@@ -12,6 +12,7 @@ from .channels.choose import AUTO, check_channel
 from .errors import AddressError
 from .offer import DURABILITIES, IF_EXISTS
 from .pace import Pace
+from .packing import Packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class TransferOptions:
     """Side streams at once for one file; 0 decides by the length of the line."""
     bwlimit: int | None = None
     """Bytes a second at most, all files of a run together."""
+    compress: bool = False
+    """Pack blocks with zstd for files and lines where it pays."""
     settings: Settings = field(default_factory=Settings)
     pace: Pace = field(init=False)
 
@@ -44,9 +47,9 @@ class TransferOptions:
             raise AddressError(f"bwlimit cannot be {self.bwlimit}; it is bytes a second, at least 1")
         object.__setattr__(self, "pace", Pace(self.bwlimit))
 
-    def manner(self, round_trip_s: float) -> Manner:
+    def manner(self, round_trip_s: float, packing: Packing | None) -> Manner:
         """How a channel shall move the bytes over a line of this length."""
-        return Manner(self.pace, self.streams, round_trip_s)
+        return Manner(self.pace, self.streams, round_trip_s, packing)
 
 
 def _check(what: str, value: str, options: Collection[str]) -> None:

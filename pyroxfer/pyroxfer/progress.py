@@ -98,9 +98,11 @@ class Reporter:
         self._done += resumed
         self._tell(Progress("accept", path, None, self._done, self._total, channel, reason, resumed))
 
-    def interrupted(self, path: str, kept: int, where: str) -> None:
-        """A transfer did not come to its end; what is kept of it, and how to go on."""
-        if kept:
+    def interrupted(self, path: str, kept: int | None, where: str) -> None:
+        """A transfer did not come to its end; how much is kept of it, if that is known, and how to go on."""
+        if kept is None:
+            self.warn(path, f"interrupted; what has arrived {where} is used when the same command is run again")
+        elif kept:
             self.warn(path, f"interrupted; {human(kept)} are kept {where}, and the same command goes on from there")
 
     def file(self, path: str, size: int) -> None:

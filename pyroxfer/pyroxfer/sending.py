@@ -6,11 +6,12 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from pyroxfer_core import errors as core_errors
 
-from .channels.choose import AUTO, INLINE, INLINE_REASON, Choice, choose, push
+from .channels.choose import AUTO, INLINE, INLINE_REASON, Choice, choose, in_blocks, push
 from .conversation import Conversation
 from .errors import (
     DeniedError,
@@ -26,11 +27,12 @@ from .names import printable
 from .offer import End, FileEntry, Offer, Receipt, Ticket
 from .options import TransferOptions
 from .origin import origin_of_path
+from .packing import SAMPLE, WORTH_TRYING, find_packing
 from .progress import Reporter
 from .runs import Range, covered
 from .small import SMALL, batches, read_small
 from .source import FileSource, Source
-from .store.base import Store
+from .store.base import Store, WholeFiles
 from .tasks import in_thread
 
 
@@ -61,6 +63,7 @@ class Sender:
         self._talk = talk
         self._options = options
         self._reporter = reporter
+        self._packing = find_packing() if options.compress and talk.packs else None
 
     def _offer(self, target: str, size: int | None, mode: int, mtime_ns: int | None, origin: str = "") -> Offer:
         return Offer(
@@ -103,13 +106,17 @@ class Sender:
         end = await source.end()
         item = {"offer": replace(offer, digest=end.digest).to_dict(), "data": data}
         reply = await self._talk.ask("put_files", [item], [], INLINE_REASON)
-        return self._finished(_read_result(_results(reply, 1)[0], end, self._talk.algorithm), moved=False)
+        return self._finished(_read_result(_results(reply, 1)[0], end, offer), moved=False)
 
     async def _send_blocks(self, source: NamedSource, offer: Offer) -> Receipt:
         choice = choose(self._options.channel, source.size)
+        if self._packing is not None and self._options.channel == AUTO and await self._shrinks(source):
+            choice = in_blocks()
         reply = await self._open(source, offer)
         if "receipt" in reply:
-            return self._finished(Receipt.from_dict(reply["receipt"]), moved=False)
+            receipt = Receipt.from_dict(reply["receipt"])
+            end = await source.end() if receipt.digest else End(0, "")
+            return self._finished(_check_receipt(receipt, end, offer), moved=False)
         ticket = Ticket.from_dict(reply.get("ticket"))
         if ticket.transfer_id != offer.transfer_id or ticket.size != offer.size:
             raise PeerError("the server answered with the ticket of another transfer")
@@ -122,16 +129,24 @@ class Sender:
                 ticket,
                 source,
                 self._reporter.moved,
-                self._options.manner(self._talk.round_trip_s),
+                self._options.manner(self._talk.round_trip_s, self._packing),
             )
             if used is not choice:
                 self._reporter.accept(offer.path, used.channel.name, used.reason)
             receipt = await self._commit(offer, end, used)
         except BaseException as error:
             kept = await self._talk.give_up(offer.transfer_id, keep=keeps(error))
-            self._reporter.interrupted(offer.path, kept, "at the server")
+            if offer.origin and keeps(error):
+                self._reporter.interrupted(offer.path, kept, "at the server")
             raise
-        return self._finished(_check_receipt(receipt, end), moved=True)
+        return self._finished(_check_receipt(receipt, end, offer), moved=True)
+
+    async def _shrinks(self, source: Source) -> bool:
+        """Whether a sample from the middle of the source says that packing is worth a try."""
+        if source.size is None or self._packing is None:
+            return False
+        sample = await source.read_block(source.size // 2, SAMPLE)
+        return len(await in_thread(self._packing.pack, sample)) < WORTH_TRYING * len(sample)
 
     async def _resume(self, ticket: Ticket, source: Source) -> Ticket:
         """Compare what the server still has with the source; the ticket for what is missing."""
@@ -244,11 +259,12 @@ class Sender:
     def _read_batch(
         self, store: Store, target: str, entries: list[FileEntry]
     ) -> list[tuple[FileEntry, dict[str, Any] | TransferError]]:
-        return [(entry, self._read_item(store, target, entry)) for entry in entries]
+        with store.whole_files() as whole:
+            return [(entry, self._read_item(whole, target, entry)) for entry in entries]
 
-    def _read_item(self, store: Store, target: str, entry: FileEntry) -> dict[str, Any] | TransferError:
+    def _read_item(self, whole: WholeFiles, target: str, entry: FileEntry) -> dict[str, Any] | TransferError:
         try:
-            small = read_small(store, entry.path, self._talk.algorithm)
+            small = read_small(whole, entry.path, self._talk.algorithm)
         except TransferError as error:
             return error
         offer = self._offer(joined(target, entry.path), len(small.data), small.mode, small.mtime_ns)
@@ -258,7 +274,9 @@ class Sender:
         end = End(len(item["data"]), item["offer"]["digest"])
         self._reporter.file(entry.path, end.size)
         try:
-            outcome.receipts.append(self._finished(_read_result(result, end, self._talk.algorithm), moved=False))
+            outcome.receipts.append(
+                self._finished(_read_result(result, end, Offer.from_dict(item["offer"])), moved=False)
+            )
         except TransferError as error:
             outcome.failed(entry.path, error)
 
@@ -286,17 +304,19 @@ def _results(reply: Any, count: int) -> list[Any]:
     return list(itertools.islice(results, count))
 
 
-def _read_result(result: Any, end: End, algorithm: str) -> Receipt:
+def _read_result(result: Any, end: End, offer: Offer) -> Receipt:
     if "error" in result:
         raise from_record(result["error"])
-    receipt = Receipt.from_dict(result.get("receipt"))
-    if receipt.algorithm != algorithm:
-        raise PeerError("the server used another digest than agreed")
-    return _check_receipt(receipt, end)
+    return _check_receipt(Receipt.from_dict(result.get("receipt")), end, offer)
 
 
-def _check_receipt(receipt: Receipt, end: End) -> Receipt:
-    """A receipt for other bytes than were sent is no receipt; one for a skipped file speaks of what was there."""
+def _check_receipt(receipt: Receipt, end: End, offer: Offer) -> Receipt:
+    """A receipt for other bytes than were sent, or for another offer, is no receipt; one for a skipped file speaks of
+    what was there."""
+    where, there = PurePosixPath(offer.path), PurePosixPath(receipt.path)
+    placed = there.parent == where.parent if offer.if_exists == "rename" else there == where
+    if (receipt.transfer_id, receipt.algorithm) != (offer.transfer_id, offer.algorithm) or not placed:
+        raise IntegrityError(f"{printable(offer.path)}: the receipt speaks of another file than was sent")
     if receipt.digest and End(receipt.size, receipt.digest) != end:
         raise IntegrityError(f"{printable(receipt.path)}: the receipt speaks of other bytes than were sent")
     return receipt

@@ -16,12 +16,13 @@ from .errors import DeniedError, LostError, PeerError, TransferError, to_record
 from .grants import DOWNLOAD, UPLOAD
 from .names import MAX_PATH_BYTES
 from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_ranges, check_transfer_id
+from .packing import ZSTD, find_packing
 from .placing import digest_of_file, place_small
 from .replies import replies
 from .small import BATCH_BYTES, BATCH_FILES, read_small
 from .source import FileSource
 from .stock import StockEnd
-from .store.base import Store
+from .store.base import Store, WholeFiles
 from .tasks import in_thread
 from .transfers import Transfers
 from .uploading import Uploads
@@ -72,11 +73,12 @@ class FileService(StockEnd, ChannelEnds):
         return self._store
 
     async def hello(self) -> Mapping[str, Any]:
-        """Who this is, the version of its calls, and the digests on offer."""
+        """Who this is, the version of its calls, and the digests and packings on offer."""
         return {
             "service": SERVICE,
             "protocol": PROTOCOL,
             "algorithms": list(ALGORITHMS),
+            "packings": [ZSTD] if find_packing() is not None else [],
             "readable": not self._upload_only,
             "writable": not self._read_only,
         }
@@ -89,15 +91,16 @@ class FileService(StockEnd, ChannelEnds):
 
     @replies
     async def is_folder(self, path: object) -> Mapping[str, Any]:
-        """``{"folder": bool}``: whether the path is a folder, so that a sender knows what its target means."""
+        """``{"folder": bool, "there": bool}``: whether the path is a folder, or anything, so that a sender knows what
+        its target means."""
         store = self._store
         try:
             entry = await in_thread(store.stat, text_argument(path, "a path", MAX_PATH_BYTES))
         except TransferError as error:
             if isinstance(error, DeniedError):
                 raise
-            return {"folder": False}
-        return {"folder": entry.kind == "folder"}
+            return {"folder": False, "there": False}
+        return {"folder": entry.kind == "folder", "there": True}
 
     async def walk(self, path: object, deep: object) -> AsyncIterator[Mapping[str, Any]]:
         """Items ``{"entries": […]}`` of what is in a folder, with all below it when ``deep``; or ``{"error": …}``."""
@@ -204,9 +207,10 @@ class FileService(StockEnd, ChannelEnds):
         store = self._readable()
         name = text_argument(path, "a path", MAX_PATH_BYTES)
         kind = choose_algorithm([algorithm])
-        self.transfers.check_room("")
-        source = FileSource(await in_thread(store.open_file, name), name, kind)
-        download = self.transfers.new_download(source)
+        async with self.transfers.room():
+            source = FileSource(await in_thread(store.open_file, name), name, kind)
+            download = self.transfers.new_download(source)
+        current_call.track_resource(download)
         ticket = Ticket(
             download.transfer_id,
             source.size,
@@ -217,7 +221,6 @@ class FileService(StockEnd, ChannelEnds):
             source.mtime_ns,
             self.transfers.credit(),
         )
-        current_call.track_resource(download)
         return {"ticket": ticket.to_dict()}
 
     @replies
@@ -256,15 +259,18 @@ class FileService(StockEnd, ChannelEnds):
 
 
 def _put_files(store: Store, files: Sequence[Any], folders: Sequence[Any], reason: str) -> list[dict[str, Any]]:
-    return [_put_file(store, item, reason) for item in files] + [_make_folder(store, path) for path in folders]
+    with store.whole_files() as whole:
+        results = [_put_file(store, whole, item, reason) for item in files]
+    return results + [_make_folder(store, path) for path in folders]
 
 
-def _put_file(store: Store, item: Any, reason: str) -> dict[str, Any]:
+def _put_file(store: Store, whole: WholeFiles, item: Any, reason: str) -> dict[str, Any]:
     try:
         if not isinstance(item, Mapping):
             raise PeerError("expected a file with its offer")
         data = bytes(as_bytes(item.get("data")))
-        return {"receipt": place_small(store, Offer.from_dict(item.get("offer")), data, INLINE, reason).to_dict()}
+        offer = Offer.from_dict(item.get("offer"))
+        return {"receipt": place_small(store, whole, offer, data, INLINE, reason).to_dict()}
     except TransferError as error:
         return {"error": to_record(error)}
 
@@ -280,20 +286,20 @@ def _make_folder(store: Store, path: Any) -> dict[str, Any]:
 def _get_files(store: Store, paths: Sequence[str], algorithm: str) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     weight = 0
-    for path in paths:
-        if weight > BATCH_BYTES:
-            results.append(
-                {"error": to_record(PeerError(f"a call gives at most {BATCH_BYTES} bytes; ask for fewer"))}
-            )
-            continue
-        results.append(_get_file(store, path, algorithm))
-        weight += results[-1].get("size", 0)
+    with store.whole_files() as whole:
+        for path in paths:
+            if weight > BATCH_BYTES:
+                error = PeerError(f"a call gives at most {BATCH_BYTES} bytes; ask for fewer")
+                results.append({"error": to_record(error)})
+                continue
+            results.append(_get_file(whole, path, algorithm))
+            weight += results[-1].get("size", 0)
     return results
 
 
-def _get_file(store: Store, path: str, algorithm: str) -> dict[str, Any]:
+def _get_file(whole: WholeFiles, path: str, algorithm: str) -> dict[str, Any]:
     try:
-        small = read_small(store, path, algorithm)
+        small = read_small(whole, path, algorithm)
     except TransferError as error:
         return {"error": to_record(error)}
     return {

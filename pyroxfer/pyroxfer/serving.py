@@ -27,6 +27,9 @@ from .transfers import LEASE_S, Transfers
 
 FOLDERS_PER_VISIT: Final = 64
 """Folders cleaned per visit of a worker thread, so that a server with very many still stops at once."""
+GOODBYE_S: Final = 2.0
+TELL_S: Final = 0.2
+"""How long a server that stops takes to let go of running transfers, and to tell their clients."""
 CLEAN_EVERY_S: Final = 24 * 3600.0
 
 logger = logging.getLogger("pyroxfer.service")
@@ -113,6 +116,8 @@ class FileServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop; an error of the block goes on as it is, not in a group."""
+        with trio.move_on_after(GOODBYE_S, shield=True):
+            await self._say_goodbye()
         try:
             await self._daemon.__aexit__(kind, error, trace)
         finally:
@@ -120,6 +125,12 @@ class FileServer:
                 await self._transfers.aclose()
             await self._end_background(kind, error, trace)
             self._store.close()
+
+    async def _say_goodbye(self) -> None:
+        """End running transfers while their clients can still ask why."""
+        if len(self._transfers):
+            await self._transfers.stop()
+            await trio.sleep(TELL_S)
 
     async def _end_background(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._background._nursery.cancel_scope.cancel()
@@ -133,6 +144,7 @@ class FileServer:
         """Remove what servers that died have left in the folder, and what nobody came back for; then once a day."""
         while True:
             await self._clean_once()
+
             await trio.sleep(CLEAN_EVERY_S)
 
     async def _clean_once(self) -> None:

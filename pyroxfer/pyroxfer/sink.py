@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
@@ -17,7 +17,10 @@ from .runs import MAX_RUNS, Range, Run, covered, step_for
 from .source import HASH_TURN, catch_up
 from .store.base import StagedFile
 from .store.rooted import translated
-from .tasks import Usage, in_thread
+from .tasks import Usage, in_thread, own_threads
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 FOLLOW_LAG: Final = 4 * 1024 * 1024
 """Bytes that may wait before the follower visits a worker thread: few hops, and still warm in the cache."""
@@ -53,6 +56,8 @@ class FileSink:
         self.algorithm = algorithm
         self.resumed = 0
         """Bytes kept from an earlier attempt."""
+        self.superseded = False
+        """Somebody else goes on with a copy: there is nothing to keep."""
         self._flushes = durability != "none"
         self._coverage = Coverage(size)
         self._step = step_for(size) if staged.keeps and size is not None else 0
@@ -63,7 +68,11 @@ class FileSink:
         self._doubted: Sequence[Run] = ()
         self._recalled: PrefixDigest | None = None
         self._moved = trio.lowlevel.ParkingLot()
+        self._threads = own_threads()
         self.usage = Usage()
+
+    async def _in_thread(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await in_thread(function, *args, limiter=self._threads)
 
     @property
     def fd(self) -> int:
@@ -84,7 +93,7 @@ class FileSink:
             running = PrefixDigest(self.algorithm, self.staged.basis)
             good = []
             for run in beginnings:
-                await catch_up(running, run.length)
+                await catch_up(running, run.length, self._threads)
                 if running.end().digest == run.digest:
                     good.append(run)
             reach = good[-1].length if good else 0
@@ -95,7 +104,7 @@ class FileSink:
         return good[-MAX_RUNS:]
 
     async def _is_true(self, fd: int, run: Run) -> bool:
-        return await in_thread(digest_of_range, fd, self.algorithm, run.start, run.length) == run.digest
+        return await self._in_thread(digest_of_range, fd, self.algorithm, run.start, run.length) == run.digest
 
     async def keep(self, runs: Sequence[Run], *, doubt: bool) -> None:
         """Begin with these of the recalled runs and nothing else of what was there.
@@ -105,7 +114,7 @@ class FileSink:
         """
         ranges, in_place = covered(runs), self.staged.basis == self.staged.fd
         with self.usage:
-            await in_thread(self.staged.adopt, ranges)
+            await self._in_thread(self.staged.adopt, ranges)
         self._coverage.keep(ranges)
         self.resumed = self._coverage.done
         known, self._recalled = self._recalled, None
@@ -115,7 +124,7 @@ class FileSink:
         if doubt:
             self._doubted = runs
         with self.usage, translated(self.staged.path):
-            await catch_up(self._digest, self._coverage.prefix)
+            await catch_up(self._digest, self._coverage.prefix, self._threads)
         self._digest.marks.clear()
 
     def missing(self) -> list[Range]:
@@ -136,7 +145,7 @@ class FileSink:
         written = 0
         try:
             with self.usage:
-                await in_thread(self._write, offset, view)
+                await self._in_thread(self._write, offset, view)
                 written = len(view)
         finally:
             self.complete(offset, written)
@@ -170,7 +179,7 @@ class FileSink:
         self._noting = True
         try:
             with self.usage:
-                await in_thread(self._note)
+                await self._in_thread(self._note)
         finally:
             self._noting = False
             self._noted_at = trio.current_time()
@@ -182,7 +191,7 @@ class FileSink:
             self._noted = runs[-1].length
 
     async def prove(self, run: Run) -> None:
-        """Compare the bytes of a run that was written with the sender's digest of it, and note it.
+        """Compare the bytes of a run that was written with the sender's digest of it.
 
         Raises:
             LostError: they differ.
@@ -198,7 +207,7 @@ class FileSink:
         while self._digest.hashed < size:
             ready, hashed = self._coverage.prefix, self._digest.hashed
             if ready - hashed >= min(FOLLOW_LAG, size - hashed):
-                await in_thread(self._digest.catch_up, min(ready, hashed + HASH_TURN))
+                await self._in_thread(self._digest.catch_up, min(ready, hashed + HASH_TURN))
                 await self.note_progress()
             else:
                 await self._moved.park()
@@ -207,7 +216,7 @@ class FileSink:
         """Own count and digest of everything that is there without a gap."""
         await trio.lowlevel.checkpoint()
         with self.usage, translated(self.staged.path):
-            await catch_up(self._digest, self._coverage.prefix)
+            await catch_up(self._digest, self._coverage.prefix, self._threads)
             return self._digest.end()
 
     async def verify(self, theirs: End) -> End:
@@ -236,7 +245,7 @@ class FileSink:
             running = PrefixDigest(self.algorithm, self.staged.fd)
             for run in sorted(self._doubted, key=lambda run: run.end):
                 if not run.start:
-                    await catch_up(running, run.length)
+                    await catch_up(running, run.length, self._threads)
                 equal = await self._is_true(self.staged.fd, run) if run.start else running.end().digest == run.digest
                 if not equal:
                     raise IntegrityError(f"{printable(self.staged.path)}: somebody else wrote into it; send it again")
@@ -244,7 +253,7 @@ class FileSink:
     async def publish(self, size: int, if_exists: str, durability: str, mtime_ns: int | None) -> str:
         """Flush and put in place; returns the final path. Errors as ``StagedFile.publish``."""
         await self.usage.finish()
-        return await in_thread(self.staged.publish, size, if_exists, durability, mtime_ns)
+        return await self._in_thread(self.staged.publish, size, if_exists, durability, mtime_ns)
 
     async def suspend(self) -> int:
         """Keep what is there without a gap for a later attempt, once nobody writes any more; so many bytes are kept.
@@ -256,11 +265,14 @@ class FileSink:
         with trio.CancelScope(shield=True):
             await self.usage.finish()
             if self.staged.fd >= 0:
-                kept = await in_thread(self._suspend)
+                kept = await self._in_thread(self._suspend)
         return kept
 
     def _suspend(self) -> int:
         prefix = self._coverage.prefix
+        if self.superseded:
+            self.staged.discard()
+            return 0
         try:
             if self._step and prefix >= LEAST_KEPT:
                 self._digest.catch_up(prefix)
@@ -279,7 +291,7 @@ class FileSink:
         with trio.CancelScope(shield=True):
             await self.usage.finish()
             if self.staged.fd >= 0:
-                await in_thread(self.staged.discard)
+                await self._in_thread(self.staged.discard)
 
 
 class PipeSink:

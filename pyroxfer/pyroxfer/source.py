@@ -14,16 +14,16 @@ from .names import printable
 from .offer import End, bounded_mtime
 from .runs import Range
 from .store.rooted import translated
-from .tasks import Usage, in_thread
+from .tasks import Usage, in_thread, own_threads
 
 HASH_TURN: Final = 16 * 1024 * 1024
 """Bytes digested per visit of a worker thread: some milliseconds, so cancelling is prompt and hops cost nothing."""
 
 
-async def catch_up(digest: PrefixDigest, end: int) -> None:
+async def catch_up(digest: PrefixDigest, end: int, threads: trio.CapacityLimiter) -> None:
     """Digest up to an offset in turns, so that a cancel is answered soon. Errors as ``PrefixDigest.catch_up``."""
     while digest.hashed < end:
-        await in_thread(digest.catch_up, min(digest.hashed + HASH_TURN, end))
+        await in_thread(digest.catch_up, min(digest.hashed + HASH_TURN, end), limiter=threads)
 
 
 class Source(Protocol):
@@ -43,8 +43,11 @@ class Source(Protocol):
     async def digest_all(self) -> None:
         """Digest what can be digested now."""
 
-    async def digests(self, runs: Sequence[Range]) -> list[str]:
+    async def digests(self, ranges: Sequence[Range]) -> list[str]:
         """The digest of each of these ranges, empty where there is none."""
+
+    async def digest_of(self, place: Range) -> str:
+        """The digest of one range by itself."""
 
     async def end(self) -> End:
         """Own count and digest, once everything was read."""
@@ -65,6 +68,7 @@ class FileSource:
         self.mode = self._before.st_mode & 0o777
         self.mtime_ns = bounded_mtime(self._before.st_mtime_ns)
         self._algorithm = algorithm
+        self._threads = own_threads()
         self._digest = PrefixDigest(algorithm, fd)
         self.usage = Usage()
 
@@ -75,7 +79,7 @@ class FileSource:
             SourceChangedError: the file became shorter.
         """
         with self.usage, translated(self.path):
-            return await in_thread(self._read_block, offset, min(length, self.size - offset))
+            return await in_thread(self._read_block, offset, min(length, self.size - offset), limiter=self._threads)
 
     def _read_block(self, offset: int, length: int) -> bytes:
         data = os.pread(self.fd, max(length, 0), offset)
@@ -94,12 +98,13 @@ class FileSource:
             SourceChangedError: the file became shorter.
         """
         with self.usage, translated(self.path):
-            await catch_up(self._digest, self.size)
+            await catch_up(self._digest, self.size, self._threads)
 
     async def digests(self, ranges: Sequence[Range]) -> list[str]:
         """The digest of each of these ranges, as the file is now; empty for one that reaches over its end.
 
-        Beginnings in growing order cost one pass over the longest, which also counts for ``end``.
+        Beginnings in growing order cost one pass over the longest, which also counts for ``end``; not beside
+        ``digest_all``.
 
         Raises:
             SourceChangedError: the file became shorter.
@@ -111,13 +116,22 @@ class FileSource:
                 if offset + length > self.size:
                     found.append("")
                 elif offset:
-                    found.append(await in_thread(digest_of_range, self.fd, self._algorithm, offset, length))
+                    found.append(await self.digest_of(Range(offset, length)))
                 else:
                     if running.hashed > length:
                         running = PrefixDigest(self._algorithm, self.fd)
-                    await catch_up(running, length)
+                    await catch_up(running, length, self._threads)
                     found.append(running.end().digest)
         return found
+
+    async def digest_of(self, place: Range) -> str:
+        """The digest of one range by itself, as the file is now; whatever else is being digested.
+
+        Raises:
+            SourceChangedError: the file became shorter.
+        """
+        with self.usage, translated(self.path):
+            return await in_thread(digest_of_range, self.fd, self._algorithm, *place, limiter=self._threads)
 
     async def end(self) -> End:
         """Digest the rest and compare the file with what it was when opened.
@@ -195,6 +209,11 @@ class PipeSource:
         """Nothing is known of what comes."""
         await trio.lowlevel.checkpoint()
         return [""] * len(ranges)
+
+    async def digest_of(self, place: Range) -> str:
+        """Nothing is known of what comes."""
+        await trio.lowlevel.checkpoint()
+        return ""
 
     async def end(self) -> End:
         """Count and digest of what was read."""

@@ -15,6 +15,8 @@ Ts = TypeVarTuple("Ts")
 
 DISK_THREADS: Final = 16
 """Disk calls running at once in one event loop: they fill a disk's queue and do not crowd out other threads."""
+OWN_THREADS: Final = 2
+"""Of one transfer: one reads or writes while the other digests or flushes."""
 
 _disk_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("pyroxfer-disk-limiter")
 
@@ -58,12 +60,17 @@ class Usage:
             await self._idle.park()
 
 
-async def in_thread(function: Callable[[*Ts], T], *args: *Ts) -> T:
-    """Run blocking disk work in a worker thread.
+async def in_thread(function: Callable[[*Ts], T], *args: *Ts, limiter: trio.CapacityLimiter | None = None) -> T:
+    """Run blocking disk work in a worker thread, one of those for everybody or of a transfer's own ``limiter``.
 
     Once begun it is not cancelled: its value comes back, so that what it opened or made finds its owner.
     """
-    return await trio.to_thread.run_sync(function, *args, limiter=_limiter())
+    return await trio.to_thread.run_sync(function, *args, limiter=limiter or _limiter())
+
+
+def own_threads() -> trio.CapacityLimiter:
+    """Threads of one transfer: however slow its disk is, others do not wait for it."""
+    return trio.CapacityLimiter(OWN_THREADS)
 
 
 def most_telling(group: BaseExceptionGroup[Any]) -> BaseException:

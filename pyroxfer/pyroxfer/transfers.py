@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 import trio
 
-from .errors import DeniedError, LostError, StalledError, TakenOverError, TransferError, UnknownTransferError
+from .errors import (
+    BusyError,
+    DeniedError,
+    LostError,
+    StalledError,
+    TakenOverError,
+    TransferError,
+    UnknownTransferError,
+)
 from .grants import Grant, GrantBook
 from .offer import Offer, Receipt, new_transfer_id
 from .receipts import Receipts, ReceiptsInMemory
@@ -27,12 +35,15 @@ from .tasks import in_thread
 LEASE_S: Final = 300.0
 """A transfer not touched for this long is dropped. Clients that died are noticed by their connections, much sooner;
 this is for those that hang, and long enough for a block to arrive over the slowest of lines."""
-MAX_TRANSFERS: Final = 256
-"""Transfers under way at once; each holds up to two descriptors."""
+MAX_TRANSFERS: Final = 64
+"""Transfers under way at once; each holds a few descriptors, two threads, and its part of ``CREDIT_ALL``."""
+MAX_WAITING: Final = 256
+WAIT_S: Final = 60.0
+"""Transfers that wait for their turn at most, and how long."""
 REMEMBERED: Final = 10_000
 """Failures kept for a client that asks again."""
-CREDIT_ALL: Final = 32 * 1024 * 1024
-LEAST_CREDIT: Final = 256 * 1024
+CREDIT_ALL: Final = 8 * 1024 * 1024
+LEAST_CREDIT: Final = 128 * 1024
 """Bytes in flight of all transfers whose blocks come in calls, and of each at least: what they may take of memory."""
 TAKE_OVER_S: Final = 1.0
 """How long whoever takes a transfer over waits for the writers of its holder to end."""
@@ -152,6 +163,9 @@ class Transfers:
         self._receipts_busy = trio.Lock()
         self._lost = trio.Event()
         self._releasing = 0
+        self._opening = self._waiting = 0
+        self._turn = trio.lowlevel.ParkingLot()
+        self._stopping = False
         self._active: dict[str, Upload | Download] = {}
         self._failures: _Remembered[str, TransferError] = _Remembered(REMEMBERED)
         self.grants = GrantBook(clock)
@@ -160,17 +174,57 @@ class Transfers:
         """Transfers under way, and those whose files are just being let go of."""
         return len(self._active) + self._releasing
 
-    def check_room(self, transfer_id: str, holder: object = None) -> None:
-        """Whether one more transfer may begin.
+    def check_id(self, transfer_id: str, holder: object) -> None:
+        """Whether an upload with this id may begin.
 
         Raises:
-            DeniedError: the connection has one with this id under way already, or too many are under way.
+            DeniedError: the connection has one with this id under way already.
         """
         known = self._active.get(transfer_id)
         if known is not None and (isinstance(known, Download) or known.holder is holder):
             raise DeniedError("a transfer with this id is under way already")
-        if len(self._active) >= MAX_TRANSFERS:
-            raise DeniedError(f"the server has {MAX_TRANSFERS} transfers under way; try again later")
+
+    @asynccontextmanager
+    async def room(self) -> AsyncIterator[None]:
+        """Hold a place for one more transfer while it is being opened; waits for its turn, in the order of asking.
+
+        Raises:
+            BusyError: too many wait, the turn did not come within a minute, or the server stops.
+        """
+        self._check_open()
+        if self._full or self._waiting:
+            await self._wait_for_turn()
+        self._opening += 1
+        try:
+            yield
+        finally:
+            self._opening -= 1
+            self._turn.unpark()
+
+    @property
+    def _full(self) -> bool:
+        return len(self._active) + self._opening >= MAX_TRANSFERS
+
+    async def _wait_for_turn(self) -> None:
+        if self._waiting >= MAX_WAITING:
+            raise BusyError(f"{MAX_WAITING} transfers wait for their turn at the server already; try again later")
+        self._waiting += 1
+        try:
+            with trio.move_on_after(WAIT_S) as scope:
+                await self._turn.park()
+                while self._full and not self._stopping:
+                    await self._turn.park()
+        finally:
+            self._waiting -= 1
+            if not self._full:  # whose turn it is may have been cancelled
+                self._turn.unpark()
+        if scope.cancelled_caught:
+            raise BusyError(f"the server had no place for one more transfer for {WAIT_S:g} s; try again later")
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._stopping:
+            raise BusyError("the server is about to stop; try again later, or at another one")
 
     def rival(self, offer: Offer, holder: object) -> Upload | None:
         """An upload that another connection has under way, with the id of this one or of the same file from the same
@@ -196,6 +250,7 @@ class Transfers:
         trio.lowlevel.spawn_system_task(let_go)
         with trio.move_on_after(TAKE_OVER_S):
             await ended.wait()
+        upload.sink.superseded = True
 
     def new_upload(
         self, offer: Offer, sink: FileSink, holder: object, recalled: Sequence[Run] = (), *, doubt: bool = False
@@ -291,6 +346,7 @@ class Transfers:
                 kept = await transfer.release(keep=keep)
         finally:
             self._releasing -= 1
+            self._turn.unpark()
         return kept
 
     async def drop_expired(self) -> None:
@@ -313,6 +369,15 @@ class Transfers:
 
     def _wake(self) -> None:
         self._lost.set()
+
+    async def stop(self) -> None:
+        """Let no transfer in any more, and end those under way: their clients are told to go on later or
+        elsewhere."""
+        self._stopping = True
+        self._turn.unpark_all()
+        for transfer_id in list(self._active):
+            text = "the server stops; the same command goes on later, or at another server of these files"
+            await self.fail(transfer_id, BusyError(text))
 
     async def aclose(self) -> None:
         """Drop every transfer; what is worth keeping of the uploads is kept."""

@@ -36,15 +36,17 @@ class Uploads:
         An upload of the same file from the same origin over another connection is taken over: it ends there.
 
         Raises:
-            DeniedError: the id is in use, or too many are under way.
+            DeniedError: the id is in use.
+            BusyError: too many are under way, or the server stops.
             ExistsError: other bytes stand under the name.
             TransferError: what the store said.
         """
-        self.transfers.check_room(offer.transfer_id, holder)
+        self.transfers.check_id(offer.transfer_id, holder)
         doubt = await self._take_over(offer, holder)
-        begun = await in_thread(begin, self.store, offer)
-        if not isinstance(begun, (Receipt, str)):
-            return await self._let_in(offer, begun, holder, doubt)
+        async with self.transfers.room():
+            begun = await in_thread(begin, self.store, offer)
+            if not isinstance(begun, (Receipt, str)):
+                return await self._let_in(offer, begun, holder, doubt)
         return begun
 
     async def _take_over(self, offer: Offer, holder: object) -> bool:
@@ -62,7 +64,7 @@ class Uploads:
         sink = FileSink(staged, offer.size, offer.algorithm, offer.durability)
         try:
             recalled = await sink.recall()
-            self.transfers.check_room(offer.transfer_id, holder)  # somebody else may have come meanwhile
+            self.transfers.check_id(offer.transfer_id, holder)  # somebody else may have come meanwhile
             if self.transfers.rival(offer, holder) is not None:
                 raise DeniedError("another connection has just begun this transfer; try again")
         except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+import bulk
 import dispatch
 import files
 import gateway
@@ -13,7 +14,15 @@ import others
 import report
 import rpc
 
-SUITES = {"rpc": rpc, "others": others, "files": files, "dispatch": dispatch, "ns": ns, "gateway": gateway}
+SUITES = {
+    "rpc": rpc,
+    "bulk": bulk,
+    "others": others,
+    "files": files,
+    "dispatch": dispatch,
+    "ns": ns,
+    "gateway": gateway,
+}
 QUICK = 3
 FULL = 5
 """Repetitions."""

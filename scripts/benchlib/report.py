@@ -17,7 +17,7 @@ from processes import ROOT, stock
 
 DATA = ROOT / "docs" / "measurements.json"
 PAGE = ROOT / "docs" / "measurements.md"
-ORDER = ("rpc", "others", "files", "dispatch", "ns", "gateway")
+ORDER = ("rpc", "bulk", "others", "files", "dispatch", "ns", "gateway")
 OUR_PACKAGES = ("trio", "serpent", "msgpack", "blake3", "httptools")
 THEIR_PACKAGES = ("Pyro5", "serpent", "msgpack")
 

@@ -745,3 +745,30 @@ async def test_others_are_served_while_a_large_request_is_read(daemon: Daemon, s
         assert results == ["read"]
     finally:
         unregister_dict_to_class("tests.Slow")
+
+
+async def test_a_member_is_looked_for_anew_when_the_object_has_other_ones() -> None:
+    """What a proxy remembers of a remote object lasts as long as the metadata it came with."""
+
+    @expose
+    class Before:
+        async def old(self) -> str:
+            return "old"
+
+    @expose
+    class After:
+        async def new(self) -> str:
+            return "new"
+
+    async with Daemon() as daemon:
+        uri = daemon.register(Before(), "thing")
+        async with Proxy(uri) as proxy:
+            assert await proxy.old() == "old"
+            assert proxy.old is proxy.old, "remembered"
+            daemon.unregister("thing")
+            daemon.register(After(), "thing")
+            proxy._pyroRelease()
+            assert await proxy._pyroInvoke("new", (), {}) == "new"
+            with pytest.raises(AttributeError):
+                proxy.old  # noqa: B018  # looking for it is the test
+            assert await proxy.new() == "new"

@@ -43,6 +43,10 @@ class Service:
     def sleep(self, seconds):
         time.sleep(seconds)
         return "slept"
+    def items(self):
+        yield 1
+        time.sleep(60)
+        yield 2
 
 with pyro.Daemon() as daemon:
     print(daemon.register(Service()), flush=True)
@@ -156,6 +160,25 @@ def test_a_stopped_process_is_found_out_in_the_facade() -> None:
             outcomes = {getattr(call.exception(WITHIN_S), "outcome", None) for call in calls}
         assert outcomes <= {Outcome.UNKNOWN, Outcome.NOT_SENT}
         assert Outcome.UNKNOWN in outcomes
+
+
+async def test_a_stopped_process_is_found_out_while_a_stream_is_read_in_trio() -> None:
+    with daemon_process() as (uri, pid):
+        async with Proxy(uri, settings=PROCESS) as proxy:
+            items = proxy.items().__aiter__()
+            assert await items.__anext__() == 1
+            with stopped(pid), pytest.raises(ConnectionClosedError, match="sign of life"):
+                await items.__anext__()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_stopped_process_is_found_out_while_a_stream_is_read_in_the_facade(background: bool) -> None:
+    """It owes an item, although no call is in flight."""
+    with daemon_process() as (uri, pid), pyro.Proxy(uri, background=background, settings=PROCESS) as proxy:
+        items = iter(proxy.items())
+        assert next(items) == 1
+        with stopped(pid), pytest.raises(ConnectionClosedError, match="sign of life"):
+            next(items)
 
 
 @pytest.mark.parametrize("size", [1_000, 30_000_000])

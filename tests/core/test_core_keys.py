@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ class Service:
         self.ran: Counter[Any] = Counter()
         self.log: list[str] = []
         self.gate = trio.Event()
+        self.release = threading.Event()
 
     async def add(self, value: Any) -> int:
         self.ran[value] += 1
@@ -61,6 +63,11 @@ class Service:
 
     def block(self) -> None:
         trio.from_thread.run(self.gate.wait)
+
+    def hold(self) -> int:
+        self.ran["hold"] += 1
+        self.release.wait(10)
+        return self.ran["hold"]
 
     def plain(self, value: Any) -> int:
         self.ran[value] += 1
@@ -329,6 +336,27 @@ async def test_results_expire_and_leave_no_memory(service: Service, autojump_clo
             assert await proxy.add.options(key=key())(3) == 3, "one has expired"
             await trio.sleep(63)
             assert len(daemon.keys) == 0, "also when nobody calls"
+
+
+async def test_a_key_is_not_forgotten_while_a_thread_still_works_on_it(service: Service) -> None:
+    """A plain function runs on when its call is cut short; its key keeps others from running it again meanwhile."""
+    settings = Settings(key_lifetime_s=0.05, shutdown_grace_s=0)
+    async with Daemon("127.0.0.1", settings=settings) as daemon:
+        daemon.register(service, "service")
+        async with proxy_of(daemon) as proxy:
+            with pytest.raises(TimeoutError):
+                await proxy.hold.options(key=KEY, deadline=0.05)()
+            assert service.ran["hold"] == 1
+            for _ in range(2):
+                await trio.sleep(0.1)
+                with pytest.raises(CommunicationError, match="cut short"):
+                    await proxy.hold.options(key=KEY)()
+            service.release.set()
+            await until(lambda: not daemon.statistics().busy_threads)
+            await trio.sleep(0.15)
+            daemon.keys.sweep()
+            await trio.sleep(0.1)
+            assert await proxy.hold.options(key=KEY)() == 2, "it ended, and was forgotten after its time"
 
 
 async def test_results_beyond_the_limit_are_dropped_but_not_forgotten(service: Service) -> None:

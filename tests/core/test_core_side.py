@@ -71,8 +71,8 @@ def refuse_into_file(real: Any) -> Any:
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Systems with and without splice."""
     kind = str(request.param)
-    for pipe in side._spare_pipes:
-        pipe.close()
+    while side._spare_pipes:
+        side._spare_pipes.pop().close()
     spare: list[Any] = []
     monkeypatch.setattr(side, "_spare_pipes", spare)
     if kind == "no function":
@@ -139,6 +139,33 @@ async def test_sending_a_file_to_nobody(ends: Ends, fd: int) -> None:
         await ends.here.send_file(fd, 0, SIZE)
     with pytest.raises(ConnectionClosedError):
         await ends.here.send_all(b"x")
+
+
+@pytest.mark.parametrize("what", ["send_all", "send_file", "splice_to_file", "receive_some"])
+async def test_a_network_that_goes_down_is_a_lost_stream(
+    ends: Ends, fd: int, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors of the network that are no ConnectionError in Python are told as any other loss of the stream."""
+
+    class Unreachable:
+        def __init__(self, sock: socket.socket) -> None:
+            self._sock = sock
+
+        def __getattr__(self, name: str) -> Any:
+            return refuse(errno.EHOSTUNREACH) if name in ("send", "recv") else getattr(self._sock, name)
+
+    os.pwrite(fd, DATA, 0)
+    ends.here._sock = Unreachable(ends.here._sock)  # type: ignore[arg-type]
+    monkeypatch.setattr(os, "sendfile", refuse(errno.ENETUNREACH))
+    monkeypatch.setattr(os, "splice", refuse(errno.EHOSTUNREACH))
+    arguments: dict[str, tuple[Any, ...]] = {
+        "send_all": (b"x",),
+        "send_file": (fd, 0, SIZE),
+        "splice_to_file": (fd, 0, SIZE),
+        "receive_some": (),
+    }
+    with pytest.raises(ConnectionClosedError, match="lost"):
+        await getattr(ends.here, what)(*arguments[what])
 
 
 async def test_a_bad_file_is_not_the_streams_fault(ends: Ends, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,19 @@ from pyroxfer_core.nameserver.storage.etcd import storage as etcd_storage
 from pyroxfer_core.nameserver.storage.etcd.client import EtcdClient, EtcdDownError, b64
 from pyroxfer_core.nameserver.storage.etcd.place import EtcdPlace, parse_place
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+)
+"""The HTTP client leaves a socket to the garbage collector when it is cancelled at certain moments."""
+
 ONE, TWO = Entry.single("PYRO:one@localhost:5551"), Entry.single("PYRO:two@localhost:5552")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """So that such a socket is not found in another test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
@@ -163,6 +177,44 @@ async def test_etcd_is_away_for_a_while(
     assert sum("is back" in text for text in said) == 1
 
 
+async def test_a_member_hangs(etcd_server: Etcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connections stay open and nothing comes any more: requests and the watch go on with another member."""
+    monkeypatch.setattr("pyroxfer_core.nameserver.storage.etcd.client.REQUEST_S", 0.3)
+    monkeypatch.setattr(etcd_storage, "CHECK_S", 0.2)
+    thawed = trio.Event()
+    thawed.set()
+
+    async def pass_on(source: trio.SocketStream, target: trio.SocketStream) -> None:
+        async for data in source:
+            await thawed.wait()
+            await target.send_all(data)
+
+    async def relay(client: trio.SocketStream) -> None:
+        async with await trio.open_tcp_stream("127.0.0.1", etcd_server.ports[0]) as server, client:
+            async with trio.open_nursery() as both:
+                both.start_soon(pass_on, server, client)
+                await pass_on(client, server)
+                both.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, relay, 0, host="127.0.0.1"))
+        through = listener.socket.getsockname()[1]
+        url = f"etcd:http://127.0.0.1:{through},127.0.0.1:{etcd_server.ports[0]}/{tmp_path.name}"
+        registry = open_registry(url)
+        nursery.start_soon(registry.run)
+        revision, _ = await registry.snapshot()
+        async with aclosing(registry.changes(revision)) as changes:
+            await registry.put("one", ONE)
+            assert (await anext(changes)).entries == {"one": ONE}
+            thawed = trio.Event()
+            await registry.put("one", TWO)
+            assert (await anext(changes)).entries == {"one": TWO}
+            assert await registry.get("one") == TWO
+            assert registry.stale_s is None
+        nursery.cancel_scope.cancel()
+    await registry.aclose()
+
+
 async def test_no_etcd_at_all_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etcd_storage, "PATIENCE_S", 0.1)
     with pytest.raises(NamingError, match=r"cannot reach etcd at http://127\.0\.0\.1:1: "):
@@ -171,20 +223,19 @@ async def test_no_etcd_at_all_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_name_server_in_a_program_without_a_loop(etcd_server: Etcd, tmp_path: Path) -> None:
-    """It serves, twice, from the registry that others share, and takes its own entry back."""
+    """It serves from the registry that others share, and takes its own entry back."""
     storage = etcd_server.url(tmp_path.name)
     uri, daemon, _ = blocking.start_ns("localhost", 0, storage=storage, enableBroadcast=False)
     with daemon:
-        for number in range(2):
-            serving = threading.Thread(target=daemon.requestLoop)
-            serving.start()
-            with blocking.Proxy(uri) as ns:
-                ns.register(f"one{number}", ONE.uri)
-                assert str(ns.lookup("one0")) == ONE.uri
-                assert ns.lookup("Pyro.NameServer") == uri
-            daemon.shutdown()
-            serving.join(30)
-            assert not serving.is_alive()
+        serving = threading.Thread(target=daemon.requestLoop)
+        serving.start()
+        with blocking.Proxy(uri) as ns:
+            ns.register("one", ONE.uri)
+            assert str(ns.lookup("one")) == ONE.uri
+            assert ns.lookup("Pyro.NameServer") == uri
+        daemon.shutdown()
+        serving.join(30)
+        assert not serving.is_alive()
 
     async def left() -> set[str]:
         registry = open_registry(storage)
@@ -193,7 +244,7 @@ def test_a_name_server_in_a_program_without_a_loop(etcd_server: Etcd, tmp_path: 
         finally:
             await registry.aclose()
 
-    assert trio.run(left) == {"one0", "one1"}
+    assert trio.run(left) == {"one"}
 
 
 # --- a cluster -----------------------------------------------------------------------------------------------------

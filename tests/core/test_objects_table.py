@@ -163,6 +163,17 @@ class TestInstances:
         table = ObjectTable("daemon")
         assert table.get(table.register(Plain)).mode == "session"
 
+    def test_a_single_ends_with_its_registration_under_every_id(self) -> None:
+        table = ObjectTable("daemon")
+        clazz = fresh("single")
+        one, other = table.get(table.register(clazz, "one")), table.get(table.register(clazz, "other", force=True))
+        first = table.instance(one, {})
+        assert table.instance(other, {}) is first
+        assert one.fixed is other.fixed is first, "calls need not look for it"
+        table.unregister("other")
+        assert one.fixed is None
+        assert table.instance(one, {}) is not first
+
     def test_a_single_is_made_once_by_many_threads(self) -> None:
         made: list[Any] = []
         gate = threading.Barrier(8)

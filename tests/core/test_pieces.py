@@ -75,14 +75,18 @@ def on_the_wire(outgoing: Outgoing, number: int) -> bytes:
     st.sampled_from(["msgpack", "serpent"]),
     st.sampled_from([0, Flags.COMPRESSED, Flags.KEEPSERIALIZED]),
     st.sampled_from([997, 65536, 300_000]),
+    st.booleans(),
 )
 @settings(max_examples=40, deadline=None)
-def test_what_arrives_is_what_was_sent(sizes: list[int], serializer: str, flags: int, step: int) -> None:
+def test_what_arrives_is_what_was_sent(
+    sizes: list[int], serializer: str, flags: int, step: int, direct: bool
+) -> None:
     """Header, annotations and every byte, however the network cuts it; each buffer in an object of its own."""
     buffers: list[Any] = [bytes([index + 1]) * size for index, size in enumerate(sizes)]
     message = call(Scattered([*buffers, b"end"]), serializer, flags)
     data = on_the_wire(Outgoing(message, CODEC), 3)
     decoder, bodies = Decoder(CODEC, collect=1 << 30), incoming()
+    decoder.place_of = bodies.place_of if direct else None
     found: list[Message] = []
     for start in range(0, len(data), step):
         decoder.feed(data[start : start + step])
@@ -354,7 +358,9 @@ async def test_the_deadline_of_a_large_request_counts_from_its_beginning(mock_cl
     """What it took to come is not given to the handler."""
     grant = Grant(Feature.ALL, b"nonce" + bytes(11))
     peer: Any = SimpleNamespace(
-        settings=Settings(), session=SimpleNamespace(grant=grant), connection=SimpleNamespace(codec=CODEC)
+        settings=Settings(),
+        session=SimpleNamespace(grant=grant),
+        connection=SimpleNamespace(codec=CODEC, decoder=Decoder(CODEC)),
     )
     async with trio.open_nursery() as nursery:
         large = LargeMessages(peer, nursery)
@@ -534,3 +540,37 @@ async def test_a_deadline_in_the_middle_of_a_request_of_the_facade() -> None:
     async with own_server(play, {"take"}) as uri:
         assert await trio.to_thread.run_sync(use, uri) is Outcome.NOT_SENT
         stop.set()
+
+
+@expose
+class Echo:
+    async def echo(self, value: bytes) -> bytes:
+        return value
+
+
+async def test_the_first_call_of_a_connection_may_be_large_while_small_ones_come() -> None:
+    """What the first message confirms is confirmed before anything that relies on it, whatever overtakes what."""
+    async with Daemon() as daemon:
+        uri = daemon.register(Echo(), "echo")
+        for _ in range(3):
+            async with Proxy(uri) as proxy, trio.open_nursery() as nursery:
+
+                async def call_with(value: bytes, proxy: Proxy = proxy) -> None:
+                    assert await proxy.echo(value) == value
+
+                for value in (BIG, b"small", BIG, b"small"):
+                    nursery.start_soon(call_with, value)
+
+
+async def test_the_first_call_of_a_blocking_connection_may_be_large_while_small_ones_come() -> None:
+    """The same for threads that share a proxy."""
+
+    def call_together(uri: str) -> None:
+        with blocking.Proxy(uri) as proxy, ThreadPoolExecutor(4) as threads:
+            values = (BIG, b"small", BIG, b"small")
+            assert tuple(threads.map(proxy.echo, values)) == values
+
+    async with Daemon() as daemon:
+        uri = daemon.register(Echo(), "echo")
+        for _ in range(3):
+            await trio.to_thread.run_sync(call_together, str(uri))

@@ -406,6 +406,24 @@ def test_the_facade_reads_pushed_streams() -> None:
         assert got == [sum(range(500))] * 6
 
 
+@pytest.mark.parametrize("protocol", [None, 48])
+@pytest.mark.parametrize("read_ahead", [1, 2, 7, 100])
+def test_the_facade_reads_ahead(protocol: int | None, read_ahead: int) -> None:
+    """As many items as were asked for, from a peer of ours and from one that behaves as stock; closed early, too."""
+    source = Source()
+    daemon = blocking.Daemon()
+    uri = daemon.register(source, "source")
+    with serving(daemon), blocking.Proxy(uri, settings=Settings(protocol=protocol)) as proxy:
+        assert list(proxy.numbers.options(read_ahead=read_ahead)(50)) == list(range(50))
+        with pytest.raises(ValueError, match="middle"):
+            list(proxy.fails.options(read_ahead=read_ahead)(3))
+        source.made = 0
+        with proxy.numbers.options(read_ahead=read_ahead)(1_000_000) as stream:
+            assert [next(stream), proxy.double(4), next(stream)] == [0, 8, 1]
+        assert proxy.double(5) == 10
+        assert source.made <= 2 + read_ahead
+
+
 numbers = st.integers(0, 3)
 messages = st.one_of(
     st.builds(credit_message, numbers, st.integers(0, 300), st.integers(0, 2**32 - 1)),

@@ -837,3 +837,17 @@ async def test_a_taken_address_is_said() -> None:
 def test_a_conversation_performs_every_command() -> None:
     """No command of the pure part is missing in the shell."""
     assert set(conversation._CARRY_OUT) == set(get_args(commands.Command))
+
+
+async def test_dispatchers_that_lead_to_each_other_are_found_out() -> None:
+    """A blob that would go round and round ends after four of them, as NotSent with the reason."""
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+    there = f"PYRO:{OBJECT}@localhost:{port}"
+    async with Dispatcher(config_for(there)) as one:
+        back = config_for(f"PYRO:{OBJECT}@{one.location}", head="")
+        async with Dispatcher(msgspec.structs.replace(back, listen=f"localhost:{port}")):
+            async with raw_client(one.location) as client:
+                answer = text_of(await ask(client, blob()))
+                assert "NotSent: " in answer
+                assert "they lead to each other" in answer

@@ -16,6 +16,7 @@ from typing import Any
 import click
 import pytest
 import trio
+from click.testing import CliRunner
 
 from pyroxfer import FileServer, Receipt, errors
 from pyroxfer.cli.events import summary
@@ -344,6 +345,91 @@ async def test_signals_end_a_transfer_tidily(
         assert b"Traceback" not in await process.stderr.receive_some(100_000)
         while content(root):  # noqa: ASYNC110  # the server tells nobody
             await trio.sleep(0.02)
+
+
+@pytest.mark.parametrize("direction", ["send", "get"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+async def test_after_a_signal_the_same_command_goes_on(
+    server: FileServer, root: Path, here: Path, nursery: trio.Nursery, direction: str, number: int
+) -> None:
+    """Ctrl-C says what is kept and how to go on; after kill -9 there is nobody to say it, and it works all the
+    same."""
+    data = os.urandom(12 * 1024 * 1024)
+    source, target = (here, root) if direction == "send" else (root, here)
+    (source / "f").write_bytes(data)
+    words = ["send", str(here / "f"), f"{server.location}/new"]
+    if direction == "get":
+        words = ["get", f"{server.location}/f", str(here / "new")]
+    words += ["--channel", "annot", "--durability", "none"]
+    process: trio.Process = await nursery.start(
+        partial(trio.run_process, [*COMMAND, *words, "--bwlimit", "8M"], stderr=subprocess.PIPE, check=False)
+    )
+    assert process.stderr is not None
+    with trio.fail_after(20):
+        while not any(path.suffix == ".journal" for path in target.iterdir()):  # noqa: ASYNC110  # another process
+            await trio.sleep(0.02)
+    process.send_signal(number)
+    with trio.fail_after(10):
+        code, said = await process.wait(), await process.stderr.receive_some(100_000)
+    if number == signal.SIGINT:
+        assert code == 130
+        assert b"MiB are kept" in said
+        assert b"the same command goes on from there" in said
+    while server.transfers:  # noqa: ASYNC110  # the server tells nobody
+        await trio.sleep(0.02)
+    ended = await command(*words, "--json")
+    assert ended.code == 0
+    receipt = json.loads(ended.out.splitlines()[-1])
+    assert receipt["resumed"] >= 4 * 1024 * 1024
+    assert (target / "new").read_bytes() == data
+    assert content(target) == ["new"]
+
+
+async def test_an_early_interrupt_ends_in_silence(nursery: trio.Nursery) -> None:
+    """However early it comes once our code runs: no traceback, and the shell sees 130."""
+    waits = "import sys, time, builtins, signal; real = builtins.__import__\n"
+    waits += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run in the background
+    waits += "def slow(name, *rest):\n if name == 'trio': print('loading', flush=True); time.sleep(20)\n"
+    waits += " return real(name, *rest)\n"
+    waits += "builtins.__import__ = slow; from pyroxfer_command import main; main()"
+    process: trio.Process = await nursery.start(
+        partial(
+            trio.run_process,
+            [sys.executable, "-c", waits, "--help"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert (await process.stdout.receive_some(100)).startswith(b"loading")
+    process.send_signal(signal.SIGINT)
+    assert await process.wait() == -signal.SIGINT
+    assert await process.stderr.receive_some(1000) == b""
+
+
+async def test_a_folder_does_not_go_where_a_file_stands(server: FileServer, root: Path, here: Path) -> None:
+    (here / "tree").mkdir()
+    (here / "tree" / "f").write_bytes(b"1")
+    (root / "file").write_bytes(b"old")
+    ended = await command("send", here / "tree", f"{server.location}/file")
+    assert (ended.code, ended.one_line("is a file at the server, and a folder is sent")) == (9, True)
+    assert (root / "file").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    "words", [["--streams", "0"], ["--streams", "99"], ["--bwlimit", "fast"], ["--bwlimit", "0"], ["--bwlimit", "-5"]]
+)
+def test_streams_and_rates_are_checked(words: list[str]) -> None:
+    ended = CliRunner().invoke(main, ["send", "x", "localhost:1/", *words])
+    assert ended.exit_code == 2, ended.output
+
+
+async def test_streams_rate_and_packing_together(server: FileServer, root: Path, here: Path) -> None:
+    (here / "f").write_bytes(b"x" * 300_000)
+    words = ("--streams", "2", "--bwlimit", "10.5m", "-z", "--no-resume", "--if-exists", "resume")
+    assert (await command("send", here / "f", f"{server.location}/new", *words)).code == 0
 
 
 async def started(nursery: trio.Nursery, *arguments: object) -> tuple[trio.Process, str]:

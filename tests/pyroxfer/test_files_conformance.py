@@ -214,6 +214,70 @@ async def test_cancelling_anywhere_leaves_nothing_but_what_can_be_resumed(
     assert ends.final.read_bytes() == data
 
 
+@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_receipt_that_is_lost(
+    server: FileServer, root: Path, here: Path, channel: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost once, the client asks again and gets the one receipt; lost for good, it says Unknown, and the next run of
+    the same command finds out that the file is committed."""
+    from pyroxfer.conversation import Conversation
+
+    (here / "source.bin").write_bytes(b"x" * 600_000)
+    real = Conversation.ask
+    lost: list[str] = []
+
+    async def losing(talk: Conversation, method: str, *args: object) -> Any:
+        reply = await real(talk, method, *args)
+        if method == "commit" and len(lost) < times:
+            lost.append(method)
+            raise core_errors.ConnectionClosedError("lost", outcome=core_errors.Outcome.UNKNOWN)
+        return reply
+
+    monkeypatch.setattr(Conversation, "ask", losing)
+    ends = Ends("send", root, here)
+    if times == 1:
+        assert (await ends.move(server.location, channel)).channel == channel
+    else:
+        with pytest.raises(errors.OutcomeUnknownError):
+            await ends.move(server.location, channel)
+        assert (await ends.move(server.location, channel)).reason == "already"
+    assert len(lost) == times
+    assert not ends.leftovers()
+
+
+@every_way
+async def test_a_second_run_takes_over_from_one_that_hangs(
+    ends: Ends, channel: str, server: FileServer, random_bytes: Callable[[int], bytes], nursery: trio.Nursery
+) -> None:
+    """The first run stands still in the middle, its connection alive; the second one commits, and whatever the first
+    still does afterwards does no harm."""
+    data = random_bytes(12 * MIB + 1)
+    ends.source.write_bytes(data)
+    middle, ended = trio.Event(), trio.Event()
+
+    def watch(event: Progress) -> None:
+        if event.event == "progress" and event.done >= 3 * MIB:
+            middle.set()
+
+    async def slow() -> None:
+        with pytest.raises((errors.TransferError, core_errors.CommunicationError)):
+            await ends.move(server.location, channel, bwlimit=2 * MIB, progress=watch, durability="none")
+        ended.set()
+
+    async with trio.open_nursery() as both:
+        scope = both.cancel_scope
+        both.start_soon(slow)
+        await middle.wait()
+        receipt = await ends.move(server.location, channel, durability="none")
+        assert ends.final.read_bytes() == data
+        assert receipt.size == len(data)
+        if ends.direction == "send":
+            await ended.wait()
+        scope.cancel()
+    assert ends.final.read_bytes() == data
+
+
 @every_way
 async def test_equal_bytes_in_place_are_success_without_moving(ends: Ends, channel: str, server: FileServer) -> None:
     """Before ``if_exists`` is looked at: the final name is read and compared, and the answer is ``already``."""

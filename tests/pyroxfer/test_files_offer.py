@@ -139,6 +139,7 @@ def test_exit_codes_are_those_of_the_documentation() -> None:
         "NameRefusedError": 4,
         "LostError": 5,
         "TakenOverError": 5,
+        "BusyError": 5,
         "OutcomeUnknownError": 5,
         "IntegrityError": 6,
         "SourceChangedError": 7,

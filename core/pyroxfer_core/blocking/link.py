@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol
 from ..client.calls import CallOptions
 from ..client.handshake import connect_message, read_welcome
 from ..client.heartbeat import QUESTIONS, silent
+from ..client.outbound import Outbound
 from ..client.readers import StreamReaders
 from ..errors import (
     CommunicationError,
@@ -131,6 +132,8 @@ class BlockingLink:
         """The serializer for this peer when the user asks for none."""
         self._context: SerializerContext | None = None
         self._large: LargeMessages | None = None
+        self.uploads = Outbound()
+        """The streams that are arguments of calls."""
         self.readers: StreamReaders[Waiter] = StreamReaders()
         """Who waits for the items of pushed streams."""
         self.metadata: Metadata | None = None
@@ -185,6 +188,7 @@ class BlockingLink:
             self._context = replace(self._context, autoproxy=self.offer_served)
         if Feature.PIECES in self.grant:
             self._large = LargeMessages(self, settings.max_message_bytes)
+            self._decoder.place_of = self._large.place_of
         self.sock.settimeout(None)
         if settings.heartbeat_s and Feature.HEARTBEAT in self.grant:
             self._heartbeat_s = settings.heartbeat_s
@@ -242,6 +246,55 @@ class BlockingLink:
         answer = self._in_turn(waiter, message, deadline)
         assert answer is not None, "of a call that is waited for"
         return answer
+
+    def call_beside(
+        self, waiter: Waiter, message: Message, deadline: float | None, work: Callable[[], None]
+    ) -> Message:
+        """`call` towards a peer of ours, with something to do until the answer is there.
+
+        Args:
+            work: is done in this thread when the request has left, and returns when ``waiter`` is settled.
+        """
+        self._post(waiter, message, deadline)
+        try:
+            work()
+        except BaseException as error:
+            self._give_up(waiter, message)
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(
+                    f"the call took too long ({Outcome.UNKNOWN.value})", outcome=error.outcome
+                ) from None
+            raise
+        return self._await(waiter, message, deadline)
+
+    def post(self, waiter: Waiter, message: Message, deadline: float | None) -> None:
+        """Send a call; its answer is for `finish`. Errors as `call`."""
+        self._post(waiter, message, deadline)
+
+    def finish(self, waiter: Waiter, message: Message, deadline: float | None) -> Message:
+        """Wait for the answer to a call that was sent by `post`. Errors as `call`."""
+        return self._await(waiter, message, deadline)
+
+    def send_item(self, message: Message) -> None:
+        """Send an item of a stream, in pieces when it is large.
+
+        Raises:
+            ConnectionClosedError: the connection is gone.
+        """
+        if self._large is not None and len(message.body) > MAX_PIECE:
+            self._large.send(Outgoing(message, self._codec), None, None)
+        else:
+            self.send_signal(message)
+
+    def rouse(self, waiter: Waiter) -> None:
+        """Wake the thread that sleeps for this."""
+        self._rouse(waiter)
+
+    @property
+    def context(self) -> SerializerContext:
+        """What serializers know about the peer."""
+        assert self._context is not None, "made with the handshake"
+        return self._context
 
     def send_oneway(self, message: Message, deadline: float | None = None) -> None:
         """Send a call that has no answer. Errors have outcome NotSent."""
@@ -377,14 +430,16 @@ class BlockingLink:
             raise waiter.error or ConnectionClosedError("the connection was lost", outcome=Outcome.UNKNOWN)
         return waiter.reply
 
-    def listen(self, listener: Waiter, timeout_s: float | None) -> None:
+    def listen(self, listener: Waiter, deadline: float | None) -> None:
         """Wait until something has come for who is among the `readers`.
+
+        Args:
+            deadline: on the monotonic clock.
 
         Raises:
             TimeoutError: nothing came in time.
             ConnectionClosedError: the connection is gone.
         """
-        deadline = time.monotonic() + timeout_s if timeout_s else None
         try:
             try:
                 while not listener.settled:
@@ -564,6 +619,10 @@ class BlockingLink:
             if listener is not None:
                 listener.reply = message
                 self._rouse(listener)
+        elif message.type in (MessageType.CREDIT, MessageType.STOP):
+            end = self.uploads.take(message, self.serializer("msgpack"))
+            if end is not None:
+                self.send_aside(end)
         elif message.type == MessageType.HEARTBEAT:
             self.send_aside(alive())
         elif message.type in (MessageType.INVOKE, MessageType.CANCEL):
@@ -577,7 +636,7 @@ class BlockingLink:
         Raises:
             ConnectionClosedError: it is given up.
         """
-        if not self.session.pending:
+        if not self.session.pending and not self.readers.waiting:
             return
         if self._unanswered >= QUESTIONS:
             raise silent(self.location, self._heartbeat_s)
@@ -590,10 +649,13 @@ class BlockingLink:
         Raises:
             ConnectionClosedError: the connection is gone.
         """
-        data = self._encode(message, hmac_key=self._hmac_key)
         try:
             with self.sending:
-                self.sock.sendall(data)
+                if len(message.body) <= JOIN_BELOW:
+                    self.sock.sendall(self._encode(message, hmac_key=self._hmac_key))
+                else:
+                    head = self._codec.encode_head(message, len(message.body))
+                    send_buffers(self.sock, [head, *buffers_of(message.body)], None)
         except BaseException as error:
             self._fail(ConnectionClosedError("the connection broke while a message was leaving"))
             raise as_ours(error, "message", Outcome.UNKNOWN) from error

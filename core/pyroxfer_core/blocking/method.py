@@ -22,6 +22,7 @@ class Method(partial[Any]):
         deadline: float | None = None,
         annotations: Mapping[str, Body] | None = None,
         correlation_id: uuid.UUID | bytes | None = None,
+        read_ahead: int | None = None,
         key: str | bytes | None = None,
     ) -> Callable[..., Any]:
         """The same method with options for the calls made through it.
@@ -30,10 +31,11 @@ class Method(partial[Any]):
             deadline: seconds the call may take; None: ``_pyroTimeout`` of the proxy.
             annotations: four ASCII characters to bytes, besides those of ``current_context``.
             correlation_id: a UUID that the daemon passes on to its own calls.
+            read_ahead: items on their way at once when the call returns an item stream, as in the trio API.
             key: as in the trio API: a daemon of ours runs the method of this object at most once under it.
 
         Raises:
             PyroError: an option has an unusable value.
         """
-        options = checked_options(deadline, annotations, correlation_id, key=key)
+        options = checked_options(deadline, annotations, correlation_id, read_ahead, key)
         return partial(self.func.__self__._pyroCallWith, options, *self.args)  # type: ignore[attr-defined]  # a method

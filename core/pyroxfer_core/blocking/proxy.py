@@ -13,6 +13,7 @@ from ..client.calls import DAEMON_OBJECT, CallOptions, StreamStart, encode_call,
 from ..client.handshake import read_metadata
 from ..client.proxy import CLOCK_SLACK_S
 from ..client.retry import Attempts, RetryBudget, is_cut_off, loses_session, pause_before, session_lost
+from ..client.uploads import check_streams_fit
 from ..client.versions import remember_version, versions_to_try
 from ..errors import (
     CommunicationError,
@@ -24,12 +25,13 @@ from ..errors import (
 )
 from ..objects.expose import Metadata
 from ..objects.invoke import BATCH_METHOD
-from ..serializers.base import SerializerContext
+from ..serializers.base import SerializerContext, StreamArgumentError
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..uri import Uri
 from ..wire.features import STOCK
 from ..wire.message import Body, Flags, Message, MessageType
+from .ahead import AheadIterator
 from .asynchronous import call_async
 from .background import read_in_background
 from .config import config
@@ -40,6 +42,7 @@ from .method import Method
 from .open import open_socket
 from .pushed import PushedIterator
 from .streams import StreamIterator
+from .uploads import call_with_streams
 
 if TYPE_CHECKING:
     from .batch import BatchProxy
@@ -495,23 +498,23 @@ class Proxy(Forwarding):
             flags |= _ONEWAY
         grant, serializers = link.session.grant, link.serializers
         name = self._pyroSerializer or link.preferred
-        request = encode_call(
-            serializers.get(name) or link.serializer(name),
-            grant,
-            link.version,
-            object_id or link.object_id,
-            method,
-            args,
-            kwargs,
-            flags,
-            self._pyroOptions(options) if self._pyroHooked or options is not None else call_options(),
-            self._pyroSettings,
-            None if deadline is None else deadline - time.monotonic(),
-        )
-        if flags & _ONEWAY:
-            link.send_oneway(request, deadline)
-            return None
-        answer = link.call(request, deadline)
+        serializer = serializers.get(name) or link.serializer(name)
+        object_id = object_id or link.object_id
+        options = self._pyroOptions(options) if self._pyroHooked or options is not None else call_options()
+        settings, left = self._pyroSettings, None if deadline is None else deadline - time.monotonic()
+        try:
+            request = encode_call(
+                serializer, grant, link.version, object_id, method, args, kwargs, flags, options, settings, left
+            )
+        except StreamArgumentError:
+            check_streams_fit(flags & _ONEWAY != 0, options.key is not None)
+            rest = grant, link.version, object_id, method, args, kwargs, flags, options, settings, left
+            answer = call_with_streams(link, lambda serializer: encode_call(serializer, *rest), deadline)
+        else:
+            if flags & _ONEWAY:
+                link.send_oneway(request, deadline)
+                return None
+            answer = link.call(request, deadline)
         if answer.annotations:
             self._pyroAnswered(answer)
         try:
@@ -521,12 +524,20 @@ class Proxy(Forwarding):
             if deadline is None or error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
                 raise
             raise TimeoutError(f"{method} took too long: {error}", outcome=error.outcome) from error
-        return result if type(result) is not StreamStart else self._pyroStream(link, result)
+        return result if type(result) is not StreamStart else self._pyroStream(link, result, options.read_ahead)
 
-    def _pyroStream(self, link: BlockingLink, start: StreamStart) -> StreamIterator:
+    def _pyroStream(self, link: BlockingLink, start: StreamStart, read_ahead: int | None) -> StreamIterator:
         if start.number is not None:
-            return PushedIterator(self, link, start.stream_id, start.number)
+            return PushedIterator(self, link, start.stream_id, start.number, read_ahead)
+        if read_ahead is not None and read_ahead > 1 and self._pyroSocket is None:
+            return AheadIterator(self, link, start.stream_id, read_ahead)
         return StreamIterator(self, link, start.stream_id)
+
+    def _pyroOpenPipeline(self) -> BlockingLink:
+        """A connection of its own on which item requests to a stock peer may be sent ahead."""
+        link = self._pyroConnect()
+        link.session.pipelined = True
+        return link
 
     def _pyroClosingMessage(self, link: BlockingLink, stream_id: str) -> Message:
         serializer = link.serializer(self._pyroSerializer or link.preferred)
@@ -542,7 +553,7 @@ class Proxy(Forwarding):
         own = own or NO_OPTIONS
         annotations = {**options.annotations, **(hooked or {}), **own.annotations}
         correlation_id = own.correlation_id or options.correlation_id
-        return CallOptions(None, annotations, correlation_id, key=own.key, chain=options.chain)
+        return CallOptions(None, annotations, correlation_id, own.read_ahead, own.key, options.chain)
 
     def _pyroAnswered(self, answer: Message) -> None:
         annotations = user_annotations(answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from ..client.calls import read_reply
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 class PushedIterator(StreamIterator):
     """An item stream whose items come without being asked for, as far as this side gave credit.
 
-    The first item is asked for alone, then twice as many each time, up to 256 items or 1 MiB. They are read by
+    Without ``read_ahead`` the first item is asked for alone, then twice as many each time, up to 256 items or 1 MiB;
+    with it that many are on their way at once. They are read by
     whichever thread reads from the connection; while nobody does they wait there.
     """
 
-    def __init__(self, proxy: Proxy, link: BlockingLink, stream_id: str, number: int) -> None:
+    def __init__(self, proxy: Proxy, link: BlockingLink, stream_id: str, number: int, read_ahead: int | None) -> None:
         super().__init__(proxy, link, stream_id)
-        self._inbox = Inbox(number)
+        self._inbox = Inbox(number, read_ahead)
         link.readers.inboxes.add(self._inbox)
 
     def __next__(self) -> Any:
@@ -70,7 +72,8 @@ class PushedIterator(StreamIterator):
         waiting[self._inbox.number] = waiter
         try:
             if not self._inbox.ready:  # another thread may have read it just now
-                link.listen(waiter, self._proxy._pyroTimeout)
+                limit = self._proxy._pyroTimeout
+                link.listen(waiter, time.monotonic() + limit if limit else None)
         finally:
             del waiting[self._inbox.number]
 

@@ -19,6 +19,7 @@ from ..errors import (
     SerializeError,
     TimeoutError,
 )
+from ..logs import printable as printable
 
 T = TypeVar("T")
 
@@ -109,10 +110,3 @@ def _fail_for_group(group: BaseExceptionGroup[BaseException]) -> NoReturn:
     if isinstance(single, PyroError | ValueError | TypeError | OSError):
         fail(single)
     raise group
-
-
-def printable(text: str) -> str:
-    """The text with everything that could steer a terminal written as an escape; a name may come from anybody."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

@@ -6,6 +6,7 @@ an interval, and asks where something is awaited since the last look already.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -16,6 +17,8 @@ from ..wire.session import heartbeat
 
 if TYPE_CHECKING:
     from ..transport.connection import Connection
+
+log = logging.getLogger("pyroxfer.client")
 
 QUESTIONS: Final = 2
 """Questions in a row that may stay without an answer; the connection is given up an interval after the last."""
@@ -111,7 +114,10 @@ async def _look_after(groups: dict[float, weakref.WeakSet[Watched]], interval_s:
             del groups[interval_s]
             return
         for link in links:
-            _look_at(link, interval_s)
+            try:
+                _look_at(link, interval_s)
+            except Exception:  # what ends a system task ends the whole program
+                log.exception("the connection to %s cannot be looked after", link.connection.peer)
         del links
 
 

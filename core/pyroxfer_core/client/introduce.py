@@ -10,12 +10,16 @@ from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..wire.message import Message, MessageType
+from ..wire.patch import with_hops
 from ..wire.session import ClientSession
 from .handshake import Welcome, connect_message, read_welcome
 
 
-async def introduce(connection: Connection, object_id: str, settings: Settings) -> Welcome:
+async def introduce(connection: Connection, object_id: str, settings: Settings, *, hops: int = 0) -> Welcome:
     """Ask a daemon for an object on a fresh connection.
+
+    Args:
+        hops: forwarders that what comes over the connection has passed.
 
     Raises:
         RefusedError: the daemon refused, with its text.
@@ -29,7 +33,9 @@ async def introduce(connection: Connection, object_id: str, settings: Settings) 
     session: ClientSession[Any] = ClientSession(0, offer=0, token=settings.token)
     hello = make_serializer(settings.serializer or "serpent", context)
     while True:
-        await connection.send(connect_message(session, hello, version, object_id, "hello", settings))
+        message = connect_message(session, hello, version, object_id, "hello", settings)
+        encoded = connection.codec.encode(message, hmac_key=connection.hmac_key)
+        await connection.send_encoded(with_hops(encoded, version, hops))
         answer = await connection.receive()
         if not isinstance(answer, Message):
             raise ConnectionClosedError(f"{connection.peer} closed the connection during the handshake")

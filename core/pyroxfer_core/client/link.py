@@ -20,6 +20,7 @@ from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..transport.connection import Connection
+from ..transport.turns import TurnSender
 from ..uri import Uri
 from ..wire.features import Feature, Grant
 from ..wire.message import Flags, Message, MessageType
@@ -29,6 +30,7 @@ from .calls import DAEMON_OBJECT, STREAM_KEY, CallOptions
 from .handshake import connect_message, read_welcome
 from .heartbeat import Pulse, watch
 from .large import LargeMessages
+from .outbound import Outbound
 from .readers import StreamReaders
 
 if TYPE_CHECKING:
@@ -49,20 +51,17 @@ ContextFactory = Callable[[int, bool], SerializerContext]
 
 
 class Waiter:
-    """A call in flight."""
+    """A call in flight. What it begins with stands in the class: making one for every call runs nothing."""
 
-    __slots__ = ("abandoned", "answered", "end", "error", "reply", "seq", "task")
-
-    def __init__(self) -> None:
-        self.reply: Message | None = None
-        self.error: PyroError | None = None
-        self.task: trio.lowlevel.Task | None = None
-        self.abandoned = False
-        self.end: int | Outgoing = 0
-        """Count of bytes queued on the connection at the end of the request, or what will know it."""
-        self.seq = 0
-        self.answered = False
-        """An answer came, even if it was none that can be used."""
+    reply: Message | None = None
+    error: PyroError | None = None
+    task: trio.lowlevel.Task | None = None
+    abandoned = False
+    end: int | Outgoing = 0
+    """Count of bytes queued on the connection at the end of the request, or what will know it."""
+    seq = 0
+    answered = False
+    """An answer came, even if it was none that can be used."""
 
     def is_settled(self) -> bool:
         """Whether there is nothing to wait for any more."""
@@ -107,12 +106,15 @@ class Link:
         self._background: trio.lowlevel.Task | None = None
         """Reads when nobody else does, and waits while somebody does."""
         self._token = trio.lowlevel.current_trio_token()
-        self._serializers: dict[str, Serializer] = {}
+        self.serializers: dict[str, Serializer] = {}
+        """Those made so far; see `serializer`."""
         self.readers: StreamReaders[Waiter] = StreamReaders()
         """Who waits for the items of pushed streams."""
+        self.uploads = Outbound()
+        """The streams that are arguments of calls."""
         self._large: LargeMessages | None = None
         if Feature.PIECES in self.grant:
-            self._large = LargeMessages(connection, session.pending)
+            self._large = LargeMessages(connection, session)
             connection.in_pieces = self._large.leave
         self._reading = False
         self._flush_planned = False
@@ -122,9 +124,11 @@ class Link:
         """Whether a new call may be sent; looks at the socket when nothing is in flight."""
         if self.connection.broken or self.session.going_away:
             return False
-        pending = self.session.pending
-        if self._reading or (pending and not all(waiter.abandoned for waiter in pending.values())):
+        if self._reading:
             return True
+        for waiter in self.session.pending.values():
+            if not waiter.abandoned:
+                return True
         return self._check_idle()
 
     def _check_idle(self) -> bool:
@@ -156,9 +160,9 @@ class Link:
 
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer."""
-        serializer = self._serializers.get(name)
+        serializer = self.serializers.get(name)
         if serializer is None:
-            serializer = self._serializers[name] = make_serializer(name, self.context)
+            serializer = self.serializers[name] = make_serializer(name, self.context)
         return serializer
 
     async def send_oneway(self, end: int | Outgoing) -> None:
@@ -246,6 +250,12 @@ class Link:
             await self.abandon(waiter)
             raise
 
+    @property
+    def turns(self) -> Callable[[], TurnSender] | None:
+        """What sends large bodies in pieces; None where they leave whole."""
+        large = self._large
+        return None if large is None else lambda: large.sender
+
     async def listen(self, listener: Waiter) -> None:
         """Wait until something has come for who is among the `readers`.
 
@@ -265,7 +275,7 @@ class Link:
                     await self._read_for_all(listener)
         except PyroError as error:
             self._fail(error)
-            raise self._copy(error, Outcome.UNKNOWN) from error
+            raise self._copy(listener.error or error, Outcome.UNKNOWN) from error
 
     async def _send_in_pieces(self, outgoing: Outgoing, waiter: Waiter | None = None) -> None:
         """Send a large request; it ends early when its answer comes before."""
@@ -280,16 +290,16 @@ class Link:
         self._flush_planned = False
 
     async def _read_for_all(self, waiter: Waiter) -> None:
-        connection = self.connection
+        connection, decoder = self.connection, self.connection.decoder
         self._reading = True
         try:
             while waiter.reply is None:
-                event = await connection.receive()
+                event = decoder.next_event() or await connection.receive_more()
                 if event is None:
                     raise ConnectionClosedError(f"{connection.peer} closed the connection")
                 while event is not None:
                     self._take(event)
-                    event = connection.receive_nowait()
+                    event = decoder.next_event() if decoder.data else None
         except PyroError as error:
             self._fail(error)
             if waiter.reply is None:  # what came behind the answer does not make it worse
@@ -314,7 +324,8 @@ class Link:
             return
         waiter.reply = event
         if waiter.task is not None:
-            self._wake(waiter)
+            task, waiter.task = waiter.task, None
+            trio.lowlevel.reschedule(task)
         if self.session.going_away and all(waiter.abandoned for waiter in self.session.pending.values()):
             self.connection.close()
 
@@ -328,6 +339,11 @@ class Link:
             if listener is not None:
                 listener.reply = message
                 self._wake(listener)
+        elif message.type in (MessageType.CREDIT, MessageType.STOP):
+            end = self.uploads.take(message, self.writer)
+            if end is not None:
+                self.connection.queue(end)
+                self.connection.flush_nowait()
         elif message.type == MessageType.ALIVE:
             self.pulse.heard()
         elif message.type == MessageType.HEARTBEAT:

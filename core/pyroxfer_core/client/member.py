@@ -67,7 +67,17 @@ class Member:
 class Call:
     """A call that starts when it is awaited, or iterated when it returns an item stream. Use it once."""
 
-    __slots__ = ("args", "certain", "end", "flags", "kwargs", "link", "member", "method", "options", "proxy", "reply")
+    # What most calls leave as it is stands in the class: it need not be set for each.
+    flags = 0
+    member: str | None = None
+    """What must be in the object's metadata; None: the method."""
+    link: Link | None = None
+    """Where the request was queued."""
+    end: int | Outgoing = 0
+    """Count of bytes queued there at its end."""
+    reply: Message | None = None
+    certain: Outcome | None = None
+    """What the peer said about it."""
 
     def __init__(
         self,
@@ -84,16 +94,10 @@ class Call:
         self.args = args
         self.kwargs = kwargs
         self.options = options
-        self.flags = flags
-        self.member = member
-        """What must be in the object's metadata; None: the method."""
-        self.link: Link | None = None
-        """Where the request was queued."""
-        self.end: int | Outgoing = 0
-        """Count of bytes queued there at its end."""
-        self.reply: Message | None = None
-        self.certain: Outcome | None = None
-        """What the peer said about it."""
+        if flags:
+            self.flags = flags
+        if member is not None:
+            self.member = member
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self.proxy._pyroRun(self).__await__()

@@ -20,7 +20,7 @@ from ..errors import (
 )
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import Metadata
-from ..serializers.base import SerializerContext
+from ..serializers.base import SerializerContext, StreamArgumentError
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..transport.connection import open_connection
@@ -33,6 +33,7 @@ from .link import Link, Waiter, greet
 from .member import Call, Member
 from .pushed import PushedStream
 from .retry import Attempts, RetryBudget, is_cut_off, loses_session, session_lost
+from .uploads import call_with_streams
 from .versions import remember_version, versions_to_try
 
 _NO_OPTIONS: Final = CallOptions()
@@ -85,7 +86,10 @@ class Proxy:
             if name.startswith("_pyro") or (name.startswith("__") and name.endswith("__")):
                 raise AttributeError(name)
             self._pyroCheckMember(name)
-        return Member(self, name, _NO_OPTIONS)
+            return Member(self, name, _NO_OPTIONS)
+        # the next look for it ends in the instance; only as long as the metadata are these
+        member = self.__dict__[name] = Member(self, name, _NO_OPTIONS)
+        return member
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_pyro"):
@@ -189,6 +193,10 @@ class Proxy:
                     return None
                 call.reply = await link.wait(waiter)
                 return self._pyroResult(link, call, call.reply)
+            except StreamArgumentError:
+                if link is None or Feature.UPLOAD not in link.grant:
+                    raise
+                return await call_with_streams(self, link, call, deadline, served)
             except CommunicationError as error:
                 if not fresh and link is not None and not link.released and is_cut_off(error):
                     fresh = True
@@ -264,7 +272,8 @@ class Proxy:
 
     def _pyroResult(self, link: Link, call: Call, message: Message) -> Any:
         try:
-            result = read_reply(message, link.serializer(message.serializer), link.grant, self._pyroSettings)
+            serializer = link.serializers.get(message.serializer) or link.serializer(message.serializer)
+            result = read_reply(message, serializer, link.grant, self._pyroSettings)
         except StopIteration as error:  # it cannot leave a coroutine as it is
             raise RemoteError("builtins.StopIteration", error.args) from error
         if type(result) is StreamStart:
@@ -316,6 +325,9 @@ class Proxy:
         except BaseException:
             link.close()
             raise
+        if link.metadata != self._pyroMetadata:
+            for name in [name for name in self.__dict__ if not name.startswith("_pyro")]:
+                del self.__dict__[name]
         self._pyroMetadata = link.metadata
 
     async def _pyroConnect(self) -> Link:

@@ -111,7 +111,7 @@ class Attempts:
             Seconds to wait before the next attempt; None to give up and raise what `verdict` says.
         """
         allowed = self._retries
-        if error is self._unsure:
+        if error is self._unsure or error.final:
             return None
         if error.outcome is _UNKNOWN and isinstance(error, (ConnectionClosedError, ProtocolError)):
             if not idempotent and not (self._keyed and Feature.KEY in grant):
@@ -147,7 +147,7 @@ class Attempts:
 
 def is_cut_off(error: CommunicationError) -> bool:
     """Whether a connection turned out to be gone before the call left on it."""
-    return type(error) is ConnectionClosedError and error.outcome is _NOT_SENT
+    return type(error) is ConnectionClosedError and error.outcome is _NOT_SENT and not error.final
 
 
 def loses_session(metadata: Metadata | None, grant: Grant, settings: Settings) -> bool:

@@ -31,6 +31,12 @@ class SerializerContext:
     """The peer is one of ours: every value keeps its type, and our own error classes travel."""
     out_of_band: bool = False
     """Large bytes and arrays travel behind the body."""
+    streams: bool = False
+    """Iterators may be arguments."""
+    stream_writer: Callable[[Any], int] | None = None
+    """Gives a number to an iterator that is an argument; without it one is a StreamArgumentError."""
+    stream_reader: Callable[[int], Any] | None = None
+    """Makes what a handler gets for it."""
     unsafe: frozenset[str] = frozenset()
     """Those of the pickle family that may be used with this peer."""
     registry: ClassRegistry = field(default=DEFAULT_REGISTRY)
@@ -43,7 +49,15 @@ class SerializerContext:
 
     def granted(self, grant: Grant) -> SerializerContext:
         """The same context with what was agreed with the peer."""
-        return replace(self, out_of_band=Feature.OUT_OF_BAND in grant and self.own)
+        return replace(
+            self,
+            out_of_band=self.own and Feature.OUT_OF_BAND in grant,
+            streams=self.own and Feature.UPLOAD in grant,
+        )
+
+
+class StreamArgumentError(SerializeError):
+    """A value is an iterator, which this serializer was not told how to send."""
 
 
 class Serializer(ABC):
@@ -65,7 +79,8 @@ class Serializer(ABC):
         if not self.context.own:
             return self
         if self._for_anybody is None:
-            self._for_anybody = type(self)(replace(self.context, own=False, out_of_band=False))
+            context = replace(self.context, own=False, out_of_band=False, streams=False)
+            self._for_anybody = type(self)(context)
         return self._for_anybody
 
     def dumps_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import types
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import PyroError, SecurityError, SerializeError
@@ -203,6 +203,8 @@ def unwritable(value: Any) -> SerializeError:
     name = f"{kind.__module__}.{kind.__qualname__}"
     if kind.__module__.partition(".")[0] == "numpy":
         return SerializeError(f"cannot serialize {name}; send plain data, for instance value.tolist()")
+    if isinstance(value, (Iterator, AsyncIterator)):
+        return SerializeError(f"cannot serialize {name}: only a peer of ours takes iterators; send a list")
     if isinstance(value, enum.Enum):
         return SerializeError(f"cannot serialize the enum member {name}; send its .value")
     return SerializeError(f"cannot serialize {name}; register a converter with register_class_to_dict")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import array
 import datetime
 import decimal
+import itertools
+import operator
 import struct
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -18,7 +20,7 @@ from ..uri import Uri
 from ..wire.message import Body
 from ..wire.scattered import Scattered, joined
 from .arrays import ARRAY, is_array, read_array, write_array
-from .base import Arguments, Call, Serializer, SerializerContext, check_call
+from .base import Arguments, Call, Serializer, SerializerContext, StreamArgumentError, check_call
 from .classes import CLASS_MARK, ClassCodec
 from .json import array_to_plain
 from .outofband import LARGE, MAX_PARTS, NO_PARTS, PART, Parts, PartWriter, has_parts, is_large, split
@@ -34,6 +36,8 @@ _PYRO_COMPLEX, _PYRO_BIGINT, _PYRO_DATETIME, _PYRO_DATE = 0x30, 0x31, 0x32, 0x33
 # Extension types of our own, big-endian.
 _TUPLE, _SET, _FROZENSET, _BYTEARRAY, _BIGINT, _COMPLEX = 0x40, 0x41, 0x42, 0x43, 0x44, 0x45
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID = 0x46, 0x47, 0x48, 0x49, 0x4A, 0x4B
+
+_STREAM: Final = 0x4E
 
 _COMPLEX_FORMAT: Final = struct.Struct(">dd")
 _TIMEDELTA_FORMAT: Final = struct.Struct(">iII")
@@ -130,13 +134,14 @@ class _OwnForm:
     """Values with their types: what msgpack lacks travels as an extension; containers are packed inside it.
 
     Args:
-        out_of_band: large values travel behind the body.
+        context: tells whether large values travel behind the body, and what becomes of iterators.
     """
 
-    def __init__(self, classes: ClassCodec, *, out_of_band: bool) -> None:
+    def __init__(self, classes: ClassCodec, context: SerializerContext) -> None:
+        self._context = context
         self._classes = classes
         self._revive = classes.revive
-        self._out_of_band = out_of_band
+        self._out_of_band = context.out_of_band
         self.unpack_extension = partial(self._unpack_extension, NO_PARTS, 0)
 
     def pack(self, value: Any) -> Body:
@@ -188,8 +193,22 @@ class _OwnForm:
         if known is None:
             if self._out_of_band and is_array(value):
                 return write_array(value, parts)
+            if self._context.streams and isinstance(value, (AsyncIterator, Iterator)):
+                return self._write_stream(value)
             known = self._classes.state_to_dict(value)
         return _mark(known, parts)
+
+    def _write_stream(self, iterator: Any) -> msgpack.ExtType:
+        add = self._context.stream_writer
+        if add is None:
+            raise StreamArgumentError(f"an iterator ({type(iterator).__name__}) is no value; send a list")
+        return msgpack.ExtType(_STREAM, add(iterator).to_bytes(2, "big"))
+
+    def _read_stream(self, data: bytes) -> Any:
+        make = self._context.stream_reader
+        if make is None or len(data) != 2:
+            raise SerializeError("msgpack: a stream can only be an argument of a call to a daemon")
+        return make(int.from_bytes(data, "big"))
 
     def _as_builtin(self, parts: PartWriter, depth: int, value: Any) -> Any:
         """The packer asks once for each value, so what it cannot take must be an extension already."""
@@ -214,6 +233,8 @@ class _OwnForm:
             return parts.read(data)
         if code == ARRAY and self._out_of_band:
             return read_array(data, parts)
+        if code == _STREAM:
+            return self._read_stream(data)
         if code not in _NESTED_CODES:
             raise SerializeError(f"msgpack cannot read extension type {code}")
         members = self._unpack_nested(data, parts, depth + 1)
@@ -236,6 +257,15 @@ def _check_depth(depth: int) -> None:
         raise SerializeError(f"msgpack: tuples and sets are nested deeper than {_MAX_NESTED}")
 
 
+_arguments, _keywords = operator.itemgetter(1), operator.itemgetter(2)
+
+
+def _is_flat_batch(calls: Arguments, flat: frozenset[type]) -> bool:
+    """Whether no call of a batch has other than flat arguments; found out without a step for each of them."""
+    arguments = itertools.chain.from_iterable(map(_arguments, calls))
+    return not any(map(_keywords, calls)) and flat.issuperset(map(type, arguments))
+
+
 def _holds_marked(values: Iterable[Any]) -> bool:
     """Whether ``values`` hold something that the packer would take for something else, or that is large.
 
@@ -251,7 +281,9 @@ def _holds_marked(values: Iterable[Any]) -> bool:
     for value in values:
         kind = type(value)
         if kind in _CONTAINERS:
-            if _holds_marked(value.values() if kind is dict else value):
+            members = value.values() if kind is dict else value
+            # most hold text and numbers only, which is found out faster without another step
+            if not _TEXT_AND_NUMBERS.issuperset(map(type, members)) and _holds_marked(members):
                 return True
         elif kind is bytes and len(value) >= LARGE:
             return True
@@ -341,7 +373,7 @@ class MsgpackSerializer(Serializer):
     def __init__(self, context: SerializerContext) -> None:
         super().__init__(context)
         classes = self._classes
-        self._own = _OwnForm(classes, out_of_band=context.out_of_band) if context.own else None
+        self._own = _OwnForm(classes, context) if context.own else None
         form = self._own or _StockForm(classes.to_dict)
         self._form: _OwnForm | _StockForm = form
         self._unpack_extension = form.unpack_extension
@@ -353,6 +385,12 @@ class MsgpackSerializer(Serializer):
             try:
                 return _PLAIN.pack([object_id, method, list(args), kwargs])
             except (OverflowError, ValueError):  # a large integer
+                pass
+        elif kwargs is None and method == "<batch>":
+            try:
+                if _is_flat_batch(args, self._flat):
+                    return _PLAIN.pack([object_id, method, list(args), None])
+            except (OverflowError, ValueError, TypeError, LookupError):  # as above, or not really a batch
                 pass
         return super().dumps_call(object_id, method, args, kwargs)
 

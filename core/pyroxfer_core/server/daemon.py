@@ -35,6 +35,7 @@ from .keys import KeyTable
 from .peer import Peer
 from .places import WILDCARDS, bind_hosts, host_towards, parse_advertised, place, published_host
 from .streams import StreamTable
+from .watchdog import Watchdog
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ log = logging.getLogger("pyroxfer.server")
 
 READERS: Final = 2
 """Large requests read at once: each may inflate to the limit of a message."""
+NAMED_CUTS: Final = 20
+"""Calls that are named in the log when a daemon cuts them."""
 SWEEP_S: Final = 2.0
 """How often lingering item streams are looked at, as in Pyro."""
 
@@ -57,6 +60,21 @@ class DaemonStatistics:
     busy_threads: int
     streams: int
     objects: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutCall:
+    """A call that was not finished when its daemon stopped."""
+
+    caller: str
+    """Where it came from."""
+    object_id: str
+    method: str
+    oneway: bool
+    """Nobody waits for it."""
+
+    def __str__(self) -> str:
+        return f"{self.object_id}.{self.method} for {self.caller}{', one-way' if self.oneway else ''}"
 
 
 class Daemon:
@@ -132,6 +150,7 @@ class Daemon:
         self._nursery: trio.Nursery | None = None
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._drained: trio.Event | None = None
+        self._watchdog: Watchdog | None = None
         self._detached = 0
         """Calls running that belong to no connection."""
         self.table.register(DaemonObject(self), DAEMON_ID)
@@ -253,6 +272,9 @@ class Daemon:
         nursery = await self._manager.__aenter__()
         await nursery.start(self._serve_all, self._listener)
         self.home = trio.lowlevel.current_trio_token()
+        if self.settings.slow_handler_s:
+            self._watchdog = Watchdog(self, self.settings.slow_handler_s)
+            self._watchdog.start()
         return self
 
     async def __aexit__(
@@ -270,14 +292,17 @@ class Daemon:
                 with contextlib.suppress(BaseException):
                     await manager.__aexit__(None, None, None)
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> list[CutCall]:
         """Stop serving: no new connections, new calls refused, running ones get their grace, the rest is cut.
 
         Clients of ours are told, so that those without a call connect elsewhere for their next one.
+
+        Returns:
+            The calls that were cut because they did not end in time; they are named in the log, too.
         """
         nursery = self._nursery
         if nursery is None:
-            return
+            return []
         self.draining = True
         self.home = None
         try:
@@ -289,11 +314,24 @@ class Daemon:
                     await self._drained.wait()
                 await self._send_last_answers()
         finally:
+            cut = self._unfinished()
             nursery.cancel_scope.cancel()
             self._nursery = None
+            if self._watchdog is not None:
+                self._watchdog.stop()
             self.close()
             with trio.CancelScope(shield=True):
                 await self.streams.close_all()
+        return cut
+
+    def _unfinished(self) -> list[CutCall]:
+        jobs = [job for peer in (*self.peers, *self.callees) for job in peer.unfinished()]
+        seen = dict.fromkeys([*jobs, *self.keys.running()])
+        cut = [CutCall(job.client.address, job.entry.object_id, job.method, job.oneway) for job in seen]
+        if cut:
+            more = f" and {len(cut) - NAMED_CUTS} more" if len(cut) > NAMED_CUTS else ""
+            log.warning("%r stops and cuts %s%s", self, "; ".join(map(str, cut[:NAMED_CUTS])), more)
+        return cut
 
     @property
     def _calls_running(self) -> bool:
@@ -377,11 +415,12 @@ class Daemon:
 
     def begin_answering(self, callee: Callee) -> None:
         """Let it answer as long as this daemon is served."""
-        if self._nursery is None:
+        nursery = self._nursery
+        if nursery is None or nursery.cancel_scope.cancel_called:
             callee.over = True
             return
         self.callees.add(callee)
-        self._nursery.start_soon(callee.serve)
+        nursery.start_soon(callee.serve)
 
     @property
     def is_guarded(self) -> bool:

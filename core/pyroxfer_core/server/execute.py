@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -11,7 +12,7 @@ import trio
 from ..errors import CommunicationError, Outcome, ProtocolError, PyroError, RefusedError, SerializeError
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import MethodKind
-from ..objects.invoke import BATCH_METHOD, batch_calls, prepare, prepare_method, reply_for_exception
+from ..objects.invoke import BATCH_METHOD, batch_calls, prepare, reply_for_exception
 from ..objects.table import Entry
 from ..serializers.base import Call, Serializer, text_of, traceback_lines
 from ..serializers.blob import SerializedBlob
@@ -83,9 +84,11 @@ class Job(CallContext):
 class KeyedJob(Job):
     """A request with a key: it runs at most once."""
 
-    __slots__ = ("key",)
+    __slots__ = ("in_thread", "key")
 
     key: bytes
+    in_thread: bool
+    """A thread works on it: such a function runs on when the call is cut short."""
 
 
 def is_slow_to_read(message: Message) -> bool:
@@ -140,7 +143,7 @@ def decode(peer: Peer, message: Message, serializer: Serializer, read: Callable[
         text = f"a key needs an object that outlives the connection, and {object_id!r} is made anew for each"
         raise ProtocolError(text)
     keyed = KeyedJob(peer, message, serializer, entry, method, args, kwargs, deadline)
-    keyed.key = key
+    keyed.key, keyed.in_thread = key, False
     if chain is not None:
         keyed.chain = chain
     return keyed
@@ -197,21 +200,22 @@ async def execute(peer: Peer, job: Job) -> Message | None:
     except PoolBusyError as error:
         return failure(peer, job.message, job.serializer, RefusedError(*error.args), dispatched=False)
     except ThreadEndedError as error:
-        _hang_up(peer, error)
+        hang_up(peer, error)
         return None
     except Exception as error:
         return failure(peer, job.message, job.serializer, error, dispatched=True)
     except BaseException as error:  # a method's wish to end the process, for instance; Pyro hangs up on one, too
         travelling, rest = part(error)
         if travelling is None:
-            _hang_up(peer, error)
+            hang_up(peer, error)
             return None
         if rest is not None:
             log.warning("a call of %s failed while it was cut short", peer.connection.peer, exc_info=rest)
         raise travelling from None
 
 
-def _hang_up(peer: Peer, error: BaseException) -> None:
+def hang_up(peer: Peer, error: BaseException) -> None:
+    """End a connection because of what a method of it did."""
     log.error("a call of %s failed such that its connection is closed", peer.connection.peer, exc_info=error)
     peer.close()
 
@@ -230,8 +234,19 @@ def _runner(peer: Peer, job: Job) -> Callable[..., Awaitable[Any]]:
     """What runs functions in threads for this call."""
     pool = peer.pool
     if job.message.flags & _ONEWAY:
-        return pool.run_patiently
-    return pool.run_nested if pool.full and _is_nested(peer, job) else pool.run
+        run = pool.run_patiently
+    else:
+        run = pool.run_nested if pool.full and _is_nested(peer, job) else pool.run
+    return partial(run, _noted, job) if isinstance(job, KeyedJob) else run
+
+
+def _noted(job: KeyedJob, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a function in a thread such that the key is not forgotten before it ends."""
+    job.in_thread = True
+    try:
+        return function(*args, **kwargs)
+    finally:
+        job.in_thread = False
 
 
 def _is_nested(peer: Peer, job: Job) -> bool:
@@ -260,14 +275,17 @@ async def _run_plain(
 async def _run_batch(peer: Peer, job: Job, instance: Any) -> list[Any]:
     """The results in order, up to and including the first failure."""
     results: list[Any] = []
+    find, found = job.entry.exposed.find, dict[str, tuple[Callable[..., Any], MethodKind]]()
     for method, args, kwargs in batch_calls(job.args):
-        call = prepare_method(job.entry.exposed, instance, method, args, kwargs)
+        if method not in found:  # most batches call the same method again and again
+            found[method] = find(instance, method)
+        function, kind = found[method]
         try:
-            if call.kind.is_async:
-                value = await call.function(*call.args, **call.kwargs)
+            if kind.is_async:
+                value = await function(*args, **kwargs)
             else:
-                value = await _run_plain(peer, job, call.kind, call.function, call.args, call.kwargs)
-            if is_stream(value):
+                value = await _run_plain(peer, job, kind, function, args, kwargs)
+            if type(value) not in PLAIN and is_stream(value):
                 raise SerializeError("an iterator cannot be the result of a call in a batch")
         except ThreadEndedError:
             raise

@@ -38,7 +38,7 @@ class _Execution:
         self.digest = digest
         """Of the arguments as they came."""
         self.job: KeyedJob | None = job
-        """Until it has ended."""
+        """Until it has ended, and nothing of it runs on in a thread."""
         self.scope = trio.CancelScope(deadline=_NEVER if job.deadline is None else job.deadline)
         self.done = trio.Event()
         self.waiters = 0
@@ -78,7 +78,10 @@ class KeyTable:
         where = (peer.identity, job.entry.object_id, job.method, job.key)
         digest = _digest(job.message)
         known = self._known.get(where)
-        if known is not None and known.expires > trio.current_time():
+        if known is not None and known.expires <= trio.current_time():
+            self.sweep()
+            known = self._known.get(where)
+        if known is not None:
             if known.digest != digest:
                 raise ProtocolError("the key of this call was used with other arguments before")
             _extend(known, job.deadline)
@@ -108,7 +111,8 @@ class KeyTable:
 
     def _finish(self, execution: _Execution) -> None:
         """Remember how it ended, unless it was refused before it began: then the key is as good as new."""
-        execution.job = None
+        if execution.job is not None and not execution.job.in_thread:
+            execution.job = None
         execution.done.set()
         if execution.letter == "N":
             del self._known[execution.where]
@@ -127,12 +131,21 @@ class KeyTable:
             execution.letter = "E"
             self._kept_bytes -= _size(answer)
 
+    def running(self) -> list[Job]:
+        """The calls that run, whether or not somebody waits for them."""
+        return [execution.job for execution in self._known.values() if execution.job is not None]
+
     def sweep(self) -> None:
         """Forget what expired."""
         now = trio.current_time()
         ended = self._ended
         while ended and ended[0].expires <= now:
             execution = ended.popleft()
+            if execution.job is not None and execution.job.in_thread:
+                execution.expires = now + self._settings.key_lifetime_s
+                ended.append(execution)
+                continue
+            execution.job = None
             self._drop_answer(execution)
             if self._known.get(execution.where) is execution:
                 del self._known[execution.where]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 from ..objects.table import DAEMON_ID
 from .execute import Job
@@ -55,6 +56,11 @@ class Lanes:
             return following
         del self._waiting[job.lane], self._running[job.lane]
         return None
+
+    def waiting(self) -> Iterator[Job]:
+        """The calls that wait."""
+        for lane in self._waiting.values():
+            yield from lane
 
     def remove(self, seq: int) -> Job | None:
         """Take out the waiting call with this sequence number."""

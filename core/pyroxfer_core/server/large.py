@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ..errors import PyroError, RefusedError, SerializeError
+from ..errors import MessageTooLargeError, PyroError, RefusedError, SerializeError
 from ..serializers.base import Serializer
 from ..transport.turns import TurnSender
 from ..wire.features import DEADLINE_KEY
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyroxfer.server")
 
-_REQUESTS: Final = frozenset({MessageType.INVOKE})
+_FROM_CLIENT: Final = frozenset({MessageType.INVOKE, MessageType.ITEMS})
 
 
 class LargeMessages:
@@ -34,7 +34,8 @@ class LargeMessages:
         limit = peer.settings.max_message_bytes
         self._peer = peer
         self._nursery = nursery
-        self._incoming = Incoming(limit, limit, _REQUESTS)
+        self._incoming = Incoming(limit, limit, _FROM_CLIENT)
+        peer.connection.decoder.place_of = self._incoming.place_of
         self.sender = TurnSender(peer.connection)
         self._leaving: dict[int, Outgoing] = {}
         """Answers by sequence number."""
@@ -43,10 +44,11 @@ class LargeMessages:
         """When requests with a deadline began to come, by sequence number."""
 
     def take(self, message: Message) -> Message | None:
-        """Take a BEGIN or PIECE; the request that it completes.
+        """Take a BEGIN or PIECE; the request, or the item of a stream, that it completes.
 
         Raises:
             ProtocolError: it must not come now, or is malformed.
+            MessageTooLargeError: an item is beyond the limit.
         """
         arrival = self._incoming.take(message)
         if message.type == MessageType.BEGIN and DEADLINE_KEY in message.annotations:
@@ -54,6 +56,10 @@ class LargeMessages:
         if arrival is None:
             return None
         request = arrival.message
+        if request.type == MessageType.ITEMS:
+            if arrival.refusal is not None:
+                raise MessageTooLargeError(arrival.refusal)
+            return None if arrival.dropped else request
         since = self._since.pop(request.seq, None)
         if arrival.refusal is not None or arrival.dropped:
             self._refuse(arrival)

@@ -29,6 +29,7 @@ from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection
+from ..transport.resume import resumed
 from ..transport.tls import TlsSocket
 from ..transport.turns import TurnSender
 from ..wire.features import Feature
@@ -43,7 +44,7 @@ from .large import LargeMessages
 from .push import PushedStreams
 from .reverse import ReverseCalls
 from .streams import StreamTable
-from .waits import resumed
+from .uploads import ArgumentStream, ArgumentStreams
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ MAX_UNSENT: Final = 8 * 1024 * 1024
 ALIVE_S: Final = 1.0
 """How often a client is told that its large request is still being read."""
 _ABOUT_REVERSE: Final = (MessageType.SERVES, MessageType.RESULT)
+ONEWAY_BYTES: Final = 16 * 1024 * 1024
+"""With more than this in one-way calls that have not ended, the next one is waited for before more is read."""
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
 
@@ -133,13 +136,17 @@ class Peer:
         self._reading = False
         self._ended = False
         self._taken = 0
-        self._oneways = 0
+        self._oneways: set[Job] = set()
+        """One-way calls that run in the daemon."""
+        self._oneway_bytes = 0
+        """What the one-way calls that run in tasks of their own hold."""
         self._unbegun: deque[Job] = deque()
         """One-way calls whose tasks have not begun to run."""
         self._flush_planned = False
         self._nursery: trio.Nursery | None = None
         self._large: LargeMessages | None = None
         self._pushed: PushedStreams | None = None
+        self._uploads: ArgumentStreams | None = None
 
     def __repr__(self) -> str:
         return f"<Peer {self.connection.peer}, protocol {self.version}>"
@@ -179,6 +186,10 @@ class Peer:
         """The calls that run."""
         return [worker.job for worker in self._running.values() if worker is not None and worker.job is not None]
 
+    def unfinished(self) -> list[Job]:
+        """The calls that run or wait."""
+        return [*self.running(), *self._lanes.waiting(), *self._oneways]
+
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer.
 
@@ -196,9 +207,14 @@ class Peer:
         """How values are written for and read from this peer."""
         grant = self.session.grant
         context = self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
+        if Feature.UPLOAD in grant:
+            context = replace(context, stream_reader=self._make_stream)
         unsafe = self.settings.unsafe_for(known=self.identity is not None or self.daemon.validates)
         context = replace(context, unsafe=unsafe)
         return replace(context, proxy_factory=self._make_proxy) if Feature.REVERSE in grant else context
+
+    def _make_stream(self, number: int) -> ArgumentStream:
+        return self.uploads.make(number)
 
     def known_instance(self, entry: Entry) -> Any:
         """The object that a call goes to if it exists already; None when it must be made."""
@@ -237,6 +253,8 @@ class Peer:
             daemon.peers.discard(self)
             daemon.call_ended()
             connection.in_pieces = None
+            if self._uploads is not None:
+                self._uploads.lose()
             connection.close()
             if self.reverse is not None:
                 self.reverse.end()
@@ -432,7 +450,12 @@ class Peer:
         if message.type == MessageType.PING:
             self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
         elif message.type in IN_PIECES:
-            return self._large_messages().take(message)
+            whole = self._large_messages().take(message)
+            if whole is None or whole.type == MessageType.INVOKE:
+                return whole
+            self.uploads.take(whole)
+        elif message.type == MessageType.ITEMS:
+            self.uploads.take(message)
         elif message.type == MessageType.CREDIT:
             self.pushed_streams().credit(message)
         elif message.type == MessageType.STOP:
@@ -494,6 +517,13 @@ class Peer:
     def turns(self) -> TurnSender:
         """What sends them."""
         return self._large_messages().sender
+
+    @property
+    def uploads(self) -> ArgumentStreams:
+        """The streams that this client sends as arguments."""
+        if self._uploads is None:
+            self._uploads = ArgumentStreams(self)
+        return self._uploads
 
     def pushed_streams(self) -> PushedStreams:
         """The item streams that this client may be pushed."""
@@ -575,8 +605,10 @@ class Peer:
         detached = (
             message.flags & (_ONEWAY | _BATCH) == _ONEWAY
         )  # a batch keeps its order with later calls, as in Pyro
-        if detached and self._oneways < self.settings.max_calls_in_flight:
-            self._oneways += 1
+        room = len(self._oneways) < self.settings.max_calls_in_flight and self._oneway_bytes < ONEWAY_BYTES
+        if detached and room:
+            self._oneways.add(job)
+            self._oneway_bytes += len(message.body)
             self._unbegun.append(job)
             self.daemon.run_detached(self._run_next_oneway)
             return None
@@ -588,11 +620,13 @@ class Peer:
 
     async def _run_next_oneway(self) -> None:
         """Whichever task the loop starts first takes the call that came first."""
+        job = self._unbegun.popleft()
+        held = len(job.message.body)
         try:
-            job = self._unbegun.popleft()
             await (execute(self, job) if type(job) is Job else run_keyed(self, job))
         finally:
-            self._oneways -= 1
+            self._oneways.discard(job)
+            self._oneway_bytes -= held
 
     async def _let_oneways_begin(self) -> None:
         """Calls begin in the order in which they came."""

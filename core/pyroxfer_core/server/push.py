@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -15,20 +14,18 @@ import trio
 from ..errors import PyroError
 from ..objects.context import current_context_var
 from ..transport.faults import part
-from ..wire.message import Body, Message, MessageType
-from ..wire.pieces import MAX_PIECE, Outgoing
-from ..wire.streaming import Credit, end_message
-from .execute import Job, failure
-from .streams import EndOfStream, terminated
-from .waits import resumed
+from ..transport.items import ItemSender
+from ..wire.message import Message, MessageType
+from ..wire.streaming import EndOfItems, end_message
+from .execute import Job, failure, hang_up
+from .streams import terminated
+from .workers import ThreadEndedError
 
 if TYPE_CHECKING:
     from .peer import Peer
 
 log = logging.getLogger("pyroxfer.server")
 
-ROUND: Final = 64
-"""Items that are taken from an iterator before anything else gets a turn."""
 ROUND_S: Final = 0.05
 """How long a plain iterator may have a thread before others get it."""
 _END: Final = object()
@@ -105,6 +102,8 @@ class PushedStreams:
     async def _push(self, pushed: _Pushed) -> None:
         try:
             await pushed.run()
+        except ThreadEndedError as error:
+            hang_up(self._peer, error)
         except PyroError as error:
             log.debug("a stream to %s could not be pushed: %s", self._peer.address, error)
             self._peer.close()
@@ -126,18 +125,13 @@ class _Pushed:
     def __init__(self, peer: Peer, job: Job, stream_id: str, number: int) -> None:
         self.stream_id = stream_id
         self.number = number
-        self.credit = Credit()
+        turns = peer.turns if peer.takes_pieces else None
+        self._sender = ItemSender(peer.connection, number, job.serializer, peer.flush_soon, turns)
+        self.credit = self._sender.credit
         self.running = False
         self.stopped = False
         self._peer = peer
         self._job = job
-        self._fetched: deque[Any] = deque()
-        """Items that were not sent yet; a thread may add to it."""
-        self._large: Message | None = None
-        """An item that leaves in pieces; what follows waits for it."""
-        self._error: Exception | None = None
-        self._item_size = 0
-        """Bytes of an item, as far as they went until now."""
         self._waiting: trio.Event | None = None
         self._token = trio.lowlevel.current_trio_token()
 
@@ -149,7 +143,7 @@ class _Pushed:
     async def run(self) -> None:
         """Push until the stream ends. Every item that was fetched leaves before the end, or the error, does."""
         current_context_var.set(self._job)
-        streams = self._peer.streams
+        streams, sender = self._peer.streams, self._sender
         ending: Exception | None = None
         while ending is None:
             while not self.credit and self.stream_id in streams and not self.stopped:
@@ -159,61 +153,43 @@ class _Pushed:
                 await streams.fetch(self.stream_id, self._peer, self._fetch)
             except Exception as error:
                 ending = error
-            await self._send_all()
-            ending = self._error or ending
+            await sender.send_all()
+            ending = sender.error or ending
+        if isinstance(ending, ThreadEndedError):  # its wish to end the process ends the connection
+            raise ending
         await self._send_end(ending)
 
     async def _send_end(self, ending: Exception) -> None:
         await self._peer.streams.close(self.stream_id)
         answer: Message | None = None
-        if not isinstance(ending, EndOfStream) and not self.stopped:
+        if not isinstance(ending, EndOfItems) and not self.stopped:
             answer = failure(self._peer, self._job.message, self._job.serializer, ending, dispatched=True)
         if answer is None:
             answer = end_message(self.number)
         answer.type, answer.seq, answer.annotations = MessageType.ITEMS, self.number, {}
-        await self._send(answer)
-
-    # --- fetching ------------------------------------------------------------------------------------------------
+        await self._sender.send(answer)
 
     async def _fetch(self, iterator: Any) -> None:
-        """Take some items, at least one. EndOfStream: it has no more."""
-        room = max(1, min(self.credit.items, ROUND, self._room_for()))
+        """Take some items, at least one. EndOfItems: it has no more."""
         if isinstance(iterator, AsyncIterator):
-            await self._fetch_async(iterator, room)
+            await self._sender.fetch(iterator)
             await trio.lowlevel.checkpoint()
         else:
-            await self._fetch_in_thread(iterator, room)
+            await self._fetch_in_thread(iterator)
 
-    def _room_for(self) -> int:
-        """Items that the credit of bytes is enough for: one, until it is known how large they are."""
-        return self.credit.size // self._item_size if self._item_size else 1
-
-    async def _fetch_async(self, iterator: AsyncIterator[Any], room: int) -> None:
-        """Items that are there without waiting are sent together; before a wait they leave."""
-        for _ in range(room):
-            step = _next_of(iterator)
-            try:
-                request = step.send(None)
-            except StopIteration as finished:
-                item = finished.value
-            else:
-                self._send_nowait()
-                item = await resumed(step, request)
-            self._fetched.append(item)
-
-    async def _fetch_in_thread(self, iterator: Any, room: int) -> None:
+    async def _fetch_in_thread(self, iterator: Any) -> None:
         """Each item leaves as soon as the iterator gave it, even if that then takes long to give the next."""
         stop = threading.Event()
         try:
-            ended = await self._peer.pool.run_patiently(self._fetch_here, iterator, room, stop)
+            ended = await self._peer.pool.run_patiently(self._fetch_here, iterator, self._sender.room, stop)
         finally:
             stop.set()
         if ended:
-            raise EndOfStream
+            raise EndOfItems
 
     def _fetch_here(self, iterator: Any, room: int, stop: threading.Event) -> bool:
         """In a thread. Whether the iterator has ended."""
-        fetched, until = self._fetched, time.monotonic() + ROUND_S
+        fetched, until = self._sender.fetched, time.monotonic() + ROUND_S
         for _ in range(room):
             item = next(iterator, _END)
             if item is _END:
@@ -221,82 +197,5 @@ class _Pushed:
             fetched.append(item)
             if stop.is_set() or time.monotonic() > until:
                 break
-            self._token.run_sync_soon(self._send_from_thread, idempotent=True)
+            self._token.run_sync_soon(self._sender.send_nowait, idempotent=True)
         return False
-
-    def _send_from_thread(self) -> None:
-        if not self._peer.connection.broken:
-            self._send_nowait()
-
-    # --- sending -------------------------------------------------------------------------------------------------
-
-    def _send_nowait(self) -> None:
-        """Queue what was fetched, as far as it is small, and let it leave."""
-        connection = self._peer.connection
-        while self._large is None and self._error is None and (message := self._next_message()) is not None:
-            if self._leaves_in_pieces(message):
-                self._large = message
-                return
-            connection.queue(message)
-        try:
-            if not connection.flush_nowait():
-                self._peer.flush_soon()
-        except PyroError:
-            pass  # the task that reads will find out
-
-    async def _send_all(self) -> None:
-        """Send what was fetched, and wait until it has left."""
-        while self._error is None:
-            message, self._large = self._large, None
-            message = message or self._next_message()
-            if message is None:
-                break
-            await self._send(message)
-        self._fetched.clear()
-
-    async def _send(self, message: Message) -> None:
-        connection = self._peer.connection
-        if self._leaves_in_pieces(message):
-            await self._peer.turns().send(Outgoing(message, connection.codec))
-        else:
-            connection.queue(message)
-            await connection.flush()
-
-    def _leaves_in_pieces(self, message: Message) -> bool:
-        return len(message.body) > MAX_PIECE and self._peer.takes_pieces
-
-    def _next_message(self) -> Message | None:
-        """ITEMS with what was fetched, one item at least; None when there is none, or one cannot be written."""
-        fetched = self._fetched
-        if not fetched:
-            return None
-        items = [fetched.popleft() for _ in range(len(fetched))]
-        body = self._written(items)
-        while body is None and self._error is None:
-            half = len(items) // 2
-            fetched.extendleft(reversed(items[half:]))
-            items = items[:half]
-            body = self._written(items)
-        if body is None:
-            return None
-        self.credit.use(len(items), len(body))
-        self._item_size = max(1, len(body) // len(items))
-        job = self._job
-        return Message(MessageType.ITEMS, self.number, job.message.serializer, 0, body)
-
-    def _written(self, items: list[Any]) -> Body | None:
-        """The body; None when it has to be tried with fewer items."""
-        try:
-            body = self._job.serializer.dumps(items)
-        except Exception as error:
-            if len(items) == 1:
-                self._error = error
-            return None
-        return body if len(items) == 1 or len(body) <= MAX_PIECE // 4 else None
-
-
-async def _next_of(iterator: AsyncIterator[Any]) -> Any:
-    try:
-        return await iterator.__anext__()
-    except StopAsyncIteration:
-        raise EndOfStream from None

@@ -16,6 +16,7 @@ from ..settings import Settings
 from ..wire import Decoder
 from ..wire.preamble import PREAMBLE_SIZE, parse_preamble, sniff
 from .connection import Connection
+from .crowd import Crowd, host_of
 from .faults import part
 from .side import SideStreamHandler, side_stream_on
 from .sockets import StreamSocket, peer_text, set_options
@@ -71,6 +72,7 @@ class _Door:
         self._collect = settings.max_message_bytes if collect is None else collect
         self._permits = trio.CapacityLimiter(settings.max_connections)
         self._half_open = _HalfOpen(settings.max_half_open)
+        self._crowd = Crowd(settings)
 
     async def accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while True:
@@ -82,6 +84,11 @@ class _Door:
             nursery.start_soon(self._serve, sock, permit)
 
     async def _serve(self, sock: socket.socket, permit: object) -> None:
+        host = host_of(sock)
+        if not self._crowd.enter(host):
+            sock.close()
+            self._permits.release_on_behalf_of(permit)
+            return
         try:
             with self._half_open.watch() as settled:
                 await self._serve_secured(sock, settled)
@@ -97,6 +104,7 @@ class _Door:
             if sock.fileno() >= 0:
                 trio.lowlevel.notify_closing(sock)
                 sock.close()
+            self._crowd.leave(host)
             self._permits.release_on_behalf_of(permit)
 
     async def _serve_secured(self, sock: socket.socket, settled: Callable[[], None]) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
+import select
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
@@ -21,10 +24,12 @@ from .sockets import StreamSocket, peer_text, reason_of
 from .tls import TlsSocket
 
 TURN_BYTES: Final = 1024 * 1024
-"""At most this much per system call: 16 MiB a turn stalls other tasks for 20 ms, 1 MiB for 3 ms."""
+"""At most this much per system call, so that an abort is answered soon."""
 RECEIVE_BYTES: Final = 256 * 1024
 TLS_TURN_BYTES: Final = 256 * 1024
 """The same under TLS, where each byte is encrypted too."""
+PATIENCE_MS: Final = 5
+"""How long a worker thread waits for the socket before it gives the wait back to the event loop."""
 PIPE_BYTES: Final = 1024 * 1024
 MAX_LARGE_PIPES: Final = 8
 """An ordinary user gets EPERM at the 65th large pipe of all processes together, so a process keeps few."""
@@ -32,6 +37,8 @@ MAX_LARGE_PIPES: Final = 8
 _F_SETPIPE_SZ: Final = 1031
 _NO_SPLICE: Final = {errno.EINVAL, errno.ENOSYS}
 """Not for this kind of socket, file or system."""
+_LINE_IS_DOWN: Final = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENETRESET}
+"""Errors of the network that Python does not count among the errors of a connection."""
 
 
 class SideStream:
@@ -50,6 +57,8 @@ class SideStream:
         self.token = token
         self.peer = peer_text(sock)
         self._received = received
+        self._busy = 0
+        self._aborted = False
 
     def __repr__(self) -> str:
         return f"<SideStream to {self.peer}>"
@@ -68,12 +77,10 @@ class SideStream:
                     await wait(self._sock)
                 except trio.ClosedResourceError as error:
                     raise ConnectionClosedError("the side stream was closed here") from error
-            except (ConnectionError, TimeoutError) as error:
-                raise ConnectionClosedError(f"side stream to {self.peer} lost: {reason_of(error)}") from error
             except OSError as error:
                 if self._sock.fileno() < 0:
                     raise ConnectionClosedError("the side stream was closed here") from error
-                raise
+                raise ConnectionClosedError(f"side stream to {self.peer} lost: {reason_of(error)}") from error
 
     async def send_all(self, data: Body) -> None:
         """Send all bytes. Raises ConnectionClosedError when the peer is gone."""
@@ -115,13 +122,33 @@ class SideStream:
             data += part
         return bytes(data)
 
-    # The descriptor is looked up at every try: a number kept over a wait may belong to another socket by then.
+    # Files are touched in worker threads only: a disk that is slow, or hangs, holds up this stream and nobody else.
 
-    def _sendfile(self, fd: int, offset: int, count: int) -> int:
-        return os.sendfile(self._sock.fileno(), fd, offset, count)
+    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run one step in a worker thread. Cancelling waits for its end; aborting the stream hastens it."""
+        if self._sock.fileno() < 0 or self._aborted:
+            raise ConnectionClosedError("the side stream was closed here")
+        self._busy += 1
+        try:
+            return await trio.to_thread.run_sync(function, *args, limiter=_limiter())
+        except OSError as error:
+            if self._aborted:
+                raise ConnectionClosedError("the side stream was closed here") from error
+            if isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _LINE_IS_DOWN:
+                raise ConnectionClosedError(f"side stream to {self.peer} lost: {reason_of(error)}") from error
+            raise
+        finally:
+            self._busy -= 1
+            if self._aborted and not self._busy:
+                self._sock.close()
 
-    def _splice_in(self, pipe_fd: int, count: int) -> int:
-        return os.splice(self._sock.fileno(), pipe_fd, count, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+    async def _wait(self, wait: Callable[[Any], Awaitable[None]]) -> None:
+        if self._aborted:
+            raise ConnectionClosedError("the side stream was closed here")
+        try:
+            await wait(self._sock)
+        except trio.ClosedResourceError as error:
+            raise ConnectionClosedError("the side stream was closed here") from error
 
     async def send_file(self, fd: int, offset: int, count: int) -> int:
         """Send part of a file without copying it through this process.
@@ -135,13 +162,18 @@ class SideStream:
         """
         done = 0
         while done < count:
-            await trio.lowlevel.checkpoint()
-            turn = min(TURN_BYTES, count - done)
-            sent = await self._retry(self._sendfile, fd, offset + done, turn, wait=trio.lowlevel.wait_writable)
-            if sent == 0:
-                break
+            sent, over = await self._in_thread(_send_file, self._sock.fileno(), fd, offset + done, count - done)
             done += sent
+            if over:
+                break
+            if done < count:
+                await self._wait(trio.lowlevel.wait_writable)
+        self._check_aborted()
         return done
+
+    def _check_aborted(self) -> None:
+        if self._aborted:
+            raise ConnectionClosedError("the side stream was closed here")
 
     async def splice_to_file(self, fd: int, offset: int, count: int) -> int:
         """Receive into part of a file, without copying through this process where the system can.
@@ -155,8 +187,7 @@ class SideStream:
         """
         done = await self._write_received(fd, offset, count)
         try:
-            with _borrowed_pipe() as pipe:
-                return done + await self._splice(pipe, fd, offset + done, count - done)
+            return done + await self._splice(fd, offset + done, count - done)
         except _CannotSplice:
             return done + await self._copy(fd, offset + done, count - done)
 
@@ -165,25 +196,20 @@ class SideStream:
         done = 0
         while self._received and done < count:
             data = await self.receive_some(count - done)
-            _write_all(fd, data, offset + done)
+            await self._in_thread(_write_all, fd, data, offset + done)
             done += len(data)
         return done
 
-    async def _splice(self, pipe: _Pipe, fd: int, offset: int, count: int) -> int:
+    async def _splice(self, fd: int, offset: int, count: int) -> int:
         done = 0
         while done < count:
-            await trio.lowlevel.checkpoint()
-            turn = min(pipe.size, count - done)
-            try:
-                moved = await self._retry(self._splice_in, pipe.write_end, turn, wait=trio.lowlevel.wait_readable)
-            except OSError as error:
-                if done == 0 and error.errno in _NO_SPLICE:
-                    raise _CannotSplice from error
-                raise
-            if moved == 0:
-                break
-            pipe.drain_to(fd, offset + done, moved)
+            moved, over = await self._in_thread(_splice_to_file, self._sock.fileno(), fd, offset + done, count - done)
             done += moved
+            if over:
+                break
+            if done < count:
+                await self._wait(trio.lowlevel.wait_readable)
+        self._check_aborted()
         return done
 
     async def _copy(self, fd: int, offset: int, count: int) -> int:
@@ -193,15 +219,20 @@ class SideStream:
             got = await self.receive_into(buffer[: count - done])
             if got == 0:
                 break
-            _write_all(fd, buffer[:got], offset + done)
+            await self._in_thread(_write_all, fd, buffer[:got], offset + done)
             done += got
         return done
 
     def abort(self) -> None:
         """Close at once; what was not sent yet may be lost. Twice is fine."""
-        if self._sock.fileno() >= 0:
+        if self._sock.fileno() >= 0 and not self._aborted:
+            self._aborted = True
             trio.lowlevel.notify_closing(self._sock)
-            self._sock.close()
+            if self._busy:  # the thread ends at once, and whoever waits for it closes the socket
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
+            else:
+                self._sock.close()
 
     async def aclose(self) -> None:
         """Close; bytes the kernel took are still delivered."""
@@ -224,7 +255,7 @@ class TlsSideStream(SideStream):
         """Send part of a file; see `SideStream.send_file`."""
         done = 0
         while done < count:
-            data = os.pread(fd, min(TLS_TURN_BYTES, count - done), offset + done)
+            data = await self._in_thread(os.pread, fd, min(TLS_TURN_BYTES, count - done), offset + done)
             if not data:
                 break
             await self.send_all(data)
@@ -254,6 +285,65 @@ def side_stream_on(sock: StreamSocket, received: bytes = b"") -> SideStream:
     """A side stream over a connected socket of either kind; ``received`` has been read from it already."""
     kind = TlsSideStream if isinstance(sock, TlsSocket) else SideStream
     return kind(sock, received=received)
+
+
+_file_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("pyroxfer-side-streams")
+
+
+def _limiter() -> trio.CapacityLimiter:
+    """One thread for each stream that moves bytes, and no more: streams do not wait for each other's disks."""
+    try:
+        return _file_limiter.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(math.inf)
+        _file_limiter.set(limiter)
+        return limiter
+
+
+def _ready(descriptor: int, what: int) -> bool:
+    """Wait a moment for a socket: on a fast line the next bytes are there sooner than another thread could be."""
+    watch = select.poll()
+    watch.register(descriptor, what)
+    return bool(watch.poll(PATIENCE_MS))
+
+
+def _send_file(descriptor: int, fd: int, offset: int, count: int) -> tuple[int, bool]:
+    """Send what the socket takes; how much, and whether the file ended. Blocking."""
+    done = 0
+    while done < count:
+        try:
+            sent = os.sendfile(descriptor, fd, offset + done, min(TURN_BYTES, count - done))
+        except BlockingIOError:
+            if not _ready(descriptor, select.POLLOUT):
+                break
+        else:
+            if sent == 0:
+                return done, True
+            done += sent
+    return done, False
+
+
+def _splice_to_file(descriptor: int, fd: int, offset: int, count: int) -> tuple[int, bool]:
+    """Receive what the socket gives; how much, and whether it ended. Blocking."""
+    done = 0
+    with _borrowed_pipe() as pipe:
+        while done < count:
+            turn = min(pipe.size, count - done)
+            try:
+                moved = os.splice(descriptor, pipe.write_end, turn, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                if not _ready(descriptor, select.POLLIN):
+                    break
+                continue
+            except OSError as error:
+                if done == 0 and error.errno in _NO_SPLICE:
+                    raise _CannotSplice from error
+                raise
+            if moved == 0:
+                return done, True
+            pipe.drain_to(fd, offset + done, moved)
+            done += moved
+    return done, False
 
 
 class _CannotSplice(Exception):
@@ -299,9 +389,9 @@ def _borrowed_pipe() -> Iterator[_Pipe]:
     if not hasattr(os, "splice"):
         raise _CannotSplice
     try:
-        pipe = _spare_pipes.pop() if _spare_pipes else _Pipe()
-    except OSError as error:
-        raise _CannotSplice from error
+        pipe = _spare_pipes.pop()
+    except IndexError:
+        pipe = _new_pipe()
     clean = False
     try:
         yield pipe
@@ -311,6 +401,13 @@ def _borrowed_pipe() -> Iterator[_Pipe]:
             _spare_pipes.append(pipe)
         else:
             pipe.close()
+
+
+def _new_pipe() -> _Pipe:
+    try:
+        return _Pipe()
+    except OSError as error:
+        raise _CannotSplice from error
 
 
 def _write_all(fd: int, data: Body, offset: int) -> None:

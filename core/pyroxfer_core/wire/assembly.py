@@ -19,7 +19,7 @@ class Assembly:
     Memory grows with what has arrived, except as `AHEAD` says.
     """
 
-    __slots__ = ("_file", "_is_ahead", "_left", "_segments", "buffers")
+    __slots__ = ("_file", "_is_ahead", "_left", "_placed", "_segments", "buffers")
 
     def __init__(self, segments: list[int]) -> None:
         self.buffers: list[Body] = []
@@ -28,20 +28,45 @@ class Assembly:
         self._left = 0
         self._file: io.BytesIO
         self._is_ahead = False
+        self._placed: memoryview | None = None
+
+    def place(self, size: int) -> memoryview | None:
+        """Where the next bytes can be received directly; None when they have no place of their own yet.
+
+        What was received there is given to `add` like everything else, as the same view.
+        """
+        if not self._left:
+            self._begin_segment()
+        if not self._is_ahead or size > self._left:
+            return None
+        begin = self._file.tell()
+        self._placed = self._file.getbuffer()[begin : begin + size]
+        return self._placed
 
     def add(self, data: Body) -> None:
         """Take what comes next; never more than the segments have room for."""
+        placed, self._placed = self._placed, None
+        if placed is not None and isinstance(data, memoryview) and data.obj is placed.obj:
+            size = len(data)
+            data.release()
+            placed.release()  # the bytes are handed out without a copy only when nobody can write to them
+            self._file.seek(size, io.SEEK_CUR)
+            self._took(size)
+            return
         view = memoryview(data)
         while len(view):
             if not self._left:
                 self._begin_segment()
             taken = view[: self._left]
             self._file.write(taken)
-            self._left -= len(taken)
             view = view[len(taken) :]
-            if not self._left:
-                self.buffers.append(self._file.getvalue())
-                self._end_ahead()
+            self._took(len(taken))
+
+    def _took(self, size: int) -> None:
+        self._left -= size
+        if not self._left:
+            self.buffers.append(self._file.getvalue())
+            self._end_ahead()
 
     def _begin_segment(self) -> None:
         while not self._left:

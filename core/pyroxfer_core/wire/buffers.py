@@ -21,8 +21,11 @@ def take_buffer() -> bytearray:
 
 def recycle(body: Body) -> None:
     """Give back what `take_buffer` gave, as a view of it that nobody uses any more; anything else is left alone."""
-    if type(body) is memoryview and type(body.obj) is bytearray and len(body.obj) == SIZE:
-        buffer = body.obj
+    try:
+        buffer = body.obj if type(body) is memoryview else None
+    except ValueError:  # released: it had a place of its own
+        return
+    if type(body) is memoryview and type(buffer) is bytearray and len(buffer) == SIZE:
         body.release()
         if len(_free) < _KEPT:
             _free.append(buffer)

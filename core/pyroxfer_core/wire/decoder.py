@@ -65,6 +65,7 @@ class Decoder:
         "collected",
         "data",
         "max_message",
+        "place_of",
     )
 
     def __init__(
@@ -96,10 +97,12 @@ class Decoder:
         self._open: Message | None = None
         self._remaining = 0
         self._signature: bytes | None = None
-        self.collected: bytearray | None = None
+        self.collected: bytearray | memoryview | None = None
         """The large body that is coming in; only then `wanted_buffer` has something to say."""
         self._filled = 0
         self._lent: memoryview | None = None
+        self.place_of: Callable[[int, int], memoryview | None] | None = None
+        """Asked where the next piece of a body goes, by its number and the size of the piece; None: anywhere."""
         if codec is not None:
             self._choose(codec)
 
@@ -203,6 +206,7 @@ class Decoder:
         filled = self._filled
         if filled == len(buffer):
             wanted = min(filled + self._remaining, max(2 * filled, _GROWTH))
+            assert isinstance(buffer, bytearray), "a place is as large as its piece"
             buffer += _zeros(wanted - filled)
         self._lent = memoryview(buffer)[filled : filled + self._remaining]
         return self._lent
@@ -277,14 +281,17 @@ class Decoder:
         self._remaining = header.body_length
         if header.body_length > self._collect_limit:
             return Head(message, header.body_length)
-        if message.type != MessageType.PIECE:
-            self.collected = bytearray()
-        elif header.body_length <= _PART:
-            self.collected = take_buffer()
-        else:
-            raise ProtocolError(f"a piece of {header.body_length} bytes is too large")
+        self.collected = bytearray() if message.type != MessageType.PIECE else self._place_piece(header)
         self._filled = 0
         return self._collect()
+
+    def _place_piece(self, header: Header) -> bytearray | memoryview:
+        """Where a piece goes: to its place in the body that it belongs to, if it has one already."""
+        size = header.body_length
+        if size > _PART:
+            raise ProtocolError(f"a piece of {size} bytes is too large")
+        place = self.place_of(header.seq, size) if self.place_of is not None else None
+        return take_buffer() if place is None else place
 
     def _message(self, header: Header, start: int, body_start: int, body: bytes) -> Message:
         """The message so far; its signature is left in ``_signature`` until the whole body is there."""

@@ -7,7 +7,7 @@
     (with a challenge)      --> START      GREETING --challenge()--> START, once
     OPEN --RESULT, PING, GOAWAY--> OPEN    OPEN --INVOKE, PING, CANCEL--> OPEN
     OPEN --BEGIN, PIECE--> OPEN            OPEN --BEGIN, PIECE--> OPEN
-    OPEN --ITEMS--> OPEN                   OPEN --CREDIT, STOP--> OPEN
+    OPEN --ITEMS, CREDIT, STOP--> OPEN     OPEN --ITEMS, CREDIT, STOP--> OPEN
     OPEN --HEARTBEAT, ALIVE--> OPEN        OPEN --HEARTBEAT, ALIVE--> OPEN
     OPEN --INVOKE, CANCEL--> OPEN          OPEN --SERVES, RESULT--> OPEN      (calls in the reverse direction)
 
@@ -42,6 +42,8 @@ class State(enum.Enum):
 _OPEN: Final = State.OPEN
 _INVOKE, _RESULT, _CONCURRENT = MessageType.INVOKE, MessageType.RESULT, Feature.CONCURRENT
 """Looked up for every message, and found faster here than in their classes."""
+_MOST_IN_FLIGHT: Final = 0xFFFE
+"""One sequence number always stays free."""
 
 _CLIENT: Final = {
     (State.CONNECTING, MessageType.CONNECTOK): State.OPEN,
@@ -52,6 +54,8 @@ _CLIENT: Final = {
     (State.OPEN, MessageType.BEGIN): State.OPEN,
     (State.OPEN, MessageType.PIECE): State.OPEN,
     (State.OPEN, MessageType.ITEMS): State.OPEN,
+    (State.OPEN, MessageType.CREDIT): State.OPEN,
+    (State.OPEN, MessageType.STOP): State.OPEN,
     (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
     (State.OPEN, MessageType.ALIVE): State.OPEN,
     (State.OPEN, MessageType.INVOKE): State.OPEN,
@@ -64,6 +68,7 @@ _SERVER: Final = {
     (State.OPEN, MessageType.CANCEL): State.OPEN,
     (State.OPEN, MessageType.BEGIN): State.OPEN,
     (State.OPEN, MessageType.PIECE): State.OPEN,
+    (State.OPEN, MessageType.ITEMS): State.OPEN,
     (State.OPEN, MessageType.CREDIT): State.OPEN,
     (State.OPEN, MessageType.STOP): State.OPEN,
     (State.OPEN, MessageType.HEARTBEAT): State.OPEN,
@@ -74,6 +79,8 @@ _SERVER: Final = {
 IN_PIECES: Final = frozenset({MessageType.BEGIN, MessageType.PIECE})
 _FROM_DAEMON: Final = {
     MessageType.ITEMS: (Feature.PUSH, "ITEMS"),
+    MessageType.CREDIT: (Feature.UPLOAD, "CREDIT from the daemon"),
+    MessageType.STOP: (Feature.UPLOAD, "STOP from the daemon"),
     MessageType.BEGIN: (Feature.PIECES, "BEGIN"),
     MessageType.PIECE: (Feature.PIECES, "PIECE"),
     MessageType.GOAWAY: (Feature.GOAWAY, "GOAWAY"),
@@ -83,6 +90,7 @@ _FROM_DAEMON: Final = {
     MessageType.CANCEL: (Feature.REVERSE, "CANCEL from the daemon"),
 }
 _FROM_CLIENT: Final = {
+    MessageType.ITEMS: (Feature.UPLOAD, "ITEMS from the client"),
     MessageType.CREDIT: (Feature.PUSH, "CREDIT"),
     MessageType.STOP: (Feature.PUSH, "STOP"),
     MessageType.BEGIN: (Feature.PIECES, "BEGIN"),
@@ -181,9 +189,10 @@ class ClientSession(Generic[Waiter]):
         pending = self.pending
         seq = (self.seq + 1) & 0xFFFF
         if pending:
-            if waiter is not None and not (self.grant.bits & Feature.CONCURRENT or self.pipelined):
+            if waiter is not None and not (self.grant.bits & _CONCURRENT or self.pipelined):
                 raise ProtocolError("a call is in flight already, and this peer takes one at a time")
-            seq = self._free_seq(seq)
+            if seq in pending or len(pending) > _MOST_IN_FLIGHT:
+                seq = self._free_seq(seq)
         self.seq = message.seq = seq
         if waiter is not None:
             pending[seq] = waiter
@@ -195,11 +204,20 @@ class ClientSession(Generic[Waiter]):
 
     def serves(self, location: str) -> Message:
         """The SERVES message: objects at this location may be called over this connection; empty takes all back."""
-        message = Message(MessageType.SERVES, 0, "ping", 0, location.encode())
+        return self.confirm(Message(MessageType.SERVES, 0, "ping", 0, location.encode()))
+
+    def confirm(self, message: Message) -> Message:
+        """Let a message that leaves now confirm what was granted, unless another one has done so; and return it."""
         if self._confirm is not None:
             message.annotations[FEATURES_KEY] = self._confirm
             self._confirm = None
         return message
+
+    def postpone(self, message: Message) -> None:
+        """A message does not leave yet: what it should have confirmed is left to the one that leaves first."""
+        confirm = message.annotations.pop(FEATURES_KEY, None)
+        if confirm is not None:
+            self._confirm = bytes(confirm)
 
     def assume_reverse(self, grant: Grant) -> None:
         """Be the caller on a connection that was made by the other side."""
@@ -207,7 +225,7 @@ class ClientSession(Generic[Waiter]):
         self.grant = grant
 
     def _free_seq(self, seq: int) -> int:
-        if len(self.pending) > 0xFFFE:
+        if len(self.pending) > _MOST_IN_FLIGHT:
             raise ProtocolError("65535 calls are in flight on this connection already")
         while seq in self.pending:
             seq = (seq + 1) & 0xFFFF
@@ -217,9 +235,7 @@ class ClientSession(Generic[Waiter]):
         """Take back a call that could not be written; what it should have confirmed is left to the next one."""
         self.pending.pop(message.seq, None)
         self._serializers.pop(message.seq, None)
-        confirm = message.annotations.get(FEATURES_KEY)
-        if confirm is not None:
-            self._confirm = bytes(confirm)
+        self.postpone(message)
 
     def drop_pending(self) -> list[Waiter]:
         """End the session; the waiters of the calls that are still in flight."""

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
+import trio
+
 from pyroxfer_core import current_call, expose
 
 from ..conversation import Conversation
 from ..errors import PeerError, TransferError
 from ..offer import End, Ticket, check_range, check_transfer_id
+from ..pace import Pace
+from ..packing import ZSTD, Packing, Trial, find_packing
 from ..replies import replies
 from ..sink import Sink
 from ..source import Source
+from ..tasks import in_thread
 from ..transfers import Transfers
 from .base import MAX_BLOCK, Acknowledged, Channel, Manner, credit_in
 from .window import pull_blocks, push_blocks
@@ -23,12 +28,15 @@ BLOCK: Final = 512 * 1024
 """Bytes of one block between two ends of ours."""
 BLOCK_48: Final = 60 * 1024
 """Bytes of one block towards protocol 48, whose annotations together are limited to 64 KiB."""
+LEAST_BLOCK: Final = 60 * 1024
+"""However little credit there is."""
 NAME: Final = "annot"
 
 
-def block_size(talk: Conversation, ticket: Ticket) -> int:
-    """The largest block that both ends and the protocol take."""
-    return min(BLOCK_48 if talk.settings.protocol == 48 else BLOCK, ticket.block_size)
+def block_size(talk: Conversation, ticket: Ticket, pace: Pace) -> int:
+    """The largest block that both ends, the protocol, the credit and the bandwidth limit allow."""
+    largest = min(BLOCK_48 if talk.settings.protocol == 48 else BLOCK, ticket.block_size)
+    return pace.step(max(min(largest, ticket.credit), LEAST_BLOCK))
 
 
 class AnnotChannel(Channel):
@@ -39,29 +47,59 @@ class AnnotChannel(Channel):
     async def push(
         self, talk: Conversation, ticket: Ticket, source: Source, acknowledged: Acknowledged, manner: Manner
     ) -> End:
+        trial = Trial()
+
         async def send(offset: int, data: bytes) -> int:
-            reply, _ = await talk.ask_with("put_annotated", ticket.transfer_id, offset, annotations={KEY: data})
+            packing = manner.packing if manner.packing is not None and trial.next() else None
+            began, block = trio.current_time(), data
+            arguments: tuple[object, ...] = (ticket.transfer_id, offset)
+            if packing is not None:
+                block, arguments = await in_thread(packing.pack, data), (*arguments, len(data))
+            reply, _ = await talk.ask_with("put_annotated", *arguments, annotations={KEY: block})
+            trial.learned(packing is not None, len(data), trio.current_time() - began)
             return credit_in(reply)
 
-        await push_blocks(source, ticket, block_size(talk, ticket), send, acknowledged, manner.pace)
+        await push_blocks(source, ticket, block_size(talk, ticket, manner.pace), send, acknowledged, manner.pace)
         return await source.end()
 
     async def pull(
         self, talk: Conversation, ticket: Ticket, sink: Sink, acknowledged: Acknowledged, manner: Manner
     ) -> End:
+        trial = Trial()
+
         async def fetch(offset: int, length: int) -> int:
-            reply, annotations = await talk.ask_with("get_annotated", ticket.transfer_id, offset, length)
-            data = annotations.get(KEY)
-            if data is None or len(data) != length:
+            packing = manner.packing if manner.packing is not None and trial.next() else None
+            began = trio.current_time()
+            wanted: tuple[object, ...] = (ticket.transfer_id, offset, length)
+            if packing is not None:
+                wanted = (*wanted, ZSTD)
+            reply, annotations = await talk.ask_with("get_annotated", *wanted)
+            data = annotations.get(KEY, b"")
+            if packing is not None:
+                data = await in_thread(packing.unpack, data, length)
+            if len(data) != length:
                 raise PeerError("the server answered with another block than the one asked for")
+            trial.learned(packing is not None, length, trio.current_time() - began)
             await sink.write_block(offset, data)
             return credit_in(reply)
 
         await pull_blocks(
-            ticket, block_size(talk, ticket), fetch, acknowledged, manner.pace, in_order=sink.fd is None
+            ticket, block_size(talk, ticket, manner.pace), fetch, acknowledged, manner.pace, in_order=sink.fd is None
         )
         reply = await talk.ask("end_download", ticket.transfer_id)
         return End.from_dict(reply.get("end"))
+
+
+def _packing_here() -> Packing:
+    """What packs and unpacks here.
+
+    Raises:
+        PeerError: nothing does, and ``hello`` had said so.
+    """
+    found = find_packing()
+    if found is None:
+        raise PeerError("blocks cannot be packed here: the library zstandard is missing")
+    return found
 
 
 @expose
@@ -71,14 +109,17 @@ class AnnotEnd:
     transfers: Transfers
 
     @replies
-    async def put_annotated(self, transfer_id: object, offset: object) -> Mapping[str, Any]:
-        """Write the block in the request's annotation ``XFER``; ``{"received": bytes so far, "credit": bytes}``."""
+    async def put_annotated(self, transfer_id: object, offset: object, packed: object = None) -> Mapping[str, Any]:
+        """Write the block in the request's annotation ``XFER``; ``{"received": bytes so far, "credit": bytes}``. A
+        block packed with zstd comes with the number of bytes that it was."""
         upload = self.transfers.upload(check_transfer_id(transfer_id))
         upload.channel = NAME
         block = current_call.annotations.get(KEY)
         if block is None:
             raise PeerError(f"a block is missing: the call has no annotation {KEY}")
-        position, _ = check_range(offset, len(block), MAX_BLOCK)
+        position, length = check_range(offset, len(block) if packed is None else packed, MAX_BLOCK)
+        if packed is not None:
+            block = await in_thread(_packing_here().unpack, block, length)
         try:
             await upload.sink.write_block(position, block)
         except TransferError as error:
@@ -87,11 +128,15 @@ class AnnotEnd:
         return {"received": upload.sink.received, "credit": self.transfers.credit()}
 
     @replies
-    async def get_annotated(self, transfer_id: object, offset: object, length: object) -> Mapping[str, Any]:
-        """Answer with a block of a download in the annotation ``XFER``; ``{"length": bytes, "credit": bytes}``."""
+    async def get_annotated(
+        self, transfer_id: object, offset: object, length: object, packing: object = None
+    ) -> Mapping[str, Any]:
+        """Answer with a block of a download in the annotation ``XFER``, packed if asked for;
+        ``{"length": bytes, "credit": bytes}``."""
         download = self.transfers.download(check_transfer_id(transfer_id))
         download.channel = NAME
         position, wanted = check_range(offset, length, MAX_BLOCK)
         block = await download.source.read_block(position, wanted)
-        current_call.response_annotations[KEY] = block
+        packed = block if packing is None else await in_thread(_packing_here().pack, block)
+        current_call.response_annotations[KEY] = packed
         return {"length": len(block), "credit": self.transfers.credit()}

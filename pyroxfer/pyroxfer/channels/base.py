@@ -18,6 +18,7 @@ from ..conversation import Conversation
 from ..errors import PeerError
 from ..offer import End, Ticket
 from ..pace import FREE, Pace
+from ..packing import Packing
 from ..sink import Sink
 from ..source import Source
 
@@ -44,6 +45,8 @@ class Manner:
     """Side streams at once; ``AUTO_STREAMS`` decides by the length of the line."""
     round_trip_s: float = 0.0
     """How long a call takes that does nothing."""
+    packing: Packing | None = None
+    """What packs blocks in calls where it pays; None never packs."""
 
     def streams_for(self, ticket: Ticket) -> int:
         """Side streams for one transfer: several fill a long line that one window cannot, and only cost on a short

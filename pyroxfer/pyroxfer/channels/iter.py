@@ -24,6 +24,8 @@ from .window import push_blocks
 
 BLOCK: Final = 256 * 1024
 """Bytes of one block."""
+LEAST_BLOCK: Final = 64 * 1024
+"""However little credit there is."""
 READ_AHEAD: Final = 8
 """Items asked for at once: 2 MiB in flight, for all but the longest lines."""
 NAME: Final = "iter"
@@ -40,7 +42,8 @@ class IterChannel(Channel):
         async def send(offset: int, data: bytes) -> int:
             return credit_in(await talk.ask("put_block", ticket.transfer_id, offset, data))
 
-        await push_blocks(source, ticket, min(BLOCK, ticket.block_size), send, acknowledged, manner.pace)
+        largest = min(BLOCK, ticket.block_size, max(ticket.credit, LEAST_BLOCK))
+        await push_blocks(source, ticket, manner.pace.step(largest), send, acknowledged, manner.pace)
         return await source.end()
 
     async def pull(

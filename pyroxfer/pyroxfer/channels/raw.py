@@ -109,7 +109,7 @@ async def _send_range(
             await source.end()
             raise SourceChangedError("the file became shorter while it was being sent; send it again")
         moved(sent)
-    digest = (await source.digests([place]))[0] if striped else ""
+    digest = await source.digest_of(place) if striped else ""
     await _send_record(stream, END, place.length, bytes.fromhex(digest) or _NO_DIGEST)
 
 

@@ -17,9 +17,9 @@ from .base import Acknowledged
 
 CREDIT: Final = 10 * 256 * 1024
 """Bytes in flight at the beginning: enough for 1 Gbit/s over 20 ms."""
-MOST_CREDIT: Final = 32 * 1024 * 1024
-"""Bytes in flight at most, at each end: enough for 1 Gbit/s over a quarter of a second."""
-UNHINDERED: Final = 2.0
+MOST_CREDIT: Final = 8 * 1024 * 1024
+"""Bytes in flight at most, at each end: enough for 1 Gbit/s over 64 ms."""
+UNHINDERED: Final = 1.5
 """A block that takes less than so many times the fastest one did not wait behind others: more may be in flight."""
 
 SendBlock = Callable[[int, bytes], Awaitable[int]]
@@ -35,7 +35,7 @@ class Window:
     def __init__(self, block_size: int, credit: int, most: int = MOST_CREDIT) -> None:
         self._least = block_size
         self._most = most
-        self._size = max(block_size, min(CREDIT, credit, most))
+        self._size = max(block_size, min(CREDIT, credit // 2, most))
         self._flying = 0
         self._fastest = float("inf")
         self._freed = trio.lowlevel.ParkingLot()

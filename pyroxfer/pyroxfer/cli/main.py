@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.metadata
 import logging
+import signal
 from typing import Final
 
 import click
@@ -47,6 +48,8 @@ class LazyGroup(click.Group):
             return None
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module), name)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # everything is loaded: from here on commands tidy up
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         assert isinstance(command, click.Command), "the table names commands"
         return command
 

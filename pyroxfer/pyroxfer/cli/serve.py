@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from pyroxfer_core import Settings
+from pyroxfer_core import Settings, configure_logging
 from pyroxfer_core import errors as core_errors
 from pyroxfer_core.cli.access import ServerAccess, server_access
 from pyroxfer_core.server.door import open_door
@@ -52,7 +52,7 @@ def serve(
     """Serve a folder until interrupted; the current one unless named. SIGHUP reads certificate and tokens again."""
     if read_only and upload_only:
         raise click.UsageError("--read-only and --upload-only exclude each other.")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    configure_logging("INFO")
 
     async def main() -> None:
         settings = access.settings(Settings(insecure=insecure))

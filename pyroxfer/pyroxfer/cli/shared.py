@@ -68,6 +68,9 @@ def transfer_options(command: F) -> F:
             click.option(
                 "--bwlimit", callback=_rate, metavar="RATE", help="Bytes a second at most, such as 500K or 10M."
             ),
+            click.option(
+                "-z", "--compress", is_flag=True, help="Pack with zstd what shrinks, where the line is slow."
+            ),
             click.option("-q", "--quiet", is_flag=True, help="Only errors."),
             click.option("--json", is_flag=True, help="Events as JSON, one a line, on standard output."),
             click.option("--no-progress", is_flag=True, help="No bar."),

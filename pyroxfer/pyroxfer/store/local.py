@@ -18,6 +18,7 @@ from .base import StagedFile
 from .leftovers import forget, remove_leftovers
 from .rooted import kind_of, open_folder, open_regular, open_root, translated
 from .staged import Staged
+from .whole import WholeFiles
 
 
 class LocalStore:
@@ -77,6 +78,10 @@ class LocalStore:
         parts = split_file_path(path)
         with translated(path), self._folder(parts[:-1]) as folder:
             return open_regular(folder, parts[-1])
+
+    def whole_files(self) -> WholeFiles:
+        """To read and write many small files, in one thread."""
+        return WholeFiles(self._root_fd, self._sync)
 
     def make_folder(self, path: str) -> None:
         """Make the folder and its parents, as far as they are missing."""

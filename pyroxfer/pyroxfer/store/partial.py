@@ -128,7 +128,7 @@ def read_whole(fd: int) -> Journal | None:
     return read_journal(os.pread(fd, status.st_size, 0))
 
 
-def find(folder_fd: int, name: str, origin: str, patience_s: float = PATIENCE_S) -> Found | None:
+def find(folder_fd: int, name: str, origin: str, patience_s: float) -> Found | None:
     """What an earlier attempt to put a file from ``origin`` under ``name`` left; None when nothing can be used."""
     slot = journal_name(name, origin)
     try:

@@ -63,6 +63,11 @@ class EtcdClient:
         self._token: str | None = None
         self._logging_in = trio.Lock()
 
+    @property
+    def member(self) -> int:
+        """The member that is asked next, by its place among the endpoints: the one that answered last."""
+        return self._member
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
@@ -84,7 +89,6 @@ class EtcdClient:
                         why = str(error)
                     except _NoAnswerError as error:
                         why, began = str(error), True
-                    self._member = (self._member + 1) % len(self.place.endpoints)
                 await trio.sleep(PAUSE_S)
         raise EtcdDownError(f"cannot reach etcd at {self.place}: {why}", began)
 
@@ -96,7 +100,6 @@ class EtcdClient:
         try:
             return await self._call_member(path, body)
         except (_NotReachedError, _NoAnswerError) as error:
-            self._member = (self._member + 1) % len(self.place.endpoints)
             raise EtcdDownError(
                 f"cannot reach etcd at {self.place}: {error}", isinstance(error, _NoAnswerError)
             ) from error
@@ -110,7 +113,8 @@ class EtcdClient:
         """
         body = {"create_request": {"key": b64(start), "range_end": b64(end), "start_revision": str(revision)}}
         timeout = httpx2.Timeout(REQUEST_S, read=None)
-        member = self.place.endpoints[self._member]
+        number = self._member
+        member = self.place.endpoints[number]
         try:
             headers = await self._authorization()
             async with (
@@ -127,15 +131,25 @@ class EtcdClient:
         except (httpx2.HTTPError, _NotReachedError, _NoAnswerError) as error:
             raise EtcdDownError(f"lost the watch on {member}: {_reason(error)}") from error
         finally:
-            self._member = (self._member + 1) % len(self.place.endpoints)
+            self._leave(number)
         raise EtcdDownError(f"{member} ended the watch")
 
     async def _call_member(self, path: str, body: Json) -> Json:
+        number = self._member
         try:
-            return await self._post(path, body, await self._authorization())
-        except _BadTokenError:
-            self._token = None
-            return await self._post(path, body, await self._authorization())
+            try:
+                return await self._post(path, body, await self._authorization())
+            except _BadTokenError:
+                self._token = None
+                return await self._post(path, body, await self._authorization())
+        except (_NotReachedError, _NoAnswerError):
+            self._leave(number)
+            raise
+
+    def _leave(self, number: int) -> None:
+        """Ask the next member from now on, unless another request has found that out already."""
+        if self._member == number:
+            self._member = (number + 1) % len(self.place.endpoints)
 
     async def _authorization(self) -> dict[str, str]:
         if self.place.user is None:

@@ -65,6 +65,8 @@ class EtcdStorage(Registry):
         self._written = 0
         """Revision of our last change, which whoever asks us afterwards must see."""
         self._down_since: float | None = None
+        self._running = False
+        """Whether `run` looks when etcd is back."""
 
     @property
     def is_shared(self) -> bool:
@@ -77,9 +79,11 @@ class EtcdStorage(Registry):
         return None if self._down_since is None else trio.current_time() - self._down_since
 
     async def get(self, name: str) -> Entry | None:
-        if self._down_since is None:
+        if self._down_since is None or not self._running:
             try:
-                return entry_of(await self._rows(*self._layout.range_of_name(name)))
+                rows = await self._rows(*self._layout.range_of_name(name))
+                self._note_up()
+                return entry_of(rows)
             except EtcdDownError as error:
                 self._note_down(error)
         return self._from_memory().get(name)
@@ -91,9 +95,10 @@ class EtcdStorage(Registry):
 
     async def select(self, query: Query) -> dict[str, Entry]:
         entries: dict[str, Entry] | None = None
-        if self._down_since is None:
+        if self._down_since is None or not self._running:
             try:
                 entries = _entries(await self._rows(*self._layout.range_of_prefix(query.prefix)))
+                self._note_up()
             except EtcdDownError as error:
                 self._note_down(error)
         if entries is None:
@@ -274,7 +279,7 @@ class EtcdStorage(Registry):
     # --- the mirror --------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        reload = True
+        reload = self._running = True
         while True:
             try:
                 if reload:
@@ -327,9 +332,10 @@ class EtcdStorage(Registry):
 
     async def _check(self, listening: trio.CancelScope) -> None:
         """A member that is cut off says nothing: ask, and listen to another one when there is no answer."""
+        watched = self._connected().member
         while True:
             await trio.sleep(CHECK_S)
-            if not await self._ask():
+            if not await self._ask() or self._connected().member != watched:
                 listening.cancel()
                 return
 

@@ -1,4 +1,6 @@
-"""Our trio daemon taking and giving large bytes."""
+"""Our trio daemon taking and giving large bytes, and items of streams."""
+
+from collections.abc import AsyncIterator, Iterator
 
 import trio
 
@@ -17,6 +19,13 @@ class Bulk:
 
     async def give(self) -> bytes:
         return self.data
+
+    async def items(self, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            yield number
+
+    def plain_items(self, count: int) -> Iterator[int]:
+        yield from range(count)
 
 
 async def main() -> None:

@@ -1,4 +1,4 @@
-"""Stock Pyro5 taking and giving large bytes. Usage: pyro5_bytes_server.py thread|multiplex"""
+"""Stock Pyro5 taking and giving large bytes, and items of streams. Usage: pyro5_bulk_server.py thread|multiplex"""
 
 import sys
 
@@ -19,6 +19,9 @@ class Bulk:
 
     def give(self):
         return self.data
+
+    def items(self, count):
+        yield from range(count)
 
 
 daemon = Pyro5.api.Daemon(host="127.0.0.1")

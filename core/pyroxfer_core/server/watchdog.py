@@ -1,0 +1,97 @@
+"""Names the handler that blocks the loop: while it blocks, nobody else is served.
+
+A thread looks at what the loop is doing now and then. A handler that awaits is not seen; one that is seen must let
+the loop answer a question in time. Calls themselves pay nothing for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from .execute import Job, execute
+
+if TYPE_CHECKING:
+    from .daemon import Daemon
+
+log = logging.getLogger("pyroxfer.server")
+
+LOOKS: Final = 5
+"""How often the loop is looked at within the time that a handler may block it."""
+_EXECUTE: Final = execute.__code__
+
+
+class Watchdog:
+    """Watches one loop while a daemon is served in it.
+
+    Args:
+        daemon: named in the log.
+        limit_s: how long a handler may keep the loop from doing anything else.
+    """
+
+    def __init__(self, daemon: Daemon, limit_s: float) -> None:
+        self._daemon = repr(daemon)
+        self._limit_s = limit_s
+        self._token = trio.lowlevel.current_trio_token()
+        self._loop = threading.get_ident()
+        self._stop = threading.Event()
+        self._named: Job | None = None
+
+    def start(self) -> None:
+        """Begin to watch the loop of the calling thread."""
+        threading.Thread(target=self._watch, name="pyroxfer watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the thread, soon."""
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._limit_s / LOOKS):
+            job = running_job(sys._current_frames().get(self._loop))
+            if job is not None and job is not self._named:
+                self._ask(job)
+
+    def _ask(self, job: Job) -> None:
+        """Log that a handler blocks, unless the loop gets to something else in time."""
+        answered = threading.Event()
+        try:
+            self._token.run_sync_soon(answered.set)
+        except trio.RunFinishedError:
+            self._stop.set()
+            return
+        if answered.wait(self._limit_s):
+            return
+        frame = sys._current_frames().get(self._loop)
+        if running_job(frame) is not job:
+            return
+        self._named = job
+        log.warning(
+            "%s.%s has been blocking the loop of %s for %g ms, at %s: nobody else is served meanwhile. "
+            "Let it await, or make it a plain function without inline=True",
+            job.entry.object_id,
+            job.method,
+            self._daemon,
+            self._limit_s * 1000,
+            _place(frame),
+        )
+
+
+def running_job(frame: FrameType | None) -> Job | None:
+    """The call whose handler this stack is in; None when it is in none."""
+    while frame is not None:
+        if frame.f_code is _EXECUTE:
+            job = frame.f_locals.get("job")
+            return job if isinstance(job, Job) else None
+        frame = frame.f_back
+    return None
+
+
+def _place(frame: FrameType | None) -> str:
+    if frame is None:
+        return "at an unknown place"
+    return f"line {frame.f_lineno} of {frame.f_code.co_name} in {frame.f_code.co_filename}"

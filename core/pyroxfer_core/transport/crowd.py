@@ -1,0 +1,47 @@
+"""How many connections come from one address: nobody may have all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+from ..settings import Settings
+from .sockets import StreamSocket, is_local
+
+log = logging.getLogger("pyroxfer.transport")
+
+
+def host_of(sock: StreamSocket) -> str | None:
+    """The address a connection comes from; None for a unix socket, for one that is gone, and for this machine."""
+    if is_local(sock):
+        return None
+    try:
+        return str(sock.getpeername()[0])
+    except OSError:
+        return None
+
+
+class Crowd:
+    """Connections by address."""
+
+    def __init__(self, settings: Settings) -> None:
+        said = settings.max_connections_per_host
+        self._limit = max(1, settings.max_connections // 2) if said is None else said
+        self._counts: Counter[str] = Counter()
+
+    def enter(self, host: str | None) -> bool:
+        """Count one more; False when that is one too many."""
+        if host is None:
+            return True
+        if self._counts[host] >= self._limit:
+            log.warning("a connection from %s was closed: it has %d already", host, self._limit)
+            return False
+        self._counts[host] += 1
+        return True
+
+    def leave(self, host: str | None) -> None:
+        """One has ended."""
+        if host is not None:
+            self._counts[host] -= 1
+            if not self._counts[host]:
+                del self._counts[host]

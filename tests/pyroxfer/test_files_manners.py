@@ -1,0 +1,332 @@
+"""A server among many clients: nobody waits for somebody else's disk, line or fault, and everybody is told why."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+import pyroxfer
+from pyroxfer import FileServer, Receipt, errors
+from pyroxfer.channels.base import AUTO_STREAMS, Manner
+from pyroxfer.channels.window import CREDIT, Window
+from pyroxfer.conversation import open_conversation
+from pyroxfer.offer import Offer, Ticket
+from pyroxfer.pace import Pace
+from pyroxfer.store import staged as staged_room
+from pyroxfer_core import Settings
+from pyroxfer_core import errors as core_errors
+
+MIB = 1024 * 1024
+Settled = Callable[[], Awaitable[None]]
+RandomBytes = Callable[[int], bytes]
+
+
+@pytest.mark.parametrize("channel", ["annot", "raw"])
+async def test_a_slow_disk_holds_up_its_own_transfer_only(
+    server: FileServer, root: Path, here: Path, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many transfers as there are threads for everybody hang in the disk; another one comes through meanwhile."""
+    go, hanging = threading.Event(), threading.Semaphore(0)
+    real_write, real_splice = staged_room.Staged.write, os.splice
+
+    def write(staged: Any, offset: int, view: memoryview) -> None:
+        if staged.path.startswith("slow"):
+            hanging.release()
+            go.wait(20)
+        real_write(staged, offset, view)
+
+    def splice(source: int, target: int, count: int, **more: Any) -> int:
+        if "offset_dst" in more and os.fstat(target).st_mode & 0o777 == 0o601:
+            hanging.release()
+            go.wait(20)
+        return real_splice(source, target, count, **more)
+
+    monkeypatch.setattr(staged_room.Staged, "write", write)
+    monkeypatch.setattr(os, "splice", splice)
+    for name in ("slow", "quick"):
+        (here / name).write_bytes(b"x" * (2 * MIB))
+    (here / "slow").chmod(0o601)
+
+    async def slow(number: int) -> None:
+        await pyroxfer.send(here / "slow", f"{server.location}/slow{number}", channel=channel, durability="none")
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(slow, number)
+        for _ in range(20):
+            assert await trio.to_thread.run_sync(hanging.acquire, True, 10)
+        receipt = await pyroxfer.send(here / "quick", f"{server.location}/", channel=channel, durability="none")
+        assert isinstance(receipt, Receipt)
+        assert receipt.channel == channel
+        assert not (root / "slow0").exists()
+        go.set()
+    assert (root / "slow19").read_bytes() == (here / "slow").read_bytes()
+
+
+async def test_more_than_have_room_wait_for_their_turn(
+    server: FileServer, here: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a bounded queue, for a bounded time; then they are told to try later."""
+    monkeypatch.setattr("pyroxfer.transfers.MAX_TRANSFERS", 2)
+    (here / "f").write_bytes(b"x" * 300_000)
+    async with trio.open_nursery() as nursery:
+        for number in range(12):
+            nursery.start_soon(_send, here / "f", f"{server.location}/{number}")
+    assert len(os.listdir(root)) == 12
+    async with open_conversation(server.uri, Settings()) as talk:
+        for name in ("a", "b"):
+            await talk.ask("open_upload", Offer(name, 5).to_dict())
+        monkeypatch.setattr("pyroxfer.transfers.WAIT_S", 0.05)
+        with pytest.raises(errors.BusyError, match="no place"):
+            await _send(here / "f", f"{server.location}/c")
+        monkeypatch.setattr("pyroxfer.transfers.MAX_WAITING", 0)
+        with pytest.raises(errors.BusyError, match="wait for their turn"):
+            await talk.ask("open_download", "0", "blake3")
+
+
+async def _send(path: Path, place: str, **options: Any) -> Receipt:
+    receipt = await pyroxfer.send(path, place, **{"channel": "annot", "durability": "none", **options})
+    assert isinstance(receipt, Receipt)
+    return receipt
+
+
+@pytest.mark.parametrize("channel", ["iter", "annot", "raw"])
+async def test_a_server_that_stops_says_how_to_go_on(
+    root: Path, here: Path, channel: str, random_bytes: RandomBytes, nursery: trio.Nursery
+) -> None:
+    """Its clients are told to go on later or elsewhere, and that is what then happens."""
+    (here / "f").write_bytes(random_bytes(12 * MIB))
+    under_way = trio.Event()
+    told: list[Exception] = []
+
+    async def client(location: str) -> None:
+        def watch(event: pyroxfer.Progress) -> None:
+            if event.event == "progress" and event.done > 2 * MIB:
+                under_way.set()
+
+        try:
+            await _send(here / "f", f"{location}/f", channel=channel, bwlimit=8 * MIB, progress=watch)
+        except (errors.TransferError, core_errors.CommunicationError) as error:
+            told.append(error)
+
+    async with FileServer(root) as server:
+        nursery.start_soon(client, server.location)
+        await under_way.wait()
+    with trio.fail_after(5):
+        while not told:  # noqa: ASYNC110  # the client is a task without a handle
+            await trio.sleep(0.01)
+    assert isinstance(told[0], errors.BusyError)
+    assert "goes on later" in str(told[0])
+    async with FileServer(root) as other:
+        receipt = await _send(here / "f", f"{other.location}/f", channel=channel)
+    assert receipt.resumed > 2 * MIB - 600_000
+    assert os.listdir(root) == ["f"]
+
+
+async def test_a_client_that_stalls_is_ended_with_a_reason(root: Path, here: Path, random_bytes: RandomBytes) -> None:
+    """A side stream on which nothing comes any more: the lease ends it, what came is kept."""
+    from pyroxfer.channels import raw
+    from pyroxfer.runs import Range
+    from pyroxfer_core import open_side_stream
+
+    async with FileServer(root, lease_s=1.0) as server, open_conversation(server.uri, Settings()) as talk:
+        reply = await talk.ask("open_upload", Offer("f", 9 * MIB, origin="ab" * 16, durability="none").to_dict())
+        ticket = Ticket.from_dict(reply["ticket"])
+        async with await open_side_stream(server.uri, bytes.fromhex(ticket.grant)) as stream:
+            await stream.receive_exactly(raw._RECORD.size)
+            await raw._send_record(stream, raw.GO, 0)
+            await raw._send_range_record(stream, Range(0, 9 * MIB), striped=False)
+            await stream.send_all(random_bytes(5 * MIB))
+            with trio.fail_after(5):
+                while server.transfers:  # noqa: ASYNC110  # the server tells nobody
+                    await trio.sleep(0.02)
+        with pytest.raises(errors.StalledError, match="idle"):
+            await talk.ask("status", ticket.transfer_id)
+    assert len(list(root.glob("*.journal"))) == 1
+
+
+@pytest.mark.parametrize("direction", ["send", "get"])
+async def test_several_streams_move_one_file(
+    server: FileServer, root: Path, here: Path, direction: str, random_bytes: RandomBytes
+) -> None:
+    """Stripes in any order over four streams; the file is whole, and every stripe's digest was compared."""
+    data = random_bytes(40 * MIB + 3)
+    (root if direction == "get" else here).joinpath("source").write_bytes(data)
+    if direction == "send":
+        await _send(here / "source", f"{server.location}/f", channel="raw", streams=4)
+        assert (root / "f").read_bytes() == data
+    else:
+        await pyroxfer.get(f"{server.location}/source", here / "f", channel="raw", streams=4, durability="none")
+        assert (here / "f").read_bytes() == data
+
+
+async def test_a_damaged_stripe_is_found_before_it_is_kept(
+    server: FileServer, root: Path, here: Path, random_bytes: RandomBytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One byte is changed on the way into the file: the transfer ends there, and the next one goes on."""
+    data = random_bytes(40 * MIB)
+    (here / "f").write_bytes(data)
+    real = os.splice
+    done: list[int] = []
+
+    def splice(source: int, target: int, count: int, **more: Any) -> int:
+        moved = real(source, target, count, **more)
+        if not done and more.get("offset_dst", 0) >= 20 * MIB:
+            done.append(more["offset_dst"])
+            os.pwrite(target, bytes([data[done[0]] ^ 1]), done[0])
+        return moved
+
+    monkeypatch.setattr(os, "splice", splice)
+    with pytest.raises(errors.LostError, match="damaged"):
+        await _send(here / "f", f"{server.location}/f", channel="raw", streams=2)
+    receipt = await _send(here / "f", f"{server.location}/f", channel="raw", streams=2)
+    assert receipt.resumed >= 8 * MIB
+    assert (root / "f").read_bytes() == data
+
+
+@pytest.mark.parametrize("sent", [0.9])
+@pytest.mark.parametrize("channel", ["annot", "raw"])
+async def test_after_a_cut_at_nine_tenths_at_most_a_tenth_and_a_block_is_sent_again(
+    server: FileServer,
+    here: Path,
+    root: Path,
+    channel: str,
+    sent: float,
+    random_bytes: RandomBytes,
+    cut_line: Callable[..., Any],
+    settled: Settled,
+) -> None:
+    """Counted at the wire, in both attempts."""
+    size = 48 * MIB
+    (here / "f").write_bytes(random_bytes(size))
+    relay = await cut_line(server.location, int(size * sent), towards_server=True)
+    with pytest.raises((errors.TransferError, core_errors.CommunicationError)):
+        await _send(here / "f", f"{relay.location}/f", channel=channel)
+    await settled()
+    second = await cut_line(server.location, 2 * size, towards_server=True)
+    await _send(here / "f", f"{second.location}/f", channel=channel)
+    moved = 2 * size - second._left
+    assert moved <= size * (1 - sent) + 4 * MIB + 64 * 1024
+    assert (root / "f").read_bytes() == (here / "f").read_bytes()
+
+
+@pytest.mark.parametrize("direction", ["send", "get"])
+@pytest.mark.parametrize("channel", ["iter", "annot", "raw"])
+async def test_every_byte_goes_at_the_pace_asked_for(
+    server: FileServer, root: Path, here: Path, channel: str, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In steps of a tenth of a second's worth at most where the channel can."""
+    taken: list[int] = []
+
+    async def take(pace: Pace, count: int) -> None:
+        await trio.lowlevel.checkpoint()
+        if pace.step(MIB) < MIB:
+            taken.append(count)
+
+    monkeypatch.setattr(Pace, "take", take)
+    for folder in (root, here):
+        (folder / "f").write_bytes(b"x" * (2 * MIB))
+    if direction == "send":
+        await _send(here / "f", f"{server.location}/new", channel=channel, bwlimit=MIB)
+    else:
+        await pyroxfer.get(f"{server.location}/f", here / "new", channel=channel, bwlimit=MIB, durability="none")
+    assert 2 * MIB <= sum(taken) <= 2.5 * MIB
+    assert max(taken) <= 256 * 1024
+
+
+async def test_a_pace_is_shared_and_cannot_be_saved_up(autojump_clock: trio.abc.Clock) -> None:
+    pace = Pace(1000)
+    await trio.sleep(20)
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(pace.take, 500)
+    await pace.take(1)
+    assert trio.current_time() - began == pytest.approx(2.0)
+    assert Pace(1000).step(MIB) == 16 * 1024
+    assert Pace().step(MIB) == MIB
+
+
+async def test_the_window_grows_on_a_long_line_only(autojump_clock: trio.abc.Clock) -> None:
+    """Blocks that come back as fast as alone make it grow, blocks that wait for each other do not; the server's
+    credit bounds it either way."""
+
+    async def fly(window: Window, took: float, credit: int = 64 * MIB) -> None:
+        began = await window.enter(256 * 1024)
+        await trio.sleep(took)
+        window.leave(256 * 1024, began, credit)
+
+    long, short = Window(256 * 1024, CREDIT), Window(256 * 1024, CREDIT)
+    async with trio.open_nursery() as nursery:
+        for number in range(100):
+            nursery.start_soon(fly, long, 0.1)
+            nursery.start_soon(fly, short, 0.001 * (number % 10 + 1))
+    assert long.size > 3 * CREDIT
+    assert short.size < 2.5 * CREDIT
+    await fly(long, 0.1, 300_000)
+    assert long.size == 300_000
+    await fly(long, 0.1, 1)
+    assert long.size == 256 * 1024
+
+
+def test_streams_are_chosen_by_the_length_of_the_line() -> None:
+    large, small = (Ticket("ab" * 16, size, "blake3", MIB, "") for size in (100 * MIB, 10 * MIB))
+    assert Manner(round_trip_s=0.0001).streams_for(large) == 1
+    assert Manner(streams=AUTO_STREAMS, round_trip_s=0.0001).streams_for(large) == 1
+    assert Manner(streams=AUTO_STREAMS, round_trip_s=0.05).streams_for(large) == 4
+    assert Manner(streams=AUTO_STREAMS, round_trip_s=0.05).streams_for(small) == 1
+    assert Manner(streams=3).streams_for(small) == 3
+
+
+MEASURED = """
+import resource, sys, trio
+from pyroxfer import FileServer
+async def main():
+    async with FileServer(sys.argv[1]) as server:
+        print(server.location, flush=True)
+        await trio.to_thread.run_sync(sys.stdin.read)
+trio.run(main)
+"""
+
+
+@pytest.mark.parametrize("channel", ["annot", "raw"])
+async def test_memory_stays_bounded_with_64_transfers_at_once(
+    root: Path, here: Path, channel: str, random_bytes: RandomBytes
+) -> None:
+    """The server's largest resident size is less than 64 MiB above its idle one."""
+    (here / "f").write_bytes(random_bytes(4 * MIB))
+    command = [sys.executable, "-c", MEASURED, str(root)]
+    async with trio.open_nursery() as nursery:
+        run = partial(trio.run_process, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process: trio.Process = await nursery.start(run)
+        assert process.stdout is not None
+        assert process.stdin is not None
+        location = (await process.stdout.receive_some()).decode().strip()
+        idle = _resident(process.pid)
+        async with trio.open_nursery() as senders:
+            for number in range(64):
+                senders.start_soon(_send_quietly, here / "f", f"{location}/{number}", channel)
+        grown = _resident(process.pid) - idle
+        await process.stdin.aclose()
+    assert grown < 64 * MIB
+    assert len(os.listdir(root)) == 64
+
+
+async def _send_quietly(path: Path, place: str, channel: str) -> None:
+    await _send(path, place, channel=channel)
+
+
+def _resident(pid: int) -> int:
+    """Largest resident size of a process so far, in bytes."""
+    (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(kib) * 1024

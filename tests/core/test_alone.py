@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -132,3 +133,27 @@ async def test_silence_leads_back_into_the_loop(echoed: socket.socket, monkeypat
     assert scope.cancelled_caught
     assert not is_alone(connection)
     connection.close()
+
+
+def test_nobody_is_alone_in_guest_mode(echoed: socket.socket) -> None:
+    """The thread belongs to the host's loop, and nobody here knows what that has to do."""
+    was_alone: list[bool] = []
+
+    async def guest() -> None:
+        connection = connection_on(echoed)
+        for _ in range(2 * ENOUGH):
+            await ping(connection, 1)
+            was_alone.append(is_alone(connection))
+        connection.close()
+
+    async def host() -> None:
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()
+        trio.lowlevel.start_guest_run(
+            guest, run_sync_soon_threadsafe=loop.call_soon_threadsafe, done_callback=over.set_result
+        )
+        (await over).unwrap()
+
+    asyncio.run(host())
+    assert len(was_alone) == 2 * ENOUGH
+    assert not any(was_alone)

@@ -542,6 +542,29 @@ async def test_a_deadline_in_the_middle_of_a_request_of_the_facade() -> None:
         stop.set()
 
 
+async def test_a_deadline_in_the_middle_of_a_request_of_the_facade_leaves_a_good_connection() -> None:
+    """The piece that is leaving is sent to its end, and the rest is called off: others' calls go on."""
+
+    async def play(server: OwnServer) -> None:
+        await server.expect(MessageType.PIECE)
+        await trio.sleep(0.4)
+        while (message := await server.hear()) is not None:
+            if message.type == MessageType.INVOKE:
+                await server.answer(message, "small")
+
+    def use(uri: str) -> Any:
+        with blocking.Proxy(uri) as proxy:
+            proxy._pyroBind()
+            link = proxy._pyroLink
+            with pytest.raises(CommunicationError):
+                proxy.take.options(deadline=0.2)(HUGE)
+            assert proxy._pyroLink is link
+            return proxy.small()
+
+    async with own_server(play, {"take", "small"}) as uri:
+        assert await trio.to_thread.run_sync(use, uri) == "small"
+
+
 @expose
 class Echo:
     async def echo(self, value: bytes) -> bytes:

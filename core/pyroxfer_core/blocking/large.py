@@ -22,8 +22,9 @@ CHECK_S: Final = 0.00002
 MAX_COURTESY_S: Final = 0.005
 """How long it waits for that at most: the thread of the small one may have been interrupted."""
 NUMBER_CHECK_S: Final = 0.001
-DROP_S: Final = 1.0
-"""How long telling the peer may take that the rest of a request will not come."""
+GRACE_S: Final = 1.0
+"""How long ending a piece that is leaving when the deadline passes may take, and telling the peer that the rest will
+not come: half a piece would cost the connection, and with it the calls of others."""
 
 
 class LargeMessages:
@@ -65,7 +66,8 @@ class LargeMessages:
         """Send a request in pieces; it ends early when its answer comes before.
 
         Raises:
-            CommunicationError: with outcome NotSent; the connection is closed if the peer holds half of a piece.
+            CommunicationError: with outcome NotSent; the connection is closed if the peer holds half of a piece, which
+                a deadline leaves behind only when the peer takes nothing for a second more.
         """
         number: int | None = None
         self.active += 1
@@ -96,14 +98,17 @@ class LargeMessages:
                 time.sleep(NUMBER_CHECK_S)
 
     def _send_as(self, number: int, outgoing: Outgoing, waiter: Waiter | None, deadline: float | None) -> None:
-        self._send_now(outgoing, lambda: [outgoing.begin(number)], deadline)
+        until = None if deadline is None else deadline + GRACE_S
+        self._send_now(outgoing, lambda: [outgoing.begin(number)], until)
         try:
             while not outgoing.complete and not (waiter is not None and waiter.settled):
                 self._let_others_go_first(outgoing)
-                self._send_now(outgoing, outgoing.next, deadline)
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError("the call took too long: its request could not leave in time")
+                self._send_now(outgoing, outgoing.next, until)
         finally:
             if not outgoing.complete and not self._link.closed:
-                self._send_now(outgoing, lambda: [outgoing.drop()], time.monotonic() + DROP_S)
+                self._send_now(outgoing, lambda: [outgoing.drop()], time.monotonic() + GRACE_S)
 
     def _send_now(self, outgoing: Outgoing, make: Callable[[], list[Body]], deadline: float | None) -> None:
         link = self._link

@@ -1,7 +1,7 @@
 """A discrete simulation of installations that no single machine can hold, on trio's clock that jumps.
 
-Everything that costs time is one of the constants below, measured on one core or stated as assumed. Each scenario says
-which number breaks first. One node's share is simulated: the others see the same.
+Everything that costs time is one of the constants below, measured on one core or stated as assumed. Each scenario
+says which number breaks first. One node's share is simulated: the others see the same.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ def files() -> Result:
     per_core = 1 / FILE_CPU_S
     result.lines.append(
         f"one core moves {per_core:.2f} GiB/s; the store gives {STORE_GIB_S:.0f} GiB/s, "
-        f"so {STORE_GIB_S / per_core:.0f} busy cores are enough, and the store breaks first: more file servers buy connections, not speed"
+        f"so {STORE_GIB_S / per_core:.0f} busy cores are enough, "
+        "and the store breaks first: more file servers buy connections, not speed"
     )
     return result
 

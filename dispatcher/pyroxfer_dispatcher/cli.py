@@ -69,15 +69,18 @@ def show(path: Path, insecure: bool, origin: bool) -> None:
 async def _run(config: Config, path: Path, insecure: bool) -> None:
     """Once the receiver is closed a second signal has its usual effect, and does not wait."""
     async with Dispatcher(config) as dispatcher, trio.open_nursery() as nursery:
+        await nursery.start(_obey_signals, dispatcher, nursery.cancel_scope)
+        await nursery.start(_reload_on_signal, dispatcher, path, insecure)
         click.echo(f"pyroxfer-dispatcher ready: {dispatcher.uri}")
-        nursery.start_soon(_obey_signals, dispatcher, nursery.cancel_scope)
-        nursery.start_soon(_reload_on_signal, dispatcher, path, insecure)
         await dispatcher.drained.wait()
         nursery.cancel_scope.cancel()
 
 
-async def _obey_signals(dispatcher: Dispatcher, all_of_it: trio.CancelScope) -> None:
+async def _obey_signals(
+    dispatcher: Dispatcher, all_of_it: trio.CancelScope, *, task_status: trio.TaskStatus[None]
+) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         number = await anext(signals)
     if number == signal.SIGTERM:
         dispatcher.begin_drain()
@@ -85,9 +88,12 @@ async def _obey_signals(dispatcher: Dispatcher, all_of_it: trio.CancelScope) -> 
         all_of_it.cancel()
 
 
-async def _reload_on_signal(dispatcher: Dispatcher, path: Path, insecure: bool) -> None:
+async def _reload_on_signal(
+    dispatcher: Dispatcher, path: Path, insecure: bool, *, task_status: trio.TaskStatus[None]
+) -> None:
     """A file that cannot be used is told, and changes nothing."""
     with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        task_status.started()
         async for _ in signals:
             try:
                 dispatcher.reload(load_config(path, insecure=insecure))

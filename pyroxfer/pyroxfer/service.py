@@ -15,7 +15,7 @@ from .digest import choose_algorithm
 from .errors import DeniedError, LostError, PeerError, TransferError, to_record
 from .grants import DOWNLOAD, UPLOAD
 from .names import MAX_PATH_BYTES
-from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_ranges, check_transfer_id
+from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_ranges, check_transfer_id, text_argument
 from .packing import ZSTD, find_packing
 from .placing import digest_of_file, place_small
 from .replies import replies
@@ -25,6 +25,7 @@ from .stock import StockEnd
 from .store.base import Store, WholeFiles
 from .tasks import in_thread
 from .transfers import Transfers
+from .trees import TreeEnd
 from .uploading import Uploads
 
 SERVICE: Final = "pyroxfer.files"
@@ -33,20 +34,9 @@ LISTED: Final = 512
 """Entries of one item of a listing."""
 
 
-def text_argument(value: object, what: str, longest: int) -> str:
-    """``value`` itself, when it is text of a sensible length.
-
-    Raises:
-        PeerError: it is not.
-    """
-    if not isinstance(value, str) or len(value) > longest:
-        raise PeerError(f"{what} must be text of at most {longest} characters")
-    return value
-
-
 @expose
 @behavior(instance_mode="single")
-class FileService(StockEnd, ChannelEnds):
+class FileService(TreeEnd, StockEnd, ChannelEnds):
     """One served folder.
 
     Every method but the generators and those of ``StockEnd`` answers with a dictionary; one with ``error`` in it

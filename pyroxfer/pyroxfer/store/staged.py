@@ -179,7 +179,7 @@ class Staged:
         with translated(self.path):
             self._trim(size)
             if self._made_with != self._mode:
-                os.fchmod(self.fd, self._mode & ~_umask())
+                os.fchmod(self.fd, self._mode & ~umask())
             if mtime_ns is not None:
                 os.utime(self.fd, ns=(mtime_ns, mtime_ns))
             if durability == "data":
@@ -253,7 +253,7 @@ def copy_range(source: int, target: int, offset: int, length: int) -> None:
         offset, length = offset + count, length - count
 
 
-def _umask() -> int:
+def umask() -> int:
     """The process's mask, without changing it for a moment as umask(2) must."""
     with open("/proc/self/status") as status:
         for line in status:

@@ -45,6 +45,9 @@ PUBLIC = {
     "pyroxfer_core.gateway": """
         Gateway GatewayOptions app
     """,
+    "pyroxfer_core.gateway.http": """
+        HttpServer
+    """,
     "pyroxfer_core.nameserver": """
         Address Changes Entry Lease NameServer Query Registry RunningNameServer keep_registered locate_ns
         open_registry resolve start_ns

@@ -11,7 +11,7 @@ import pytest
 
 PUBLIC = {
     "pyroxfer": """
-        FileEntry FileServer Progress Receipt errors get ls remove send serve stat
+        FileEntry FileServer Planned Progress Receipt errors get ls plan_get plan_send remove send serve stat
     """,
     "pyroxfer_dispatcher": """
         Dispatcher RouteTable load_config

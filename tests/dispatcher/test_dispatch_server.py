@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import socket
@@ -796,7 +797,7 @@ async def test_backends_and_dispatcher_are_found_by_name() -> None:
 async def test_its_name_hangs_on_a_lease_and_comes_back_to_an_empty_name_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A dispatcher that dies leaves no name behind, and one that lives is found again after a restart of the names."""
+    """A dispatcher that dies leaves no name behind, and one that lives is found after a restart of the names."""
     monkeypatch.setattr("pyroxfer_core.nameserver.keeping.RENEWALS", 60)
 
     async def run_ns(port: int, task_status: trio.TaskStatus[Any]) -> None:
@@ -814,8 +815,10 @@ async def test_its_name_hangs_on_a_lease_and_comes_back_to_an_empty_name_server(
             scope.cancel()
             second, scope = await nursery.start(run_ns, first.uri.port)
             with trio.fail_after(20):
-                while "the.dispatcher" not in await second.name_server.list():
-                    await trio.sleep(0.05)
+                async with contextlib.aclosing(second.name_server.watch(prefix="the.")) as changes:
+                    async for change in changes:
+                        if change["entries"]:
+                            break
         assert "the.dispatcher" not in await second.name_server.list()
         scope.cancel()
 

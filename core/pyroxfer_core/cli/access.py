@@ -1,7 +1,7 @@
 """Options about TLS and tokens, the same for every command: as a server, as a client, or towards a name server.
 
-Secrets never stand on the command line: a token comes from ``PYROXFER_TOKEN`` (for the name server of a command that is
-a server itself: ``PYROXFER_NS_TOKEN``), a file, or a question; the password of an encrypted key from
+Secrets never stand on the command line. A token comes from ``PYROXFER_TOKEN``, a file, or a question; a server that
+shows one to its name server has it from ``PYROXFER_NS_TOKEN``. The password of an encrypted key comes from
 ``PYROXFER_TLS_KEY_PASSWORD``.
 """
 

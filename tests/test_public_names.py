@@ -45,7 +45,7 @@ PUBLIC = {
         Gateway GatewayOptions app
     """,
     "pyroxfer_core.nameserver": """
-        Address Changes Entry Lease NameServer Query Registry RunningNameServer keep_registered locate_ns
+        Address Changes Entry Lease NameServer Query Registration Registry RunningNameServer keep_registered locate_ns
         open_registry resolve start_ns
     """,
 }

@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from pyroxfer_core import Settings, Uri, resolve
-from pyroxfer_core.nameserver.keeping import Registration
+from pyroxfer_core.nameserver import Registration
 
 from .admin import note
 from .config import Config

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -156,6 +157,7 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(Path(folder), chosen.count, chosen.seed)
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # its services end with it
         trio.run(campaign.run)
         wrong = campaign.broken_promises()
         kills = {victim.name: victim.kills for victim in campaign.victims}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -115,6 +116,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="how long")
     parser.add_argument("--seed", type=int, default=1, help="what happens is drawn from it")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # its services end with it
     with tempfile.TemporaryDirectory(prefix="pyroxfer-soak-") as work:
         found = trio.run(soak, options.minutes * 60, options.seed, Path(work))
     print("\n".join(found[:50]) or "nothing lost, nothing run twice, nothing grown")

@@ -12,6 +12,7 @@ import pytest
 PUBLIC = {
     "pyroxfer": """
         FileEntry FileServer Planned Progress Receipt errors get ls plan_get plan_send remove send serve stat
+        watch Watched
     """,
     "pyroxfer_dispatcher": """
         Dispatcher RouteTable load_config

@@ -51,7 +51,7 @@ PUBLIC = {
         HttpServer
     """,
     "pyroxfer_core.nameserver": """
-        Address Changes Entry Lease NameServer Query Registry RunningNameServer keep_registered locate_ns
+        Address Changes Entry Lease NameServer Query Registration Registry RunningNameServer keep_registered locate_ns
         open_registry resolve start_ns
     """,
 }

@@ -40,7 +40,7 @@ from .base import AS_FAST_AS_CAN_BE, Acknowledged, Channel, ChannelUnavailableEr
 
 OPEN_S: Final = 2.0
 """A side stream that is not open after this long will not be: something on the way holds it back."""
-STEP: Final = 2 * 1024 * 1024
+STEP: Final = 8 * 1024 * 1024
 """Bytes between two looks at progress, digest and lease."""
 STRIPE: Final = 8 * 1024 * 1024
 """Bytes of one range when there are several streams: sent again as a whole when it was damaged."""

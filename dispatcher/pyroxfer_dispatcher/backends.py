@@ -34,6 +34,12 @@ class Backend:
     """Clients whose connection belongs to it."""
     draining: bool = False
     """A draining backend finishes its calls and gets no new ones."""
+    disabled: bool = False
+    """It drains, and its clients are cut between calls."""
+    calls: int = 0
+    """Calls it was given so far ..."""
+    busy_s: float = 0.0
+    """... and for how long it had those that have ended, all together."""
     failures: int = 0
     """Connects that failed in a row."""
     retry_at: float = 0.0
@@ -119,6 +125,11 @@ class BackendGroup:
         """One more."""
         self.backends = (*self.backends, backend)
 
+    def become(self, other: BackendGroup, backends: Iterable[Backend]) -> None:
+        """Choose as another group does, among these."""
+        self._choose, self._prefer, self._sticky = other._choose, other._prefer, other._sticky
+        self.backends = tuple(backends)
+
     def remove(self, backend: Backend) -> None:
         """One less; calls it still runs are released as any."""
         self.backends = tuple(one for one in self.backends if one is not backend)
@@ -194,6 +205,7 @@ class BackendGroup:
     def take(self, backend: Backend) -> None:
         """Count a call for a backend that is bound to get it, whatever its state."""
         backend.in_flight += 1
+        backend.calls += 1
 
     def release(self, backend: Backend) -> None:
         """A call has left the backend, or never reached it."""

@@ -33,15 +33,17 @@ from .admin import note
 from .backends import Backend
 from .building import make_directory
 from .config import Config, check_config
-from .conversation import Conversation
+from .conversation import Conversation, Handle
 from .departure import Guest, see_off
 from .dialects import BlobDialect, SealedDialect
+from .forwarding import Forwarding
 from .frames import Splitter
 from .hub import Hub
 from .links import COLLECT_BYTES, LinkPool, OwnLinks
 from .management import Management
 from .naming import Names
 from .pinned import Pinned
+from .records import Watcher
 from .reload import change_directory, check_reload
 from .routes import Party, Service
 from .security import refresh, settings_for
@@ -113,6 +115,11 @@ class Dispatcher:
             raise DaemonError("the dispatcher has no address before `async with`")
         host = self.config.location.host or "0.0.0.0"  # noqa: S104  # what an empty host means
         return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+
+    @property
+    def admin_location(self) -> str | None:
+        """``host:port`` of the admin listener, while there is one."""
+        return self._management.admin_location
 
     @property
     def uri(self) -> Uri:
@@ -328,6 +335,7 @@ class Dispatcher:
             Splitter(opening.codec, max_message=limit),
             Party(client.peer),
             stall_s=self.config.stall_timeout,
+            watch=self._watch_for(client.peer),
         )
         links.put(links.adopt(link))
         try:
@@ -381,9 +389,16 @@ class Dispatcher:
             client.decoder,
             Party(client.peer),
             stall_s=self.config.stall_timeout,
+            watch=self._watch_for(client.peer),
         )
         with self._held(conversation):
             await conversation.run((client.sock, b""), client.peer)
+
+    def _watch_for(self, peer: str) -> Callable[[Forwarding], Handle] | None:
+        """Who writes records of this client's calls; nobody where neither file nor socket can want them."""
+        if self.config.access_log is None and self.config.control is None:
+            return None
+        return lambda forwarding: Watcher(forwarding, peer, self._management.records).handle
 
     async def _judge(self, hello: Hello) -> Verdict:
         """A client may ask for our object, or (Pyro4 without metadata) not say what it wants."""

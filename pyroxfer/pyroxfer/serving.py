@@ -21,7 +21,7 @@ from .conversation import bounded
 from .errors import AddressError, TransferError
 from .receipts import ReceiptsInFile
 from .service import FileService
-from .store.local import LocalStore
+from .store.choose import identity, open_store
 from .tasks import in_thread
 from .transfers import LEASE_S, Transfers
 
@@ -39,7 +39,7 @@ class FileServer:
     """Serves one folder while its ``async with`` block runs.
 
     Args:
-        root: the folder.
+        root: the folder, or ``s3://BUCKET/PREFIX`` (extra ``s3``) with endpoint and credentials from the environment.
         listen: ``HOST:PORT``; port 0 picks a free one.
         object_id: id of the object in the daemon.
         read_only, upload_only: refuse uploads, or refuse looking and fetching.
@@ -47,7 +47,8 @@ class FileServer:
         state: a folder for what shall outlive the server: receipts, kept for seven days. None keeps them in memory.
 
     Raises:
-        AddressError: the folder cannot be opened, ``listen`` cannot be read, or ``state`` cannot be written.
+        AddressError: the root cannot be opened, ``listen`` cannot be read, or ``state`` cannot be written.
+        TransferError: what the object store said.
         SecurityError: ``listen`` is not loopback and ``settings.insecure`` does not allow that.
         CommunicationError: the port is taken.
 
@@ -69,8 +70,9 @@ class FileServer:
         if read_only and upload_only:
             raise AddressError("a server cannot be read-only and upload-only at once")
         host, port = parse_listen(listen)
-        self._store = LocalStore(root)
-        receipts = None if state is None else ReceiptsInFile(Path(state), os.path.realpath(root))
+        place = os.fspath(root)
+        self._store = open_store(place, None if state is None else Path(state))
+        receipts = None if state is None else ReceiptsInFile(Path(state), identity(place))
         self._transfers = Transfers(lease_s=lease_s, receipts=receipts)
         self._service = FileService(self._store, self._transfers, read_only=read_only, upload_only=upload_only)
         everywhere = host in ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on

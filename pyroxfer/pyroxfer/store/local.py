@@ -101,7 +101,7 @@ class LocalStore:
                 os.close(folder)
                 raise
             try:
-                _check_space(staged.fd, size, path)
+                check_space(staged.fd, size, path)
             except BaseException:
                 staged.suspend()
                 raise
@@ -159,7 +159,7 @@ class LocalStore:
                     os.fsync(folder)
 
 
-def _check_space(fd: int, size: int | None, path: str) -> None:
+def check_space(fd: int, size: int | None, path: str) -> None:
     """Whether a file has room to grow to ``size``; what it holds already needs none."""
     status = os.fstatvfs(fd)
     free = status.f_bavail * status.f_frsize + os.fstat(fd).st_blocks * 512

@@ -213,6 +213,7 @@ def test_only_declared_packages_are_imported(package: str) -> None:
         "msgspec",
         "blake3",
         "zstandard",
+        "pathspec",
         "httptools",
         "httpx2",
         *PACKAGES,

@@ -11,7 +11,7 @@ import pytest
 
 PUBLIC = {
     "pyroxfer": """
-        FileEntry FileServer Progress Receipt errors get ls remove send serve stat
+        FileEntry FileServer Planned Progress Receipt errors get ls plan_get plan_send remove send serve stat
     """,
     "pyroxfer_dispatcher": """
         Dispatcher RouteTable load_config
@@ -33,7 +33,7 @@ PUBLIC = {
         start_ns_loop type_meta unregister_class_to_dict unregister_dict_to_class
     """,
     "pyroxfer_core.wire": """
-        AUTH_KEY BLOB_INFO BlobInfo Body BodyPart Codec codec_for DEADLINE_KEY Decoder End FEATURES_KEY Flags
+        AUTH_KEY BLOB_INFO BlobInfo Body BodyPart Codec codec_for DEADLINE_KEY Decoder End FEATURES_KEY Feature Flags
         Grant Head HOP_KEYS hops_of Message MessageType OUTCOME_KEY overheard Prover read_blob_info renumber
         STOCK V48 V502 with_hops write_blob_info
     """,

@@ -74,7 +74,11 @@ class Admission:
         """Calls in the queue."""
         self.running = 0
         """Calls that were admitted and have not ended."""
-        self._name = name
+        self.busy_s = 0.0
+        """How long all calls that have ended took in their backends ..."""
+        self.done = 0
+        """... and how many they are."""
+        self.name = name
         self._later = later
         self._queues: dict[Hashable, deque[Ticket]] = {}
         """By client, whoever's turn it is first."""
@@ -105,6 +109,9 @@ class Admission:
             if not self._running_of[ticket.client]:
                 del self._running_of[ticket.client]
         took = now - ticket.started_at
+        self.busy_s += took
+        self.done += 1
+        backend.busy_s += took
         self._mean_s += SMOOTHING * (took - self._mean_s) if self._mean_s else took
         self.changed()
 
@@ -251,7 +258,7 @@ class Admission:
             del self._queues[ticket.client]
 
     def _overloaded(self, why: str) -> str:
-        return f"service {self._name!r} is overloaded: {why}; try again in {self.retry_after_s():.2f} s"
+        return f"service {self.name!r} is overloaded: {why}; try again in {self.retry_after_s():.2f} s"
 
     def _nobody(self, ticket: Ticket, now: float) -> str:
-        return f"no live backend of service {self._name!r}: {self.group.describe(now, ticket.passed_over)}"
+        return f"no live backend of service {self.name!r}: {self.group.describe(now, ticket.passed_over)}"

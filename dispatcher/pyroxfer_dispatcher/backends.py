@@ -34,6 +34,12 @@ class Backend:
     """Clients whose connection belongs to it."""
     draining: bool = False
     """A draining backend finishes its calls and gets no new ones."""
+    disabled: bool = False
+    """It drains, and its clients are cut between calls."""
+    calls: int = 0
+    """Calls it was given so far ..."""
+    busy_s: float = 0.0
+    """... and for how long it had those that have ended, all together."""
     failures: int = 0
     """Connects that failed in a row."""
     retry_at: float = 0.0
@@ -194,6 +200,7 @@ class BackendGroup:
     def take(self, backend: Backend) -> None:
         """Count a call for a backend that is bound to get it, whatever its state."""
         backend.in_flight += 1
+        backend.calls += 1
 
     def release(self, backend: Backend) -> None:
         """A call has left the backend, or never reached it."""

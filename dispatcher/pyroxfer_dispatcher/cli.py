@@ -1,52 +1,31 @@
-"""``pyroxfer-dispatcher``: one line per error, and the exit codes of the whole product."""
+"""``pyroxfer-dispatcher``: runs a dispatcher, checks and shows its configuration, and operates one that runs."""
 
 from __future__ import annotations
 
 import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NoReturn, TypeVar
 
 import click
 import trio
 
 from pyroxfer_core import configure_logging
-from pyroxfer_core.errors import CommunicationError, NamingError, PyroError, SecurityError
 
-from .config import Config, ConfigError, load_config
+from .config import Config
+from .exits import config_option, insecure_option, load, or_exit
+from .operate import COMMANDS
+from .origin import origins_of
 from .security import settings_for
 from .server import Dispatcher
-
-USAGE: Final = 2
-NOT_FOUND: Final = 3
-REFUSED: Final = 4
-NETWORK: Final = 5
-OTHER: Final = 1
-INTERRUPTED: Final = 130
-
-Value = TypeVar("Value")
-
-config_option = click.option(
-    "-c",
-    "--config",
-    "path",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The configuration, a TOML file.",
-)
-insecure_option = click.option(
-    "--insecure",
-    is_flag=True,
-    help="Allow listening beyond this machine, without authentication and encryption.",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="pyroxfer")
 def main() -> None:
-    """Passes Pyro calls with a SerializedBlob on to backends, by topic, without reading them."""
+    """Passes Pyro calls on to backends without reading them, and operates a dispatcher that runs."""
+
+
+for command in COMMANDS:
+    main.add_command(command)
 
 
 @main.command()
@@ -54,10 +33,10 @@ def main() -> None:
 @insecure_option
 @click.option("-v", "--verbose", is_flag=True, help="Also log clients and backends that come and go.")
 def run(path: Path, insecure: bool, verbose: bool) -> None:
-    """Run until SIGTERM or Ctrl-C; a second one does not wait for calls under way."""
-    config = _load(path, insecure)
+    """Run until SIGTERM, which drains, or Ctrl-C; a second one does not wait for calls under way."""
+    config = load(path, insecure)
     configure_logging("INFO" if verbose else "WARNING")
-    _or_exit(lambda: trio.run(_run, config))
+    or_exit(lambda: trio.run(_run, config))
 
 
 @main.command()
@@ -65,45 +44,37 @@ def run(path: Path, insecure: bool, verbose: bool) -> None:
 @insecure_option
 def check(path: Path, insecure: bool) -> None:
     """Check a configuration and say what it does."""
-    config = _load(path, insecure)
-    _or_exit(lambda: settings_for(config))
+    config = load(path, insecure)
+    or_exit(lambda: settings_for(config))
     backends = sum(len(service.backends) for service in config.services)
     click.echo(f"{path}: fine; {len(config.services)} services, {backends} backends, listens on {config.listen}")
 
 
+@main.command()
+@config_option
+@insecure_option
+@click.option("--origin", is_flag=True, help="Tell for each value where it comes from.")
+def show(path: Path, insecure: bool, origin: bool) -> None:
+    """Print every value that is in force, defaults included."""
+    config = load(path, insecure)
+    text = or_exit(lambda: path.read_text(), path)
+    for name, value, source in origins_of(config, text, flags={"insecure"} if insecure else set()):
+        click.echo(f"{name} = {value}" + (f"    # {source}" if origin else ""))
+
+
 async def _run(config: Config) -> None:
     """Once the receiver is closed a second signal has its usual effect, and does not wait."""
-    async with Dispatcher(config) as dispatcher:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            click.echo(f"pyroxfer-dispatcher ready: {dispatcher.uri}")
-            await anext(signals)
+    async with Dispatcher(config) as dispatcher, trio.open_nursery() as nursery:
+        click.echo(f"pyroxfer-dispatcher ready: {dispatcher.uri}")
+        nursery.start_soon(_obey_signals, dispatcher, nursery.cancel_scope)
+        await dispatcher.drained.wait()
+        nursery.cancel_scope.cancel()
 
 
-def _load(path: Path, insecure: bool) -> Config:
-    return _or_exit(lambda: load_config(path, insecure=insecure), path)
-
-
-def _or_exit(function: Callable[[], Value], path: Path | None = None) -> Value:
-    """Run it; an error becomes one line a problem and the documented exit code."""
-    try:
-        return function()
-    except ConfigError as error:
-        _exit(USAGE, *(f"{path}: {problem}" for problem in error.problems))
-    except FileNotFoundError:
-        _exit(NOT_FOUND, f"{path}: no such file; write one, see the documentation of the dispatcher")
-    except OSError as error:
-        _exit(REFUSED, f"{path}: {error.strerror}")
-    except SecurityError as error:
-        _exit(REFUSED, str(error))
-    except (CommunicationError, NamingError) as error:
-        _exit(NETWORK, str(error))
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except PyroError as error:
-        _exit(OTHER, str(error))
-
-
-def _exit(code: int, *lines: str) -> NoReturn:
-    for line in lines:
-        click.echo(f"pyroxfer-dispatcher: {line}", err=True)
-    sys.exit(code)
+async def _obey_signals(dispatcher: Dispatcher, all_of_it: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        number = await anext(signals)
+    if number == signal.SIGTERM:
+        dispatcher.begin_drain()
+    else:
+        all_of_it.cancel()

@@ -16,11 +16,14 @@ from pyroxfer_core import Uri
 from pyroxfer_core.errors import PyroError
 
 from .balance import LEAST_OF_TWO, POLICIES
+from .origin import line_of, lines_of
 from .routes import HERE, check_pattern
 
 DEFAULT_METHODS: Final = ("process", "process_blob", "publish", "submit", "handle")
 MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
 """A larger file is not a configuration."""
+MAX_SOCKET_PATH: Final = 100
+"""The kernel has room for 107."""
 
 _METHOD: Final = re.compile(r"(?!_)[^\W\d]\w*")
 _OBJECT: Final = re.compile(r"[^\s@]+")
@@ -31,11 +34,25 @@ Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 
 class ConfigError(PyroError):
-    """The configuration cannot be used. ``problems`` holds one line each."""
+    """The configuration cannot be used. ``problems`` holds one line each.
 
-    def __init__(self, problems: Iterable[str]) -> None:
+    Args:
+        text: of the file, to tell where in it.
+    """
+
+    def __init__(self, problems: Iterable[str], text: str = "") -> None:
         self.problems = tuple(problems)
+        self._text = text
         super().__init__("\n".join(self.problems))
+
+    def lines(self, path: str) -> list[str]:
+        """The problems, each with the place of the file where it is."""
+        places = lines_of(self._text)
+        numbers = [line_of(problem.partition(":")[0], places) for problem in self.problems]
+        return [
+            f"{path}: {problem}" if number is None else f"{path}:{number}: {problem}"
+            for problem, number in zip(self.problems, numbers, strict=True)
+        ]
 
 
 class BackendConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +151,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """``HOST:PORT`` of the name server. Default: where Pyro looks for it."""
     connect_timeout: Seconds = 10.0
     """Seconds for reaching a backend, handshake included."""
+    control: Text | None = None
+    """Path of the control socket, which only the user of the dispatcher may use."""
+    drain_timeout: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
+    """Seconds that clients may stay which cannot be told to leave; then they are cut between calls."""
     stall_timeout: Seconds = 30.0
     """Seconds without progress after which a large message in passage is given up."""
 
@@ -191,9 +212,10 @@ def parse_config(text: str, *, insecure: bool = False) -> Config:
         table["insecure"] = True
     problems: list[str] = []
     config = _build(Config, table, "", problems)
-    if config is None:
-        raise ConfigError(problems)
-    check_config(config)
+    if config is not None:
+        problems = list(_problems_of(config))
+    if config is None or problems:
+        raise ConfigError(problems, text)
     return config
 
 
@@ -293,6 +315,8 @@ def _check_place(config: Config) -> Iterator[str]:
         yield "tls_cert: missing; tls_key and tls_ca need it"
     if config.backend_tls_cert is None and config.backend_tls_key is not None:
         yield "backend_tls_cert: missing; backend_tls_key needs it"
+    if config.control is not None and len(config.control.encode()) > MAX_SOCKET_PATH:
+        yield f"control: the path of a socket has at most {MAX_SOCKET_PATH} bytes, and this one more"
     if config.nameserver is not None:
         yield from _attempt("nameserver", lambda: _host_of(str(config.nameserver)))
 

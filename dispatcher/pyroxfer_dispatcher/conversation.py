@@ -103,6 +103,8 @@ class Conversation:
         self._progress: object = None
         self._progress_at = 0.0
         self._stopping = False
+        self._leaving = False
+        self._dialect = dialect
         self._ended = trio.Event()
 
     async def run(self, client: Opened, peer: str) -> None:
@@ -121,6 +123,24 @@ class Conversation:
         """Whether no call is under way, and no answer on its way."""
         return self._forwarding.phase is Phase.IDLE and not self._client.pending
 
+    @property
+    def home(self) -> Backend | None:
+        """The backend that holds its item streams."""
+        return None if self._kept is None else self._kept.backend
+
+    def leave(self) -> None:
+        """Ask the client to make no more calls on this connection, if it can understand that."""
+        self._leaving = True
+        self._say_goodbye()
+
+    def _say_goodbye(self) -> None:
+        """Between two messages, never inside one."""
+        if self._leaving and self._forwarding.phase not in (Phase.REPLYING, Phase.CLOSED):
+            self._leaving = False
+            notice = self._dialect.goodbye()
+            if notice is not None:
+                self._client.write(self._codec.encode(notice))
+
     def stop(self) -> None:
         """End between calls: now, or when the call under way is over."""
         self._stopping = True
@@ -132,6 +152,8 @@ class Conversation:
 
     def look(self, now: float) -> None:
         """Called now and then: give up what stands still in the middle of a message."""
+        if self._leaving:
+            self._say_goodbye()
         link = self._link
         out = (self._client, link.channel) if link is not None else (self._client,)
         within = self._forwarding.phase in (Phase.SENDING, Phase.REPLYING, Phase.DRAINING)
@@ -160,6 +182,8 @@ class Conversation:
         for command in self._forwarding.handle(ClientLost(), monotonic()):
             assert isinstance(command, CloseBackend), "a lost client leaves nothing else to do"
             self._close_backend(command)
+        if self._kept is not None:
+            self._kept.backend.clients -= 1
         for link in (self._link, self._kept):
             if link is not None:
                 link.channel.close()
@@ -407,8 +431,10 @@ class Conversation:
         self._links.put(link)
 
     def _keep(self, command: KeepBackend) -> None:
-        self._kept = self._held
-        self._link = None
+        link, self._link = self._held, None
+        if self._kept is None:
+            link.backend.clients += 1
+        self._kept = link
 
     def _close_backend(self, command: CloseBackend) -> None:
         link, self._link = self._held, None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final, Protocol
 
-from pyroxfer_core import plain_call
-from pyroxfer_core.wire import BLOB_INFO, HOP_KEYS, Body, Flags, Message, MessageType, renumber
+from pyroxfer_core import ServerSession, plain_call
+from pyroxfer_core.wire import BLOB_INFO, HOP_KEYS, Body, Feature, Flags, Message, MessageType, renumber
 
 from .backends import Backend
 from .frames import Sealed
@@ -70,6 +70,9 @@ class Dialect(Protocol):
     def reply_for(self, request: Message, reply: Message) -> Message:
         """The same reply under the head that the client expects."""
 
+    def goodbye(self) -> Message | None:
+        """What tells the client to make no more calls on this connection; None where it would not understand."""
+
     def begins_stream(self, reply: Message) -> bool:
         """Whether the reply announces an item stream, which only the backend that made it can go on with."""
 
@@ -82,8 +85,9 @@ class BlobDialect:
 
     same_protocol = False
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, session: ServerSession | None = None) -> None:
         self._directory = directory
+        self._session = session
 
     def done_here(self, request: Message) -> bool:
         """Registering a listener."""
@@ -96,6 +100,8 @@ class BlobDialect:
 
     def aim(self, request: Message) -> Target | None:
         """By the topic of the blob; without a blob it can only be about a stream."""
+        if self._session is not None and not self._session.settled:
+            self._session.receive(request)
         if request.flags & Flags.KEEPSERIALIZED and BLOB_INFO in request.annotations:
             aim = self._directory.find(request.annotations[BLOB_INFO])
             return Target(aim.service, aim, None, aim.idempotent, aim.key)
@@ -127,6 +133,11 @@ class BlobDialect:
             _end_to_end(reply.annotations),
             reply.correlation_id,
         )
+
+    def goodbye(self) -> Message | None:
+        """The notice that the dispatcher goes away, for a client that has agreed to get it."""
+        session = self._session
+        return session.goaway() if session is not None and Feature.GOAWAY in session.grant else None
 
     def begins_stream(self, reply: Message) -> bool:
         """A stream that can be asked for items has a number."""
@@ -186,6 +197,10 @@ class SealedDialect:
             data,
             message.body_at,
         )
+
+    def goodbye(self) -> Message | None:
+        """Its calls move without it."""
+        return None
 
     def begins_stream(self, reply: Message) -> bool:
         """The flag says so."""

@@ -151,7 +151,7 @@ class LinkPool:
     def put(self, link: Link) -> None:
         """Take back a link whose call is over."""
         idle = self._idle[link.backend, link.version]
-        if link.channel.closed or link.channel.pending or len(idle) >= MAX_IDLE:
+        if link.channel.closed or link.channel.pending or len(idle) >= MAX_IDLE or link.backend.draining:
             link.channel.close()
         else:
             link.rest_in(self)
@@ -162,6 +162,12 @@ class LinkPool:
         idle = self._idle[link.backend, link.version]
         if link in idle:
             idle.remove(link)
+
+    def close_idle(self, backend: Backend) -> None:
+        """Close every idle link to one backend."""
+        for key in [key for key in self._idle if key[0] is backend]:
+            for link in self._idle.pop(key):
+                link.channel.close()
 
     def close(self) -> None:
         """Close every idle link."""

@@ -12,7 +12,19 @@ import trio
 
 from pyroxfer_core import error_body
 from pyroxfer_core.errors import Outcome, PyroError
-from pyroxfer_core.wire import DEADLINE_KEY, OUTCOME_KEY, BodyPart, Codec, Flags, Grant, Head, Message, MessageType
+from pyroxfer_core.wire import (
+    DEADLINE_KEY,
+    FEATURES_KEY,
+    OUTCOME_KEY,
+    BodyPart,
+    Codec,
+    Feature,
+    Flags,
+    Grant,
+    Head,
+    Message,
+    MessageType,
+)
 
 from .admin import note
 from .admission import NotAdmitted
@@ -74,6 +86,10 @@ class Pinned:
         self._progress: object = None
         self._progress_at = 0.0
         self._stopping = False
+        self._leaving = False
+        self._has_confirmed = False
+        """The client repeated what was agreed: it is one of this library, and understands its messages."""
+        self._in_answer = False
         self._finishing = False
         self._ended = trio.Event()
 
@@ -100,6 +116,23 @@ class Pinned:
         """Whether no call is under way, and no answer on its way."""
         return self._relay.is_idle and self._request is None and not self._client.pending
 
+    @property
+    def home(self) -> Backend:
+        """The backend."""
+        return self._relay.backend
+
+    def leave(self) -> None:
+        """Ask the client to make no more calls on this connection, if it can understand that."""
+        self._leaving = True
+        self._say_goodbye()
+
+    def _say_goodbye(self) -> None:
+        """Between two messages, never inside one."""
+        if self._leaving and not self._in_answer and not self._client.closed:
+            self._leaving = False
+            if self._has_confirmed and Feature.GOAWAY in self._agreed:
+                self._client.write(self._codec.encode(Message(MessageType.GOAWAY, 0, "ping", 0, b"")))
+
     def stop(self) -> None:
         """End between calls: now, or when the last call under way is over."""
         self._stopping = True
@@ -113,6 +146,8 @@ class Pinned:
 
     def look(self, now: float) -> None:
         """Called now and then: give up what stands still in the middle of a message."""
+        if self._leaving:
+            self._say_goodbye()
         channels = (self._client, self._backend)
         within = self._request is not None and not self._waits
         progress = tuple((channel.moved, channel.pending) for channel in channels)
@@ -185,6 +220,9 @@ class Pinned:
         if not self._agreed.bits or message.body_at == start:
             return None
         annotations, _, _ = self._codec.parse_annotations(message.data[start : message.body_at], MAX_ANNOTATIONS)
+        confirmed = annotations.get(FEATURES_KEY)
+        if confirmed is not None and not self._has_confirmed:
+            self._has_confirmed = self._agreed.is_confirmed_by(confirmed)
         return annotations.get(DEADLINE_KEY)
 
     def _take_off(self, message: Sealed, seconds: float) -> None:
@@ -264,10 +302,12 @@ class Pinned:
             message = event.message
             assert isinstance(message, Sealed)
             self._relay.answered(message, monotonic(), whole=False)
+            self._in_answer = True
             self._client.write(message.data)
         elif isinstance(event, BodyPart):
             self._client.write(event.data)
         else:
+            self._in_answer = False
             self._relay.answered_whole(monotonic())
 
     def _backend_left(self, reason: str) -> None:

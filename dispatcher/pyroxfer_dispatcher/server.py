@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from time import monotonic
 from types import TracebackType
@@ -19,33 +18,31 @@ from pyroxfer_core import (
     Connection,
     Hello,
     Metadata,
-    Proxy,
     ServerSession,
     Uri,
     Verdict,
     accept_handshake,
     authenticate,
     bind_tcp,
-    locate_ns,
-    resolve,
     serve_connections,
 )
 from pyroxfer_core.errors import DaemonError, PyroError
-from pyroxfer_core.wire import STOCK, hops_of
+from pyroxfer_core.wire import STOCK, Feature, hops_of
 
 from .admin import note
-from .admission import Admission, Later, Limits
-from .backends import Backend, BackendGroup
-from .balance import HASH, choice_for
-from .config import Config, ServiceConfig, check_config
+from .backends import Backend
+from .building import make_directory
+from .config import Config, check_config
 from .conversation import Conversation
+from .departure import Guest, see_off
 from .dialects import BlobDialect, SealedDialect
 from .frames import Splitter
 from .hub import Hub
 from .links import COLLECT_BYTES, LinkPool, OwnLinks
-from .listeners import Forget, Listeners
+from .management import Management
+from .naming import Names
 from .pinned import Pinned
-from .routes import Directory, Party, RouteTable, Service
+from .routes import Party, Service
 from .security import settings_for
 from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, agreement, alone, is_looping, read_opening
 
@@ -53,8 +50,6 @@ LOOK_S: Final = 0.25
 """How often messages in passage are checked for having stopped ..."""
 BUSY_LOOK_S: Final = 0.05
 """... and while calls wait for a backend, how often their time is checked."""
-DISPATCHER_TAG: Final = "pyroxfer.dispatcher"
-"""Marks our entry in the name server, so that no dispatcher takes another one for a backend."""
 
 
 class Dispatcher:
@@ -82,14 +77,21 @@ class Dispatcher:
         self._epoch = secrets.token_bytes(16)
         self._hub = Hub()
         self.directory = make_directory(config, self._hub.later)
+        self._names = Names(config, self._settings)
         self._pools: dict[int, LinkPool] = {}
         """By the number of dispatchers that a client's connection has passed before this one."""
-        self._opener = Opener(self._settings, self._resolve)
+        self._opener = Opener(self._settings, self._names.resolve)
+        self._management = Management(config, self)
         self._conversations: set[Conversation | Pinned] = set()
         self._stopping = False
+        self._cut = 0
+        self._draining = False
+        self.drained = trio.Event()
+        """Set when a drain has come to its end."""
         self._all_gone = trio.Event()
         self._listener: socket.socket | None = None
         self._port: int | None = None
+        self._helpers: trio.Nursery | None = None
         self._nursery_manager: Any = None
         self._nursery: trio.Nursery
         self._background = trio.CancelScope()
@@ -121,9 +123,11 @@ class Dispatcher:
         self._listener = bind_tcp(place.host or "", place.port or 0)
         self._port = self._listener.getsockname()[1]
         try:
-            await self._register()
+            self._management.bind()
+            await self._names.register(self.uri)
         except BaseException:
             self._close_listener()
+            self._management.close()
             raise
         self._nursery_manager = trio.open_nursery()
         nursery = self._nursery = await self._nursery_manager.__aenter__()
@@ -140,7 +144,7 @@ class Dispatcher:
         self._close_listener()
         try:
             with trio.CancelScope(shield=True):
-                await self._unregister()
+                await self._names.unregister(self.uri)
                 await self._end_conversations()
         finally:
             self._serving.cancel()
@@ -155,12 +159,64 @@ class Dispatcher:
                 for pool in self._pools.values():
                     pool.close()
                 self._hub.close()
+                self._management.close()
                 note(logging.INFO, "stopped")
 
     def abort(self) -> None:
         """Cut calls under way, for those who cannot wait for the end of their grace."""
         for conversation in tuple(self._conversations):
             conversation.abort()
+
+    # -- for operators
+
+    def begin_drain(self) -> None:
+        """Take no more clients, and see off those who are there: `drained` is set at the end. Twice is once.
+
+        Clients of ours are told, and move between two calls. Others stay until they leave, or for the
+        ``drain_timeout`` of the configuration; then they are cut between two calls.
+        """
+        if not self._draining:
+            self._draining = True
+            note(logging.INFO, "draining", clients=len(self._conversations))
+            self._close_listener()
+            self.start_soon(self._drain)
+
+    async def _drain(self) -> None:
+        await self._names.unregister(self.uri)
+        self._cut += await see_off(lambda: self._conversations, self.config.drain_timeout)
+        note(logging.INFO, "drained", cut=self._cut)
+        self.drained.set()
+
+    @property
+    def guests(self) -> Iterable[Guest]:
+        """All connected clients."""
+        return tuple(self._conversations)
+
+    @property
+    def drain_timeout_s(self) -> float:
+        """How long clients may stay that cannot be told to leave."""
+        return self.config.drain_timeout
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What there is to know about the whole, in plain values."""
+        return {
+            "location": self.location,
+            "object": self.config.object,
+            "draining": self._draining,
+            "clients": len(self._conversations),
+            "cut": self._cut,
+        }
+
+    def close_idle(self, backend: Backend) -> None:
+        """Close the connections to a backend that no call uses."""
+        for pool in self._pools.values():
+            pool.close_idle(backend)
+
+    def start_soon(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run something until it, or the dispatcher, ends."""
+        if self._helpers is not None:
+            self._helpers.start_soon(function, *args)
 
     # -- serving
 
@@ -170,6 +226,8 @@ class Dispatcher:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._look_after_clients)
                 nursery.start_soon(self._run_hub)
+                nursery.start_soon(self._management.run)
+                self._helpers = nursery
                 await serve_connections([listener], self._greet, settings=self._settings, collect=COLLECT_BYTES)
 
     async def _run_hub(self) -> None:
@@ -178,8 +236,8 @@ class Dispatcher:
             await self._hub.run()
 
     async def _greet(self, client: Connection) -> None:
-        """One client, from its first byte to its last. Nothing of this library's own is granted by the dispatcher."""
-        session, hello = ServerSession(self._epoch, offer=0), None
+        """One client, from its first byte to its last. Of what is our own only the going-away notice is granted."""
+        session, hello = ServerSession(self._epoch, offer=Feature.GOAWAY), None
         opening = await read_opening(client, self._settings)
         if opening is not None and self._settings.tokens is not None:
             client.decoder.feed(opening.message.data + opening.rest)
@@ -209,7 +267,7 @@ class Dispatcher:
         """The links for calls that have passed so many dispatchers before: the next one counts them."""
         pool = self._pools.get(hops)
         if pool is None:
-            pool = self._pools[hops] = LinkPool(self._settings, self._resolve, self._hub, hops + 1)
+            pool = self._pools[hops] = LinkPool(self._settings, self._names.resolve, self._hub, hops + 1)
         return pool
 
     async def _lead(self, client: Connection, opening: Opening, service: Service) -> None:
@@ -296,7 +354,7 @@ class Dispatcher:
             self._hub,
             self._nursery,
             self._pool_after(hops),
-            BlobDialect(self.directory),
+            BlobDialect(self.directory, session),
             client.codec,
             client.decoder,
             Party(client.peer),
@@ -335,78 +393,8 @@ class Dispatcher:
             trio.lowlevel.notify_closing(listener)
             listener.close()
 
-    # -- names
-
-    async def _resolve(self, uri: Uri) -> Uri:
-        return uri if uri.protocol == "PYRO" else await resolve(uri, self._settings)
-
-    async def _register(self) -> None:
-        name = self.config.register
-        if name is None:
-            return
-        async with await self._name_server() as names:
-            await names.register(name, str(self.uri), False, [DISPATCHER_TAG])
-        note(logging.INFO, "registered", name=name, uri=self.uri)
-
-    async def _unregister(self) -> None:
-        """Take our name back, unless another dispatcher has it by now; a lost name server is no reason to fail."""
-        name = self.config.register
-        if name is None:
-            return
-        try:
-            with trio.fail_after(self._settings.connect_timeout_s):
-                async with await self._name_server() as names:
-                    if await names.lookup(name) == self.uri:
-                        await names.remove(name)
-        except (PyroError, trio.TooSlowError) as error:
-            note(logging.WARNING, "name_not_removed", name=name, reason=error)
-
-    async def _name_server(self) -> Proxy:
-        place = self.config.nameserver_place
-        if place is None:
-            return await locate_ns(settings=self._settings)
-        return await locate_ns(place.host, place.port, settings=self._settings)
-
 
 def _is_cancellation(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return error.split(trio.Cancelled)[1] is None
     return isinstance(error, trio.Cancelled)
-
-
-def make_directory(config: Config, later: Later) -> Directory:
-    """The services of a configuration, all backends taken for live."""
-    services = {service.name: _service(service, later) for service in config.services}
-    routes = RouteTable((service.pattern, service.name) for service in config.services)
-    objects = RouteTable((pattern, service.name) for service in config.services for pattern in service.objects)
-    return Directory(config.object, routes, services, objects, config.default)
-
-
-def _service(config: ServiceConfig, later: Later) -> Service:
-    backends = [
-        Backend(entry.name, entry.uri, entry.max_in_flight, weight=entry.weight, tags=frozenset(entry.tags))
-        for entry in config.backends
-    ]
-    service = Service(
-        config.name,
-        _admission(config, config.name, backends, later),
-        config.method,
-        config.stateless,
-        frozenset(config.idempotent),
-        config.fair_by == "connection",
-    )
-    if config.listeners == "none":
-        return service
-
-    def topic(name: str, forget: Forget) -> Service:
-        admission = _admission(config, f"{config.name}/{name}", [], later)
-        return replace(service, admission=admission, fan_out=config.listeners == "all", forget=forget)
-
-    return replace(service, listeners=Listeners(topic))
-
-
-def _admission(config: ServiceConfig, name: str, backends: list[Backend], later: Later) -> Admission:
-    choose = choice_for(config.policy, config.slow_start, random.Random())
-    group = BackendGroup(backends, choose, config.prefer, sticky=config.policy == HASH)
-    limits = Limits(config.max_in_flight, config.client_max_in_flight, config.max_queue, config.queue_timeout)
-    return Admission(name, group, limits, later)

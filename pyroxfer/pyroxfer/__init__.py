@@ -10,8 +10,11 @@ from .client import ls as ls
 from .client import remove as remove
 from .client import send as send
 from .client import stat as stat
+from .dry_run import plan_get as plan_get
+from .dry_run import plan_send as plan_send
 from .offer import FileEntry as FileEntry
 from .offer import Receipt as Receipt
+from .planning import Planned as Planned
 from .progress import Progress as Progress
 from .serving import FileServer as FileServer
 from .serving import serve as serve

@@ -13,7 +13,7 @@ from .channels.annot import KEY
 from .channels.base import as_bytes
 from .channels.choose import AUTO, INLINE, INLINE_REASON, Choice, choose, in_blocks, pull
 from .conversation import Conversation, opened
-from .errors import DeniedError, ExistsError, PeerError, SourceChangedError, TransferError, from_record
+from .errors import ExistsError, PeerError, SourceChangedError, TransferError, from_record
 from .many import Job, Outcome, one_of_many, work_off
 from .names import printable, split_path
 from .offer import ALREADY, NO_CHANNEL, End, FileEntry, Offer, Receipt, Ticket
@@ -23,11 +23,13 @@ from .packing import SAMPLE, WORTH_TRYING, ZSTD, find_packing
 from .placing import NEEDS_DIGEST, place_small, receipt_for, settle, settle_late, stage
 from .progress import Reporter
 from .runs import Run
+from .selection import select
 from .sending import joined, keeps
 from .sink import FileSink, PipeSink
 from .small import SMALL, batches
-from .store.base import Store
+from .store.base import Store, WholeFiles
 from .tasks import in_thread
+from .trees import dress_here, get_links
 
 
 class Receiver:
@@ -227,7 +229,7 @@ class Receiver:
             TransferError, CommunicationError: the run broke off.
         """
         outcome = Outcome(self._reporter)
-        entries = self._fetchable(await self.listing(folder, deep=True), outcome)
+        entries, links = select(await self.listing(folder, deep=True), self._options, outcome)
         self._reporter.offer(folder or ".", sum(entry.size for entry in entries))
         folders = [joined(target, entry.path) for entry in entries if entry.kind == "folder"]
         files = [entry for entry in entries if entry.kind == "file"]
@@ -240,18 +242,13 @@ class Receiver:
         ]
         jobs += [functools.partial(self._get_entry, folder, store, target, entry, outcome) for entry in blocks]
         await work_off(jobs)
+        named = [(link.path, joined(target, link.path)) for link in links]
+        await get_links(self._talk, folder, store, named, self._options.if_exists, outcome)
+        made = [replace(entry, path=joined(target, entry.path)) for entry in entries if entry.kind == "folder"]
+        if folder:
+            made.append(replace(await self.about(folder), path=target))
+        await dress_here(store, made, outcome)
         return outcome.result()
-
-    def _fetchable(self, entries: Sequence[FileEntry], outcome: Outcome) -> list[FileEntry]:
-        fetchable = []
-        for entry in entries:
-            if entry.kind in ("file", "folder"):
-                fetchable.append(entry)
-            elif entry.kind == "unreadable":
-                outcome.failed(entry.path, DeniedError(f"{printable(entry.path)}: cannot be read at the server"))
-            else:
-                self._reporter.warn(entry.path, f"left out: it is {'a link' if entry.kind == 'link' else 'no file'}")
-        return fetchable
 
     async def _get_entry(self, folder: str, store: Store, target: str, entry: FileEntry, outcome: Outcome) -> None:
         async def transfer() -> Receipt:
@@ -287,12 +284,15 @@ class Receiver:
     def _place_batch(
         self, store: Store, batch: list[FileEntry], targets: list[str], results: Sequence[Any]
     ) -> list[Receipt | TransferError]:
-        return [
-            self._place(store, entry, target, result)
-            for entry, target, result in zip(batch, targets, results, strict=True)
-        ]
+        with store.whole_files() as whole:
+            return [
+                self._place(store, whole, entry, target, result)
+                for entry, target, result in zip(batch, targets, results, strict=True)
+            ]
 
-    def _place(self, store: Store, entry: FileEntry, target: str, result: Any) -> Receipt | TransferError:
+    def _place(
+        self, store: Store, whole: WholeFiles, entry: FileEntry, target: str, result: Any
+    ) -> Receipt | TransferError:
         try:
             if not isinstance(result, dict):
                 raise PeerError("the server answered with something else than a file")
@@ -304,7 +304,7 @@ class Receiver:
             # what the server says about a file is checked as an offer is, its path being our own
             fields = {**self._offer(entry, target).to_dict(), **end.to_dict()}
             fields |= {"mode": result.get("mode"), "mtime_ns": result.get("mtime_ns")}
-            return place_small(store, Offer.from_dict(fields), data, INLINE, INLINE_REASON)
+            return place_small(store, whole, Offer.from_dict(fields), data, INLINE, INLINE_REASON)
         except TransferError as error:
             return error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from .errors import PeerError
@@ -23,6 +23,7 @@ KINDS: Final = ("file", "folder", "link", "other", "unreadable")
 
 DIGEST_HEX: Final = 64
 ID_HEX: Final = 32
+HEX_DIGITS: Final = "0123456789abcdef"
 MAX_SIZE: Final = 2**63 - 1
 MAX_GRANT_HEX: Final = 240
 """A side stream carries at most 120 opaque bytes."""
@@ -80,7 +81,7 @@ class _Fields:
 
     def hexadecimal(self, key: str, lengths: Collection[int]) -> str:
         value = self._value.get(key)
-        if not isinstance(value, str) or len(value) not in lengths or not set(value) <= set("0123456789abcdef"):
+        if not isinstance(value, str) or len(value) not in lengths or value.strip(HEX_DIGITS):
             raise self._wrong(key, "lower-case hexadecimal text of the right length")
         return value
 
@@ -101,6 +102,17 @@ class _Fields:
 
     def mode(self) -> int:
         return self.integer("mode", 0, 0o777)
+
+
+def text_argument(value: object, what: str, longest: int) -> str:
+    """``value`` itself, when it is text of a sensible length.
+
+    Raises:
+        PeerError: it is not.
+    """
+    if not isinstance(value, str) or len(value) > longest:
+        raise PeerError(f"{what} must be text of at most {longest} characters")
+    return value
 
 
 def check_transfer_id(value: object) -> str:
@@ -153,7 +165,7 @@ class Offer:
     transfer_id: str = field(default_factory=new_transfer_id)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: getattr(self, key) for key in self.__slots__}
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -250,7 +262,7 @@ class End:
     digest: str
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: getattr(self, key) for key in self.__slots__}
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -277,7 +289,7 @@ class Receipt:
     transfer_id: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: getattr(self, key) for key in self.__slots__}
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -311,7 +323,7 @@ class FileEntry:
     mtime_ns: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: getattr(self, key) for key in self.__slots__}
 
     @classmethod
     def from_dict(cls, value: object) -> Self:

@@ -12,7 +12,7 @@ from .names import printable
 from .offer import ALREADY, NO_CHANNEL, SKIPPED, End, FileEntry, Offer, Receipt
 from .runs import Run, step_for
 from .sink import check_equal
-from .store.base import StagedFile, Store
+from .store.base import StagedFile, Store, WholeFiles
 from .store.rooted import translated
 
 NEEDS_DIGEST: Final = "digest"
@@ -133,8 +133,9 @@ def _untouched(offer: Offer, size: int, digest: str, reason: str) -> Receipt:
     )
 
 
-def place_small(store: Store, offer: Offer, data: bytes, channel: str, reason: str) -> Receipt:
-    """Put a whole small file in place and say so.
+def place_small(store: Store, files: WholeFiles, offer: Offer, data: bytes, channel: str, reason: str) -> Receipt:
+    """Put a whole small file in place and say so. Where nothing is to be overwritten, the name is looked at only when
+    it turns out to be taken.
 
     Raises:
         ExistsError: as ``settle``.
@@ -145,18 +146,30 @@ def place_small(store: Store, offer: Offer, data: bytes, channel: str, reason: s
         raise IntegrityError(f"{printable(offer.path)}: a small file comes with its size and digest")
     own = End(len(data), digest_of(data, offer.algorithm))
     check_equal(own, End(offer.size, offer.digest), offer.path)
+    try:
+        path = _put(store, files, offer, data)
+    except ExistsError:
+        return settle_late(store, offer, own)
+    return path if isinstance(path, Receipt) else receipt_for(offer, path, own, channel, reason)
+
+
+def _put(store: Store, files: WholeFiles, offer: Offer, data: bytes) -> str | Receipt:
+    """The path the file got, or a receipt when what stands there is left.
+
+    Raises:
+        ExistsError: the name is taken.
+    """
+    if offer.if_exists in ("fail", "skip"):
+        return files.put(offer.path, data, offer.mode, offer.mtime_ns, offer.durability)
     settled = settle(store, offer)
     if isinstance(settled, Receipt):
         return settled
     staged = store.stage(offer.path, len(data), offer.mode)
     try:
         staged.write(0, memoryview(data))
-        path = staged.publish(len(data), offer.if_exists, offer.durability, offer.mtime_ns)
-    except ExistsError:
-        return settle_late(store, offer, own)
+        return staged.publish(len(data), offer.if_exists, offer.durability, offer.mtime_ns)
     finally:
         staged.discard()
-    return receipt_for(offer, path, own, channel, reason)
 
 
 def receipt_for(offer: Offer, path: str, own: End, channel: str, reason: str, resumed: int = 0) -> Receipt:

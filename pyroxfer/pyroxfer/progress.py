@@ -34,8 +34,9 @@ class Progress:
     """One event of a transfer.
 
     ``event`` is one of ``offer`` (path, size), ``accept`` (path, channel, reason, resumed), ``progress`` (done,
-    total), ``file`` (path, size: its turn within many has come), ``warn`` (path, text), ``commit`` (path, receipt)
-    and ``error`` (path, text, code). Counts are bytes.
+    total), ``file`` (path, size: its turn within many has come), ``link`` (path, text: a link with this text stands
+    at the receiver), ``plan`` (path, size, action, text: of a dry run), ``warn`` (path, text), ``commit`` (path,
+    receipt) and ``error`` (path, text, code). Counts are bytes.
     """
 
     event: str
@@ -49,6 +50,7 @@ class Progress:
     reason: str = ""
     resumed: int = 0
     """Bytes of this file that an earlier attempt had brought; they count as done."""
+    action: str = ""
     text: str = ""
     code: str = ""
     receipt: Receipt | None = None
@@ -63,7 +65,9 @@ class Progress:
             record["size"] = self.size
         elif self.event == "accept":
             record |= {"channel": self.channel, "reason": self.reason, "resumed": self.resumed}
-        elif self.event in ("warn", "error"):
+        elif self.event == "plan":
+            record |= {"size": self.size, "action": self.action, "text": self.text}
+        elif self.event in ("warn", "error", "link"):
             record["text"] = self.text
             if self.code:
                 record["code"] = self.code
@@ -108,6 +112,14 @@ class Reporter:
     def file(self, path: str, size: int) -> None:
         """The turn of one file among many."""
         self._tell(Progress("file", path, size, self._done, self._total))
+
+    def link(self, path: str, text: str) -> None:
+        """A symbolic link of a folder stands at the receiver."""
+        self._tell(Progress("link", path, text=text))
+
+    def plan(self, path: str, size: int, action: str, text: str) -> None:
+        """What would become of one file in a real run."""
+        self._tell(Progress("plan", path, size, action=action, text=text))
 
     def moved(self, count: int) -> None:
         """The receiver has so many bytes more."""

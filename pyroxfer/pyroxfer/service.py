@@ -15,16 +15,17 @@ from .digest import choose_algorithm
 from .errors import DeniedError, LostError, PeerError, TransferError, to_record
 from .grants import DOWNLOAD, UPLOAD
 from .names import MAX_PATH_BYTES
-from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_ranges, check_transfer_id
+from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_ranges, check_transfer_id, text_argument
 from .packing import ZSTD, find_packing
 from .placing import digest_of_file, place_small
 from .replies import replies
 from .small import BATCH_BYTES, BATCH_FILES, read_small
 from .source import FileSource
 from .stock import StockEnd
-from .store.base import Store
+from .store.base import Store, WholeFiles
 from .tasks import in_thread
 from .transfers import Transfers
+from .trees import TreeEnd
 from .uploading import Uploads
 
 SERVICE: Final = "pyroxfer.files"
@@ -33,20 +34,9 @@ LISTED: Final = 512
 """Entries of one item of a listing."""
 
 
-def text_argument(value: object, what: str, longest: int) -> str:
-    """``value`` itself, when it is text of a sensible length.
-
-    Raises:
-        PeerError: it is not.
-    """
-    if not isinstance(value, str) or len(value) > longest:
-        raise PeerError(f"{what} must be text of at most {longest} characters")
-    return value
-
-
 @expose
 @behavior(instance_mode="single")
-class FileService(StockEnd, ChannelEnds):
+class FileService(TreeEnd, StockEnd, ChannelEnds):
     """One served folder.
 
     Every method but the generators and those of ``StockEnd`` answers with a dictionary; one with ``error`` in it
@@ -259,15 +249,18 @@ class FileService(StockEnd, ChannelEnds):
 
 
 def _put_files(store: Store, files: Sequence[Any], folders: Sequence[Any], reason: str) -> list[dict[str, Any]]:
-    return [_put_file(store, item, reason) for item in files] + [_make_folder(store, path) for path in folders]
+    with store.whole_files() as whole:
+        results = [_put_file(store, whole, item, reason) for item in files]
+    return results + [_make_folder(store, path) for path in folders]
 
 
-def _put_file(store: Store, item: Any, reason: str) -> dict[str, Any]:
+def _put_file(store: Store, whole: WholeFiles, item: Any, reason: str) -> dict[str, Any]:
     try:
         if not isinstance(item, Mapping):
             raise PeerError("expected a file with its offer")
         data = bytes(as_bytes(item.get("data")))
-        return {"receipt": place_small(store, Offer.from_dict(item.get("offer")), data, INLINE, reason).to_dict()}
+        offer = Offer.from_dict(item.get("offer"))
+        return {"receipt": place_small(store, whole, offer, data, INLINE, reason).to_dict()}
     except TransferError as error:
         return {"error": to_record(error)}
 
@@ -283,20 +276,20 @@ def _make_folder(store: Store, path: Any) -> dict[str, Any]:
 def _get_files(store: Store, paths: Sequence[str], algorithm: str) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     weight = 0
-    for path in paths:
-        if weight > BATCH_BYTES:
-            results.append(
-                {"error": to_record(PeerError(f"a call gives at most {BATCH_BYTES} bytes; ask for fewer"))}
-            )
-            continue
-        results.append(_get_file(store, path, algorithm))
-        weight += results[-1].get("size", 0)
+    with store.whole_files() as whole:
+        for path in paths:
+            if weight > BATCH_BYTES:
+                error = PeerError(f"a call gives at most {BATCH_BYTES} bytes; ask for fewer")
+                results.append({"error": to_record(error)})
+                continue
+            results.append(_get_file(whole, path, algorithm))
+            weight += results[-1].get("size", 0)
     return results
 
 
-def _get_file(store: Store, path: str, algorithm: str) -> dict[str, Any]:
+def _get_file(whole: WholeFiles, path: str, algorithm: str) -> dict[str, Any]:
     try:
-        small = read_small(store, path, algorithm)
+        small = read_small(whole, path, algorithm)
     except TransferError as error:
         return {"error": to_record(error)}
     return {

@@ -11,7 +11,7 @@ from .digest import digest_of
 from .errors import SourceChangedError
 from .names import printable
 from .offer import FileEntry, bounded_mtime
-from .store.base import Store
+from .store.base import WholeFiles
 from .store.rooted import translated
 
 SMALL: Final = 256 * 1024
@@ -32,14 +32,14 @@ class SmallFile:
     mtime_ns: int
 
 
-def read_small(store: Store, path: str, algorithm: str) -> SmallFile:
+def read_small(files: WholeFiles, path: str, algorithm: str) -> SmallFile:
     """Read a small file whole. Blocking.
 
     Raises:
         SourceChangedError: it is not small (any more), or changed while it was read.
         TransferError: what the store said.
     """
-    fd = store.open_file(path)
+    fd = files.open_file(path)
     try:
         with translated(path):
             before = os.fstat(fd)

@@ -540,3 +540,37 @@ async def test_a_deadline_in_the_middle_of_a_request_of_the_facade() -> None:
     async with own_server(play, {"take"}) as uri:
         assert await trio.to_thread.run_sync(use, uri) is Outcome.NOT_SENT
         stop.set()
+
+
+@expose
+class Echo:
+    async def echo(self, value: bytes) -> bytes:
+        return value
+
+
+async def test_the_first_call_of_a_connection_may_be_large_while_small_ones_come() -> None:
+    """What the first message confirms is confirmed before anything that relies on it, whatever overtakes what."""
+    async with Daemon() as daemon:
+        uri = daemon.register(Echo(), "echo")
+        for _ in range(3):
+            async with Proxy(uri) as proxy, trio.open_nursery() as nursery:
+
+                async def call_with(value: bytes, proxy: Proxy = proxy) -> None:
+                    assert await proxy.echo(value) == value
+
+                for value in (BIG, b"small", BIG, b"small"):
+                    nursery.start_soon(call_with, value)
+
+
+async def test_the_first_call_of_a_blocking_connection_may_be_large_while_small_ones_come() -> None:
+    """The same for threads that share a proxy."""
+
+    def call_together(uri: str) -> None:
+        with blocking.Proxy(uri) as proxy, ThreadPoolExecutor(4) as threads:
+            values = (BIG, b"small", BIG, b"small")
+            assert tuple(threads.map(proxy.echo, values)) == values
+
+    async with Daemon() as daemon:
+        uri = daemon.register(Echo(), "echo")
+        for _ in range(3):
+            await trio.to_thread.run_sync(call_together, str(uri))

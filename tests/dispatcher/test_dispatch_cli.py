@@ -73,7 +73,7 @@ def command(*args: str) -> Result:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_it_serves_and_stops_cleanly(write: Write, start: Start, number: signal.Signals) -> None:
     async with raw_backend(echo) as backend:
-        process, location = start(write(config_text(backend.uri)))
+        process, location = start(write(config_text(backend.uri, head="drain_timeout = 0.1")))
         async with raw_client(location) as client:
             assert (await ask(client, blob())).body == POISON
             process.send_signal(number)
@@ -89,7 +89,7 @@ async def test_a_second_signal_does_not_wait(write: Write, start: Start) -> None
         await never.wait()
 
     async with raw_backend(stuck) as backend:
-        process, location = start(write(config_text(backend.uri)))
+        process, location = start(write(config_text(backend.uri, head="drain_timeout = 0.1")))
         async with raw_client(location) as busy, raw_client(location) as idle:
             await busy.send(blob())
             await wait_for(lambda: backend.seen)
@@ -113,7 +113,7 @@ def test_every_problem_of_a_file_is_one_line(write: Write, verb: str) -> None:
     result = command(verb, "-c", str(path))
     lines = result.stderr.splitlines()
     assert len(lines) == 2
-    assert lines[0] == f"pyroxfer-dispatcher: {path}: lisen: unknown key; the nearest known one is 'listen'"
+    assert lines[0] == f"pyroxfer-dispatcher: {path}:2: lisen: unknown key; the nearest known one is 'listen'"
     assert "services[0].backends[0].uri: invalid uri: 'nonsense'" in lines[1]
     assert result.exit_code == 2
 

@@ -172,7 +172,7 @@ async def test_targets_mean_what_they_mean_for_cp(server: FileServer, root: Path
     assert names == {"f", "d/f", "new/f", "g", "d/t/x", "u/x", "both/f", "both/t/x"}
     with pytest.raises(errors.AddressError):
         await pyroxfer.send([here / "f", here / "t"], f"{place}/nowhere")
-    with pytest.raises(errors.SomeFilesFailedError):
+    with pytest.raises(errors.ExistsError, match="is a file at the server, and a folder is sent"):
         await pyroxfer.send(here / "t", f"{place}/f")
 
 

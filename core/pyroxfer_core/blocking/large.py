@@ -58,7 +58,8 @@ class LargeMessages:
 
     def leave(self, message: Message) -> Outgoing:
         """A request as one to be sent in pieces. Errors as `Codec.encode`."""
-        return Outgoing(message, self._codec)
+        self._link.session.postpone(message)
+        return Outgoing(message, self._codec, self._link.session.confirm)
 
     def send(self, outgoing: Outgoing, waiter: Waiter | None, deadline: float | None) -> None:
         """Send a request in pieces; it ends early when its answer comes before.

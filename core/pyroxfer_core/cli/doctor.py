@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import json as json_module
 from pathlib import Path
 from typing import Final
 
@@ -25,12 +25,12 @@ MARKS: Final = {Verdict.OK: "ok      ", Verdict.WARNING: "WARNING ", Verdict.PRO
 
 @click.command()
 @click.argument("address", required=False)
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each finding.")
+@click.option("--json", is_flag=True, help="One line of JSON for each finding.")
 @click.option(
     "--hmac-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The shared key of Pyro4."
 )
 @client_access
-def doctor(address: str | None, as_json: bool, hmac_key_file: Path | None, access: ClientAccess) -> None:
+def doctor(address: str | None, json: bool, hmac_key_file: Path | None, access: ClientAccess) -> None:
     """Find what is wrong between here and ADDRESS, and say what to change.
 
     ADDRESS is HOST:PORT, a name in the name server (NAME or NAME@HOST:PORT), or a Pyro URI. Without it, this machine
@@ -55,13 +55,13 @@ def doctor(address: str | None, as_json: bool, hmac_key_file: Path | None, acces
         nonlocal shown
         while True:
             for found in report.findings[shown:]:
-                _print(found, as_json)
+                _print(found, json)
             shown = len(report.findings)
             await trio.sleep(0.1)
 
     run(look)
     for found in report.findings[shown:]:
-        _print(found, as_json)
+        _print(found, json)
     raise SystemExit(report.exit_code)
 
 
@@ -115,9 +115,9 @@ def parse_address(text: str) -> Uri:
         raise ValueError(f"{text!r} is no address: {error}") from None
 
 
-def _print(found: Finding, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(found.as_dict()))
+def _print(found: Finding, json: bool) -> None:
+    if json:
+        click.echo(json_module.dumps(found.as_dict()))
         return
     click.echo(printable(f"{MARKS[found.verdict]}{found.check}: {found.text}"))
     if found.advice:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Final
+from typing import Any, Final
 
 from ..errors import MessageTooLargeError, ProtocolError
 from ..transport.connection import Connection
 from ..transport.turns import TurnSender
 from ..wire.message import Message, MessageType
 from ..wire.pieces import MAX_BODIES, Incoming, Outgoing
+from ..wire.session import ClientSession
 
 ANSWERS: Final = frozenset({MessageType.RESULT, MessageType.ITEMS})
 
@@ -54,9 +55,10 @@ class LargeAnswers:
 class LargeMessages:
     """Both ways of one connection; requests are sent by the task that waits for the answer."""
 
-    def __init__(self, connection: Connection, pending: Container[int]) -> None:
+    def __init__(self, connection: Connection, session: ClientSession[Any]) -> None:
         self._codec = connection.codec
-        self._answers = LargeAnswers(connection.decoder.max_message, pending)
+        self._session = session
+        self._answers = LargeAnswers(connection.decoder.max_message, session.pending)
         connection.decoder.place_of = self._answers.place_of
         self.sender = TurnSender(connection)
 
@@ -66,4 +68,7 @@ class LargeMessages:
 
     def leave(self, message: Message) -> Outgoing | None:
         """A request as one to be sent in pieces; None for anything else. Errors as `Connection.queue`."""
-        return Outgoing(message, self._codec) if message.type == MessageType.INVOKE else None
+        if message.type != MessageType.INVOKE:
+            return None
+        self._session.postpone(message)
+        return Outgoing(message, self._codec, self._session.confirm)

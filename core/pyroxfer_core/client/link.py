@@ -114,7 +114,7 @@ class Link:
         """The streams that are arguments of calls."""
         self._large: LargeMessages | None = None
         if Feature.PIECES in self.grant:
-            self._large = LargeMessages(connection, session.pending)
+            self._large = LargeMessages(connection, session)
             connection.in_pieces = self._large.leave
         self._reading = False
         self._flush_planned = False

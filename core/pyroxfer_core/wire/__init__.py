@@ -14,6 +14,7 @@ from .features import FEATURES_KEY as FEATURES_KEY
 from .features import HOP_KEYS as HOP_KEYS
 from .features import OUTCOME_KEY as OUTCOME_KEY
 from .features import STOCK as STOCK
+from .features import Feature as Feature
 from .features import Grant as Grant
 from .features import overheard as overheard
 from .message import Body as Body

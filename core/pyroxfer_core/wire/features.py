@@ -67,6 +67,11 @@ class Grant:
     def __contains__(self, feature: int) -> bool:
         return self.bits & feature != 0
 
+    def is_confirmed_by(self, annotation: Body) -> bool:
+        """Whether the ``PXFT`` of a client's first message repeats this grant: only then it is in force."""
+        answer = read_offer(annotation)
+        return answer is not None and answer[1] == self.nonce
+
     def deadline(self, milliseconds: int) -> bytes:
         """The value of a ``PXDL`` annotation on this connection."""
         return _DEADLINE.pack(self.nonce[:4], max(0, min(milliseconds, MAX_DEADLINE_MS)))

@@ -6,7 +6,7 @@ Layout: ``docs/protocol.md``.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -46,13 +46,15 @@ class Outgoing:
 
     It stands in the place of the count of bytes that have been sent when a message has left: of this one that is not
     known before its last piece was handed over. Comparing it with the bytes sent so far tells whether it has left.
+    ``leaving`` is told when the message begins to leave.
     """
 
-    __slots__ = ("_codec", "_left", "_number", "_pieces", "_size", "begun", "complete", "end", "message")
+    __slots__ = ("_codec", "_leaving", "_left", "_number", "_pieces", "_size", "begun", "complete", "end", "message")
 
-    def __init__(self, message: Message, codec: Codec) -> None:
+    def __init__(self, message: Message, codec: Codec, leaving: Callable[[Message], Message] | None = None) -> None:
         """ProtocolError, MessageTooLargeError: as `Codec.encode`."""
         self.message = message
+        self._leaving = leaving
         self._codec = codec
         self._size = self._left = len(message.body)
         codec.encode_head(message, self._size)  # what cannot be written at all fails here and now
@@ -75,7 +77,7 @@ class Outgoing:
         """BEGIN, encoded."""
         self._number = number
         self.begun = True
-        message = self.message
+        message = self.message if self._leaving is None else self._leaving(self.message)
         segments = segments_of(message.body)
         body = _BEGIN.pack(message.type, 0, number, self._size) + struct.pack(f"!{len(segments)}I", *segments)
         return self._codec.encode(replace(message, type=MessageType.BEGIN, body=body))

@@ -204,11 +204,20 @@ class ClientSession(Generic[Waiter]):
 
     def serves(self, location: str) -> Message:
         """The SERVES message: objects at this location may be called over this connection; empty takes all back."""
-        message = Message(MessageType.SERVES, 0, "ping", 0, location.encode())
+        return self.confirm(Message(MessageType.SERVES, 0, "ping", 0, location.encode()))
+
+    def confirm(self, message: Message) -> Message:
+        """Let a message that leaves now confirm what was granted, unless another one has done so; and return it."""
         if self._confirm is not None:
             message.annotations[FEATURES_KEY] = self._confirm
             self._confirm = None
         return message
+
+    def postpone(self, message: Message) -> None:
+        """A message does not leave yet: what it should have confirmed is left to the one that leaves first."""
+        confirm = message.annotations.pop(FEATURES_KEY, None)
+        if confirm is not None:
+            self._confirm = bytes(confirm)
 
     def assume_reverse(self, grant: Grant) -> None:
         """Be the caller on a connection that was made by the other side."""
@@ -226,9 +235,7 @@ class ClientSession(Generic[Waiter]):
         """Take back a call that could not be written; what it should have confirmed is left to the next one."""
         self.pending.pop(message.seq, None)
         self._serializers.pop(message.seq, None)
-        confirm = message.annotations.get(FEATURES_KEY)
-        if confirm is not None:
-            self._confirm = bytes(confirm)
+        self.postpone(message)
 
     def drop_pending(self) -> list[Waiter]:
         """End the session; the waiters of the calls that are still in flight."""

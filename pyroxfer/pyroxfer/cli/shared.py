@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import click
 
 from ..channels.base import AUTO_STREAMS, MOST_STREAMS
 from ..channels.choose import AUTO, CHOICES
+from ..errors import AddressError
 from ..offer import DURABILITIES, IF_EXISTS
+from ..selection import read_list
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,7 +37,27 @@ def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     return rate
 
 
+def _list(ctx: click.Context, param: click.Parameter, value: Any) -> list[str] | None:
+    """The paths of a list of files."""
+    if value is None:
+        return None
+    try:
+        return read_list(value.read(MAX_LIST_BYTES + 1))
+    except AddressError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
+MAX_LIST_BYTES: Final = 256 * 1024 * 1024
 _FACTORS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+
+
+PLANNED: Final = ("if_exists", "exclude", "include", "only", "links")
+"""Options that change what a dry run finds."""
+
+
+def for_plan(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a dry run takes."""
+    return {name: options[name] for name in PLANNED}
 
 
 def transfer_options(command: F) -> F:
@@ -71,6 +93,20 @@ def transfer_options(command: F) -> F:
             click.option(
                 "-z", "--compress", is_flag=True, help="Pack with zstd what shrinks, where the line is slow."
             ),
+            click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out; as in .gitignore."),
+            click.option(
+                "--include", multiple=True, metavar="PATTERN", help="Take though excluded; alone: only these."
+            ),
+            click.option(
+                "--files-from",
+                "only",
+                type=click.File("rb"),
+                callback=_list,
+                metavar="FILE",
+                help="Take of a folder only what is listed, one path a line; - is standard input.",
+            ),
+            click.option("--links", is_flag=True, help="Symbolic links stay links, if they stay inside the root."),
+            click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing."),
             click.option("-q", "--quiet", is_flag=True, help="Only errors."),
             click.option("--json", is_flag=True, help="Events as JSON, one a line, on standard output."),
             click.option("--no-progress", is_flag=True, help="No bar."),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from ..offer import FileEntry
 from ..runs import Range, Run
@@ -47,6 +48,26 @@ class StagedFile(Protocol):
         """Remove it. Nothing happens when it is over already."""
 
 
+class WholeFiles(Protocol):
+    """Many whole files, one after another, in one visit of a worker thread. A context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def open_file(self, path: str) -> int:
+        """As ``Store.open_file``."""
+
+    def put(self, path: str, data: bytes, mode: int, mtime_ns: int | None, durability: str) -> str:
+        """Write a file and put it in place under its name, making missing folders; the path it got.
+
+        Raises:
+            ExistsError: the name is taken.
+        """
+
+
 class Store(Protocol):
     """Files below one root.
 
@@ -66,8 +87,20 @@ class Store(Protocol):
     def open_file(self, path: str) -> int:
         """A read-only descriptor of a regular file, owned by the caller."""
 
+    def whole_files(self) -> WholeFiles:
+        """To read and write many small files."""
+
     def make_folder(self, path: str) -> None:
         """Make the folder and its parents, as far as they are missing."""
+
+    def dress_folder(self, path: str, mode: int, mtime_ns: int) -> None:
+        """Give a folder its permission bits and its modification time."""
+
+    def read_link(self, path: str) -> str:
+        """The text of a symbolic link."""
+
+    def make_link(self, path: str, text: str, if_exists: str) -> bool:
+        """Make a symbolic link whose text stays inside the root; whether it was made, and not left as it is."""
 
     def stage(self, path: str, size: int | None, mode: int, origin: str = "") -> StagedFile:
         """Begin a file, or take up what an earlier attempt from the same origin left of it."""

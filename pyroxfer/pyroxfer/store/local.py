@@ -12,12 +12,15 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from ..errors import DeniedError, NoSpaceError, TransferError
+from ..links import check_link
 from ..names import is_journal, is_partial, printable, split_file_path, split_path
 from ..offer import FileEntry, bounded_mtime
 from .base import StagedFile
 from .leftovers import forget, remove_leftovers
+from .links import make_link
 from .rooted import kind_of, open_folder, open_regular, open_root, translated
-from .staged import Staged
+from .staged import Staged, umask
+from .whole import WholeFiles
 
 
 class LocalStore:
@@ -78,10 +81,42 @@ class LocalStore:
         with translated(path), self._folder(parts[:-1]) as folder:
             return open_regular(folder, parts[-1])
 
+    def whole_files(self) -> WholeFiles:
+        """To read and write many small files, in one thread."""
+        return WholeFiles(self._root_fd, self._sync)
+
     def make_folder(self, path: str) -> None:
         """Make the folder and its parents, as far as they are missing."""
         with translated(path):
             os.close(open_folder(self._root_fd, split_path(path), create=True))
+
+    def dress_folder(self, path: str, mode: int, mtime_ns: int) -> None:
+        """Give a folder its permission bits, by the umask, and its modification time; its owner can use it always."""
+        with translated(path), self._folder(split_path(path)) as folder:
+            os.fchmod(folder, (mode & 0o777 & ~umask()) | stat.S_IRWXU)
+            os.utime(folder, ns=(mtime_ns, mtime_ns))
+
+    def read_link(self, path: str) -> str:
+        """The text of a symbolic link."""
+        parts = split_file_path(path)
+        with translated(path), self._folder(parts[:-1]) as folder:
+            return os.readlink(parts[-1], dir_fd=folder)
+
+    def make_link(self, path: str, text: str, if_exists: str) -> bool:
+        """Make a symbolic link and its parents; false when it was left as it is, being equal or to be skipped.
+
+        Raises:
+            NameRefusedError: its text could lead out of the root.
+            ExistsError: something else stands there and ``if_exists`` does not say what to do.
+        """
+        parts = split_file_path(path)
+        check_link(path, text)
+        with translated(path):
+            folder = open_folder(self._root_fd, parts[:-1], create=True)
+            try:
+                return make_link(folder, parts[-1], text, if_exists)
+            finally:
+                os.close(folder)
 
     def stage(self, path: str, size: int | None, mode: int, origin: str = "") -> Staged:
         """Begin a file: its parents are made, its space is looked up, a random hidden file beside it is open.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import secrets
 import stat
@@ -21,25 +22,35 @@ from .rooted import translated
 
 _RENAME_NOREPLACE: Final = 1
 """From linux/fs.h."""
-_NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
+_NO_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 _NO_COPY: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 COPY_TURN: Final = 16 * 1024 * 1024
 MAX_RENAME_TRIES: Final = 1000
 """``name (1)`` to ``name (1000)``; a folder with more needs another look."""
 
 
-def _rename_without_replacing(source: str, target: str, folder_fd: int) -> None:
-    """renameat2(2), for file systems without hard links.
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def link_without_replacing(temporary: str, name: str, folder_fd: int) -> None:
+    """Give a file its final name, in place of the temporary one, unless the name is taken.
+
+    renameat2(2) does it in one step; where the file system does not know how, a hard link and an unlink.
 
     Raises:
-        FileExistsError: the target exists.
-        OSError: the file system cannot do this either.
+        FileExistsError: the name is taken.
+        OSError: the file system can do neither.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = libc.renameat2(folder_fd, os.fsencode(source), folder_fd, os.fsencode(target), _RENAME_NOREPLACE)
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
+    source, target = os.fsencode(temporary), os.fsencode(name)
+    if _libc().renameat2(folder_fd, source, folder_fd, target, _RENAME_NOREPLACE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in _NO_RENAME:
+        raise OSError(number, os.strerror(number), name)
+    os.link(temporary, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd, follow_symlinks=False)
+    os.unlink(temporary, dir_fd=folder_fd)
 
 
 def numbered(name: str, number: int) -> str:
@@ -168,7 +179,7 @@ class Staged:
         with translated(self.path):
             self._trim(size)
             if self._made_with != self._mode:
-                os.fchmod(self.fd, self._mode & ~_umask())
+                os.fchmod(self.fd, self._mode & ~umask())
             if mtime_ns is not None:
                 os.utime(self.fd, ns=(mtime_ns, mtime_ns))
             if durability == "data":
@@ -191,22 +202,9 @@ class Staged:
             names += [numbered(self._name, number) for number in range(1, MAX_RENAME_TRIES + 1)]
         for name in names:
             with contextlib.suppress(FileExistsError):
-                self._link(name)
+                link_without_replacing(self._temporary, name, self._folder_fd)
                 return name
         raise ExistsError(f"{printable(self.path)}: already exists")
-
-    def _link(self, name: str) -> None:
-        """Give the file its name unless the name is taken."""
-        try:
-            os.link(
-                self._temporary, name, src_dir_fd=self._folder_fd, dst_dir_fd=self._folder_fd, follow_symlinks=False
-            )
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            _rename_without_replacing(self._temporary, name, self._folder_fd)
-            return
-        os.unlink(self._temporary, dir_fd=self._folder_fd)
 
     def _forget_journal(self) -> None:
         if self._journal is not None:
@@ -255,7 +253,7 @@ def copy_range(source: int, target: int, offset: int, length: int) -> None:
         offset, length = offset + count, length - count
 
 
-def _umask() -> int:
+def umask() -> int:
     """The process's mask, without changing it for a moment as umask(2) must."""
     with open("/proc/self/status") as status:
         for line in status:

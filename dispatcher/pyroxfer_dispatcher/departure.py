@@ -1,0 +1,47 @@
+"""How clients are brought to leave: those that understand it are told, the others are cut between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+import trio
+
+from .backends import Backend
+
+LOOK_S: Final = 0.05
+"""How often it is checked whether they have gone."""
+
+
+class Guest(Protocol):
+    """One connected client."""
+
+    @property
+    def home(self) -> Backend | None:
+        """The backend its connection belongs to, if it belongs to one."""
+
+    def leave(self) -> None:
+        """Tell it to make no more calls on this connection, if it can understand that."""
+
+    def stop(self) -> None:
+        """End between calls."""
+
+
+async def see_off(guests: Callable[[], Iterable[Guest]], timeout_s: float) -> int:
+    """Ask clients to leave, and cut those that are left after a while; a call under way is never cut.
+
+    Args:
+        guests: those who are still there.
+
+    Returns:
+        How many had to be cut. Some of them may still wait for the end of a call.
+    """
+    for guest in tuple(guests()):
+        guest.leave()
+    with trio.move_on_after(timeout_s):
+        while any(True for _ in guests()):  # noqa: ASYNC110  # they leave in many ways
+            await trio.sleep(LOOK_S)
+    rest = tuple(guests())
+    for guest in rest:
+        guest.stop()
+    return len(rest)

@@ -1,0 +1,169 @@
+"""The commands that operate a running dispatcher, over its control socket."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from .control import ask_control
+from .exits import USAGE, config_option, end, load, or_exit
+
+Answer = dict[str, Any]
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+target_argument = click.argument("target", metavar="SERVICE/BACKEND")
+CLEAR: Final = "\x1b[H\x1b[2J"
+
+
+def _socket_of(path: Path) -> str:
+    config = load(path, insecure=True)  # whoever runs it has decided that
+    if config.control is None:
+        end(USAGE, f'{path}: it has no control socket; add control = "PATH" and start the dispatcher again')
+    return config.control
+
+
+def _ask(path: Path, do: str, **more: Any) -> Iterator[Answer]:
+    return ask_control(_socket_of(path), {"do": do, **more})
+
+
+def _tell(path: Path, as_json: bool, do: str, **more: Any) -> None:
+    """Print every answer as it comes."""
+
+    def tell() -> None:
+        for answer in _ask(path, do, **more):
+            click.echo(json.dumps(answer) if as_json else _line(answer))
+
+    or_exit(tell)
+
+
+def _line(answer: Answer) -> str:
+    if "draining" in answer:
+        return f"the dispatcher is draining; {answer['clients']} clients are connected"
+    text = f"{answer['service']}/{answer['name']}: {answer['state']}, weight {answer['weight']:g}"
+    return f"{text}, {answer['in_flight']} calls under way, {answer['clients']} clients"
+
+
+@click.command()
+@config_option
+@json_option
+def status(path: Path, as_json: bool) -> None:
+    """Services, backends and clients, as of now."""
+
+    def tell() -> None:
+        for answer in _ask(path, "status"):
+            click.echo(json.dumps(answer) if as_json else _page(answer, None))
+
+    or_exit(tell)
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("-n", "count", type=click.IntRange(1), help="End after so many looks.")
+@click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds.")
+def top(path: Path, as_json: bool, count: int | None, interval: float) -> None:
+    """The same again and again, with calls a second and how long they take."""
+    or_exit(lambda: _top(path, as_json, count, interval))
+
+
+def _top(path: Path, as_json: bool, count: int | None, interval: float) -> None:
+    before = None
+    looks = 0
+    while count is None or looks < count:
+        if looks:
+            time.sleep(interval)
+        now = next(_ask(path, "status"))
+        with_rates(now, before)
+        if as_json:
+            click.echo(json.dumps(now))
+        else:
+            clear = CLEAR if sys.stdout.isatty() else ""
+            click.echo(clear + _page(now, before))
+        before = now
+        looks += 1
+
+
+def with_rates(now: Answer, before: Answer | None) -> None:
+    """Add ``rate`` (calls a second) and ``mean_s`` (of those that ended) of every backend since the last look."""
+    old = {} if before is None else _by_name(before)
+    seconds = now["up_s"] - (0.0 if before is None else before["up_s"])
+    for name, backend in _by_name(now).items():
+        last = old.get(name, {"calls": 0, "busy_s": 0.0})
+        calls = backend["calls"] - last["calls"]
+        backend["rate"] = round(calls / seconds, 3) if seconds > 0 else 0.0
+        backend["mean_s"] = round((backend["busy_s"] - last["busy_s"]) / calls, 6) if calls > 0 else None
+
+
+def _by_name(seen: Answer) -> dict[tuple[str, str], Answer]:
+    return {
+        (service["name"], backend["name"]): backend for service in seen["services"] for backend in service["backends"]
+    }
+
+
+def _page(status: Answer, before: Answer | None) -> str:
+    state = "draining" if status["draining"] else "up"
+    lines = [
+        f"{status['object']}@{status['location']}: {state} for {status['up_s']:.0f} s, {status['clients']} clients"
+    ]
+    for service in status["services"]:
+        calls = ", ".join(f"{count} {name}" for name, count in sorted(service["calls"].items())) or "no calls yet"
+        lines.append(f"{service['name']}: {service['running']} under way, {service['waiting']} waiting; {calls}")
+        lines += [f"  {_backend(backend)}" for backend in service["backends"]]
+    return "\n".join(lines)
+
+
+def _backend(backend: Answer) -> str:
+    text = (
+        f"{backend['name']:<16} {backend['state']:<9} weight {backend['weight']:<5g} {backend['in_flight']:>5} calls"
+    )
+    if "rate" in backend:
+        mean = "" if backend["mean_s"] is None else f" {backend['mean_s'] * 1000:>9.2f} ms"
+        text += f" {backend['rate']:>9.1f}/s{mean}"
+    text += f" {backend['clients']:>5} clients  {backend['uri']}"
+    return text + (f"  ({json.dumps(backend['reason'])})" if backend["reason"] else "")
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--wait", is_flag=True, help="Report until nothing is left.")
+@click.argument("target", metavar="[SERVICE/BACKEND]", required=False)
+def drain(path: Path, as_json: bool, wait: bool, target: str | None) -> None:
+    """Give a backend no new calls, and see its clients off; without one: drain and end the dispatcher."""
+    _tell(path, as_json, "drain", target=target, wait=wait)
+
+
+@click.command()
+@config_option
+@json_option
+@target_argument
+def undrain(path: Path, as_json: bool, target: str) -> None:
+    """Take a drained or disabled backend back."""
+    _tell(path, as_json, "undrain", target=target)
+
+
+@click.command()
+@config_option
+@json_option
+@target_argument
+def disable(path: Path, as_json: bool, target: str) -> None:
+    """Drain a backend, and cut its clients between calls without waiting."""
+    _tell(path, as_json, "disable", target=target)
+
+
+@click.command(name="weight")
+@config_option
+@json_option
+@target_argument
+@click.argument("weight", type=click.FloatRange(0, 1000, min_open=True))
+def set_weight(path: Path, as_json: bool, target: str, weight: float) -> None:
+    """Set how much a backend gets, compared with the others."""
+    _tell(path, as_json, "weight", target=target, weight=weight)
+
+
+COMMANDS: Final = (status, top, drain, undrain, disable, set_weight)

@@ -1,0 +1,160 @@
+"""What an operator can do to a running dispatcher, by name. The control socket and the status page call these."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import AsyncGenerator, Callable, Iterable
+from time import monotonic
+from typing import Any, Final, Protocol
+
+import trio
+
+from .backends import Backend
+from .control import Answer, CommandError, Request
+from .departure import Guest, see_off
+from .routes import Directory, Service
+from .status import describe_backend, describe_service, services_of
+
+REPORT_S: Final = 0.25
+"""How often a drain says how far it is."""
+MAX_WEIGHT: Final = 1000.0
+
+
+class Operated(Protocol):
+    """The dispatcher, as far as it can be operated."""
+
+    @property
+    def directory(self) -> Directory: ...
+
+    @property
+    def drain_timeout_s(self) -> float: ...
+
+    @property
+    def guests(self) -> Iterable[Guest]: ...
+
+    @property
+    def facts(self) -> dict[str, Any]: ...
+
+    def begin_drain(self) -> None: ...
+
+    def close_idle(self, backend: Backend) -> None: ...
+
+    def start_soon(self, function: Any, *args: Any) -> None: ...
+
+
+class Operations:
+    """Every command. A ``target`` is ``SERVICE/BACKEND``, or ``BACKEND`` where no other has that name."""
+
+    def __init__(self, dispatcher: Operated) -> None:
+        self._dispatcher = dispatcher
+        self._started_at = monotonic()
+        self.cut = 0
+        """Clients that did not leave a drained backend by themselves."""
+        self._verbs: dict[str, Callable[[Request], AsyncGenerator[Answer, None]]] = {
+            "status": self._status,
+            "drain": self._drain,
+            "undrain": self._undrain,
+            "disable": self._disable,
+            "weight": self._weight,
+        }
+
+    def handle(self, request: Request) -> AsyncGenerator[Answer, None]:
+        """The answers to a request.
+
+        Raises:
+            CommandError: it cannot be done.
+        """
+        verb = self._verbs.get(request["do"])
+        if verb is None:
+            raise CommandError(f"unknown command; known are {', '.join(sorted(self._verbs))}")
+        return verb(request)
+
+    def status(self) -> Answer:
+        """Everything, as of now."""
+        now = monotonic()
+        return {
+            **self._dispatcher.facts,
+            "pid": os.getpid(),
+            "up_s": round(now - self._started_at, 3),
+            "cut": self.cut + self._dispatcher.facts["cut"],
+            "services": [describe_service(service, now) for service in services_of(self._dispatcher.directory)],
+        }
+
+    def take_out(self, service: Service, backend: Backend, *, disabled: bool) -> None:
+        """Give it no new calls. Disabled: its clients are cut at once, between calls; else after a while."""
+        backend.draining = True
+        backend.disabled = disabled
+        self._dispatcher.close_idle(backend)
+        service.admission.changed()
+        timeout_s = 0.0 if disabled else self._dispatcher.drain_timeout_s
+        self._dispatcher.start_soon(self._see_off, backend, timeout_s)
+
+    async def _see_off(self, backend: Backend, timeout_s: float) -> None:
+        def guests() -> list[Guest]:
+            back = not backend.draining
+            return [] if back else [guest for guest in self._dispatcher.guests if guest.home is backend]
+
+        self.cut += await see_off(guests, timeout_s)
+
+    # -- the commands
+
+    async def _status(self, request: Request) -> AsyncGenerator[Answer, None]:
+        yield self.status()
+
+    async def _drain(self, request: Request) -> AsyncGenerator[Answer, None]:
+        if request.get("target") is None:
+            self._dispatcher.begin_drain()
+            yield {"draining": "dispatcher", "clients": self._dispatcher.facts["clients"]}
+            return
+        service, backend = self.find(request.get("target"))
+        if not backend.draining:
+            self.take_out(service, backend, disabled=False)
+        yield self._report(service, backend)
+        while request.get("wait") and backend.draining and (backend.in_flight or backend.clients):
+            await trio.sleep(REPORT_S)
+            yield self._report(service, backend)
+
+    async def _undrain(self, request: Request) -> AsyncGenerator[Answer, None]:
+        service, backend = self.find(request.get("target"))
+        backend.draining = backend.disabled = False
+        service.admission.changed()
+        yield self._report(service, backend)
+
+    async def _disable(self, request: Request) -> AsyncGenerator[Answer, None]:
+        service, backend = self.find(request.get("target"))
+        self.take_out(service, backend, disabled=True)
+        yield self._report(service, backend)
+
+    async def _weight(self, request: Request) -> AsyncGenerator[Answer, None]:
+        service, backend = self.find(request.get("target"))
+        weight = request.get("weight")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= MAX_WEIGHT:
+            raise CommandError(f"a weight is a number above 0 and up to {MAX_WEIGHT:g}; to give it nothing, drain it")
+        backend.weight = float(weight)
+        yield self._report(service, backend)
+
+    def _report(self, service: Service, backend: Backend) -> Answer:
+        return {"service": service.admission.name, **describe_backend(backend, monotonic())}
+
+    def find(self, target: object) -> tuple[Service, Backend]:
+        """The backend that a text names.
+
+        Raises:
+            CommandError: none, or more than one.
+        """
+        if not isinstance(target, str):
+            raise CommandError("say which backend: SERVICE/BACKEND")
+        known = [
+            (f"{service.admission.name}/{backend.name}", service, backend)
+            for service in services_of(self._dispatcher.directory)
+            for backend in service.group.backends
+        ]
+        found = [one for one in known if target in (one[0], one[2].name)]
+        exact = [one for one in found if one[0] == target]
+        if len(exact or found) == 1:
+            return (exact or found)[0][1:]
+        if found:
+            raise CommandError(f"more than one backend is called {target!r}: {', '.join(one[0] for one in found)}")
+        near = difflib.get_close_matches(target, [one[0] for one in known], n=1, cutoff=0.0)
+        raise CommandError(f"no backend {target[:100]!r}" + (f"; the nearest one is {near[0]!r}" if near else ""))

@@ -281,6 +281,45 @@ def test_what_makes_no_sense_is_refused(
         action(store)
 
 
+async def test_trees_of_small_files_go_in_and_out(server: FileServer, here: Path) -> None:
+    """Batches: each file has its receipt, folders are kept, a second run moves nothing, other bytes are not
+    overwritten, and a file does not take the name of a folder."""
+    (here / "tree" / "sub" / "empty").mkdir(parents=True)
+    for number in range(30):
+        (here / "tree" / "sub" / f"{number}.txt").write_bytes(b"%d" % number)
+    assert len(await _receipts(pyroxfer.send(here / "tree", f"{server.location}/"))) == 30
+    await pyroxfer.get(f"{server.location}/tree", here / "back")
+    for path in (here / "tree").rglob("*"):
+        copy = here / "back" / path.relative_to(here / "tree")
+        assert copy.is_dir() if path.is_dir() else copy.read_bytes() == path.read_bytes()
+    again = await _receipts(pyroxfer.send(here / "tree", f"{server.location}/"))
+    assert {receipt.reason for receipt in again} == {"already"}
+    (here / "tree" / "sub" / "3.txt").write_bytes(b"other")
+    with pytest.raises(errors.SomeFilesFailedError) as caught:
+        await pyroxfer.send(here / "tree", f"{server.location}/")
+    assert [type(error) for error in caught.value.failures.values()] == [errors.ExistsError]
+
+
+def test_a_small_file_does_not_take_the_name_of_a_folder(store: ObjectStore) -> None:
+    with store.whole_files() as whole:
+        assert whole.put("d/a", b"1", 0o644, 7, "data") == "d/a"
+        for path, error in (
+            ("d", errors.ExistsError),
+            ("d/a", errors.ExistsError),
+            ("d/a/b", errors.NameRefusedError),
+        ):
+            with pytest.raises(error):
+                whole.put(path, b"2", 0o644, 7, "data")
+    assert read(store, "d/a") == b"1"
+
+
+def test_a_bucket_has_no_links(store: ObjectStore) -> None:
+    with pytest.raises(errors.DeniedError, match="no symbolic links"):
+        store.make_link("a", "b", "fail")
+    with pytest.raises(errors.DeniedError, match="no symbolic links"):
+        store.read_link("a")
+
+
 @pytest.mark.parametrize("name", ["100%.txt", "a#b?.txt", "~x", "%41", "a&b=c +d", "é🎉", '"q"[1]{2}|<3>^`'])
 def test_names_stay_as_they_are(store: ObjectStore, name: str) -> None:
     put(store, f"{name}/{name}", name.encode())
@@ -384,6 +423,12 @@ async def test_memory_stays_within_the_parts(server: FileServer, here: Path, set
             scope.cancel()
     assert (here / "back").stat().st_size == 40 * PART
     assert peak - before < 20 * PART
+
+
+async def _receipts(sending: Awaitable[Any]) -> list[pyroxfer.Receipt]:
+    receipts = await sending
+    assert isinstance(receipts, list)
+    return receipts
 
 
 def _resident() -> int:

@@ -194,13 +194,22 @@ class Bucket:
                 return names[0]
             self._probe()
             if found.size <= PART:
-                return self._put_small(fd, names, found)
+                return self._put_small(_read(fd, found.size, 0), names, found)
             if found.size <= MAX_COPY:
                 return self._put_by_copy(fd, names, found)
             return self._put_looking(fd, names, found)
 
-    def _put_small(self, fd: int, names: Sequence[str], found: Found) -> str:
-        data = os.pread(fd, found.size, 0)
+    def put(self, name: str, data: bytes, found: Found) -> None:
+        """A small object in one request.
+
+        Raises:
+            ExistsError, TransferError: as ``publish``.
+        """
+        with translated(self.name, name):
+            self._probe()
+            self._put_small(data, [name], found)
+
+    def _put_small(self, data: bytes, names: Sequence[str], found: Found) -> str:
         for name in names:
             with contextlib.suppress(AlreadyExistsError):
                 self._store.put(name, data, attributes=_attributes(found), mode="create", use_multipart=False)

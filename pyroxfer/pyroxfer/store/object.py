@@ -13,7 +13,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 from blake3 import blake3
 
@@ -58,9 +59,50 @@ class Spooled(Staged):
         names = [self.path]
         if if_exists == "rename":
             names += [f"{folder}{slash}{numbered(name, number)}" for number in range(1, MAX_RENAME_TRIES + 1)]
-        found = Found(size, self._object_mode, time.time_ns() if mtime_ns is None else mtime_ns, "")
+        found = _new(size, self._object_mode, mtime_ns)
         path = self._bucket.publish(self.fd, names, found, overwrite=if_exists in ("replace", "resume"))
         self.discard()
+        return path
+
+
+class WholeObjects:
+    """Reads and writes whole small files of a bucket, one request each, without the spool.
+
+    Raises (every method):
+        TransferError: as the methods of the store.
+    """
+
+    def __init__(self, store: ObjectStore, bucket: Bucket) -> None:
+        self._store = store
+        self._bucket = bucket
+        self._folder: tuple[str, ...] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is held."""
+
+    def open_file(self, path: str) -> int:
+        """As ``ObjectStore.open_file``."""
+        return self._store.open_file(path)
+
+    def put(self, path: str, data: bytes, mode: int, mtime_ns: int | None, durability: str) -> str:
+        """Put an object in place under its name; the path it got.
+
+        Raises:
+            ExistsError: the name is taken, by a folder too.
+        """
+        parts = split_file_path(path)
+        if parts[:-1] != self._folder:
+            self._store.check_parents(parts)
+            self._folder = parts[:-1]
+        key = "/".join(parts)
+        if any(below.startswith(f"{key}/") for below in self._bucket.first(key)):
+            raise ExistsError(f"{printable(key)}: is a folder")
+        self._bucket.put(key, data, _new(len(data), mode, mtime_ns))
         return path
 
 
@@ -149,12 +191,36 @@ class ObjectStore:
                 raise DeniedError(f"{printable(key)}: is not a regular file") from None
             raise
 
+    def whole_files(self) -> WholeObjects:
+        """To read and write many small files, in one thread."""
+        return WholeObjects(self, self._bucket)
+
     def make_folder(self, path: str) -> None:
         """Make the folder, with an empty object that keeps it."""
         parts = split_path(path)
-        self._check_parents((*parts, ""))
+        self.check_parents((*parts, ""))
         if parts:
             self._bucket.mark("/".join((*parts, FOLDER_MARK)))
+
+    def dress_folder(self, path: str, mode: int, mtime_ns: int) -> None:
+        """A folder has neither mode nor time here: nothing is changed."""
+        self._folder_key(path)
+
+    def read_link(self, path: str) -> str:
+        """There are no links here.
+
+        Raises:
+            DeniedError: always.
+        """
+        raise DeniedError(f"{printable(path)}: a bucket holds no symbolic links")
+
+    def make_link(self, path: str, text: str, if_exists: str) -> bool:
+        """There are no links here.
+
+        Raises:
+            DeniedError: always.
+        """
+        raise DeniedError(f"{printable(path)}: a bucket takes no symbolic links; send what they lead to")
 
     def stage(self, path: str, size: int | None, mode: int, origin: str = "") -> Spooled:
         """Begin a file in the spool, or take up what an earlier attempt from the same origin left in it.
@@ -163,7 +229,7 @@ class ObjectStore:
             NoSpaceError: ``size`` bytes are not free in the spool now.
         """
         parts = split_file_path(path)
-        self._check_parents(parts)
+        self.check_parents(parts)
         folder = open_folder(self._spool_fd, ())
         try:
             with translated(path):
@@ -178,7 +244,7 @@ class ObjectStore:
             raise
         return staged
 
-    def _check_parents(self, parts: tuple[str, ...]) -> None:
+    def check_parents(self, parts: tuple[str, ...]) -> None:
         """A bucket would take a file and a folder of one name; nobody could fetch both."""
         for depth in range(1, len(parts)):
             key = "/".join(parts[:depth])
@@ -231,6 +297,10 @@ class ObjectStore:
             finally:
                 os.close(folder)
         return 0
+
+
+def _new(size: int, mode: int, mtime_ns: int | None) -> Found:
+    return Found(size, mode & 0o777, time.time_ns() if mtime_ns is None else mtime_ns, "")
 
 
 def _spool_name(path: str) -> str:

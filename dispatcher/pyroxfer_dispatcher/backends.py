@@ -125,6 +125,11 @@ class BackendGroup:
         """One more."""
         self.backends = (*self.backends, backend)
 
+    def become(self, other: BackendGroup, backends: Iterable[Backend]) -> None:
+        """Choose as another group does, among these."""
+        self._choose, self._prefer, self._sticky = other._choose, other._prefer, other._sticky
+        self.backends = tuple(backends)
+
     def remove(self, backend: Backend) -> None:
         """One less; calls it still runs are released as any."""
         self.backends = tuple(one for one in self.backends if one is not backend)

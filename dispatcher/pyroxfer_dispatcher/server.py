@@ -42,8 +42,9 @@ from .links import COLLECT_BYTES, LinkPool, OwnLinks
 from .management import Management
 from .naming import Names
 from .pinned import Pinned
+from .reload import change_directory, check_reload
 from .routes import Party, Service
-from .security import settings_for
+from .security import refresh, settings_for
 from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, agreement, alone, is_looping, read_opening
 
 LOOK_S: Final = 0.25
@@ -186,6 +187,27 @@ class Dispatcher:
         self._cut += await see_off(lambda: self._conversations, self.config.drain_timeout)
         note(logging.INFO, "drained", cut=self._cut)
         self.drained.set()
+
+    def reload(self, config: Config) -> None:
+        """Bring a new configuration into force: what has not changed is not touched, nor are its connections.
+
+        Certificates and client tokens are read again. Backends that are gone are drained.
+
+        Raises:
+            ConfigError: values do not go together, or take a new start; each is listed, and all stays as it was.
+            SecurityError: a file of certificates or tokens cannot be used; all stays as it was.
+        """
+        check_config(config)
+        check_reload(self.config, config)
+        refresh(self._settings, config)
+        gone = change_directory(self.directory, self.config, config, self._hub.later)
+        self.config = config
+        self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
+        for service, backend in gone:
+            self._management.operations.take_out(service, backend, disabled=False)
+        for admission in self.directory.admissions():
+            admission.changed()
+        note(logging.INFO, "reloaded", services=len(config.services), backends_gone=len(gone))
 
     @property
     def guests(self) -> Iterable[Guest]:

@@ -383,6 +383,12 @@ def test_what_an_operator_gets_wrong_is_one_line(
     assert says in line
 
 
+def test_a_quota_is_refused(url: str) -> None:
+    """Nobody counts a bucket: a promise that could not be kept is not given."""
+    with pytest.raises(errors.AddressError, match="no quota"):
+        FileServer(url, quota=1)
+
+
 def test_nobody_else_needs_the_extra(tmp_path: Path) -> None:
     """Importing imports no obstore; without it the command says what to install."""
     program = "import json, sys, pyroxfer, pyroxfer.cli.main; print(json.dumps('obstore' in sys.modules))"

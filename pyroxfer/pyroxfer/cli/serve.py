@@ -21,6 +21,7 @@ from ..names import printable
 from ..serving import FileServer
 from ..store.choose import identity
 from .run import run
+from .shared import size_option
 
 logger = logging.getLogger("pyroxfer.service")
 
@@ -34,6 +35,14 @@ logger = logging.getLogger("pyroxfer.service")
 @click.option("--read-only", is_flag=True, help="Refuse uploads.")
 @click.option("--upload-only", is_flag=True, help="Refuse listing and fetching.")
 @click.option(
+    "--rule",
+    "rules",
+    multiple=True,
+    metavar="NAME:PATH:read|write|none",
+    help="What whom is allowed; * is everybody. With rules, the rest is denied.",
+)
+@click.option("--quota", callback=size_option, metavar="SIZE", help="Bytes of all files together, such as 10G.")
+@click.option(
     "--insecure", is_flag=True, help="Allow others than this machine, without authentication and encryption."
 )
 @click.option(
@@ -46,6 +55,8 @@ def serve(
     name: str | None,
     read_only: bool,
     upload_only: bool,
+    rules: tuple[str, ...],
+    quota: int | None,
     insecure: bool,
     state: str | None,
     access: ServerAccess,
@@ -63,6 +74,8 @@ def serve(
             listen=listen,
             read_only=read_only,
             upload_only=upload_only,
+            rules=rules,
+            quota=quota,
             state=state or _usual_state(),
             settings=settings,
         )

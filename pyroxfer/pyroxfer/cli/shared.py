@@ -27,14 +27,23 @@ def _streams(ctx: click.Context, param: click.Parameter, value: str) -> int:
 
 
 def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Bytes a second, with the suffix K, M or G for powers of 1024."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,3})?)([KMG]?)", value, re.IGNORECASE)
-    rate = int(float(found[1]) * _FACTORS[found[2].upper()]) if found else 0
-    if rate < 1:
+    """Bytes a second, with the suffix K, M, G or T for powers of 1024."""
+    if value is not None and _bytes_of(value) < 1:
         raise click.BadParameter(f"'{value}' is no rate; write bytes a second, such as 500K or 10M.", ctx, param)
-    return rate
+    return None if value is None else _bytes_of(value)
+
+
+def size_option(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes, with the suffix K, M, G or T for powers of 1024."""
+    if value is not None and _bytes_of(value) < 1:
+        raise click.BadParameter(f"'{value}' is no size; write bytes, such as 500M or 10G.", ctx, param)
+    return None if value is None else _bytes_of(value)
+
+
+def _bytes_of(text: str) -> int:
+    """The number that a text such as ``1.5G`` means; 0 when it means none."""
+    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,3})?)([KMGT]?)", text, re.IGNORECASE)
+    return int(float(found[1]) * _FACTORS[found[2].upper()]) if found else 0
 
 
 def _list(ctx: click.Context, param: click.Parameter, value: Any) -> list[str] | None:
@@ -48,7 +57,7 @@ def _list(ctx: click.Context, param: click.Parameter, value: Any) -> list[str] |
 
 
 MAX_LIST_BYTES: Final = 256 * 1024 * 1024
-_FACTORS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+_FACTORS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
 PLANNED: Final = ("if_exists", "exclude", "include", "only", "links")

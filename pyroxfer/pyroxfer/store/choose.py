@@ -22,7 +22,7 @@ def identity(root: str) -> str:
     return root.rstrip("/") if root.startswith(BUCKET_SCHEME) else os.path.realpath(root)
 
 
-def open_store(root: str, state: Path | None) -> Store:
+def open_store(root: str, state: Path | None, quota: int | None) -> Store:
     """The store of a root: a path, or ``s3://BUCKET/PREFIX``. With a ``state`` folder, what is left of interrupted
     uploads to a bucket outlives the server.
 
@@ -31,7 +31,9 @@ def open_store(root: str, state: Path | None) -> Store:
         TransferError: what the object store said.
     """
     if not root.startswith(BUCKET_SCHEME):
-        return LocalStore(root)
+        return LocalStore(root, quota=quota)
+    if quota is not None:
+        raise AddressError("a bucket takes no quota from here; set one at the object store")
     try:
         from .object import ObjectStore  # an optional package, needed by those who serve a bucket
     except ImportError as error:

@@ -24,8 +24,8 @@ from ..offer import FileEntry
 from .base import StagedFile
 from .bucket import PLAIN_MODE, Bucket, Found, modified
 from .leftovers import forget, remove_leftovers
-from .local import check_space
 from .rooted import open_folder, open_root, translated
+from .space import Space
 from .staged import MAX_RENAME_TRIES, Staged, numbered
 
 FOLDER_MARK: Final = f"{PRIVATE_PREFIX}folder"
@@ -126,6 +126,7 @@ class ObjectStore:
         with translated("the spool folder"):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._spool_fd = open_root(place)
+        self._space = Space(lambda: 0)
 
     def close(self) -> None:
         """Let go of the bucket and the spool. Open files stay usable."""
@@ -238,7 +239,7 @@ class ObjectStore:
             os.close(folder)
             raise
         try:
-            check_space(staged.fd, size, path)
+            staged.room = self._space.reserve(staged.fd, size, path)
         except BaseException:
             staged.suspend()
             raise

@@ -157,6 +157,7 @@ CORE_FOR = {
     "pyroxfer_dispatcher": (
         "pyroxfer_core",
         "pyroxfer_core.errors",
+        "pyroxfer_core.gateway.http",
         "pyroxfer_core.nameserver",
         "pyroxfer_core.wire",
     ),
@@ -216,6 +217,7 @@ def test_only_declared_packages_are_imported(package: str) -> None:
         "pathspec",
         "httptools",
         "httpx2",
+        "prometheus_client",
         *PACKAGES,
     }
     undeclared = [

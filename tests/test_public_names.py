@@ -12,6 +12,7 @@ import pytest
 PUBLIC = {
     "pyroxfer": """
         FileEntry FileServer Planned Progress Receipt errors get ls plan_get plan_send remove send serve stat
+        watch Watched
     """,
     "pyroxfer_dispatcher": """
         Dispatcher RouteTable load_config
@@ -43,6 +44,9 @@ PUBLIC = {
     """,
     "pyroxfer_core.gateway": """
         Gateway GatewayOptions app
+    """,
+    "pyroxfer_core.gateway.http": """
+        HttpServer
     """,
     "pyroxfer_core.nameserver": """
         Address Changes Entry Lease NameServer Query Registry RunningNameServer keep_registered locate_ns

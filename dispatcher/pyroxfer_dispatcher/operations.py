@@ -49,6 +49,8 @@ class Operations:
     def __init__(self, dispatcher: Operated) -> None:
         self._dispatcher = dispatcher
         self._started_at = monotonic()
+        self.lag_s = 0.0
+        """How late the loop was, at most, a moment ago."""
         self.cut = 0
         """Clients that did not leave a drained backend by themselves."""
         self._verbs: dict[str, Callable[[Request], AsyncGenerator[Answer, None]]] = {
@@ -77,6 +79,7 @@ class Operations:
             **self._dispatcher.facts,
             "pid": os.getpid(),
             "up_s": round(now - self._started_at, 3),
+            "lag_s": round(self.lag_s, 6),
             "cut": self.cut + self._dispatcher.facts["cut"],
             "services": [describe_service(service, now) for service in services_of(self._dispatcher.directory)],
         }

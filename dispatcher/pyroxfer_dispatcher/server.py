@@ -115,6 +115,11 @@ class Dispatcher:
         return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
 
     @property
+    def admin_location(self) -> str | None:
+        """``host:port`` of the admin listener, while there is one."""
+        return self._management.admin_location
+
+    @property
     def uri(self) -> Uri:
         """The URI for clients."""
         return Uri(f"PYRO:{self.config.object}@{self.location}")

@@ -18,3 +18,5 @@ from .planning import Planned as Planned
 from .progress import Progress as Progress
 from .serving import FileServer as FileServer
 from .serving import serve as serve
+from .watching import Watched as Watched
+from .watching import watch as watch

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from matrix import Unable
 
 EXPECTED: dict[str, Any] = {
     "echo": [],
@@ -21,6 +24,7 @@ EXPECTED: dict[str, Any] = {
     "annotations": [{"USER": "hello", "UTWO": "again"}, "from the service"],
     "correlation": True,
     "blob": ["label", [1, "two"]],
+    "blob_value": [["label", {"k": [1, "two"]}], ["label", 7]],
     "session": [1, 2, 1],
     "autoproxy": ["Proxy", "child"],
     "unknown_object": True,
@@ -29,22 +33,54 @@ EXPECTED: dict[str, Any] = {
 }
 
 SERIALIZERS = ("serpent", "json", "marshal", "msgpack")
+SERVERS = ("thread", "multiplex")
+"""The two kinds of server both libraries have."""
 STOCK = ("pyro4", "pyro5")
 PROTOCOL = {"pyro4": 48, "pyro5": 502}
 
+_NO_MARSHAL = Unable(
+    "'NoneType' object has no attribute 'items'",
+    "stock clients cannot write an attribute access or a batch with marshal: they fail before anything is sent",
+)
+
 STOCK_CLIENT_CANNOT = {
-    **{
-        (name, "marshal"): "'NoneType' object has no attribute 'items'"
-        for name in ("attributes", "batch", "batch_oneway")
-    },
+    **{(name, "marshal"): _NO_MARSHAL for name in ("attributes", "batch", "batch_oneway")},
+    ("blob_value", "marshal"): Unable(
+        "not iterable", "stock clients take the data of a blob apart when they write marshal, and need a list"
+    ),
 }
 """(scenario, serializer): what a stock client fails with before it sends anything."""
 
 STOCK_SERVICE_CANNOT = {
-    ("batch", "marshal"): "unmarshallable object",
-    ("autoproxy", "marshal"): "'dict' object|__main__.Child",
+    ("batch", "marshal"): Unable(
+        "unmarshallable object", "stock daemons cannot put an exception into the results of a batch with marshal"
+    ),
+    ("autoproxy", "marshal"): Unable(
+        "'dict' object|__main__.Child", "stock daemons write the object itself with marshal, not a proxy"
+    ),
 }
 """(scenario, serializer): a stock service sends an object as a plain dict, or no exception in a batch."""
 
-STOCK_BLOB_OVER_JSON = ["label", "params"]
+
+def client_cannot(parameters: Mapping[str, Any]) -> Unable | None:
+    return STOCK_CLIENT_CANNOT.get((parameters["scenario"], parameters["serializer"]))
+
+
+def service_cannot(parameters: Mapping[str, Any]) -> Unable | None:
+    return STOCK_SERVICE_CANNOT.get((parameters["scenario"], parameters["serializer"]))
+
+
+def either_cannot(parameters: Mapping[str, Any]) -> Unable | None:
+    return client_cannot(parameters) or service_cannot(parameters)
+
+
+STOCK_OVER_JSON = {
+    "blob": ["label", "params"],
+    "blob_value": [["label", "params"]] * 2,
+}
 """Both libraries unpack a JSON call by its keys, so a receiver of theirs reads this instead of the data."""
+
+
+def expected_of_stock(scenario: str, serializer: str) -> Any:
+    """What a stock daemon makes of a scenario."""
+    return STOCK_OVER_JSON.get(scenario, EXPECTED[scenario]) if serializer == "json" else EXPECTED[scenario]

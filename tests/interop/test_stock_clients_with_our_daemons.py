@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +9,42 @@ import matrix
 import pytest
 import trio
 from peers import Client, PeerError, Service, StartClient, StartService, has_ipv6
-from scenarios import EXPECTED, SERIALIZERS, STOCK, STOCK_CLIENT_CANNOT
+from scenarios import EXPECTED, SERIALIZERS, STOCK, STOCK_CLIENT_CANNOT, client_cannot
 
-Record = Callable[[str, Any], None]
 IPV6 = ("ipv6",) if has_ipv6() else ()  # containers often have none
 EXTRA_SCENARIOS = ("calls", "exceptions", "stream", "oneway", "annotations")
 
 
+@matrix.cell("stock {library} client to our trio daemon", column="{serializer}", cannot=client_cannot)
 @pytest.mark.parametrize("scenario", EXPECTED)
 @pytest.mark.parametrize("serializer", SERIALIZERS)
 @pytest.mark.parametrize("library", STOCK)
 def test_stock_client(
     client: StartClient,
     service: StartService,
-    record_property: Record,
     library: str,
     serializer: str,
     scenario: str,
 ) -> None:
     """A stock client sees from our daemon what it sees from its own kind."""
     cannot = STOCK_CLIENT_CANNOT.get((scenario, serializer))
-    record_property(*matrix.cell("stock client -> our trio daemon", scenario, f"{library} {serializer}",
-                                 "peer cannot" if cannot else ""))  # fmt: skip
     stock, daemon = client(library), service("trio")
     if cannot is None:
         assert stock.play(scenario, daemon, serializer) == EXPECTED[scenario]
     else:
-        with pytest.raises(PeerError, match=cannot):
+        with pytest.raises(PeerError, match=cannot.match):
             stock.play(scenario, daemon, serializer)
 
 
+@matrix.cell("stock {library} client to our trio daemon, with", column="{extra}")
 @pytest.mark.parametrize("scenario", EXTRA_SCENARIOS)
 @pytest.mark.parametrize("library", STOCK)
 @pytest.mark.parametrize("extra", ("compression", "unix socket", *IPV6))
 def test_stock_client_with(
-    client: StartClient, service: StartService, record_property: Record,
+    client: StartClient, service: StartService,
     tmp_path_factory: pytest.TempPathFactory, extra: str, library: str, scenario: str,
 ) -> None:  # fmt: skip
     """Compression on both sides, a unix socket and IPv6 change nothing for a stock client."""
-    record_property(*matrix.cell("stock client -> our trio daemon, with", scenario, f"{library} {extra}"))
     socket_path = Path(tmp_path_factory.getbasetemp()) / "ours.sock"
     options = {
         "compression": ("--compression",),
@@ -60,16 +56,15 @@ def test_stock_client_with(
     assert result == EXPECTED[scenario]
 
 
+@matrix.cell("stock pyro4 client to our trio daemon, with", column="hmac")
 @pytest.mark.parametrize("scenario", EXTRA_SCENARIOS)
-def test_pyro4_client_with_the_shared_key(
-    client: StartClient, service: StartService, record_property: Record, scenario: str
-) -> None:
+def test_pyro4_client_with_the_shared_key(client: StartClient, service: StartService, scenario: str) -> None:
     """A keyed daemon of ours serves a stock Pyro4 client that has the key."""
-    record_property(*matrix.cell("stock client -> our trio daemon, with", scenario, "pyro4 hmac"))
     daemon = service("trio", "--key", "secret")
     assert client("pyro4").play(scenario, daemon, "serpent", key="secret") == EXPECTED[scenario]
 
 
+@matrix.cell("refused as it must be", "stock client without the right HMAC key, our trio daemon")
 @pytest.mark.parametrize(("library", "key"), [("pyro4", None), ("pyro4", "wrong"), ("pyro5", None)])
 def test_a_keyed_daemon_refuses_the_others(
     client: StartClient, service: StartService, library: str, key: str | None

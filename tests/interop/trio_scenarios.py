@@ -176,6 +176,11 @@ async def blob(proxy: Proxy, service: Service, settings: Settings) -> Any:
 
 
 @scenario
+async def blob_value(proxy: Proxy, service: Service, settings: Settings) -> Any:
+    return [await proxy.receive(SerializedBlob("label", data)) for data in ({"k": [1, "two"]}, 7)]
+
+
+@scenario
 async def session(proxy: Proxy, service: Service, settings: Settings) -> Any:
     counter = service.uris["counter"]
     async with Proxy(counter, settings=settings) as first, Proxy(counter, settings=settings) as second:

@@ -157,6 +157,14 @@ def blob(proxy, asked):
         pyro.current_context.annotations = {}
 
 
+def blob_value(proxy, asked):
+    """Blobs whose data are not a list of arguments."""
+    try:
+        return [proxy.receive(SerializedBlob("label", data)) for data in ({"k": [1, "two"]}, 7)]
+    finally:
+        pyro.current_context.annotations = {}
+
+
 def session(proxy, asked):
     counter = asked["uris"]["counter"]
     with open_proxy(counter, asked) as first, open_proxy(counter, asked) as second:

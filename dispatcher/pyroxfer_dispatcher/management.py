@@ -12,6 +12,7 @@ from pyroxfer_core import bind_tcp
 from .config import Config, ConfigError
 from .control import bind_control, remove_control, serve_control
 from .operations import Operated, Operations
+from .records import Records
 
 LAG_LOOK_S: Final = 0.25
 """How often the delay of the loop is measured."""
@@ -24,7 +25,8 @@ class Management:
 
     def __init__(self, config: Config, dispatcher: Operated) -> None:
         self._config = config
-        self.operations = Operations(dispatcher)
+        self.records = Records(config.access_log)
+        self.operations = Operations(dispatcher, self.records)
         self._control: socket.socket | None = None
         self._admin: socket.socket | None = None
 
@@ -43,6 +45,7 @@ class Management:
             CommunicationError: an address cannot be had.
             ConfigError: the extra that the admin listener needs is not installed.
         """
+        self.records.open()
         if self._config.control is not None:
             self._control = bind_control(self._config.control)
         place = self._config.admin_place
@@ -75,10 +78,12 @@ class Management:
         while True:
             due = trio.current_time() + LAG_LOOK_S
             await trio.sleep_until(due)
+            self.records.flush()
             self.operations.lag_s = max(trio.current_time() - due, self.operations.lag_s * LAG_MEMORY)
 
     def close(self) -> None:
         """Listen no more."""
+        self.records.close()
         control, self._control = self._control, None
         if control is not None and self._config.control is not None:
             remove_control(self._config.control, control)

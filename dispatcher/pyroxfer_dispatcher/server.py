@@ -33,15 +33,17 @@ from .admin import note
 from .backends import Backend
 from .building import make_directory
 from .config import Config, check_config
-from .conversation import Conversation
+from .conversation import Conversation, Handle
 from .departure import Guest, see_off
 from .dialects import BlobDialect, SealedDialect
+from .forwarding import Forwarding
 from .frames import Splitter
 from .hub import Hub
 from .links import COLLECT_BYTES, LinkPool, OwnLinks
 from .management import Management
 from .naming import Names
 from .pinned import Pinned
+from .records import Watcher
 from .reload import change_directory, check_reload
 from .routes import Party, Service
 from .security import refresh, settings_for
@@ -138,6 +140,7 @@ class Dispatcher:
         self._nursery_manager = trio.open_nursery()
         nursery = self._nursery = await self._nursery_manager.__aenter__()
         nursery.start_soon(self._run_background, self._listener)
+        nursery.start_soon(self._names.keep)
         note(logging.INFO, "listening", location=self.location, object=self.config.object)
         return self
 
@@ -150,7 +153,7 @@ class Dispatcher:
         self._close_listener()
         try:
             with trio.CancelScope(shield=True):
-                await self._names.unregister(self.uri)
+                await self._names.unregister()
                 await self._end_conversations()
         finally:
             self._serving.cancel()
@@ -188,7 +191,7 @@ class Dispatcher:
             self.start_soon(self._drain)
 
     async def _drain(self) -> None:
-        await self._names.unregister(self.uri)
+        await self._names.unregister()
         self._cut += await see_off(lambda: self._conversations, self.config.drain_timeout)
         note(logging.INFO, "drained", cut=self._cut)
         self.drained.set()
@@ -333,6 +336,7 @@ class Dispatcher:
             Splitter(opening.codec, max_message=limit),
             Party(client.peer),
             stall_s=self.config.stall_timeout,
+            watch=self._watch_for(client.peer),
         )
         links.put(links.adopt(link))
         try:
@@ -386,9 +390,16 @@ class Dispatcher:
             client.decoder,
             Party(client.peer),
             stall_s=self.config.stall_timeout,
+            watch=self._watch_for(client.peer),
         )
         with self._held(conversation):
             await conversation.run((client.sock, b""), client.peer)
+
+    def _watch_for(self, peer: str) -> Callable[[Forwarding], Handle] | None:
+        """Who writes records of this client's calls; nobody where neither file nor socket can want them."""
+        if self.config.access_log is None and self.config.control is None:
+            return None
+        return lambda forwarding: Watcher(forwarding, peer, self._management.records).handle
 
     async def _judge(self, hello: Hello) -> Verdict:
         """A client may ask for our object, or (Pyro4 without metadata) not say what it wants."""

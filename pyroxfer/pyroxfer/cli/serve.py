@@ -12,7 +12,7 @@ import click
 
 from pyroxfer_core import Settings, configure_logging
 from pyroxfer_core import errors as core_errors
-from pyroxfer_core.cli.access import ServerAccess, server_access
+from pyroxfer_core.cli.access import ClientAccess, ServerAccess, nameserver_access, server_access
 from pyroxfer_core.server.door import open_door
 
 from ..address import parse_listen
@@ -49,6 +49,7 @@ logger = logging.getLogger("pyroxfer.service")
     "--state", metavar="DIR", help="Where receipts are kept for a week; by default in the user's state folder."
 )
 @server_access
+@nameserver_access
 def serve(
     folder: str,
     listen: str,
@@ -60,6 +61,7 @@ def serve(
     insecure: bool,
     state: str | None,
     access: ServerAccess,
+    ns_access: ClientAccess,
 ) -> None:
     """Serve a folder, or s3://BUCKET/PREFIX, until interrupted; the current folder unless named. SIGHUP reads
     certificate and tokens again."""
@@ -79,8 +81,9 @@ def serve(
             state=state or _usual_state(),
             settings=settings,
         )
+        ns_settings = ns_access.settings(Settings())
         _bind(server)
-        async with server, _registered(server, name):
+        async with server, _registered(server, name, ns_settings):
             _announce(server, folder, name, open_door(parse_listen(listen)[0], settings))
             await access.reload_on_hangup(settings)
 
@@ -106,7 +109,7 @@ def _bind(server: FileServer) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _registered(server: FileServer, name: str | None) -> AsyncIterator[None]:
+async def _registered(server: FileServer, name: str | None, settings: Settings) -> AsyncIterator[None]:
     """Keep the server in the name server while the block runs."""
     if name is None:
         yield
@@ -115,7 +118,7 @@ async def _registered(server: FileServer, name: str | None) -> AsyncIterator[Non
 
     name, at, place = name.partition("@")
     host, port = parse_listen(place) if at else (None, None)
-    async with keep_registered({name: server.uri}, host=host, port=port):
+    async with keep_registered({name: server.uri}, host=host, port=port, settings=settings):
         yield
 
 

@@ -142,6 +142,7 @@ class Dispatcher:
         self._nursery_manager = trio.open_nursery()
         nursery = self._nursery = await self._nursery_manager.__aenter__()
         nursery.start_soon(self._run_background, self._listener)
+        nursery.start_soon(self._names.keep)
         note(logging.INFO, "listening", location=self.location, object=self.config.object)
         return self
 
@@ -154,7 +155,7 @@ class Dispatcher:
         self._close_listener()
         try:
             with trio.CancelScope(shield=True):
-                await self._names.unregister(self.uri)
+                await self._names.unregister()
                 await self._end_conversations()
         finally:
             self._serving.cancel()
@@ -192,7 +193,7 @@ class Dispatcher:
             self.start_soon(self._drain)
 
     async def _drain(self) -> None:
-        await self._names.unregister(self.uri)
+        await self._names.unregister()
         self._cut += await see_off(lambda: self._conversations, self.config.drain_timeout)
         note(logging.INFO, "drained", cut=self._cut)
         self.drained.set()

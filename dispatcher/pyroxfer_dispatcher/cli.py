@@ -72,6 +72,8 @@ async def _run(config: Config, path: Path, insecure: bool) -> None:
         await nursery.start(_obey_signals, dispatcher, nursery.cancel_scope)
         await nursery.start(_reload_on_signal, dispatcher, path, insecure)
         click.echo(f"pyroxfer-dispatcher ready: {dispatcher.uri}")
+        if dispatcher.admin_location is not None:
+            click.echo(f"status page: http://{dispatcher.admin_location}/")
         await dispatcher.drained.wait()
         nursery.cancel_scope.cancel()
 

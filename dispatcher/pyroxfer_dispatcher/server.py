@@ -33,18 +33,22 @@ from .admin import note
 from .backends import Backend
 from .building import make_directory
 from .config import Config, check_config
-from .conversation import Conversation
+from .conversation import Conversation, Handle
 from .departure import Guest, see_off
 from .dialects import BlobDialect, SealedDialect
+from .forwarding import Forwarding
 from .frames import Splitter
+from .health import Health
 from .hub import Hub
 from .links import COLLECT_BYTES, LinkPool, OwnLinks
 from .management import Management
 from .naming import Names
 from .pinned import Pinned
+from .records import Watcher
 from .reload import change_directory, check_reload
 from .routes import Party, Service
 from .security import refresh, settings_for
+from .status import services_of
 from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, agreement, alone, is_looping, read_opening
 
 LOOK_S: Final = 0.25
@@ -113,6 +117,11 @@ class Dispatcher:
             raise DaemonError("the dispatcher has no address before `async with`")
         host = self.config.location.host or "0.0.0.0"  # noqa: S104  # what an empty host means
         return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+
+    @property
+    def admin_location(self) -> str | None:
+        """``host:port`` of the admin listener, while there is one."""
+        return self._management.admin_location
 
     @property
     def uri(self) -> Uri:
@@ -231,6 +240,9 @@ class Dispatcher:
             "cut": self._cut,
         }
 
+    def _all_services(self) -> Iterator[Service]:
+        return services_of(self.directory)
+
     def close_idle(self, backend: Backend) -> None:
         """Close the connections to a backend that no call uses."""
         for pool in self._pools.values():
@@ -250,6 +262,11 @@ class Dispatcher:
                 nursery.start_soon(self._look_after_clients)
                 nursery.start_soon(self._run_hub)
                 nursery.start_soon(self._management.run)
+                if self.config.health_interval:
+                    health = Health(
+                        self._settings, self._names.resolve, self._all_services, self.config.health_interval
+                    )
+                    nursery.start_soon(health.run)
                 self._helpers = nursery
                 await serve_connections([listener], self._greet, settings=self._settings, collect=COLLECT_BYTES)
 
@@ -329,6 +346,7 @@ class Dispatcher:
             Splitter(opening.codec, max_message=limit),
             Party(client.peer),
             stall_s=self.config.stall_timeout,
+            watch=self._watch_for(client.peer),
         )
         links.put(links.adopt(link))
         try:
@@ -382,9 +400,16 @@ class Dispatcher:
             client.decoder,
             Party(client.peer),
             stall_s=self.config.stall_timeout,
+            watch=self._watch_for(client.peer),
         )
         with self._held(conversation):
             await conversation.run((client.sock, b""), client.peer)
+
+    def _watch_for(self, peer: str) -> Callable[[Forwarding], Handle] | None:
+        """Who writes records of this client's calls; nobody where neither file nor socket can want them."""
+        if self.config.access_log is None and self.config.control is None:
+            return None
+        return lambda forwarding: Watcher(forwarding, peer, self._management.records).handle
 
     async def _judge(self, hello: Hello) -> Verdict:
         """A client may ask for our object, or (Pyro4 without metadata) not say what it wants."""

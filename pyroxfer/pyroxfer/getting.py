@@ -186,7 +186,7 @@ class Receiver:
             self._talk,
             ticket,
             sink,
-            self._reporter.moved,
+            self._reporter.mover(path, ticket.size, getattr(sink, "resumed", 0)),
             self._options.manner(self._talk.round_trip_s, self._packing),
         )
         if used is not choice:

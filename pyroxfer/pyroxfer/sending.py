@@ -128,7 +128,7 @@ class Sender:
                 self._talk,
                 ticket,
                 source,
-                self._reporter.moved,
+                self._reporter.mover(source.path, source.size, _resumed(ticket)),
                 self._options.manner(self._talk.round_trip_s, self._packing),
             )
             if used is not choice:

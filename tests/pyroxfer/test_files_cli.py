@@ -396,7 +396,7 @@ async def test_an_early_interrupt_ends_in_silence(nursery: trio.Nursery) -> None
     process: trio.Process = await nursery.start(
         partial(
             trio.run_process,
-            [sys.executable, "-c", waits, "--help"],
+            [sys.executable, "-c", waits, "ls", "localhost:1"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             check=False,

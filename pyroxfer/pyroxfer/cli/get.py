@@ -13,6 +13,7 @@ from ..client import PIPE
 from ..client import get as get_files
 from ..dry_run import plan_get
 from ..names import printable
+from .complete import remote
 from .events import conclude_plan, events, print_event, print_plan, summary
 from .run import run
 from .shared import for_plan, transfer_options
@@ -26,8 +27,10 @@ def sources_and_destination(addresses: tuple[str, ...], target: str | None) -> t
 
 
 @click.command()
-@click.argument("addresses", nargs=-1, required=True, metavar="FROM… [DEST]")
-@click.option("-t", "--target", metavar="DEST", help="Where to; then every argument is fetched.")
+@click.argument("addresses", nargs=-1, required=True, metavar="FROM… [DEST]", shell_complete=remote)
+@click.option(
+    "-t", "--target", shell_complete=remote, metavar="DEST", help="Where to; then every argument is fetched."
+)
 @client_access
 @transfer_options
 def get(

@@ -12,6 +12,7 @@ from pyroxfer_core.cli.access import ClientAccess, client_access
 from ..address import parse_address
 from ..client import send as send_files
 from ..dry_run import plan_send
+from .complete import remote
 from .events import conclude_plan, events, print_event, print_plan, summary
 from .run import run
 from .shared import for_plan, transfer_options
@@ -33,8 +34,8 @@ def sources_and_target(paths: tuple[str, ...], target: str | None, server: str |
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH… [TO]")
-@click.option("-t", "--target", metavar="TO", help="Where to; then every argument is sent.")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH… [TO]", shell_complete=remote)
+@click.option("-t", "--target", shell_complete=remote, metavar="TO", help="Where to; then every argument is sent.")
 @client_access
 @transfer_options
 def send(

@@ -23,7 +23,7 @@ from .errors import AddressError, TransferError
 from .receipts import ReceiptsInFile
 from .rules import Rule, Rules
 from .service import FileService
-from .store.local import LocalStore
+from .store.choose import identity, open_store
 from .tasks import in_thread
 from .transfers import LEASE_S, Transfers
 
@@ -41,7 +41,7 @@ class FileServer:
     """Serves one folder while its ``async with`` block runs.
 
     Args:
-        root: the folder.
+        root: the folder, or ``s3://BUCKET/PREFIX`` (extra ``s3``) with endpoint and credentials from the environment.
         listen: ``HOST:PORT``; port 0 picks a free one.
         object_id: id of the object in the daemon.
         read_only, upload_only: refuse uploads, or refuse looking and fetching.
@@ -53,7 +53,8 @@ class FileServer:
         quota: bytes that all files below the root may have together.
 
     Raises:
-        AddressError: the folder cannot be opened, ``listen`` cannot be read, or ``state`` cannot be written.
+        AddressError: the root cannot be opened, ``listen`` cannot be read, or ``state`` cannot be written.
+        TransferError: what the object store said.
         SecurityError: ``listen`` is not loopback and ``settings.insecure`` does not allow that.
         CommunicationError: the port is taken.
 
@@ -78,8 +79,9 @@ class FileServer:
             raise AddressError("a server cannot be read-only and upload-only at once")
         host, port = parse_listen(listen)
         allowed = Rules([Rule.parse(rule) for rule in rules]) if rules else None
-        self._store = LocalStore(root, quota=quota)
-        receipts = None if state is None else ReceiptsInFile(Path(state), os.path.realpath(root))
+        place = os.fspath(root)
+        self._store = open_store(place, None if state is None else Path(state), quota)
+        receipts = None if state is None else ReceiptsInFile(Path(state), identity(place))
         self._transfers = Transfers(lease_s=lease_s, receipts=receipts)
         self._service = FileService(
             self._store, self._transfers, read_only=read_only, upload_only=upload_only, rules=allowed

@@ -19,6 +19,7 @@ from ..address import parse_listen
 from ..errors import TransferError
 from ..names import printable
 from ..serving import FileServer
+from ..store.choose import identity
 from .run import run
 from .shared import size_option
 
@@ -26,7 +27,7 @@ logger = logging.getLogger("pyroxfer.service")
 
 
 @click.command()
-@click.argument("folder", default=".", metavar="[DIR]")
+@click.argument("folder", default=".", metavar="[DIR|s3://BUCKET/PREFIX]")
 @click.option(
     "--listen", default="localhost:0", metavar="HOST:PORT", show_default=True, help="Port 0 is any free one."
 )
@@ -62,7 +63,8 @@ def serve(
     access: ServerAccess,
     ns_access: ClientAccess,
 ) -> None:
-    """Serve a folder until interrupted; the current one unless named. SIGHUP reads certificate and tokens again."""
+    """Serve a folder, or s3://BUCKET/PREFIX, until interrupted; the current folder unless named. SIGHUP reads
+    certificate and tokens again."""
     if read_only and upload_only:
         raise click.UsageError("--read-only and --upload-only exclude each other.")
     configure_logging("INFO")
@@ -122,7 +124,7 @@ async def _registered(server: FileServer, name: str | None, settings: Settings) 
 
 def _announce(server: FileServer, folder: str, name: str | None, problem: str | None) -> None:
     place = server.location if name is None else f"PYRONAME:{name}" if "@" in name else name
-    click.echo(f"Serving {printable(str(Path(folder).resolve()))} at {place} ({server.uri})")
+    click.echo(f"Serving {printable(identity(folder))} at {place} ({server.uri})")
     click.echo(f"  send:  pyroxfer send FILE {place}/")
     click.echo(f"  get:   pyroxfer get {place}/FILE")
     if problem is not None:

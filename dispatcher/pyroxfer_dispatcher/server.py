@@ -38,6 +38,7 @@ from .departure import Guest, see_off
 from .dialects import BlobDialect, SealedDialect
 from .forwarding import Forwarding
 from .frames import Splitter
+from .health import Health
 from .hub import Hub
 from .links import COLLECT_BYTES, LinkPool, OwnLinks
 from .management import Management
@@ -47,6 +48,7 @@ from .records import Watcher
 from .reload import change_directory, check_reload
 from .routes import Party, Service
 from .security import refresh, settings_for
+from .status import services_of
 from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, agreement, alone, is_looping, read_opening
 
 LOOK_S: Final = 0.25
@@ -238,6 +240,9 @@ class Dispatcher:
             "cut": self._cut,
         }
 
+    def _all_services(self) -> Iterator[Service]:
+        return services_of(self.directory)
+
     def close_idle(self, backend: Backend) -> None:
         """Close the connections to a backend that no call uses."""
         for pool in self._pools.values():
@@ -257,6 +262,11 @@ class Dispatcher:
                 nursery.start_soon(self._look_after_clients)
                 nursery.start_soon(self._run_hub)
                 nursery.start_soon(self._management.run)
+                if self.config.health_interval:
+                    health = Health(
+                        self._settings, self._names.resolve, self._all_services, self.config.health_interval
+                    )
+                    nursery.start_soon(health.run)
                 self._helpers = nursery
                 await serve_connections([listener], self._greet, settings=self._settings, collect=COLLECT_BYTES)
 

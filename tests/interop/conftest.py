@@ -44,6 +44,7 @@ def client() -> Iterator[StartClient]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", action="store_true", help="print which peers did what with which serializer")
     parser.addoption("--matrix-page", metavar="FILE", type=Path, help="write it into this page")
+    parser.addoption("--matrix-keep", action="store_true", help="keep what that page says of cells that are not run")
     parser.addoption("--cells", action="store_true", help="print the cells that tests were collected for, as JSON")
 
 
@@ -74,4 +75,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
     path = config.getoption("--matrix-page", default=None)
     if path is not None:
-        matrix.write(path, matrix.found(reports))
+        kept = matrix.read(path) if config.getoption("--matrix-keep") else {}
+        matrix.write(path, kept | matrix.found(reports))

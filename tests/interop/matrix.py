@@ -118,21 +118,18 @@ def _grid(grid: Sequence[Sequence[str]]) -> Iterator[str]:
             yield "|-" + "-|-".join("-" * width for width in widths) + "-|"
 
 
-def cells_on(path: Path) -> set[tuple[str, str, str, bool]]:
-    """The cells of a page: table, row, column, and whether somebody is unable to do it."""
-    cells = set()
-    table = ""
-    columns: list[str] = []
-    for line in _between(path.read_text())[1].splitlines():
-        if line.startswith("### "):
-            table, columns = line.removeprefix("### "), []
-        elif line.startswith("| "):
-            row, *texts = (text.strip() for text in line[1:-1].split("|"))
-            if not columns:
-                columns = texts
-            else:
-                cells |= {(table, row, column, text.startswith(CANNOT))
-                          for column, text in zip(columns, texts, strict=True) if text}  # fmt: skip
+def read(path: Path) -> dict[Cell, str]:
+    """The cells of a page."""
+    cells: dict[Cell, str] = {}
+    for part in _between(path.read_text())[1].split("### ")[1:]:
+        table, *lines = part.splitlines()
+        heads, _, *rows = (line[1:-1].split("|") for line in lines if line.startswith("|"))
+        reasons = dict(line.rstrip().split(" ", 1) for line in lines if line.startswith("("))
+        for row, *texts in rows:
+            for column, text in zip(heads[1:], texts, strict=True):
+                result, _, number = text.strip().partition(" ")
+                if result:
+                    cells[Cell(table, row.strip(), column.strip(), reasons.get(number, ""))] = result
     return cells
 
 

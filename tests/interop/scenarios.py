@@ -12,10 +12,16 @@ EXPECTED: dict[str, Any] = {
     "calls": [3, 6, 3, None, 300_000],
     "attributes": [1, 42, "cannot be set"],
     "attribute_errors": ["AttributeError", "AttributeError", "AttributeError"],
-    "metadata": [["add", "count", "echo", "note"], ["note"], ["fixed", "level"]],
+    "metadata": [["add", "count", "echo", "note"], ["note", "note_context"], ["fixed", "level"]],
     "oneway": [None, "heard"],
     "exceptions": [["ZeroDivisionError", "division by zero", True], ["ValueError", "no", True]],
     "unheard_exception": [True, 2],
+    "exception_shapes": [
+        ["ValueError", ["boom", 42], None],
+        ["ValueError", ["odd"], {"k": "v"}],
+        ["KeyError", ["key"], None],
+        ["NamingError", ["no such name"], None],
+    ],
     "stream": [0, 1, 2, 3, 4],
     "stream_error": [[0, 1], "stream broke"],
     "stream_early_close": [0, 1],
@@ -26,6 +32,15 @@ EXPECTED: dict[str, Any] = {
     "blob": ["label", [1, "two"]],
     "blob_value": [["label", {"k": [1, "two"]}], ["label", 7]],
     "session": [1, 2, 1],
+    "instance_single": [1, 2, 3],
+    "instance_percall": [11, 11, 11],
+    "resource_tracking": True,
+    "handshake": ["welcome anna", True],
+    "oneway_context": "00000000-0000-0000-0000-000000000007 hello",
+    "annotations_stay_with_their_call": [["RESP"], []],
+    "converters": ["Point", 2, 4],
+    "callback": [5, "ValueError", "no"],
+    "stream_linger": [0, 1],
     "autoproxy": ["Proxy", "child"],
     "unknown_object": True,
     "reconnect": [2, 4],
@@ -45,6 +60,9 @@ _NO_MARSHAL = Unable(
 
 STOCK_CLIENT_CANNOT = {
     **{(name, "marshal"): _NO_MARSHAL for name in ("attributes", "batch", "batch_oneway")},
+    ("callback", "marshal"): Unable(
+        "'dict' object|__main__.Listener", "stock clients write the object itself with marshal, not a proxy"
+    ),
     ("blob_value", "marshal"): Unable(
         "not iterable", "stock clients take the data of a blob apart when they write marshal, and need a list"
     ),

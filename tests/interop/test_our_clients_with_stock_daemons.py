@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import matrix
+import numpy as np
 import pytest
 import trio
 from peers import StartService, has_ipv6
@@ -18,10 +19,11 @@ from scenarios import (
 )
 from trio_scenarios import SCENARIOS
 
-from pyroxfer_core import Proxy, Settings
+from pyroxfer_core import Proxy, Settings, errors
 
 IPV6 = ("ipv6",) if has_ipv6() else ()  # containers often have none
-EXTRA_SCENARIOS = ("calls", "exceptions", "stream", "oneway", "annotations")
+EXTRA_SCENARIOS = ("calls", "autoproxy", "callback", "exceptions", "stream", "oneway", "annotations")
+KEYED_SCENARIOS = ("calls", "autoproxy", "exceptions", "stream", "oneway", "annotations")
 
 
 def test_every_scenario_is_played() -> None:
@@ -51,7 +53,7 @@ async def test_trio_proxy(service: StartService, library: str, server: str, seri
 @matrix.cell("our trio proxy to a stock {library} daemon, with", column="{extra}")
 @pytest.mark.parametrize("scenario", EXTRA_SCENARIOS)
 @pytest.mark.parametrize("library", STOCK)
-@pytest.mark.parametrize("extra", ("compression", "unix socket", *IPV6, "protocol given"))
+@pytest.mark.parametrize("extra", ("compression", "unix socket", "nat", *IPV6, "protocol given"))
 async def test_trio_proxy_with(
     service: StartService, tmp_path_factory: pytest.TempPathFactory, extra: str,
     library: str, scenario: str,
@@ -60,6 +62,7 @@ async def test_trio_proxy_with(
     options = {
         "compression": ("--compression",),
         "unix socket": ("--unix", str(tmp_path_factory.getbasetemp() / f"{library}.sock")),
+        "nat": ("--host", "127.0.0.1", "--nathost", "localhost"),
         "ipv6": ("--host", "::1"),
     }.get(extra, ())
     settings = {
@@ -72,7 +75,7 @@ async def test_trio_proxy_with(
 
 
 @matrix.cell("our trio proxy to a stock pyro4 daemon, with", column="hmac")
-@pytest.mark.parametrize("scenario", EXTRA_SCENARIOS)
+@pytest.mark.parametrize("scenario", KEYED_SCENARIOS)
 async def test_trio_proxy_signs_for_a_keyed_pyro4_daemon(service: StartService, scenario: str) -> None:
     """With the shared key every message is signed and every answer checked."""
     daemon, settings = service("pyro4", "--key", "secret"), Settings(hmac_key=b"secret", protocol=48)
@@ -113,3 +116,20 @@ async def test_reading_ahead_gets_the_same_items(service: StartService, library:
         items = [item async for item in proxy.count.options(read_ahead=8)(100)]
         assert items == list(range(100))
         assert await proxy.add(1, 2) == 3
+
+
+@matrix.cell(
+    "our trio proxy to a stock {library} daemon", "NumPy array refused, naming .tolist()", "{serializer} {server}"
+)
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("serializer", SERIALIZERS)
+@pytest.mark.parametrize("library", STOCK)
+async def test_arrays_are_refused_with_the_way_out(
+    service: StartService, library: str, serializer: str, server: str
+) -> None:
+    """A stock daemon cannot take an array: the caller is told what to send instead, and the connection goes on."""
+    daemon = service(library, "--server", server)
+    async with Proxy(daemon.uri, settings=Settings(serializer=serializer)) as proxy:
+        with pytest.raises(errors.SerializeError, match=r"\.tolist\(\)"):
+            await proxy.echo(np.arange(3))
+        assert await proxy.echo(np.arange(3).tolist()) == [0, 1, 2]

@@ -215,6 +215,8 @@ class Connection:
         """
         codec = self.decoder.codec or self.codec
         if len(message.body) <= JOIN_BELOW or self.hmac_key is not None:
+            if message.annotations and self.hmac_key is None:
+                return self.queue_encoded(*codec.encode_buffers(message))
             data = codec.encode(message, hmac_key=self.hmac_key)
             self._out.append(data)
             self.queued += len(data)

@@ -598,3 +598,10 @@ def test_a_summary_does_not_call_committed_what_was_skipped() -> None:
     skipped = Receipt("b", 7, "", "blake3", "data", "none", "skipped")
     assert summary(skipped, "x") == "b: left as it is at x (skipped)"
     assert summary([moved, skipped], "x") == "1 files, 5 bytes committed to x (iter, 1 skipped)"
+
+
+def test_an_output_that_is_full_is_one_line() -> None:
+    """Results that go into a file on a full disk end the command with an error, not with a traceback."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*COMMAND, "doctor", "localhost:1"], stdout=full, stderr=subprocess.PIPE, timeout=30)
+    assert (done.returncode, done.stderr) == (1, b"Error: the output: No space left on device\n")

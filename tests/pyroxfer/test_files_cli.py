@@ -497,7 +497,7 @@ async def test_the_name_server_may_ask_for_tls_and_a_token(
     async with start_ns(port=0, broadcast=False, settings=settings) as names:
         name = ("--name", f"attic@{names.uri.location}")
         refused = await command("serve", root, *name)
-        assert (refused.code, refused.one_line("Failed to locate")) == (5, True)
+        assert (refused.code, refused.one_line("Failed to locate")) == (3, True)
         access = ("--ns-tls-ca", certificates.ca, "--ns-token-file", token)
         process, _ = await started(nursery, root, *name, *access)
         assert "attic" in await names.name_server.list()

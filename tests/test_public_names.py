@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 PUBLIC = {
     "pyroxfer": """
-        FileEntry FileServer Progress Receipt errors get ls remove send serve stat
+        FileEntry FileServer Planned Progress Receipt errors get ls plan_get plan_send remove send serve stat
+        watch Watched
     """,
     "pyroxfer_dispatcher": """
         Dispatcher RouteTable load_config
@@ -44,8 +47,11 @@ PUBLIC = {
     "pyroxfer_core.gateway": """
         Gateway GatewayOptions app
     """,
+    "pyroxfer_core.gateway.http": """
+        HttpServer
+    """,
     "pyroxfer_core.nameserver": """
-        Address Changes Entry Lease NameServer Query Registry RunningNameServer keep_registered locate_ns
+        Address Changes Entry Lease NameServer Query Registration Registry RunningNameServer keep_registered locate_ns
         open_registry resolve start_ns
     """,
 }
@@ -60,6 +66,35 @@ PYRO4 = """
 """
 
 
+def face_of(source: Path) -> list[ast.stmt]:
+    """The statements of a package's face, with those that only type checkers read."""
+    nodes = ast.parse(source.read_text()).body
+    return nodes + [inner for node in nodes if isinstance(node, ast.If) for inner in node.body]
+
+
+@pytest.mark.parametrize("name", ["pyroxfer", "pyroxfer_core"])
+def test_names_that_come_when_used_come_from_where_type_checkers_look(name: str) -> None:
+    """Both lists of a lazy face say the same, and an unknown name is told as Python does."""
+    module = importlib.import_module(name)
+    imports = {
+        alias.asname or alias.name: node.module or ""
+        for node in face_of(Path(inspect.getfile(module)))
+        if isinstance(node, ast.ImportFrom) and node.level
+        for alias in node.names
+    }
+    assert imports == module._WHERE
+    assert set(imports) <= set(dir(module))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = module.nothing
+
+
+def test_the_version_is_told_without_loading_anything() -> None:
+    """Neither the event loop nor the core is imported for a face, or for the version."""
+    program = "import sys, pyroxfer, pyroxfer.cli.main; print(sorted({'trio', 'tqdm', 'msgpack'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
 def shown_by(name: str) -> set[str]:
     """Names a module shows: in a package what its face re-exports or defines, elsewhere its own classes."""
     module = importlib.import_module(name)
@@ -71,8 +106,8 @@ def shown_by(name: str) -> set[str]:
             if inspect.isclass(value) and value.__module__ == name and not key.startswith("_")
         }
     found: set[str] = set()
-    for node in ast.parse(source.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+    for node in face_of(source):
+        if isinstance(node, ast.ImportFrom) and node.module not in ("__future__", "typing"):
             found |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Assign):
             found |= {target.id for target in node.targets if isinstance(target, ast.Name)}

@@ -125,6 +125,11 @@ class BackendGroup:
         """One more."""
         self.backends = (*self.backends, backend)
 
+    def become(self, other: BackendGroup, backends: Iterable[Backend]) -> None:
+        """Choose as another group does, among these."""
+        self._choose, self._prefer, self._sticky = other._choose, other._prefer, other._sticky
+        self.backends = tuple(backends)
+
     def remove(self, backend: Backend) -> None:
         """One less; calls it still runs are released as any."""
         self.backends = tuple(one for one in self.backends if one is not backend)
@@ -216,14 +221,19 @@ class BackendGroup:
             backend.up_since = now
         return was_down
 
-    def failed(self, backend: Backend, now: float, reason: str) -> bool:
-        """It refused a connection: leave it alone for a while. True when it had been up."""
+    def failed(self, backend: Backend, now: float, reason: str, at_least_s: float = 0.0) -> bool:
+        """It refused a connection: leave it alone for a while. True when it had been up.
+
+        Args:
+            at_least_s: that long; somebody else asks it meanwhile.
+        """
         was_up = backend.failures == 0
         backend.refused_versions.clear()  # whatever comes up there next may speak them
         backend.failures += 1
         backend.reason = reason
         backend.failed_at = now
-        backend.retry_at = now + min(FIRST_BACKOFF_S * 2 ** min(backend.failures - 1, 16), MAX_BACKOFF_S)
+        pause_s = min(FIRST_BACKOFF_S * 2 ** min(backend.failures - 1, 16), MAX_BACKOFF_S)
+        backend.retry_at = now + max(pause_s, at_least_s)
         return was_up
 
     def describe(self, now: float, refusals: Mapping[Backend, str]) -> str:

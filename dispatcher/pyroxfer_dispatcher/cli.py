@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import click
 import trio
 
 from pyroxfer_core import configure_logging
+from pyroxfer_core.errors import PyroError
 
-from .config import Config
+from .config import Config, ConfigError, load_config
 from .exits import config_option, insecure_option, load, or_exit
 from .operate import COMMANDS
 from .origin import origins_of
 from .security import settings_for
 from .server import Dispatcher
+
+log = logging.getLogger("pyroxfer.dispatcher")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,10 +37,10 @@ for command in COMMANDS:
 @insecure_option
 @click.option("-v", "--verbose", is_flag=True, help="Also log clients and backends that come and go.")
 def run(path: Path, insecure: bool, verbose: bool) -> None:
-    """Run until SIGTERM, which drains, or Ctrl-C; a second one does not wait for calls under way."""
+    """Run until SIGTERM, which drains, or Ctrl-C; a second one does not wait. SIGHUP reads the file again."""
     config = load(path, insecure)
     configure_logging("INFO" if verbose else "WARNING")
-    or_exit(lambda: trio.run(_run, config))
+    or_exit(lambda: trio.run(_run, config, path, insecure))
 
 
 @main.command()
@@ -62,19 +66,45 @@ def show(path: Path, insecure: bool, origin: bool) -> None:
         click.echo(f"{name} = {value}" + (f"    # {source}" if origin else ""))
 
 
-async def _run(config: Config) -> None:
+async def _run(config: Config, path: Path, insecure: bool) -> None:
     """Once the receiver is closed a second signal has its usual effect, and does not wait."""
     async with Dispatcher(config) as dispatcher, trio.open_nursery() as nursery:
+        await nursery.start(_obey_signals, dispatcher, nursery.cancel_scope)
+        await nursery.start(_reload_on_signal, dispatcher, path, insecure)
         click.echo(f"pyroxfer-dispatcher ready: {dispatcher.uri}")
-        nursery.start_soon(_obey_signals, dispatcher, nursery.cancel_scope)
+        if dispatcher.admin_location is not None:
+            click.echo(f"status page: http://{dispatcher.admin_location}/")
         await dispatcher.drained.wait()
         nursery.cancel_scope.cancel()
 
 
-async def _obey_signals(dispatcher: Dispatcher, all_of_it: trio.CancelScope) -> None:
+async def _obey_signals(
+    dispatcher: Dispatcher, all_of_it: trio.CancelScope, *, task_status: trio.TaskStatus[None]
+) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         number = await anext(signals)
     if number == signal.SIGTERM:
         dispatcher.begin_drain()
     else:
         all_of_it.cancel()
+
+
+async def _reload_on_signal(
+    dispatcher: Dispatcher, path: Path, insecure: bool, *, task_status: trio.TaskStatus[None]
+) -> None:
+    """A file that cannot be used is told, and changes nothing."""
+    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        task_status.started()
+        async for _ in signals:
+            try:
+                dispatcher.reload(load_config(path, insecure=insecure))
+            except ConfigError as error:
+                _refused(*error.lines(str(path)))
+            except (PyroError, OSError) as error:
+                _refused(f"{path}: {error}")
+
+
+def _refused(*lines: str) -> None:
+    for line in lines:
+        log.error("not reloaded, the old configuration stays in force: %s", line)

@@ -153,6 +153,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds for reaching a backend, handshake included."""
     control: Text | None = None
     """Path of the control socket, which only the user of the dispatcher may use."""
+    admin: Text | None = None
+    """``HOST:PORT`` of health probes, metrics and the status page."""
+    access_log: Text | None = None
+    """Path of a file to which each call with a blob, or of a stateless service, adds one line of JSON."""
+    health_interval: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0.0
+    """Seconds between two checks of every backend by a ping; 0 checks none."""
     drain_timeout: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
     """Seconds that clients may stay which cannot be told to leave; then they are cut between calls."""
     stall_timeout: Seconds = 30.0
@@ -175,6 +181,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def location(self) -> Uri:
         """``listen`` as a place."""
         return Uri(f"PYRO:{self.object}@{self.listen}")
+
+    @property
+    def admin_place(self) -> Uri | None:
+        """``admin`` as a place."""
+        return None if self.admin is None else Uri(f"PYRO:admin@{self.admin}")
 
     @property
     def nameserver_place(self) -> Uri | None:
@@ -315,6 +326,13 @@ def _check_place(config: Config) -> Iterator[str]:
         yield "tls_cert: missing; tls_key and tls_ca need it"
     if config.backend_tls_cert is None and config.backend_tls_key is not None:
         yield "backend_tls_cert: missing; backend_tls_key needs it"
+    if config.admin is not None:
+        host = yield from _attempt("admin", lambda: _host_of(str(config.admin)))
+        if host is not None and not config.insecure and not is_loopback(host):
+            yield (
+                f"admin: {host or 'every address'} is beyond this machine, and whoever reaches it can drain backends;"
+                " use localhost, or say insecure = true"
+            )
     if config.control is not None and len(config.control.encode()) > MAX_SOCKET_PATH:
         yield f"control: the path of a socket has at most {MAX_SOCKET_PATH} bytes, and this one more"
     if config.nameserver is not None:

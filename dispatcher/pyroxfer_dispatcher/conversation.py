@@ -56,6 +56,7 @@ from .hub import Hub
 from .links import Link, LinkSource, Reader
 from .routes import Party
 
+Handle = Callable[[Event, float], list[Command]]
 _JOIN_BELOW: Final = 64 * 1024
 """Head and body up to this size leave as one buffer."""
 
@@ -69,6 +70,7 @@ class Conversation:
     Args:
         party: the client, as queues see it.
         nursery: for opening connections to backends, which takes waiting.
+        watch: puts somebody who looks on before what judges events.
         stall_s: seconds without progress within a message after which its sender or receiver counts as lost.
     """
 
@@ -83,6 +85,7 @@ class Conversation:
         party: Party,
         *,
         stall_s: float,
+        watch: Callable[[Forwarding], Handle] | None = None,
     ) -> None:
         self._hub = hub
         self._nursery = nursery
@@ -91,6 +94,7 @@ class Conversation:
         self._reader = reader
         self._stall_s = stall_s
         self._forwarding = Forwarding(dialect, codec.version, party, self._woken)
+        self._judge: Handle = self._forwarding.handle if watch is None else watch(self._forwarding)
         self._client: Channel
         self._peer = "?"
         self._link: Link | None = None
@@ -179,7 +183,7 @@ class Conversation:
     def _leave(self) -> None:
         if self._opening is not None:
             self._opening.cancel()
-        for command in self._forwarding.handle(ClientLost(), monotonic()):
+        for command in self._judge(ClientLost(), monotonic()):
             assert isinstance(command, CloseBackend), "a lost client leaves nothing else to do"
             self._close_backend(command)
         if self._kept is not None:
@@ -340,7 +344,7 @@ class Conversation:
 
     def _handle(self, event: Event) -> None:
         """Tell the pure part of an event and do what it says, until nothing follows from that."""
-        handle = self._forwarding.handle
+        handle = self._judge
         now = monotonic()
         follow: Event | None = event
         while follow is not None:

@@ -7,8 +7,8 @@ from typing import Final
 
 import trio
 
-from pyroxfer_core import Proxy, Settings, Uri, locate_ns, resolve
-from pyroxfer_core.errors import PyroError
+from pyroxfer_core import Settings, Uri, resolve
+from pyroxfer_core.nameserver import Registration
 
 from .admin import note
 from .config import Config
@@ -23,39 +23,42 @@ class Names:
     def __init__(self, config: Config, settings: Settings) -> None:
         self._config = config
         self._settings = settings
-        self._is_registered = False
+        self._registration: Registration | None = None
+        self._keeping = trio.CancelScope()
 
     async def resolve(self, uri: Uri) -> Uri:
         """PYRO for PYRONAME. NamingError: there is no such name, or no name server."""
         return uri if uri.protocol == "PYRO" else await resolve(uri, self._settings)
 
     async def register(self, uri: Uri) -> None:
-        """Enter the dispatcher under its name, if it has one. NamingError: the name server is not there."""
-        name = self._config.register
+        """Enter the dispatcher under its name, if it has one; `keep` keeps it there.
+
+        Raises:
+            NamingError: the name server is not there, or refuses it.
+        """
+        name, place = self._config.register, self._config.nameserver_place
         if name is None:
             return
-        async with await self.connect() as names:
-            await names.register(name, str(uri), False, [DISPATCHER_TAG])
-        self._is_registered = True
+        registration = Registration(
+            {name: uri},
+            host=place.host if place else None,
+            port=place.port if place else None,
+            metadata=[DISPATCHER_TAG],
+            settings=self._settings,
+        )
+        await registration.begin()
+        self._registration = registration
         note(logging.INFO, "registered", name=name, uri=uri)
 
-    async def unregister(self, uri: Uri) -> None:
-        """Take our name back, unless another dispatcher has it by now; a lost name server is no reason to fail."""
-        name = self._config.register
-        if name is None or not self._is_registered:
-            return
-        self._is_registered = False
-        try:
-            with trio.fail_after(self._settings.connect_timeout_s):
-                async with await self.connect() as names:
-                    if await names.lookup(name) == uri:
-                        await names.remove(name)
-        except (PyroError, trio.TooSlowError) as error:
-            note(logging.WARNING, "name_not_removed", name=name, reason=error)
+    async def keep(self) -> None:
+        """Renew the lease of our name until `unregister`; a name server that was restarted empty gets it again."""
+        if self._registration is not None:
+            with self._keeping:
+                await self._registration.keep()
 
-    async def connect(self) -> Proxy:
-        """A connected proxy of the name server; the caller closes it. NamingError: it is not there."""
-        place = self._config.nameserver_place
-        if place is None:
-            return await locate_ns(settings=self._settings)
-        return await locate_ns(place.host, place.port, settings=self._settings)
+    async def unregister(self) -> None:
+        """Take our name back, unless another dispatcher has it by now; a lost name server is no reason to fail."""
+        registration, self._registration = self._registration, None
+        if registration is not None:
+            self._keeping.cancel()
+            await registration.end()

@@ -6,8 +6,10 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import click
 
@@ -166,4 +168,29 @@ def set_weight(path: Path, as_json: bool, target: str, weight: float) -> None:
     _tell(path, as_json, "weight", target=target, weight=weight)
 
 
-COMMANDS: Final = (status, top, drain, undrain, disable, set_weight)
+@click.command()
+@config_option
+@json_option
+@click.option("-n", "count", type=click.IntRange(1), help="End after so many calls.")
+@click.argument("correlation_id", type=click.UUID, required=False)
+def trace(path: Path, as_json: bool, count: int | None, correlation_id: UUID | None) -> None:
+    """Follow the calls with a correlation id, or all, as they end."""
+    wanted = None if correlation_id is None else str(correlation_id)
+
+    def tell() -> None:
+        for answer in islice(_ask(path, "trace", id=wanted), count):
+            click.echo(json.dumps(answer) if as_json else _record(answer))
+
+    or_exit(tell)
+
+
+def _record(answer: Answer) -> str:
+    steps = " ".join(f"{name[:-2]}={answer[name] * 1000:.2f}ms" for name in answer if name.endswith("_s"))
+    text = (
+        f"{answer['time']} {answer['correlation_id']} {answer['client']} -> {answer['service']}/{answer['backend']}"
+    )
+    reason = f" {json.dumps(answer['reason'])}" if answer["reason"] else ""
+    return f"{text} {answer['outcome']} {answer['bytes_in']}/{answer['bytes_out']} bytes {steps}{reason}"
+
+
+COMMANDS: Final = (trace, status, top, drain, undrain, disable, set_weight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -13,6 +14,7 @@ import trio
 from .backends import Backend
 from .control import Answer, CommandError, Request
 from .departure import Guest, see_off
+from .records import Records
 from .routes import Directory, Service
 from .status import describe_backend, describe_service, services_of
 
@@ -46,9 +48,12 @@ class Operated(Protocol):
 class Operations:
     """Every command. A ``target`` is ``SERVICE/BACKEND``, or ``BACKEND`` where no other has that name."""
 
-    def __init__(self, dispatcher: Operated) -> None:
+    def __init__(self, dispatcher: Operated, records: Records) -> None:
         self._dispatcher = dispatcher
+        self._records = records
         self._started_at = monotonic()
+        self.lag_s = 0.0
+        """How late the loop was, at most, a moment ago."""
         self.cut = 0
         """Clients that did not leave a drained backend by themselves."""
         self._verbs: dict[str, Callable[[Request], AsyncGenerator[Answer, None]]] = {
@@ -57,6 +62,7 @@ class Operations:
             "undrain": self._undrain,
             "disable": self._disable,
             "weight": self._weight,
+            "trace": self._trace,
         }
 
     def handle(self, request: Request) -> AsyncGenerator[Answer, None]:
@@ -77,6 +83,7 @@ class Operations:
             **self._dispatcher.facts,
             "pid": os.getpid(),
             "up_s": round(now - self._started_at, 3),
+            "lag_s": round(self.lag_s, 6),
             "cut": self.cut + self._dispatcher.facts["cut"],
             "services": [describe_service(service, now) for service in services_of(self._dispatcher.directory)],
         }
@@ -133,6 +140,13 @@ class Operations:
             raise CommandError(f"a weight is a number above 0 and up to {MAX_WEIGHT:g}; to give it nothing, drain it")
         backend.weight = float(weight)
         yield self._report(service, backend)
+
+    async def _trace(self, request: Request) -> AsyncGenerator[Answer, None]:
+        wanted = request.get("id")
+        async with aclosing(self._records.follow()) as records:
+            async for record in records:
+                if wanted is None or record["correlation_id"] == wanted:
+                    yield record
 
     def _report(self, service: Service, backend: Backend) -> Answer:
         return {"service": service.admission.name, **describe_backend(backend, monotonic())}

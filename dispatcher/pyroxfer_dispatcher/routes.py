@@ -201,6 +201,13 @@ class Directory:
         self._known: dict[bytes, Aim] = {}
         self.takes_listeners = any(service.listeners is not None for service in services.values())
 
+    def become(self, other: Directory) -> None:
+        """Lead where another directory leads, for everybody who holds this one."""
+        self.routes, self.services, self.objects = other.routes, other.services, other.objects
+        self.takes_listeners = other.takes_listeners
+        self._default = other._default
+        self._known.clear()
+
     def admissions(self) -> Iterator[Admission]:
         """Every queue."""
         for service in self.services.values():

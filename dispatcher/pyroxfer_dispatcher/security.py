@@ -7,6 +7,19 @@ from pyroxfer_core import Settings, Tokens, load_token, tls_client_context, tls_
 from .config import Config
 
 
+def refresh(settings: Settings, config: Config) -> None:
+    """Read certificate and client tokens again, for the connections to come.
+
+    Raises:
+        SecurityError: a file cannot be used; it is named, and what was read before stays in force.
+    """
+    settings_for(config)
+    if settings.ssl_server_context is not None and config.tls_cert is not None:
+        settings.ssl_server_context.load_cert_chain(config.tls_cert, config.tls_key)
+    if settings.tokens is not None:
+        settings.tokens.reload()
+
+
 def settings_for(config: Config) -> Settings:
     """The core's settings for both sides.
 

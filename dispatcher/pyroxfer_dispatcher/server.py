@@ -33,17 +33,22 @@ from .admin import note
 from .backends import Backend
 from .building import make_directory
 from .config import Config, check_config
-from .conversation import Conversation
+from .conversation import Conversation, Handle
 from .departure import Guest, see_off
 from .dialects import BlobDialect, SealedDialect
+from .forwarding import Forwarding
 from .frames import Splitter
+from .health import Health
 from .hub import Hub
 from .links import COLLECT_BYTES, LinkPool, OwnLinks
 from .management import Management
 from .naming import Names
 from .pinned import Pinned
+from .records import Watcher
+from .reload import change_directory, check_reload
 from .routes import Party, Service
-from .security import settings_for
+from .security import refresh, settings_for
+from .status import services_of
 from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, agreement, alone, is_looping, read_opening
 
 LOOK_S: Final = 0.25
@@ -114,6 +119,11 @@ class Dispatcher:
         return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
 
     @property
+    def admin_location(self) -> str | None:
+        """``host:port`` of the admin listener, while there is one."""
+        return self._management.admin_location
+
+    @property
     def uri(self) -> Uri:
         """The URI for clients."""
         return Uri(f"PYRO:{self.config.object}@{self.location}")
@@ -132,6 +142,7 @@ class Dispatcher:
         self._nursery_manager = trio.open_nursery()
         nursery = self._nursery = await self._nursery_manager.__aenter__()
         nursery.start_soon(self._run_background, self._listener)
+        nursery.start_soon(self._names.keep)
         note(logging.INFO, "listening", location=self.location, object=self.config.object)
         return self
 
@@ -144,7 +155,7 @@ class Dispatcher:
         self._close_listener()
         try:
             with trio.CancelScope(shield=True):
-                await self._names.unregister(self.uri)
+                await self._names.unregister()
                 await self._end_conversations()
         finally:
             self._serving.cancel()
@@ -182,10 +193,31 @@ class Dispatcher:
             self.start_soon(self._drain)
 
     async def _drain(self) -> None:
-        await self._names.unregister(self.uri)
+        await self._names.unregister()
         self._cut += await see_off(lambda: self._conversations, self.config.drain_timeout)
         note(logging.INFO, "drained", cut=self._cut)
         self.drained.set()
+
+    def reload(self, config: Config) -> None:
+        """Bring a new configuration into force: what has not changed is not touched, nor are its connections.
+
+        Certificates and client tokens are read again. Backends that are gone are drained.
+
+        Raises:
+            ConfigError: values do not go together, or take a new start; each is listed, and all stays as it was.
+            SecurityError: a file of certificates or tokens cannot be used; all stays as it was.
+        """
+        check_config(config)
+        check_reload(self.config, config)
+        refresh(self._settings, config)
+        gone = change_directory(self.directory, self.config, config, self._hub.later)
+        self.config = config
+        self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
+        for service, backend in gone:
+            self._management.operations.take_out(service, backend, disabled=False)
+        for admission in self.directory.admissions():
+            admission.changed()
+        note(logging.INFO, "reloaded", services=len(config.services), backends_gone=len(gone))
 
     @property
     def guests(self) -> Iterable[Guest]:
@@ -208,6 +240,9 @@ class Dispatcher:
             "cut": self._cut,
         }
 
+    def _all_services(self) -> Iterator[Service]:
+        return services_of(self.directory)
+
     def close_idle(self, backend: Backend) -> None:
         """Close the connections to a backend that no call uses."""
         for pool in self._pools.values():
@@ -227,6 +262,11 @@ class Dispatcher:
                 nursery.start_soon(self._look_after_clients)
                 nursery.start_soon(self._run_hub)
                 nursery.start_soon(self._management.run)
+                if self.config.health_interval:
+                    health = Health(
+                        self._settings, self._names.resolve, self._all_services, self.config.health_interval
+                    )
+                    nursery.start_soon(health.run)
                 self._helpers = nursery
                 await serve_connections([listener], self._greet, settings=self._settings, collect=COLLECT_BYTES)
 
@@ -306,6 +346,7 @@ class Dispatcher:
             Splitter(opening.codec, max_message=limit),
             Party(client.peer),
             stall_s=self.config.stall_timeout,
+            watch=self._watch_for(client.peer),
         )
         links.put(links.adopt(link))
         try:
@@ -359,9 +400,16 @@ class Dispatcher:
             client.decoder,
             Party(client.peer),
             stall_s=self.config.stall_timeout,
+            watch=self._watch_for(client.peer),
         )
         with self._held(conversation):
             await conversation.run((client.sock, b""), client.peer)
+
+    def _watch_for(self, peer: str) -> Callable[[Forwarding], Handle] | None:
+        """Who writes records of this client's calls; nobody where neither file nor socket can want them."""
+        if self.config.access_log is None and self.config.control is None:
+            return None
+        return lambda forwarding: Watcher(forwarding, peer, self._management.records).handle
 
     async def _judge(self, hello: Hello) -> Verdict:
         """A client may ask for our object, or (Pyro4 without metadata) not say what it wants."""

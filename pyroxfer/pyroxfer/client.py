@@ -21,6 +21,7 @@ from .offer import FileEntry, Receipt
 from .options import TransferOptions
 from .origin import origin_of_path
 from .progress import ProgressCallback, Reporter
+from .selection import Selection
 from .sending import Sender, joined
 from .source import FileSource, PipeSource
 from .store.local import LocalStore
@@ -33,7 +34,7 @@ PIPE: Final = "-"
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-def _listed(paths: Paths) -> list[str]:
+def listed(paths: Paths) -> list[str]:
     if isinstance(paths, (str, os.PathLike)):
         return [os.fspath(paths)]
     return [os.fspath(path) for path in paths]
@@ -54,6 +55,10 @@ async def send(
     streams: int = 0,
     bwlimit: int | None = None,
     compress: bool = False,
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+    links: bool = False,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> Receipt | list[Receipt]:
@@ -71,6 +76,10 @@ async def send(
         streams: side streams at once for one file; 0 decides by the length of the line.
         bwlimit: bytes a second at most.
         compress: pack blocks with zstd for files and lines where it pays, if both ends have the library.
+        exclude, include: patterns as in ``.gitignore`` for what is in folders: what ``exclude`` matches is left out
+            unless ``include`` matches it; ``include`` alone takes only what it matches.
+        only: paths below the one folder that is named; nothing else of it is taken.
+        links: make symbolic links whose text stays inside the root, instead of leaving links out.
         progress: called with each event, in the task that waits here.
 
     Returns:
@@ -85,16 +94,17 @@ async def send(
     Cancelling leaves nothing under the final names of what was not committed; what has arrived of a file is kept at
     the server for a week, for the next attempt.
     """
-    sources = _listed(paths)
-    several = await in_thread(_check_sources, sources) or len(sources) > 1
+    sources = listed(paths)
+    several = await in_thread(check_sources, sources, only is not None) or len(sources) > 1
     target = to if isinstance(to, Address) else parse_address(to)
+    selection = Selection(exclude, include, only)
     options = TransferOptions(
-        channel, if_exists, durability, resume, streams, bwlimit, compress, settings or Settings()
+        channel, if_exists, durability, resume, streams, bwlimit, compress, selection, links, settings or Settings()
     )
     if not sources:
         raise AddressError("nothing to send: name at least one file or folder")
     async with open_conversation(target.uri, options.settings) as talk:
-        into = target.into or await _is_folder(talk, target.path)
+        into = target.into or await is_folder(talk, target.path)
         if len(sources) > 1 and not into:
             raise AddressError(f"{target}: is not a folder, so it cannot take several things; end it in '/'")
         reporter = Reporter(progress)
@@ -115,24 +125,27 @@ async def _each(
     return outcome.result()
 
 
-def _check_sources(sources: Sequence[str]) -> bool:
+def check_sources(sources: Sequence[str], one_folder: bool = False) -> bool:
     """Whether there is a folder among them. Blocking.
 
     Raises:
+        AddressError: one folder alone is wanted, since there is a list of its files, and it is none.
         NotFoundError, DeniedError: the only one is not there, or cannot be looked at. One of several that is missing
             is told when its turn comes, and does not stop the others.
     """
+    if one_folder and not (len(sources) == 1 and os.path.isdir(sources[0])):  # noqa: PTH112
+        raise AddressError("a list of files is for one folder; name just that")
     if len(sources) == 1 and sources[0] != PIPE:
         with translated(sources[0]):
             return stat_module.S_ISDIR(Path(sources[0]).stat().st_mode)
     return any(os.path.isdir(source) for source in sources)  # noqa: PTH112  # False, not an error, where nothing is
 
 
-async def _is_folder(talk: Conversation, path: str) -> bool:
+async def is_folder(talk: Conversation, path: str) -> bool:
     return (await talk.ask("is_folder", path)).get("folder") is True
 
 
-async def _check_takes_folder(talk: Conversation, path: str) -> None:
+async def check_takes_folder(talk: Conversation, path: str) -> None:
     """Make sure that a folder can go to a path.
 
     Raises:
@@ -159,9 +172,9 @@ async def _send_one(sender: Sender, talk: Conversation, source: str, target: str
 
 
 async def _send_folder(sender: Sender, talk: Conversation, source: str, target: str, into: bool) -> list[Receipt]:
-    name = await in_thread(_folder_name, source)
+    name = await in_thread(folder_name, source)
     place = joined(target, name) if into and name else target
-    await _check_takes_folder(talk, place)
+    await check_takes_folder(talk, place)
     store = await in_thread(LocalStore, source)
     try:
         return await sender.send_tree(store, place, source)
@@ -169,7 +182,7 @@ async def _send_folder(sender: Sender, talk: Conversation, source: str, target: 
         store.close()
 
 
-def _folder_name(source: str) -> str:
+def folder_name(source: str) -> str:
     """What a folder is called at the other end; nothing for ``.``, whose contents are meant, as with cp."""
     name = Path(source).name
     return Path(source).resolve().name if name == ".." else name
@@ -186,6 +199,10 @@ async def get(
     streams: int = 0,
     bwlimit: int | None = None,
     compress: bool = False,
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+    links: bool = False,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> Receipt | list[Receipt]:
@@ -201,8 +218,9 @@ async def get(
     """
     wanted = [sources] if isinstance(sources, (str, Address)) else list(sources)
     addresses = [source if isinstance(source, Address) else parse_address(source) for source in wanted]
+    selection = Selection(exclude, include, only)
     options = TransferOptions(
-        channel, if_exists, durability, resume, streams, bwlimit, compress, settings or Settings()
+        channel, if_exists, durability, resume, streams, bwlimit, compress, selection, links, settings or Settings()
     )
     if not addresses:
         raise AddressError("nothing to fetch: name at least one address")
@@ -216,6 +234,8 @@ async def get(
         async with open_conversation(address.uri, options.settings) as talk:
             receiver = Receiver(talk, options, reporter)
             entry = await receiver.about(address.path)
+            if only is not None and (several or entry.kind != "folder"):
+                raise AddressError("a list of files is for one folder; name just that")
             if entry.kind == "folder":
                 folders.append(name)
             return await _get_one(receiver, entry, os.fspath(to))

@@ -13,7 +13,7 @@ from .channels.annot import KEY
 from .channels.base import as_bytes
 from .channels.choose import AUTO, INLINE, INLINE_REASON, Choice, choose, in_blocks, pull
 from .conversation import Conversation, opened
-from .errors import DeniedError, ExistsError, PeerError, SourceChangedError, TransferError, from_record
+from .errors import ExistsError, PeerError, SourceChangedError, TransferError, from_record
 from .many import Job, Outcome, one_of_many, work_off
 from .names import printable, split_path
 from .offer import ALREADY, NO_CHANNEL, End, FileEntry, Offer, Receipt, Ticket
@@ -23,11 +23,13 @@ from .packing import SAMPLE, WORTH_TRYING, ZSTD, find_packing
 from .placing import NEEDS_DIGEST, place_small, receipt_for, settle, settle_late, stage
 from .progress import Reporter
 from .runs import Run
+from .selection import select
 from .sending import joined, keeps
 from .sink import FileSink, PipeSink
 from .small import SMALL, batches
 from .store.base import Store, WholeFiles
 from .tasks import in_thread
+from .trees import dress_here, get_links
 
 
 class Receiver:
@@ -184,7 +186,7 @@ class Receiver:
             self._talk,
             ticket,
             sink,
-            self._reporter.moved,
+            self._reporter.mover(path, ticket.size, getattr(sink, "resumed", 0)),
             self._options.manner(self._talk.round_trip_s, self._packing),
         )
         if used is not choice:
@@ -227,7 +229,7 @@ class Receiver:
             TransferError, CommunicationError: the run broke off.
         """
         outcome = Outcome(self._reporter)
-        entries = self._fetchable(await self.listing(folder, deep=True), outcome)
+        entries, links = select(await self.listing(folder, deep=True), self._options, outcome)
         self._reporter.offer(folder or ".", sum(entry.size for entry in entries))
         folders = [joined(target, entry.path) for entry in entries if entry.kind == "folder"]
         files = [entry for entry in entries if entry.kind == "file"]
@@ -240,18 +242,13 @@ class Receiver:
         ]
         jobs += [functools.partial(self._get_entry, folder, store, target, entry, outcome) for entry in blocks]
         await work_off(jobs)
+        named = [(link.path, joined(target, link.path)) for link in links]
+        await get_links(self._talk, folder, store, named, self._options.if_exists, outcome)
+        made = [replace(entry, path=joined(target, entry.path)) for entry in entries if entry.kind == "folder"]
+        if folder:
+            made.append(replace(await self.about(folder), path=target))
+        await dress_here(store, made, outcome)
         return outcome.result()
-
-    def _fetchable(self, entries: Sequence[FileEntry], outcome: Outcome) -> list[FileEntry]:
-        fetchable = []
-        for entry in entries:
-            if entry.kind in ("file", "folder"):
-                fetchable.append(entry)
-            elif entry.kind == "unreadable":
-                outcome.failed(entry.path, DeniedError(f"{printable(entry.path)}: cannot be read at the server"))
-            else:
-                self._reporter.warn(entry.path, f"left out: it is {'a link' if entry.kind == 'link' else 'no file'}")
-        return fetchable
 
     async def _get_entry(self, folder: str, store: Store, target: str, entry: FileEntry, outcome: Outcome) -> None:
         async def transfer() -> Receipt:

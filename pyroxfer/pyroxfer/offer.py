@@ -104,6 +104,17 @@ class _Fields:
         return self.integer("mode", 0, 0o777)
 
 
+def text_argument(value: object, what: str, longest: int) -> str:
+    """``value`` itself, when it is text of a sensible length.
+
+    Raises:
+        PeerError: it is not.
+    """
+    if not isinstance(value, str) or len(value) > longest:
+        raise PeerError(f"{what} must be text of at most {longest} characters")
+    return value
+
+
 def check_transfer_id(value: object) -> str:
     """``value`` itself, when it is a transfer id.
 

@@ -13,6 +13,7 @@ from .errors import AddressError
 from .offer import DURABILITIES, IF_EXISTS
 from .pace import Pace
 from .packing import Packing
+from .selection import Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,10 @@ class TransferOptions:
     """Bytes a second at most, all files of a run together."""
     compress: bool = False
     """Pack blocks with zstd for files and lines where it pays."""
+    selection: Selection = field(default_factory=Selection)
+    """What is taken of folders."""
+    links: bool = False
+    """Symbolic links in folders become links at the other end; otherwise they are left out with a warning."""
     settings: Settings = field(default_factory=Settings)
     pace: Pace = field(init=False)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 import trio
 
 from .names import printable
 from .offer import Receipt
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 SCHEMA: Final = 1
 """Version of the events; a field may be added without a new one."""
@@ -34,8 +37,9 @@ class Progress:
     """One event of a transfer.
 
     ``event`` is one of ``offer`` (path, size), ``accept`` (path, channel, reason, resumed), ``progress`` (done,
-    total), ``file`` (path, size: its turn within many has come), ``warn`` (path, text), ``commit`` (path, receipt)
-    and ``error`` (path, text, code). Counts are bytes.
+    total), ``file`` (path, size: its turn within many has come), ``link`` (path, text: a link with this text stands
+    at the receiver), ``plan`` (path, size, action, text: of a dry run), ``warn`` (path, text), ``commit`` (path,
+    receipt) and ``error`` (path, text, code). Counts are bytes.
     """
 
     event: str
@@ -45,10 +49,13 @@ class Progress:
     """Bytes that the receiver has acknowledged, of everything in this run."""
     total: int | None = None
     """Bytes of everything in this run; None when it is not known."""
+    arrived: int = 0
+    """Of a ``progress`` event: bytes that the receiver has of the file ``path``, which is of ``size`` bytes."""
     channel: str = ""
     reason: str = ""
     resumed: int = 0
     """Bytes of this file that an earlier attempt had brought; they count as done."""
+    action: str = ""
     text: str = ""
     code: str = ""
     receipt: Receipt | None = None
@@ -63,7 +70,9 @@ class Progress:
             record["size"] = self.size
         elif self.event == "accept":
             record |= {"channel": self.channel, "reason": self.reason, "resumed": self.resumed}
-        elif self.event in ("warn", "error"):
+        elif self.event == "plan":
+            record |= {"size": self.size, "action": self.action, "text": self.text}
+        elif self.event in ("warn", "error", "link"):
             record["text"] = self.text
             if self.code:
                 record["code"] = self.code
@@ -83,6 +92,7 @@ class Reporter:
         self._done = 0
         self._total: int | None = 0
         self._told = 0.0
+        self._shown: set[str] = set()
 
     def _tell(self, event: Progress) -> None:
         if self._callback is not None:
@@ -96,7 +106,7 @@ class Reporter:
     def accept(self, path: str, channel: str, reason: str, resumed: int = 0) -> None:
         """The other end agreed; bytes go by this channel, but for ``resumed`` ones that it has already."""
         self._done += resumed
-        self._tell(Progress("accept", path, None, self._done, self._total, channel, reason, resumed))
+        self._tell(Progress("accept", path, None, self._done, self._total, 0, channel, reason, resumed))
 
     def interrupted(self, path: str, kept: int | None, where: str) -> None:
         """A transfer did not come to its end; how much is kept of it, if that is known, and how to go on."""
@@ -109,15 +119,35 @@ class Reporter:
         """The turn of one file among many."""
         self._tell(Progress("file", path, size, self._done, self._total))
 
-    def moved(self, count: int) -> None:
-        """The receiver has so many bytes more."""
-        self._done += count
-        if self._callback is not None and trio.current_time() - self._told >= INTERVAL_S:
-            self._tell_progress()
+    def link(self, path: str, text: str) -> None:
+        """A symbolic link of a folder stands at the receiver."""
+        self._tell(Progress("link", path, text=text))
 
-    def _tell_progress(self) -> None:
+    def plan(self, path: str, size: int, action: str, text: str) -> None:
+        """What would become of one file in a real run."""
+        self._tell(Progress("plan", path, size, action=action, text=text))
+
+    def mover(self, path: str, size: int | None, resumed: int = 0) -> Callable[[int], None]:
+        """What a channel calls with each number of bytes that the receiver has more of one file."""
+        arrived = resumed
+
+        def moved(count: int) -> None:
+            nonlocal arrived
+            arrived += count
+            self._done += count
+            if self._callback is not None and (
+                trio.current_time() - self._told >= INTERVAL_S or (arrived == size and path in self._shown)
+            ):
+                self._shown.add(path)
+                self._tell_progress(path, size, arrived)
+            if arrived == size:
+                self._shown.discard(path)
+
+        return moved
+
+    def _tell_progress(self, path: str = "", size: int | None = None, arrived: int = 0) -> None:
         self._told = trio.current_time()
-        self._tell(Progress("progress", done=self._done, total=self._total))
+        self._tell(Progress("progress", path, size, self._done, self._total, arrived=arrived))
 
     def warn(self, path: str, text: str) -> None:
         """Something to know that is no failure."""
@@ -140,6 +170,8 @@ class TqdmProgress:
     The bar counts bytes acknowledged by the receiver and stays below 100 % until `complete` is called.
     """
 
+    MOST_FILES: Final = 4
+    """Bars of single files at once."""
     HELD_BACK: Final = 0.994
     """Largest fraction shown before everything is committed: the next would be rounded to 100 %."""
 
@@ -148,15 +180,22 @@ class TqdmProgress:
 
         tqdm.monitor_interval = 0
         self._file = file or sys.stderr
-        self._bar = tqdm(
-            total=0,
+        self._tqdm = tqdm
+        self._bar = self._new_bar(label, 0, leave=True)
+        self._files: dict[str, tqdm[NoReturn]] = {}
+        self._many = False
+        self._resumed = 0
+
+    def _new_bar(self, label: str, total: int, *, leave: bool) -> tqdm[NoReturn]:
+        return self._tqdm(
+            total=total,
             desc=printable(label)[:40],
             unit="B",
             unit_scale=True,
             unit_divisor=1024,
             disable=None,
             miniters=1,  # by time alone: what tqdm would learn from fast files would freeze the bar on slow ones
-            leave=True,
+            leave=leave,
             file=self._file,
         )
 
@@ -165,11 +204,22 @@ class TqdmProgress:
         if event.event == "offer":
             bar.total = event.total
         elif event.event == "accept":
-            bar.set_postfix_str(event.channel, refresh=False)
+            self._accepted(event)
+        elif event.event == "file":
+            self._many = True
         elif event.event == "warn":  # errors of single files come together at the end
             bar.write(f"{printable(event.path)}: {printable(event.text)}", file=self._file)
         elif event.event in ("progress", "commit"):
             self._show(event)
+            self._show_file(event)
+
+    def _accepted(self, event: Progress) -> None:
+        """Name the channel, and what was there already: that is no part of the rate."""
+        self._resumed += event.resumed
+        self._bar.initial += event.resumed
+        self._bar.n += event.resumed
+        text = f"{event.channel}, {human(self._resumed)} resumed" if self._resumed else event.channel
+        self._bar.set_postfix_str(text, refresh=False)
 
     def _show(self, event: Progress) -> None:
         bar = self._bar
@@ -180,6 +230,21 @@ class TqdmProgress:
                 bar.set_postfix_str("verifying", refresh=False)
         bar.update(shown - bar.n)
 
+    def _show_file(self, event: Progress) -> None:
+        """Among many files, one that takes a while has a bar of its own as long as it moves."""
+        if not self._many or not event.path or event.event != "progress" or not event.size:
+            return
+        bar = self._files.get(event.path)
+        if event.arrived >= event.size:
+            if bar is not None:
+                self._files.pop(event.path).close()
+            return
+        if bar is None and len(self._files) < self.MOST_FILES:
+            bar = self._files[event.path] = self._new_bar(event.path, event.size, leave=False)
+            bar.initial = bar.n = event.arrived
+        elif bar is not None:
+            bar.update(event.arrived - bar.n)
+
     def complete(self) -> None:
         """Everything is committed: show 100 %."""
         bar = self._bar
@@ -189,6 +254,9 @@ class TqdmProgress:
 
     def close(self) -> None:
         """Leave the bar as it is and go to the next line."""
+        for bar in self._files.values():
+            bar.close()
+        self._files.clear()
         self._bar.close()
 
     def __enter__(self) -> TqdmProgress:

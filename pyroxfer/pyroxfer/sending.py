@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, Protocol
@@ -14,7 +13,6 @@ from pyroxfer_core import errors as core_errors
 from .channels.choose import AUTO, INLINE, INLINE_REASON, Choice, choose, in_blocks, push
 from .conversation import Conversation
 from .errors import (
-    DeniedError,
     IntegrityError,
     OutcomeUnknownError,
     PeerError,
@@ -30,10 +28,12 @@ from .origin import origin_of_path
 from .packing import SAMPLE, WORTH_TRYING, find_packing
 from .progress import Reporter
 from .runs import Range, covered
+from .selection import select
 from .small import SMALL, batches, read_small
 from .source import FileSource, Source
 from .store.base import Store, WholeFiles
 from .tasks import in_thread
+from .trees import dress_there, send_links
 
 
 class NamedSource(Source, Protocol):
@@ -128,7 +128,7 @@ class Sender:
                 self._talk,
                 ticket,
                 source,
-                self._reporter.moved,
+                self._reporter.mover(source.path, source.size, _resumed(ticket)),
                 self._options.manner(self._talk.round_trip_s, self._packing),
             )
             if used is not choice:
@@ -202,8 +202,8 @@ class Sender:
             TransferError, CommunicationError: the run broke off.
         """
         outcome = Outcome(self._reporter)
-        found = [FileEntry("", "folder"), *await in_thread(lambda: list(store.walk("")))]
-        entries = self._sendable(found, outcome)
+        found = await in_thread(lambda: [replace(store.stat(""), path=""), *store.walk("")])
+        entries, links = select(found, self._options, outcome)
         self._reporter.offer(target or ".", sum(entry.size for entry in entries))
         inline = [entry for entry in entries if entry.kind == "folder" or self._goes_inline(entry.size)]
         blocks = [entry for entry in entries if entry.kind == "file" and not self._goes_inline(entry.size)]
@@ -212,18 +212,11 @@ class Sender:
         ]
         jobs += [functools.partial(self._send_entry, store, target, base, entry, outcome) for entry in blocks]
         await work_off(jobs)
+        named = [(link.path, joined(target, link.path)) for link in links]
+        await send_links(self._talk, store, named, self._options.if_exists, outcome)
+        folders = [replace(entry, path=joined(target, entry.path)) for entry in entries if entry.kind == "folder"]
+        await dress_there(self._talk, [entry for entry in folders if entry.path], outcome)
         return outcome.result()
-
-    def _sendable(self, entries: Sequence[FileEntry], outcome: Outcome) -> list[FileEntry]:
-        sendable = []
-        for entry in entries:
-            if entry.kind in ("file", "folder"):
-                sendable.append(entry)
-            elif entry.kind == "unreadable":
-                outcome.failed(entry.path, DeniedError(f"{printable(entry.path)}: cannot be read"))
-            else:
-                self._reporter.warn(entry.path, f"left out: it is {'a link' if entry.kind == 'link' else 'no file'}")
-        return sendable
 
     async def _send_entry(self, store: Store, target: str, base: str, entry: FileEntry, outcome: Outcome) -> None:
         async def transfer() -> Receipt:
@@ -292,7 +285,7 @@ def _resumed(ticket: Ticket) -> int:
 
 def joined(folder: str, path: str) -> str:
     """A path in a folder, which may be the root."""
-    return f"{folder}/{path}" if folder else path
+    return f"{folder}/{path}" if folder and path else folder or path
 
 
 def _results(reply: Any, count: int) -> list[Any]:

@@ -15,16 +15,18 @@ from .digest import choose_algorithm
 from .errors import DeniedError, LostError, PeerError, TransferError, to_record
 from .grants import DOWNLOAD, UPLOAD
 from .names import MAX_PATH_BYTES
-from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_ranges, check_transfer_id
+from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_ranges, check_transfer_id, text_argument
 from .packing import ZSTD, find_packing
 from .placing import digest_of_file, place_small
 from .replies import replies
+from .rules import GuardedStore, Rules
 from .small import BATCH_BYTES, BATCH_FILES, read_small
 from .source import FileSource
 from .stock import StockEnd
 from .store.base import Store, WholeFiles
 from .tasks import in_thread
 from .transfers import Transfers
+from .trees import TreeEnd
 from .uploading import Uploads
 
 SERVICE: Final = "pyroxfer.files"
@@ -33,20 +35,9 @@ LISTED: Final = 512
 """Entries of one item of a listing."""
 
 
-def text_argument(value: object, what: str, longest: int) -> str:
-    """``value`` itself, when it is text of a sensible length.
-
-    Raises:
-        PeerError: it is not.
-    """
-    if not isinstance(value, str) or len(value) > longest:
-        raise PeerError(f"{what} must be text of at most {longest} characters")
-    return value
-
-
 @expose
 @behavior(instance_mode="single")
-class FileService(StockEnd, ChannelEnds):
+class FileService(TreeEnd, StockEnd, ChannelEnds):
     """One served folder.
 
     Every method but the generators and those of ``StockEnd`` answers with a dictionary; one with ``error`` in it
@@ -54,23 +45,37 @@ class FileService(StockEnd, ChannelEnds):
     """
 
     def __init__(
-        self, store: Store, transfers: Transfers, *, read_only: bool = False, upload_only: bool = False
+        self,
+        store: Store,
+        transfers: Transfers,
+        *,
+        read_only: bool = False,
+        upload_only: bool = False,
+        rules: Rules | None = None,
     ) -> None:
         self._store = store
         self._uploads = Uploads(store, transfers)
         self.transfers = transfers
         self._read_only = read_only
         self._upload_only = upload_only
+        self._rules = rules
 
     def _readable(self) -> Store:
         if self._upload_only:
             raise DeniedError("this server only takes files in")
-        return self._store
+        return self._allowed()
 
     def _writable(self) -> Store:
         if self._read_only:
             raise DeniedError("this server is read-only")
-        return self._store
+        return self._allowed()
+
+    def _allowed(self) -> Store:
+        """The store as the caller may use it."""
+        if self._rules is None:
+            return self._store
+        identity = current_call.identity
+        return GuardedStore(self._store, self._rules.of(identity.name if identity else None))
 
     async def hello(self) -> Mapping[str, Any]:
         """Who this is, the version of its calls, and the digests and packings on offer."""
@@ -93,7 +98,7 @@ class FileService(StockEnd, ChannelEnds):
     async def is_folder(self, path: object) -> Mapping[str, Any]:
         """``{"folder": bool, "there": bool}``: whether the path is a folder, or anything, so that a sender knows what
         its target means."""
-        store = self._store
+        store = self._allowed()
         try:
             entry = await in_thread(store.stat, text_argument(path, "a path", MAX_PATH_BYTES))
         except TransferError as error:
@@ -129,10 +134,10 @@ class FileService(StockEnd, ChannelEnds):
     async def open_upload(self, offer: object) -> Mapping[str, Any]:
         """``{"ticket": …}`` when the bytes are wanted, ``{"receipt": …}`` when there is nothing to do, or
         ``{"needs": "digest"}`` when the same offer should come again with the digest of the file."""
-        self._writable()
+        store = self._writable()
         wanted = Offer.from_dict(offer)
         receipt = await self.transfers.receipt(wanted.transfer_id)
-        answer = receipt or await self._uploads.open(wanted, current_call.client)
+        answer = receipt or await self._uploads.open(wanted, current_call.client, store)
         if isinstance(answer, Receipt):
             return {"receipt": answer.to_dict()}
         if isinstance(answer, str):

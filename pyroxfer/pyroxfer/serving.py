@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,8 +21,9 @@ from .channels.choose import serve_side_stream
 from .conversation import bounded
 from .errors import AddressError, TransferError
 from .receipts import ReceiptsInFile
+from .rules import Rule, Rules
 from .service import FileService
-from .store.local import LocalStore
+from .store.choose import identity, open_store
 from .tasks import in_thread
 from .transfers import LEASE_S, Transfers
 
@@ -39,15 +41,20 @@ class FileServer:
     """Serves one folder while its ``async with`` block runs.
 
     Args:
-        root: the folder.
+        root: the folder, or ``s3://BUCKET/PREFIX`` (extra ``s3``) with endpoint and credentials from the environment.
         listen: ``HOST:PORT``; port 0 picks a free one.
         object_id: id of the object in the daemon.
         read_only, upload_only: refuse uploads, or refuse looking and fetching.
         lease_s: a transfer that nobody touches for this long is dropped.
         state: a folder for what shall outlive the server: receipts, kept for seven days. None keeps them in memory.
+        rules: what whom is allowed, each ``NAME:PATH:read``, ``write`` or ``none``; NAME is that of a token or
+            certificate, or ``*``. The longest path decides, a name before ``*``; with rules, what none of them
+            speaks of is denied. Without any, everybody who is let in may read and write.
+        quota: bytes that all files below the root may have together.
 
     Raises:
-        AddressError: the folder cannot be opened, ``listen`` cannot be read, or ``state`` cannot be written.
+        AddressError: the root cannot be opened, ``listen`` cannot be read, or ``state`` cannot be written.
+        TransferError: what the object store said.
         SecurityError: ``listen`` is not loopback and ``settings.insecure`` does not allow that.
         CommunicationError: the port is taken.
 
@@ -64,15 +71,21 @@ class FileServer:
         upload_only: bool = False,
         lease_s: float = LEASE_S,
         state: str | os.PathLike[str] | None = None,
+        rules: Sequence[str] = (),
+        quota: int | None = None,
         settings: Settings | None = None,
     ) -> None:
         if read_only and upload_only:
             raise AddressError("a server cannot be read-only and upload-only at once")
         host, port = parse_listen(listen)
-        self._store = LocalStore(root)
-        receipts = None if state is None else ReceiptsInFile(Path(state), os.path.realpath(root))
+        allowed = Rules([Rule.parse(rule) for rule in rules]) if rules else None
+        place = os.fspath(root)
+        self._store = open_store(place, None if state is None else Path(state), quota)
+        receipts = None if state is None else ReceiptsInFile(Path(state), identity(place))
         self._transfers = Transfers(lease_s=lease_s, receipts=receipts)
-        self._service = FileService(self._store, self._transfers, read_only=read_only, upload_only=upload_only)
+        self._service = FileService(
+            self._store, self._transfers, read_only=read_only, upload_only=upload_only, rules=allowed
+        )
         everywhere = host in ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
         self._daemon = Daemon(
             host, port, nathost=socket.gethostname() if everywhere else None, settings=bounded(settings or Settings())

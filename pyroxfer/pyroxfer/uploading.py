@@ -12,7 +12,7 @@ from .channels.base import MAX_BLOCK
 from .errors import DeniedError, ExistsError, PeerError, TransferError
 from .grants import UPLOAD
 from .offer import End, Offer, Receipt, Ticket
-from .placing import begin, receipt_for, settle_late
+from .placing import begin, existing, receipt_for, settle_late
 from .runs import Run
 from .sink import FileSink
 from .store.base import StagedFile, Store
@@ -30,8 +30,8 @@ class Uploads:
     store: Store
     transfers: Transfers
 
-    async def open(self, offer: Offer, holder: object) -> Answer:
-        """Answer an offer that came over the connection ``holder``.
+    async def open(self, offer: Offer, holder: object, store: Store) -> Answer:
+        """Answer an offer that came over the connection ``holder``, whose caller may use ``store``.
 
         An upload of the same file from the same origin over another connection is taken over: it ends there.
 
@@ -42,9 +42,10 @@ class Uploads:
             TransferError: what the store said.
         """
         self.transfers.check_id(offer.transfer_id, holder)
+        await in_thread(existing, store, offer.path)  # before somebody else's transfer is touched
         doubt = await self._take_over(offer, holder)
         async with self.transfers.room():
-            begun = await in_thread(begin, self.store, offer)
+            begun = await in_thread(begin, store, offer)
             if not isinstance(begun, (Receipt, str)):
                 return await self._let_in(offer, begun, holder, doubt)
         return begun

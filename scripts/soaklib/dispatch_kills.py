@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 
 import trio
-from fleet import HERE, Service, free_ports
+from fleet import HERE, Service, free_ports, until_signalled
 
 from pyroxfer_core import Proxy, SerializedBlob
 from pyroxfer_core.errors import CommunicationError, Outcome, PyroError
@@ -156,7 +156,7 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(Path(folder), chosen.count, chosen.seed)
-        trio.run(campaign.run)
+        trio.run(until_signalled, campaign.run)
         wrong = campaign.broken_promises()
         kills = {victim.name: victim.kills for victim in campaign.victims}
         print(

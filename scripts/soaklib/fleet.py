@@ -10,9 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+T = TypeVar("T")
 
 HERE = Path(__file__).parent
 START_WITHIN_S = 30.0
@@ -157,6 +162,26 @@ class Fleet:
             for line in log.read_bytes().splitlines() if log.exists() else []:
                 counts[int(line)] = counts.get(int(line), 0) + 1
         return counts
+
+
+async def until_signalled(function: Callable[..., Awaitable[T]], *args: object) -> T:
+    """Run a campaign. SIGTERM and SIGINT cancel it, so that it ends its services.
+
+    Raises:
+        SystemExit: it was cancelled.
+    """
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                await anext(signals)
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        found = await function(*args)
+        nursery.cancel_scope.cancel()
+        return found
+    raise SystemExit("ended by a signal")
 
 
 def free_ports(count: int) -> list[int]:

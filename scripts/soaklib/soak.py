@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import trio
-from fleet import Fleet, Usage, usage_of
+from fleet import Fleet, Usage, until_signalled, usage_of
 from load import Ledger, Load, sha256
 
 SAMPLES = 120
@@ -116,7 +116,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="what happens is drawn from it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pyroxfer-soak-") as work:
-        found = trio.run(soak, options.minutes * 60, options.seed, Path(work))
+        found = trio.run(until_signalled, soak, options.minutes * 60, options.seed, Path(work))
     print("\n".join(found[:50]) or "nothing lost, nothing run twice, nothing grown")
     return 1 if found else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from certificates import Certificates
 from doubles import RawClient, connectok_bytes, fake_server, fault_proxy, raw_client, result_bytes, run, until
 
@@ -23,6 +25,7 @@ from pyroxfer_core.errors import (
     SecurityError,
 )
 from pyroxfer_core.server import places
+from pyroxfer_core.server.execute import Job
 from pyroxfer_core.transport.sockets import bind_tcp
 from pyroxfer_core.wire import codec_for
 from pyroxfer_core.wire.message import Message, MessageType
@@ -40,6 +43,9 @@ class Service:
         self.calls = 0
         self.log: list[str] = []
         self.gate = trio.Event()
+
+    async def echo(self, value: Any) -> Any:
+        return value
 
     async def count(self) -> int:
         self.calls += 1
@@ -670,3 +676,23 @@ async def test_whatever_error_of_the_body_comes_out_as_it_is(error: BaseExceptio
         async with Daemon():
             raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("client", [OWN, STOCK.with_changes(serializer="serpent")], ids=["own", "48"])
+async def test_an_idle_connection_does_not_go_on_holding_its_last_large_call(client: Settings) -> None:
+    """Once a large call is answered, nothing of the request, its arguments or its answer is left."""
+    text = "large" * 100_000
+
+    def left() -> int:
+        gc.collect()
+        return sum(
+            len(getattr(thing, "body", b"")) > len(text) or getattr(thing, "args", ()) == (text,)
+            for thing in gc.get_objects()
+            if isinstance(thing, (Message, Job))
+        )
+
+    async with Daemon() as daemon:
+        async with Proxy(daemon.register(Service(), "service"), settings=client) as proxy:
+            assert await proxy.echo(text) == text
+            await trio.testing.wait_all_tasks_blocked()
+            assert left() == 0

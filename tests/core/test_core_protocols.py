@@ -280,6 +280,16 @@ async def test_a_blob_is_read_where_it_is_needed(protocol: int) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("serializer", ["serpent", "json", "marshal", "msgpack"])
+@pytest.mark.parametrize("data", [{"k": [1, "two"]}, "text", 7, None, [1, [2]]])
+async def test_the_data_of_a_blob_need_not_be_a_list(protocol: int, serializer: str, data: object) -> None:
+    """Whatever stands in the place of the arguments arrives as it was given."""
+    settings = Settings(protocol=protocol, serializer=serializer)
+    async with Daemon() as daemon, Proxy(daemon.register(Service()), settings=settings) as proxy:
+        assert await proxy.take(SerializedBlob("label", data)) == ["label", data]
+
+
+@BOTH
 async def test_a_blob_passes_through_a_middle_daemon_untouched(protocol: int) -> None:
     """The body could not even be read in the middle; the same bytes arrive at the end."""
     middle, end = Service(), Service()

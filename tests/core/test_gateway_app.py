@@ -17,6 +17,7 @@ import httpx2
 import pytest
 import trio
 import trustme
+from certificates import Certificates
 from click.testing import CliRunner
 from gateway_doubles import Things, running
 from hypercorn.config import Config
@@ -25,7 +26,7 @@ from openapi_spec_validator import validate
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from pyroxfer_core import Daemon
+from pyroxfer_core import Daemon, Settings, Tokens
 from pyroxfer_core.cli.gateway import gateway as command
 from pyroxfer_core.errors import SecurityError
 from pyroxfer_core.gateway import Gateway, GatewayOptions
@@ -262,6 +263,26 @@ async def test_the_command_serves_until_it_is_told_to_stop(stack: ExitStack) -> 
     assert (code, rest, errors) == (0, "Gateway shut down.\n", "")
 
 
+async def test_name_server_and_objects_may_ask_for_tls_and_a_token(
+    stack: ExitStack, certificates: Certificates, tmp_path: Path
+) -> None:
+    """The options of every client lead the gateway to both; without them a call says that it did not run."""
+    token = tmp_path / "token"
+    token.write_text("gate correct-horse-battery\n")
+    token.chmod(0o600)
+    settings = Settings(ssl_server_context=certificates.server_context(), tokens=Tokens.load(token))
+    async with start_ns(port=0, broadcast=False, settings=settings) as ns, Daemon(settings=settings) as daemon:
+        await ns.name_server.register("http.things", daemon.register(Things(), "things"))
+        place = ("--ns", f"localhost:{ns.uri.port}")
+        access = ("--tls-ca", str(certificates.ca), "--token-file", str(token))
+        for options, status in ((access, 200), (access[:2], 503), ((), 503)):
+            start = functools.partial(RunningGateway, *place, *options)
+            running_one = stack.enter_context(await trio.to_thread.run_sync(start))
+            async with httpx2.AsyncClient(base_url=running_one.url) as client:
+                answer = await client.get("/pyro/http.things/add?a=1")
+            assert answer.status_code == status, answer.text
+
+
 def test_the_command_starts_before_the_name_server(stack: ExitStack, tmp_path: Path) -> None:
     """It says so, and answers 503 until there is one."""
     (tmp_path / "key").write_text("secret\nmore\n")
@@ -277,8 +298,12 @@ def test_the_command_starts_before_the_name_server(stack: ExitStack, tmp_path: P
     ("options", "code", "text"),
     [
         (["-e", "("], 2, "not a regular expression"),
-        (["--ns", "host:port"], 2, "--ns is HOST or HOST:PORT"),
-        (["--ns", ":1"], 2, "--ns is HOST or HOST:PORT"),
+        (["--ns", "host:port"], 2, "expected HOST or HOST:PORT"),
+        (["--ns", ":1"], 2, "expected HOST or HOST:PORT"),
+        (["--ns", "::1"], 2, "expected HOST or HOST:PORT"),
+        (["--ns", "host:"], 2, "expected HOST or HOST:PORT"),
+        (["--tls-ca", "missing.pem"], 2, "missing.pem"),
+        (["--tls-key", "missing.pem"], 2, "--tls-key needs --tls-cert"),
         (["-p", "70000"], 2, "70000"),
         (["-t", "-1"], 2, "-1"),
         (["-c", "example.org"], 2, "an origin looks like"),

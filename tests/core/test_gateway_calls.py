@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from gateway_doubles import SOME_ID, running
+from gateway_doubles import SOME_ID, Things, running
 
 from pyroxfer_core import Daemon, Settings, Uri
 from pyroxfer_core.errors import SerializeError
@@ -255,6 +255,21 @@ async def test_a_restarted_object_is_found_again() -> None:
         await up.ns.name_server.remove("http.plain")
         await trio.sleep(0.1)
         assert (await up.get("/pyro/http.plain/add?a=1")).status_code == 404
+
+
+@pytest.mark.parametrize(("moves", "status"), [(True, 200), (False, 404)])
+async def test_an_object_that_has_moved_is_asked_for_anew_whatever_is_remembered(moves: bool, status: int) -> None:
+    """The first call after the move reaches the new address; when the name is gone, it is 404, not 503."""
+    async with running({"lookup_ttl_s": 60.0}) as up:
+        async with Daemon() as old:
+            await up.ns.name_server.register("http.mover", old.register(Things(), "mover"))
+            assert (await up.get("/pyro/http.mover/add?a=1")).json() == 3
+        if moves:
+            await up.ns.name_server.register("http.mover", up.daemon.uri_for("things"))
+        else:
+            await up.ns.name_server.remove("http.mover")
+        await trio.sleep(0.15)
+        assert (await up.get("/pyro/http.mover/add?a=1")).status_code == status
 
 
 async def test_without_the_name_server_known_objects_are_still_called() -> None:

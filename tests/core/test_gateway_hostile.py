@@ -315,6 +315,10 @@ async def test_pages_and_parameters_are_bounded() -> None:
             assert (await up.get("/api/events")).status_code == 503
         assert (await up.get(THINGS + "echo?message=1&message=2&message=3&message=4")).status_code == 400
         assert (await up.post(THINGS + "echo", content=b"x", headers={"content-type": "text/xml"})).status_code == 415
+        packed = {"content-type": "application/json", "content-encoding": "gzip"}
+        assert (await up.post(THINGS + "echo", content=b"[1]", headers=packed)).status_code == 415
+        json = {"content-type": "application/json"}
+        assert (await up.post(THINGS + "echo", content=b"[1e999]", headers=json)).status_code == 400
         assert (
             await up.post(THINGS + "echo", content=b"\xff", headers={"content-type": "application/json"})
         ).status_code == 400

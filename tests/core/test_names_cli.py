@@ -505,6 +505,7 @@ def test_nsc_watch(stack: ExitStack, tmp_path: Path) -> None:
     code, said = watching.end()
     assert code == 130
     assert said.startswith("lost the name server, trying again: ")
+    assert said.count("lost the name server") == 1
     assert "comparing with what is there now\n" in said
 
 

@@ -86,6 +86,13 @@ def test_a_wildcard_address_is_always_refused(host: str, remote: bool) -> None:
         rules.check_reachable("name", Uri(f"PYRO:a@{host}:1"), remote=remote)
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_port_0_is_always_refused(remote: bool) -> None:
+    """It is what a daemon asks for, not where it listens."""
+    with pytest.raises(NamingError, match="port 0"):
+        rules.check_reachable("name", Uri("PYRO:a@10.1.2.3:0"), remote=remote)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost", "LocalHost.", "[::1]", "[::ffff:7f00:1]"])
 def test_a_loopback_address_is_refused_from_elsewhere_only(host: str) -> None:
     uri = Uri(f"PYRO:a@{host}:1")

@@ -451,3 +451,58 @@ def test_many_small_messages_in_one_feed_are_not_copied_again_and_again() -> Non
     assert decoder.buffered == len(data)
     assert len(drain(decoder)) == 19_999
     assert decoder.buffered == 0
+
+
+@pytest.mark.parametrize("body", [b"", b"b" * 10, b"b" * (100 * KIB)], ids=["none", "small", "large"])
+@pytest.mark.parametrize("collect", [10 * KIB * KIB, 50 * KIB], ids=["collected", "in parts"])
+def test_large_annotations_are_received_into_a_buffer_and_change_nothing(body: bytes, collect: int) -> None:
+    sent = call(body, annotations={"BIGA": bytes(range(256)) * 2000, "TINY": b"x"})
+    data = V502.encode(sent) + V502.encode(call(b"next", 2))
+    decoder = Decoder(V502, collect=collect)
+    at = lent = 0
+    events: list[Event] = []
+    while at < len(data):
+        place = decoder.wanted_buffer()
+        count = min(30_000 if place is None else len(place), len(data) - at)
+        if place is None:
+            decoder.feed(data[at : at + count])
+        else:
+            place[:count] = data[at : at + count]
+            decoder.received(count)
+            lent += count
+        at += count
+        events += drain(decoder)
+    whole = Decoder(V502, collect=collect)
+    whole.feed(data)
+    assert joined(events) == joined(drain(whole))
+    assert lent > 400_000, "the annotations were received in place"
+    head = events[0]
+    assert (head.message if isinstance(head, Head) else head).annotations == sent.annotations  # type: ignore[union-attr]
+
+
+def test_memory_for_annotations_grows_with_what_arrives() -> None:
+    decoder = Decoder(V502, max_message=1 << 30)
+    head = V502.encode(call(b"", annotations={"BIGA": bytes(100 * KIB)}))[:40]
+    announced = head[:16] + (500 * KIB * KIB).to_bytes(4, "big") + head[20:]
+    assert V502.parse_header(announced).annotations_length == 500 * KIB * KIB
+    decoder.feed(announced)
+    assert decoder.next_event() is None
+    assert len(decoder.wanted_buffer() or b"") <= 256 * KIB
+    with pytest.raises(ProtocolError, match="ended inside"):
+        decoder.eof()
+
+
+@BOTH
+@pytest.mark.parametrize("size", [0, 100, 60_000])
+def test_a_message_in_buffers_is_the_same_message(codec: Codec, size: int) -> None:
+    sent = call(b"body", annotations={"AAAA": bytes(size), "BBBB": bytearray(b"b")})
+    assert b"".join(codec.encode_buffers(sent)) == codec.encode(sent)
+
+
+def test_only_a_large_annotation_of_bytes_stays_where_it_is() -> None:
+    block, changing = bytes(500 * KIB), bytearray(500 * KIB)
+    sent = call(b"body", annotations={"AAAA": block, "BBBB": changing, "CCCC": b"c"})
+    buffers = V502.encode_buffers(sent)
+    assert b"".join(buffers) == V502.encode(sent)
+    assert any(buffer is block for buffer in buffers)
+    assert all(type(buffer) is bytes for buffer in buffers), "what may change is copied"

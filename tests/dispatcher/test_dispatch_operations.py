@@ -204,7 +204,7 @@ async def test_our_own_clients_move_when_the_dispatcher_drains(mode: str) -> Non
 @pytest.mark.parametrize(
     ("request_", "text"),
     [
-        ({"do": "dance"}, "unknown command; known are disable, drain,"),
+        ({"do": "dance"}, "unknown command; known are disable, drain, status, trace"),
         ({"do": "undrain", "target": "orders/b7"}, "no backend 'orders/b7'; the nearest one is 'orders/b0'"),
         ({"do": "undrain"}, "say which backend"),
         ({"do": "weight", "target": "b0", "weight": -1}, "a weight is a number above 0"),

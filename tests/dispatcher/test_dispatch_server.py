@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import socket
@@ -28,6 +29,7 @@ from doubles_dispatch import (
 
 from pyroxfer_core import Connection, Daemon, Proxy, SerializedBlob, Settings, Uri, expose, introduce, open_connection
 from pyroxfer_core.errors import CommunicationError, NamingError, PyroError
+from pyroxfer_core.nameserver import start_ns
 from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType, codec_for, read_blob_info
 from pyroxfer_dispatcher import Dispatcher, commands, conversation
 from pyroxfer_dispatcher.config import ConfigError
@@ -790,6 +792,35 @@ async def test_backends_and_dispatcher_are_found_by_name() -> None:
                     assert (await ask(client, blob(2))).body == POISON
             assert "the.dispatcher" not in name_server.entries
         assert (len(one.seen), len(two.seen)) == (1, 1)
+
+
+async def test_its_name_hangs_on_a_lease_and_comes_back_to_an_empty_name_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dispatcher that dies leaves no name behind, and one that lives is found after a restart of the names."""
+    monkeypatch.setattr("pyroxfer_core.nameserver.keeping.RENEWALS", 60)
+
+    async def run_ns(port: int, task_status: trio.TaskStatus[Any]) -> None:
+        with trio.CancelScope() as scope:
+            async with start_ns(port=port, broadcast=False) as names:
+                task_status.started((names, scope))
+                await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        first, scope = await nursery.start(run_ns, 0)
+        head = f'register = "the.dispatcher"\nnameserver = "localhost:{first.uri.port}"'
+        async with Dispatcher(config_for("PYRO:x@localhost:1", head=head)):
+            (address,) = (await first.name_server.lookup_all("the.dispatcher"))["addresses"]
+            assert address["ttl"]
+            scope.cancel()
+            second, scope = await nursery.start(run_ns, first.uri.port)
+            with trio.fail_after(20):
+                async with contextlib.aclosing(second.name_server.watch(prefix="the.")) as changes:
+                    async for change in changes:
+                        if change["entries"]:
+                            break
+        assert "the.dispatcher" not in await second.name_server.list()
+        scope.cancel()
 
 
 async def test_a_name_taken_over_by_another_dispatcher_is_left_alone() -> None:

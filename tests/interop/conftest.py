@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import matrix
 import pytest
@@ -41,19 +43,37 @@ def client() -> Iterator[StartClient]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", action="store_true", help="print which peers did what with which serializer")
+    parser.addoption("--matrix-page", metavar="FILE", type=Path, help="write it into this page")
+    parser.addoption("--matrix-keep", action="store_true", help="keep what that page says of cells that are not run")
+    parser.addoption("--cells", action="store_true", help="print the cells that tests were collected for, as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cell(table, row, column, cannot): its place in the matrix")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "interop" in item.path.parts:
             item.add_marker(pytest.mark.interop)
+            place = matrix.cell_of(item)
+            if place is not None:
+                item.user_properties.append(("interop", place))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if session.config.getoption("--cells", default=False):
+        places = {place for item in session.items for name, place in item.user_properties if name == "interop"}
+        print("cells:", json.dumps(sorted(map(list, places))))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    reports = [report for kind in ("passed", "failed", "error") for report in terminalreporter.stats.get(kind, [])]
     if config.getoption("--matrix", default=False):
-        reports = [
-            report for kind in ("passed", "failed", "error") for report in terminalreporter.stats.get(kind, [])
-        ]
-        for line in matrix.lines(reports):
+        for line in matrix.page(matrix.found(reports)):
             terminalreporter.write_line(line)
+    path = config.getoption("--matrix-page", default=None)
+    if path is not None:
+        kept = matrix.read(path) if config.getoption("--matrix-keep") else {}
+        matrix.write(path, kept | matrix.found(reports))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import matrix
 import pytest
 from peers import ANSWER_WITHIN_S, ROOT, stock_python
 
@@ -72,6 +73,7 @@ def test_there_are_enough_programs() -> None:
             assert OURS in source.splitlines()
 
 
+@matrix.cell("programs of examples/pyro with every pair of libraries", "{name}", "all four pairs")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_program_is_the_same_with_every_pair_of_libraries(name: str, tmp_path: Path) -> None:
     """Stock with stock says what is right; ours must not differ on either side, nor on both."""

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import matrix
 import pytest
-from matrix import cell
 from peers import PROGRAMS, PeerProcess, stock_python
 
 from pyroxfer_core import Proxy, SerializedBlob, Settings
@@ -20,7 +20,6 @@ pytestmark = pytest.mark.interop
 
 LIBRARIES = ("pyro4", "pyro5")
 SERIALIZERS = ("serpent", "json", "marshal", "msgpack")
-DIRECTION = "blobs: stock client, our dispatcher, stock backend"
 HEAD = """
 listen = "localhost:0"
 methods = ["process", "fail", "stream", "notify"]
@@ -101,6 +100,7 @@ def blob_client() -> Iterator[Callable[[str], PeerProcess]]:
         yield lambda library: stack.enter_context(PeerProcess(stock_python(), program, library))
 
 
+@matrix.cell("blobs through the dispatcher, all serializers", "{client_library} client", "{backend_library} backend")
 @pytest.mark.parametrize("backend_library", LIBRARIES)
 @pytest.mark.parametrize("client_library", LIBRARIES)
 def test_stock_clients_reach_stock_backends(
@@ -109,14 +109,12 @@ def test_stock_clients_reach_stock_backends(
     backend: StartBackend,
     dispatcher: StartDispatcher,
     blob_client: Callable[[str], PeerProcess],
-    record_property: Callable[[str, object], None],
 ) -> None:
     """Results, exceptions, one-way calls and item streams, in all serializers, plain and compressed."""
     backends = [backend(backend_library, name) for name in ("a", "b")]
     running = dispatcher({"orders": backends})
     client = blob_client(client_library)
     for serializer in SERIALIZERS:
-        record_property(*cell(DIRECTION, f"{client_library} to {backend_library}", serializer))
         for compress in (False, True):
             data = [1, "x" * 300, {"k": [1.5, None]}]
             seen = client.ask(
@@ -139,6 +137,7 @@ def test_stock_clients_reach_stock_backends(
     }
 
 
+@matrix.cell("blobs through the dispatcher, all serializers", "{client_library} client", "backends of both")
 @pytest.mark.parametrize("client_library", LIBRARIES)
 def test_both_libraries_serve_one_service(
     client_library: str,

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+import matrix
 import pytest
 from peers import ANSWER_WITHIN_S, PROGRAMS, stock_python
 
@@ -115,6 +116,7 @@ def gateways() -> Iterator[dict[str, Gateway]]:
         yield found
 
 
+@matrix.cell("HTTP gateway: ours against the stock one", "answers", "pyro5")
 @pytest.mark.parametrize(
     "path",
     [
@@ -137,12 +139,14 @@ def test_answers_are_the_same(gateways: dict[str, Gateway], path: str) -> None:
     assert ours.body == stock.body
 
 
+@matrix.cell("HTTP gateway: ours against the stock one", "metadata", "pyro5")
 def test_metadata_is_the_same(gateways: dict[str, Gateway]) -> None:
     """Ours is sorted."""
     ours, stock = gateways["ours"](THINGS + "$meta").json, gateways["stock"](THINGS + "$meta").json
     assert ours == {key: sorted(names) for key, names in stock.items()}
 
 
+@matrix.cell("HTTP gateway: ours against the stock one", "exceptions", "pyro5")
 @pytest.mark.parametrize("path", [THINGS + "fail?text=oh", THINGS + "zero", THINGS + "echo", THINGS + "echo?wrong=1"])
 def test_exceptions_are_the_same(gateways: dict[str, Gateway], path: str) -> None:
     """500 with Pyro's own form, traceback included; ours adds the text and two headers."""
@@ -155,6 +159,7 @@ def test_exceptions_are_the_same(gateways: dict[str, Gateway], path: str) -> Non
     assert {"x-pyro-outcome", "x-pyro-correlation-id"} <= ours.headers.keys()
 
 
+@matrix.cell("HTTP gateway: ours against the stock one", "refusals", "pyro5")
 @pytest.mark.parametrize(
     "path",
     ["/pyro", "/pyro/http.things", "/other", "/pyro/private.things/echo?message=1", "/pyro/Pyro.NameServer/list"],
@@ -165,6 +170,7 @@ def test_refusals_are_the_same(gateways: dict[str, Gateway], path: str) -> None:
     assert (ours.status, ours.type, ours.body) == (stock.status, stock.type, stock.body)
 
 
+@matrix.cell("HTTP gateway: ours against the stock one", "the gateway's key", "pyro5")
 @pytest.mark.parametrize("path", [THINGS + "nothing", THINGS + "nothing?$key=no", "/pyro/private.things/echo"])
 def test_the_key_is_the_same(gateways: dict[str, Gateway], path: str) -> None:
     """403 without it or with a wrong one; by header or in the query; the header counts first."""
@@ -178,6 +184,7 @@ def test_the_key_is_the_same(gateways: dict[str, Gateway], path: str) -> None:
         assert gateway(THINGS + f"nothing?$key={KEY}", X_Pyro_Gateway_Key="no").status == 403
 
 
+@matrix.cell("HTTP gateway: ours against the stock one", "correlation id", "pyro5")
 def test_the_correlation_id_is_the_same(gateways: dict[str, Gateway]) -> None:
     """It reaches the object and comes back; without one both make one."""
     mine = str(uuid.uuid4())
@@ -187,6 +194,7 @@ def test_the_correlation_id_is_the_same(gateways: dict[str, Gateway]) -> None:
         assert uuid.UUID(gateway(THINGS + "correlation").json)
 
 
+@matrix.cell("HTTP gateway: ours against the stock one", "one-way calls", "pyro5")
 def test_one_way_calls_are_the_same(gateways: dict[str, Gateway]) -> None:
     """200, JSON as type, and nothing in it; by the method or by the option."""
     requests: list[tuple[str, dict[str, Any]]] = [
@@ -198,6 +206,7 @@ def test_one_way_calls_are_the_same(gateways: dict[str, Gateway]) -> None:
         assert (ours.status, ours.type, ours.body) == (stock.status, stock.type, stock.body) == (200, ours.type, b"")
 
 
+@matrix.cell("HTTP gateway: ours against the stock one", "other HTTP methods", "pyro5")
 def test_other_methods_are_the_same(gateways: dict[str, Gateway]) -> None:
     """405 in the same words, and OPTIONS is answered."""
     for method in ("PUT", "DELETE"):
@@ -244,6 +253,7 @@ def test_streams_bytes_forms_and_cors(gateways: dict[str, Gateway]) -> None:
     assert gateways["stock"](THINGS + "nothing").headers["access-control-allow-origin"] == "*"
 
 
+@matrix.cell("HTTP gateway: ours against the stock one", "with a stock name server", "pyro5")
 def test_a_stock_name_server_is_enough() -> None:
     """Ours before a name server and objects that are all Pyro5's: calls, the names for the page, the document."""
     with ExitStack() as stack:

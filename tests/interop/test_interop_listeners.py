@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import matrix
 import pytest
 from peers import PROGRAMS, PeerProcess, stock_python
 from test_interop_transparent import Running
@@ -44,6 +45,11 @@ def dispatcher(tmp_path: Path) -> Iterator[str]:
         yield f"PYRO:pyroxfer.dispatcher@{running.location}"
 
 
+@matrix.cell(
+    "blobs through the dispatcher, listeners of topics",
+    "stock listeners of both libraries",
+    "serpent, msgpack, marshal",
+)
 async def test_stock_listeners_of_both_libraries_hear_the_blobs_of_their_topics(dispatcher: str) -> None:
     """Whatever the serializer and the protocol, each listener of the topic is called once for each blob."""
     with ExitStack() as stack:

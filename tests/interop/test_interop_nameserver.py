@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matrix
 import pytest
 import trio
 from peers import stock_python
@@ -155,6 +156,7 @@ print(json.dumps(seen))
 """
 
 
+@matrix.cell("name server", "stock program, our name server")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_stock_program_uses_our_name_server(library: str, name_server: NameServers) -> None:
     port = our_server(name_server)
@@ -197,6 +199,7 @@ def test_a_stock_program_uses_our_name_server(library: str, name_server: NameSer
     }
 
 
+@matrix.cell("name server", "stock nsc, our name server")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_the_stock_tool_uses_our_name_server(library: str, name_server: NameServers) -> None:
     port = our_server(name_server)
@@ -224,6 +227,7 @@ def test_the_stock_tool_uses_our_name_server(library: str, name_server: NameServ
     assert nsc("removematching", ".*", answer="y\n").endswith("0 items removed.\n")
 
 
+@matrix.cell("name server", "stock nsc, our name server on a unix socket")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_the_stock_tool_reaches_us_on_a_unix_socket(library: str, name_server: NameServers, tmp_path: Path) -> None:
     path = str(tmp_path / "ns")
@@ -246,12 +250,14 @@ print('"%s"' % ns._pyroUri.location)
 """
 
 
+@matrix.cell("name server", "stock program finds ours by broadcast")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_stock_program_finds_us_by_broadcast(library: str, name_server: NameServers) -> None:
     port = name_server(*OUR_NS, "-s", "memory", "-n", "0.0.0.0", "--insecure", *BROADCAST)
     assert stock(STOCK_BROADCAST, library, name_server.broadcast_port) == f"127.0.0.1:{port}"
 
 
+@matrix.cell("name server", "we find the stock one by broadcast")
 @pytest.mark.parametrize("library", LIBRARIES)
 async def test_we_find_their_name_server_by_broadcast(library: str, name_server: NameServers) -> None:
     start = functools.partial(name_server, *stock_tool(library, "ns"), "-n", "0.0.0.0", *BROADCAST)
@@ -260,6 +266,7 @@ async def test_we_find_their_name_server_by_broadcast(library: str, name_server:
     assert found == Uri(f"PYRO:{NAME_SERVER}@127.0.0.1:{port}")
 
 
+@matrix.cell("name server", "our proxy and resolve, stock name server")
 @pytest.mark.parametrize("library", LIBRARIES)
 async def test_we_use_their_name_server(library: str, name_server: NameServers) -> None:
     """Our proxy, our `resolve`, and a proxy with a PYRONAME URI."""
@@ -286,6 +293,7 @@ async def test_we_use_their_name_server(library: str, name_server: NameServers) 
         assert await named.count() == 3
 
 
+@matrix.cell("name server", "our nsc, stock name server")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_our_tool_uses_their_name_server(library: str, name_server: NameServers) -> None:
     port = name_server(*stock_tool(library, "ns"))
@@ -323,6 +331,7 @@ print(json.dumps({name: [uri, sorted(tags)] for name, (uri, tags) in entries.ite
 """
 
 
+@matrix.cell("name server", "one sqlite file for both")
 @pytest.mark.parametrize("library", LIBRARIES)
 async def test_sqlite_files_go_both_ways(library: str, tmp_path: Path) -> None:
     """We open their file, change it, and they read every entry, also while we have it open."""
@@ -344,6 +353,7 @@ async def test_sqlite_files_go_both_ways(library: str, tmp_path: Path) -> None:
     assert len(await trio.to_thread.run_sync(stock, STOCK_STORAGE, library, "read", path)) == 3
 
 
+@matrix.cell("name server", "a file with addresses and leases in the stock one")
 @pytest.mark.parametrize("library", LIBRARIES)
 async def test_what_pyro_has_no_column_for_does_not_disturb_it(library: str, tmp_path: Path) -> None:
     """Of an entry with several addresses and a lease it sees the first; when it changes the entry, that counts."""
@@ -363,6 +373,7 @@ async def test_what_pyro_has_no_column_for_does_not_disturb_it(library: str, tmp
     await storage.aclose()
 
 
+@matrix.cell("name server", "the stock one goes on with our file")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_stock_name_server_goes_on_with_our_file(library: str, tmp_path: Path, name_server: NameServers) -> None:
     """Registered with our name server, ended by force; found in theirs, started on the same file."""
@@ -376,6 +387,7 @@ def test_a_stock_name_server_goes_on_with_our_file(library: str, tmp_path: Path,
     assert done.stdout == "PYRO:one@localhost:5555\n"
 
 
+@matrix.cell("name server", "our doctor looks at the stock one")
 @pytest.mark.parametrize(("library", "protocol"), [("pyro4", "48 (Pyro4)"), ("pyro5", "502 (Pyro5)")])
 def test_our_doctor_looks_at_their_name_server(library: str, protocol: str, name_server: NameServers) -> None:
     """It finds nothing wrong, and knows what is spoken there."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
+import matrix
 import pytest
 import trio
 from peers import stock_python
@@ -87,6 +88,7 @@ def any_call(choose: random.Random, library: str) -> tuple[str, dict[str, Any]]:
     return choose.choice(calls)
 
 
+@matrix.cell("name server", "random calls have the same answers")
 @pytest.mark.parametrize("library", PROTOCOLS)
 def test_the_same_calls_have_the_same_answers(library: str) -> None:
     choose = random.Random(20)

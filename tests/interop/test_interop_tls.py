@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import matrix
 import pytest
@@ -16,7 +15,6 @@ from trio_scenarios import SCENARIOS
 
 from pyroxfer_core import Proxy, Settings
 
-Record = Callable[[str, Any], None]
 WAYS = ("tls", "mutual")
 PLAYED = ("calls", "exceptions", "stream", "oneway", "batch_oneway", "annotations", "session", "reconnect")
 
@@ -65,46 +63,45 @@ def peers(certificates: Certificates) -> Iterator[Peers]:
         yield Peers(certificates, stack)
 
 
+@matrix.cell("our trio proxy to a stock {library} daemon, with", column="{way} {server}")
 @pytest.mark.parametrize("scenario", PLAYED)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("server", ["thread", "multiplex"])
 @pytest.mark.parametrize("library", STOCK)
 async def test_trio_proxy(
-    certificates: Certificates, peers: Peers, record_property: Record, library: str, server: str, way: str,
+    certificates: Certificates, peers: Peers, library: str, server: str, way: str,
     scenario: str,
 ) -> None:  # fmt: skip
     """Our trio proxy talks to a stock daemon that has SSL on."""
-    record_property(*matrix.cell("our trio proxy -> stock daemon, with", scenario, f"{library} {way}"))
     daemon = peers.service(library, way, "--server", server)
     settings = certificates.settings(mutual=way == "mutual", protocol=PROTOCOL[library])
     async with Proxy(daemon.uri, settings=settings) as proxy:
         assert await SCENARIOS[scenario](proxy, daemon, settings) == EXPECTED[scenario]
 
 
+@matrix.cell("our facade proxy to a stock {library} daemon, with", column="{way}")
 @pytest.mark.parametrize("scenario", PLAYED)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("library", STOCK)
 def test_blocking_proxy(
-    peers: Peers, record_property: Record, library: str, way: str, scenario: str
+    peers: Peers, library: str, way: str, scenario: str
 ) -> None:  # fmt: skip
     """The facade's items of configuration mean what Pyro's mean: the same program, one import changed."""
-    record_property(*matrix.cell("our facade -> stock daemon, with", scenario, f"{library} {way}"))
     service = peers.service(library, way, "--server", "multiplex")
     assert peers.client("pyroxfer", way).play(scenario, service, "serpent") == EXPECTED[scenario]
 
 
+@matrix.cell("stock {library} client to our {kind} daemon, with", column="{way}")
 @pytest.mark.parametrize("scenario", PLAYED)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["trio", "pyroxfer"])
 @pytest.mark.parametrize("library", STOCK)
-def test_stock_client(
-    peers: Peers, record_property: Record, library: str, kind: str, way: str, scenario: str
-) -> None:
+def test_stock_client(peers: Peers, library: str, kind: str, way: str, scenario: str) -> None:
     """A stock client with SSL on talks to our trio daemon and to our facade."""
-    record_property(*matrix.cell(f"stock client -> our {kind} daemon, with", scenario, f"{library} {way}"))
     assert peers.client(library, way).play(scenario, peers.service(kind, way), "serpent") == EXPECTED[scenario]
 
 
+@matrix.cell("refused as it must be", "stock client without a certificate, our {kind} daemon with mutual TLS")
 @pytest.mark.parametrize("library", STOCK)
 @pytest.mark.parametrize("kind", ["trio", "pyroxfer"])
 def test_a_stock_client_without_a_certificate_is_refused(peers: Peers, library: str, kind: str) -> None:
@@ -113,6 +110,7 @@ def test_a_stock_client_without_a_certificate_is_refused(peers: Peers, library: 
         peers.client(library, "tls").play("calls", peers.service(kind, "mutual"), "serpent")
 
 
+@matrix.cell("refused as it must be", "our proxy with TLS, stock daemon without")
 @pytest.mark.parametrize("library", STOCK)
 async def test_a_stock_daemon_without_tls(certificates: Certificates, library: str) -> None:
     """A proxy that wants TLS says what is wrong; it never goes on in clear."""
@@ -122,6 +120,7 @@ async def test_a_stock_daemon_without_tls(certificates: Certificates, library: s
                 await proxy.add(1, 2)
 
 
+@matrix.cell("refused as it must be", "our proxy without TLS, stock daemon with it")
 @pytest.mark.parametrize("library", STOCK)
 async def test_a_stock_daemon_with_tls_and_a_plain_proxy(peers: Peers, library: str) -> None:
     """It is refused and does not hang."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import matrix
 import pytest
@@ -13,7 +11,6 @@ from scenarios import EXPECTED, STOCK
 
 from pyroxfer_core import Proxy, Settings
 
-Record = Callable[[str, Any], None]
 TOKEN = "correct-horse-battery"
 
 
@@ -26,15 +23,14 @@ def guarded(service: StartService, tmp_path_factory: pytest.TempPathFactory) -> 
     return service("trio", "--tokens", str(path))
 
 
+@matrix.cell("stock {library} client to our trio daemon, with", "calls", "token")
 @pytest.mark.parametrize("library", STOCK)
-def test_a_stock_client_shows_a_token(
-    client: StartClient, guarded: Service, record_property: Record, library: str
-) -> None:
+def test_a_stock_client_shows_a_token(client: StartClient, guarded: Service, library: str) -> None:
     """With it as ``_pyroHandshake`` it is let in."""
-    record_property(*matrix.cell("stock client -> our trio daemon, with", "calls", f"{library} token"))
     assert client(library).play("calls", guarded, "serpent", handshake=TOKEN) == EXPECTED["calls"]
 
 
+@matrix.cell("refused as it must be", "stock client without the right token, our trio daemon")
 @pytest.mark.parametrize("handshake", [None, "wrong-horse-battery"])
 @pytest.mark.parametrize("library", STOCK)
 def test_a_stock_client_without_one_is_refused(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,11 @@ from typing import Any
 import matrix
 import pytest
 from peers import Client, PeerError, Service, StartClient, StartService
-from scenarios import EXPECTED, PROTOCOL, SERIALIZERS, STOCK, STOCK_CLIENT_CANNOT, STOCK_SERVICE_CANNOT
-from test_our_clients_with_stock_daemons import expected
+from scenarios import EXPECTED, PROTOCOL, SERIALIZERS, STOCK, client_cannot, either_cannot, expected_of_stock
 from trio_scenarios import SCENARIOS
 
 from pyroxfer_core import Proxy, Settings
 
-Record = Callable[[str, Any], None]
 CONFIG = """
 listen = "localhost:0"
 default = "all"
@@ -93,13 +91,19 @@ WAYS = [*(("pinned", name) for name in SERIALIZERS), ("spread", "serpent")]
 PAIRS = [(client, backend) for client in STOCK for backend in (client, "trio")]
 
 
+def pair_cannot(parameters: Mapping[str, Any]) -> matrix.Unable | None:
+    return (either_cannot if parameters["backend"] in STOCK else client_cannot)(parameters)
+
+
+@matrix.cell(
+    "through the dispatcher, {mode}: stock {library} client", column="{backend} {serializer}", cannot=pair_cannot
+)
 @pytest.mark.parametrize("scenario", EXPECTED)
 @pytest.mark.parametrize(("mode", "serializer"), WAYS)
 @pytest.mark.parametrize(("library", "backend"), PAIRS)
 def test_stock_client(
     client: StartClient,
     through: StartThrough,
-    record_property: Record,
     library: str,
     backend: str,
     mode: str,
@@ -107,29 +111,22 @@ def test_stock_client(
     scenario: str,
 ) -> None:
     """A stock client sees through the dispatcher what it sees without it."""
-    column = f"{library} to {backend} {serializer}"
-    cannot = STOCK_CLIENT_CANNOT.get((scenario, serializer))
-    if cannot is None and backend in STOCK:
-        cannot = STOCK_SERVICE_CANNOT.get((scenario, serializer))
-    record_property(*matrix.cell(f"transparent, {mode}: stock client", scenario, column,
-                                 "peer cannot" if cannot else ""))  # fmt: skip
+    cannot = pair_cannot({"scenario": scenario, "serializer": serializer, "backend": backend})
     stock, daemon = client(library), through(backend, stateless=mode == "spread")
-    wanted = expected(scenario, serializer) if backend in STOCK else EXPECTED[scenario]
+    wanted = expected_of_stock(scenario, serializer) if backend in STOCK else EXPECTED[scenario]
     if cannot is None:
         assert stock.play(scenario, daemon, serializer) == wanted
     else:
-        with pytest.raises(PeerError, match=cannot):
+        with pytest.raises(PeerError, match=cannot.match):
             stock.play(scenario, daemon, serializer)
 
 
+@matrix.cell("through the dispatcher, {mode}: our trio proxy", column="{backend} msgpack")
 @pytest.mark.parametrize("scenario", EXPECTED)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("backend", ("pyro5", "trio"))
-async def test_trio_proxy(
-    through: StartThrough, record_property: Record, backend: str, mode: str, scenario: str
-) -> None:
+async def test_trio_proxy(through: StartThrough, backend: str, mode: str, scenario: str) -> None:
     """So does a proxy of ours, whose own agreements with a daemon of ours pass through or stay away."""
-    record_property(*matrix.cell(f"transparent, {mode}: our trio proxy", scenario, f"to {backend}"))
     daemon = through(backend, stateless=mode == "spread")
     settings = Settings(serializer="msgpack", protocol=PROTOCOL.get(backend))
     async with Proxy(daemon.uri, settings=settings) as proxy:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import matrix
+import numpy as np
 import pytest
 import trio
 from peers import StartService, has_ipv6
-from scenarios import EXPECTED, PROTOCOL, SERIALIZERS, STOCK, STOCK_BLOB_OVER_JSON, STOCK_SERVICE_CANNOT
+from scenarios import (
+    EXPECTED,
+    PROTOCOL,
+    SERIALIZERS,
+    SERVERS,
+    STOCK,
+    STOCK_SERVICE_CANNOT,
+    expected_of_stock,
+    service_cannot,
+)
 from trio_scenarios import SCENARIOS
 
-from pyroxfer_core import Proxy, Settings
+from pyroxfer_core import Proxy, Settings, errors
 
-Record = Callable[[str, Any], None]
-SERVERS = ("thread", "multiplex")
 IPV6 = ("ipv6",) if has_ipv6() else ()  # containers often have none
-EXTRA_SCENARIOS = ("calls", "exceptions", "stream", "oneway", "annotations")
-
-
-def expected(scenario: str, serializer: str) -> Any:
-    return STOCK_BLOB_OVER_JSON if (scenario, serializer) == ("blob", "json") else EXPECTED[scenario]
+EXTRA_SCENARIOS = ("calls", "autoproxy", "callback", "exceptions", "stream", "oneway", "annotations")
+KEYED_SCENARIOS = ("calls", "autoproxy", "exceptions", "stream", "oneway", "annotations")
 
 
 def test_every_scenario_is_played() -> None:
@@ -29,40 +31,38 @@ def test_every_scenario_is_played() -> None:
     assert list(SCENARIOS) == list(EXPECTED)
 
 
+@matrix.cell("our trio proxy to a stock {library} daemon", column="{serializer} {server}", cannot=service_cannot)
 @pytest.mark.parametrize("scenario", EXPECTED)
 @pytest.mark.parametrize("serializer", SERIALIZERS)
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("library", STOCK)
-async def test_trio_proxy(
-    service: StartService, record_property: Record, library: str, server: str, serializer: str, scenario: str
-) -> None:
+async def test_trio_proxy(service: StartService, library: str, server: str, serializer: str, scenario: str) -> None:
     """Our trio proxy sees from a stock daemon what a stock client sees."""
     cannot = STOCK_SERVICE_CANNOT.get((scenario, serializer))
-    record_property(*matrix.cell("our trio proxy -> stock daemon", scenario, f"{library} {serializer}",
-                                 "peer cannot" if cannot else ""))  # fmt: skip
     daemon = service(library, "--server", server)
     settings = Settings(serializer=serializer)
     async with Proxy(daemon.uri, settings=settings) as proxy:
         play = SCENARIOS[scenario](proxy, daemon, settings)
         if cannot is None:
-            assert await play == expected(scenario, serializer)
+            assert await play == expected_of_stock(scenario, serializer)
         else:
-            with pytest.raises(Exception, match=cannot):
+            with pytest.raises(Exception, match=cannot.match):
                 await play
 
 
+@matrix.cell("our trio proxy to a stock {library} daemon, with", column="{extra}")
 @pytest.mark.parametrize("scenario", EXTRA_SCENARIOS)
 @pytest.mark.parametrize("library", STOCK)
-@pytest.mark.parametrize("extra", ("compression", "unix socket", *IPV6, "protocol given"))
+@pytest.mark.parametrize("extra", ("compression", "unix socket", "nat", *IPV6, "protocol given"))
 async def test_trio_proxy_with(
-    service: StartService, record_property: Record, tmp_path_factory: pytest.TempPathFactory, extra: str,
+    service: StartService, tmp_path_factory: pytest.TempPathFactory, extra: str,
     library: str, scenario: str,
 ) -> None:  # fmt: skip
     """Compression, unix sockets, IPv6 and a protocol named by the user change nothing for the caller."""
-    record_property(*matrix.cell("our trio proxy -> stock daemon, with", f"{scenario}", f"{library} {extra}"))
     options = {
         "compression": ("--compression",),
         "unix socket": ("--unix", str(tmp_path_factory.getbasetemp() / f"{library}.sock")),
+        "nat": ("--host", "127.0.0.1", "--nathost", "localhost"),
         "ipv6": ("--host", "::1"),
     }.get(extra, ())
     settings = {
@@ -74,17 +74,16 @@ async def test_trio_proxy_with(
         assert await SCENARIOS[scenario](proxy, daemon, settings) == EXPECTED[scenario]
 
 
-@pytest.mark.parametrize("scenario", EXTRA_SCENARIOS)
-async def test_trio_proxy_signs_for_a_keyed_pyro4_daemon(
-    service: StartService, record_property: Record, scenario: str
-) -> None:
+@matrix.cell("our trio proxy to a stock pyro4 daemon, with", column="hmac")
+@pytest.mark.parametrize("scenario", KEYED_SCENARIOS)
+async def test_trio_proxy_signs_for_a_keyed_pyro4_daemon(service: StartService, scenario: str) -> None:
     """With the shared key every message is signed and every answer checked."""
-    record_property(*matrix.cell("our trio proxy -> stock daemon, with", scenario, "pyro4 hmac"))
     daemon, settings = service("pyro4", "--key", "secret"), Settings(hmac_key=b"secret", protocol=48)
     async with Proxy(daemon.uri, settings=settings) as proxy:
         assert await SCENARIOS[scenario](proxy, daemon, settings) == EXPECTED[scenario]
 
 
+@matrix.cell("refused as it must be", "our proxy without the right HMAC key, stock daemon", "pyro4")
 @pytest.mark.parametrize("key", [None, b"wrong"])
 async def test_a_keyed_pyro4_daemon_refuses_another_key(service: StartService, key: bytes | None) -> None:
     """Without the right key no call is answered, and the caller gets an error, not a hang."""
@@ -94,6 +93,7 @@ async def test_a_keyed_pyro4_daemon_refuses_another_key(service: StartService, k
             await proxy.add(1, 2)
 
 
+@matrix.cell("our trio proxy to a stock {library} daemon, with", "50 tasks on one proxy", "plain")
 @pytest.mark.parametrize("library", STOCK)
 async def test_many_tasks_share_one_proxy_to_a_stock_daemon(service: StartService, library: str) -> None:
     """Calls queue on the one connection and every caller gets its own answer."""
@@ -108,6 +108,7 @@ async def test_many_tasks_share_one_proxy_to_a_stock_daemon(service: StartServic
     assert answers == {number: number + 1000 for number in range(50)}
 
 
+@matrix.cell("our trio proxy to a stock {library} daemon, with", "reading ahead in a stream", "plain")
 @pytest.mark.parametrize("library", STOCK)
 async def test_reading_ahead_gets_the_same_items(service: StartService, library: str) -> None:
     """Several item requests in flight: the items come in order and none is lost."""
@@ -115,3 +116,20 @@ async def test_reading_ahead_gets_the_same_items(service: StartService, library:
         items = [item async for item in proxy.count.options(read_ahead=8)(100)]
         assert items == list(range(100))
         assert await proxy.add(1, 2) == 3
+
+
+@matrix.cell(
+    "our trio proxy to a stock {library} daemon", "NumPy array refused, naming .tolist()", "{serializer} {server}"
+)
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("serializer", SERIALIZERS)
+@pytest.mark.parametrize("library", STOCK)
+async def test_arrays_are_refused_with_the_way_out(
+    service: StartService, library: str, serializer: str, server: str
+) -> None:
+    """A stock daemon cannot take an array: the caller is told what to send instead, and the connection goes on."""
+    daemon = service(library, "--server", server)
+    async with Proxy(daemon.uri, settings=Settings(serializer=serializer)) as proxy:
+        with pytest.raises(errors.SerializeError, match=r"\.tolist\(\)"):
+            await proxy.echo(np.arange(3))
+        assert await proxy.echo(np.arange(3).tolist()) == [0, 1, 2]

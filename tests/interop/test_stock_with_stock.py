@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import matrix
 import pytest
 from peers import PeerError, StartClient, StartService
-from scenarios import EXPECTED, SERIALIZERS, STOCK, STOCK_BLOB_OVER_JSON, STOCK_CLIENT_CANNOT, STOCK_SERVICE_CANNOT
+from scenarios import EXPECTED, SERIALIZERS, STOCK, either_cannot, expected_of_stock
 
 
+@matrix.cell(
+    "control: stock {library} client to a stock {library} daemon", column="{serializer}", cannot=either_cannot
+)
 @pytest.mark.parametrize("scenario", EXPECTED)
 @pytest.mark.parametrize("serializer", SERIALIZERS)
 @pytest.mark.parametrize("library", STOCK)
@@ -14,11 +18,10 @@ def test_stock_client_against_stock_daemon(
     client: StartClient, service: StartService, library: str, serializer: str, scenario: str
 ) -> None:
     """Every cell of the table is a fact about the real libraries."""
-    cannot = {**STOCK_SERVICE_CANNOT, **STOCK_CLIENT_CANNOT}.get((scenario, serializer))
+    cannot = either_cannot({"scenario": scenario, "serializer": serializer})
     peer, daemon = client(library), service(library)
     if cannot is not None:
-        with pytest.raises(PeerError, match=cannot):
+        with pytest.raises(PeerError, match=cannot.match):
             peer.play(scenario, daemon, serializer)
         return
-    over_json = STOCK_BLOB_OVER_JSON if (scenario, serializer) == ("blob", "json") else None
-    assert peer.play(scenario, daemon, serializer) == (over_json or EXPECTED[scenario])
+    assert peer.play(scenario, daemon, serializer) == expected_of_stock(scenario, serializer)

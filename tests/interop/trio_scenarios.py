@@ -8,7 +8,8 @@ from typing import Any
 
 from peers import Service
 
-from pyroxfer_core import BatchProxy, Proxy, SerializedBlob, Settings, errors
+from pyroxfer_core import BatchProxy, Daemon, Proxy, SerializedBlob, Settings, callback, errors, expose
+from pyroxfer_core.serializers import register_class_to_dict, register_dict_to_class
 
 VALUES: dict[str, list[Any]] = {
     "serpent": [None, True, 7, -(2**70), 2.5, "täxt", (1, "two"), {"k": [1, 2]}, {1, 2}, 1 + 2j],
@@ -106,6 +107,17 @@ async def unheard_exception(proxy: Proxy, service: Service, settings: Settings) 
 
 
 @scenario
+async def exception_shapes(proxy: Proxy, service: Service, settings: Settings) -> Any:
+    found = []
+    for how in ("args", "attributes", "key", "pyro"):
+        try:
+            await proxy.fail(how)
+        except Exception as error:
+            found.append([type(error).__name__, list(error.args), getattr(error, "detail", None)])
+    return found
+
+
+@scenario
 async def stream(proxy: Proxy, service: Service, settings: Settings) -> Any:
     return [item async for item in proxy.count(5)]
 
@@ -176,10 +188,128 @@ async def blob(proxy: Proxy, service: Service, settings: Settings) -> Any:
 
 
 @scenario
+async def blob_value(proxy: Proxy, service: Service, settings: Settings) -> Any:
+    return [await proxy.receive(SerializedBlob("label", data)) for data in ({"k": [1, "two"]}, 7)]
+
+
+@scenario
 async def session(proxy: Proxy, service: Service, settings: Settings) -> Any:
     counter = service.uris["counter"]
     async with Proxy(counter, settings=settings) as first, Proxy(counter, settings=settings) as second:
         return [await first.increment(), await first.increment(), await second.increment()]
+
+
+@scenario
+async def instance_single(proxy: Proxy, service: Service, settings: Settings) -> Any:
+    single = service.uris["single"]
+    async with Proxy(single, settings=settings) as first, Proxy(single, settings=settings) as second:
+        await first.reset()
+        return [await first.increment(), await second.increment(), await first.increment()]
+
+
+@scenario
+async def instance_percall(proxy: Proxy, service: Service, settings: Settings) -> Any:
+    percall = service.uris["percall"]
+    async with Proxy(percall, settings=settings) as first, Proxy(percall, settings=settings) as second:
+        return [await first.increment(), await first.increment(), await second.increment()]
+
+
+@scenario
+async def resource_tracking(proxy: Proxy, service: Service, settings: Settings) -> Any:
+    before = await proxy.resources_closed()
+    async with Proxy(service.uri, settings=settings) as other:
+        await other.track()
+    while await proxy.resources_closed() == before:  # a remote question each time
+        pass
+    return True
+
+
+class Visitor(Proxy):
+    """Remembers what the daemon answered when it connected."""
+
+    _pyroAnswered: Any = None
+
+    def _pyroValidateHandshake(self, response: Any) -> None:
+        self._pyroAnswered = response
+
+
+@scenario
+async def handshake(proxy: Proxy, service: Service, settings: Settings) -> Any:
+    anna, stranger = Visitor(service.uri, settings=settings), Visitor(service.uri, settings=settings)
+    anna._pyroHandshake, stranger._pyroHandshake = {"user": "anna"}, "stranger"
+    async with anna, stranger:
+        await anna.add(1, 2)
+        try:
+            await stranger.add(1, 2)
+        except errors.CommunicationError as error:
+            return [anna._pyroAnswered, "who are you?" in str(error)]
+    return "no error"
+
+
+@scenario
+async def oneway_context(proxy: Proxy, service: Service, settings: Settings) -> Any:
+    await proxy.note_context.options(annotations={"USER": b"hello"}, correlation_id=uuid.UUID(int=7))()
+    return await proxy.wait_for_note(5)
+
+
+@scenario
+async def annotations_stay_with_their_call(proxy: Proxy, service: Service, settings: Settings) -> Any:
+    found = []
+    for member in (proxy.exchange, proxy.nothing):
+        call = member()
+        await call
+        found.append([key for key in call.response_annotations if key == "RESP"])
+    return found
+
+
+class Point:
+    """A class that travels by converters."""
+
+    def __init__(self, x: int, y: int) -> None:
+        self.x, self.y = x, y
+
+
+register_class_to_dict(Point, lambda point: {"__class__": "example.Point", "xy": [point.x, point.y]})
+register_dict_to_class("example.Point", lambda name, data: Point(*data["xy"]))
+
+
+@scenario
+async def converters(proxy: Proxy, service: Service, settings: Settings) -> Any:
+    point = await proxy.double(Point(1, 2))
+    return [type(point).__name__, point.x, point.y]
+
+
+class Listener:
+    """Is called back."""
+
+    @expose
+    async def add(self, a: int, b: int) -> int:
+        return a + b
+
+    @expose
+    @callback
+    async def refuse(self, text: str) -> None:
+        raise ValueError(text)
+
+
+@scenario
+async def callback_(proxy: Proxy, service: Service, settings: Settings) -> Any:
+    """Our daemon beside the proxy is called by the service."""
+    listener = Listener()
+    async with Daemon() as daemon:
+        daemon.register(listener)
+        async with Proxy(service.uri, settings=settings) as own:
+            return await own.call_back(Proxy(daemon.uri_for(listener)))
+
+
+@scenario
+async def stream_linger(proxy: Proxy, service: Service, settings: Settings) -> Any:
+    """An item that is asked for over another connection, when the first is gone."""
+    items = await proxy.count(5)
+    first = await anext(items)
+    proxy._pyroRelease()
+    async with Proxy(f"PYRO:Pyro.Daemon@{service.uri.split('@')[1]}", settings=settings) as daemon:
+        return [first, await daemon.get_next_stream_item(items._id)]
 
 
 @scenario

@@ -16,6 +16,7 @@ from typing import Any
 import click
 import pytest
 import trio
+from certificates import Certificates
 from click.testing import CliRunner
 
 from pyroxfer import FileServer, Receipt, errors
@@ -28,7 +29,7 @@ from pyroxfer.digest import digest_of
 from pyroxfer.offer import End
 from pyroxfer.progress import Progress, TqdmProgress
 from pyroxfer.source import FileSource
-from pyroxfer_core import Daemon, expose
+from pyroxfer_core import Daemon, Settings, Tokens, expose
 from pyroxfer_core import errors as core_errors
 from pyroxfer_core.nameserver import start_ns
 
@@ -395,7 +396,7 @@ async def test_an_early_interrupt_ends_in_silence(nursery: trio.Nursery) -> None
     process: trio.Process = await nursery.start(
         partial(
             trio.run_process,
-            [sys.executable, "-c", waits, "--help"],
+            [sys.executable, "-c", waits, "ls", "localhost:1"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             check=False,
@@ -483,6 +484,27 @@ async def test_a_server_is_found_by_its_name(root: Path, here: Path, nursery: tr
             assert await process.wait() == 0
         gone = await command("get", f"PYRONAME:{place}/f", here / "back")
         assert (gone.code, gone.one_line("attic")) == (3, True)
+
+
+async def test_the_name_server_may_ask_for_tls_and_a_token(
+    root: Path, tmp_path: Path, certificates: Certificates, nursery: trio.Nursery
+) -> None:
+    """`serve --name` has options for it; without them it does not start."""
+    token = tmp_path / "tokens"
+    token.write_text("files correct-horse-battery\n")
+    token.chmod(0o600)
+    settings = Settings(ssl_server_context=certificates.server_context(), tokens=Tokens.load(token))
+    async with start_ns(port=0, broadcast=False, settings=settings) as names:
+        name = ("--name", f"attic@{names.uri.location}")
+        refused = await command("serve", root, *name)
+        assert (refused.code, refused.one_line("Failed to locate")) == (3, True)
+        access = ("--ns-tls-ca", certificates.ca, "--ns-token-file", token)
+        process, _ = await started(nursery, root, *name, *access)
+        assert "attic" in await names.name_server.list()
+        process.send_signal(signal.SIGTERM)
+        with trio.fail_after(10):
+            assert await process.wait() == 0
+        assert "attic" not in await names.name_server.list()
 
 
 async def test_a_taken_port_says_what_to_do(root: Path) -> None:
@@ -576,3 +598,10 @@ def test_a_summary_does_not_call_committed_what_was_skipped() -> None:
     skipped = Receipt("b", 7, "", "blake3", "data", "none", "skipped")
     assert summary(skipped, "x") == "b: left as it is at x (skipped)"
     assert summary([moved, skipped], "x") == "1 files, 5 bytes committed to x (iter, 1 skipped)"
+
+
+def test_an_output_that_is_full_is_one_line() -> None:
+    """Results that go into a file on a full disk end the command with an error, not with a traceback."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*COMMAND, "doctor", "localhost:1"], stdout=full, stderr=subprocess.PIPE, timeout=30)
+    assert (done.returncode, done.stderr) == (1, b"Error: the output: No space left on device\n")

@@ -138,7 +138,7 @@ async def test_a_cut_connection_leaves_nothing_but_what_can_be_resumed(
     relay = await cut_line(server.location, max(limit, 1), towards_server=ends.direction == "send")
     with pytest.raises((errors.TransferError, core_errors.CommunicationError)) as caught:
         await ends.move(relay.location, channel)
-    assert relay.was_cut
+    assert relay.was_cut, caught.value
     await settled()
     assert ends.only_resumable_left(), caught.value
     receipt = await ends.move(server.location, channel)

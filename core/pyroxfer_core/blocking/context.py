@@ -158,9 +158,10 @@ class CurrentContext(threading.local):
         self._correlation_id = values["correlation_id"]
 
     def options(self) -> CallOptions:
-        """What a call made here carries."""
+        """What a call made here carries. What the last answer brought is forgotten: the next may bring nothing."""
         served = self._served()
         if served is None:
+            self._response = {}
             if not self._annotations and self._correlation_id is None:
                 return NO_OPTIONS
             return CallOptions(None, dict(self._annotations), correlation_bytes(self._correlation_id))
@@ -169,6 +170,7 @@ class CurrentContext(threading.local):
     def answered(self, annotations: dict[str, Body]) -> None:
         """Keep the annotations of an answer."""
         if self._served() is None:
+            _users[:] = [True]
             self._response = annotations
 
 

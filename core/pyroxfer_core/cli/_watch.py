@@ -35,6 +35,8 @@ class Watch:
         self._known: dict[str, Any] = {}
         """What was shown last, by name."""
         self._met = False
+        self._lost = False
+        """Whether it was said that the name server is gone."""
 
     async def run(self, host: str | None, port: int | None, settings: Settings) -> None:
         """Print until cancelled.
@@ -47,12 +49,14 @@ class Watch:
                 async with await locate_ns(host, port, settings=settings) as ns:
                     if ns._pyroMetadata is None or "watch" not in ns._pyroMetadata.methods:
                         raise NamingError("this name server has no watch: it is not one of ours")
-                    self._met = True
+                    self._met, self._lost = True, False
                     await self._follow(ns)
             except (CommunicationError, NamingError) as error:
                 if not self._met or "has no watch" in str(error):
                     raise
-                self._say(f"lost the name server, trying again: {error}")
+                if not self._lost:
+                    self._say(f"lost the name server, trying again: {error}")
+                self._lost = True
             await trio.sleep(RETRY_S)
 
     async def _follow(self, ns: Proxy) -> None:

@@ -1,7 +1,8 @@
-"""Options about TLS and tokens, the same for every command: as a server, or as a client of one.
+"""Options about TLS and tokens, the same for every command: as a server, as a client, or towards a name server.
 
-Secrets never stand on the command line: a token comes from ``PYROXFER_TOKEN``, a file, or a question; the password of
-an encrypted key from ``PYROXFER_TLS_KEY_PASSWORD``.
+Secrets never stand on the command line. A token comes from ``PYROXFER_TOKEN``, a file, or a question; a server that
+shows one to its name server has it from ``PYROXFER_NS_TOKEN``. The password of an encrypted key comes from
+``PYROXFER_TLS_KEY_PASSWORD``.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any, Final, TypeVar
 
 import click
@@ -24,9 +25,12 @@ from ..settings import Settings
 log = logging.getLogger("pyroxfer.access")
 
 TOKEN: Final = "PYROXFER_TOKEN"  # noqa: S105  # the name of a variable
+NS_TOKEN: Final = "PYROXFER_NS_TOKEN"  # noqa: S105  # the name of a variable
 KEY_PASSWORD: Final = "PYROXFER_TLS_KEY_PASSWORD"  # noqa: S105  # the name of a variable
 ASK: Final = "-"
 """In place of a file: ask at the terminal."""
+
+_FILES: Final = ("tls_cert", "tls_key", "tls_ca", "token_file")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -97,7 +101,10 @@ class ClientAccess:
         tls_key: str | None,
         tls_ca: str | None,
         token_file: str | None,
+        prefix: str = "",
+        token_variable: str = TOKEN,
     ) -> None:
+        self._prefix, self._token_variable = prefix, token_variable
         self._tls = tls or tls_cert is not None or tls_ca is not None
         self._cert, self._key, self._ca, self._token_file = tls_cert, tls_key, tls_ca, token_file
 
@@ -108,12 +115,12 @@ class ClientAccess:
             SecurityError: a file cannot be used, or the options do not go together.
         """
         if self._cert is None and self._key is not None:
-            raise SecurityError("--tls-key needs --tls-cert FILE")
+            raise SecurityError(f"--{self._prefix}tls-key needs --{self._prefix}tls-cert FILE")
         context = None
         if self._tls:
             password = os.environ.get(KEY_PASSWORD)
             context = tls_client_context(self._ca, cert=self._cert, key=self._key, password=password)
-        token = os.environ.get(TOKEN) or None
+        token = os.environ.get(self._token_variable) or None
         if self._token_file is not None:
             token = _asked() if self._token_file == ASK else load_token(self._token_file)
         return settings.with_changes(ssl_client_context=context, token=token)
@@ -125,19 +132,31 @@ def _asked() -> str:
 
 def server_access(command: F) -> F:
     """Add the options of a server; the command gets them as ``access``."""
-    return _with_options(
-        command,
-        ServerAccess,
+    options: tuple[Callable[[F], F], ...] = (
         _option("tls-cert", "Speak TLS, with this certificate and those between it and its CA (PEM)."),
         _option("tls-key", "Its private key, if that is in another file."),
         _option("tls-ca", "Let in only clients with a certificate of these CAs (mutual TLS)."),
         _option("token-file", "Let in only who has one of these tokens: a name and a token a line; - asks for one."),
     )
+    return _with_options(command, "access", ServerAccess, _FILES, options)
 
 
 def client_access(command: F) -> F:
     """Add the options of a client; the command gets them as ``access``."""
-    return _with_options(command, ClientAccess, *client_options(click.option))
+    return _with_options(command, "access", ClientAccess, ("tls", *_FILES), client_options(click.option))
+
+
+def nameserver_access(command: F) -> F:
+    """Add the options of a server that is a client of the name server; the command gets them as ``ns_access``."""
+    options: tuple[Callable[[F], F], ...] = (
+        click.option("--ns-tls", is_flag=True, envvar="PYROXFER_NS_TLS", help="Speak TLS with the name server."),
+        _option("ns-tls-ca", "CAs to trust there instead of the system's (PEM)."),
+        _option("ns-tls-cert", "Certificate to show there (PEM)."),
+        _option("ns-tls-key", "Its private key, if that is in another file."),
+        _option("ns-token-file", "File with the token to prove there; - asks for it."),
+    )
+    make = partial(ClientAccess, prefix="ns-", token_variable=NS_TOKEN)
+    return _with_options(command, "ns_access", make, ("tls", *_FILES), options, prefix="ns_")
 
 
 def client_options(option: Callable[..., Callable[[F], F]]) -> list[Callable[[F], F]]:
@@ -156,12 +175,21 @@ def _option(name: str, text: str, option: Callable[..., Callable[[F], F]] = clic
     return option(f"--{name}", metavar="FILE", envvar=variable, help=text)
 
 
-def _with_options(command: F, kind: type[ServerAccess | ClientAccess], *options: Callable[[F], F]) -> F:
-    names = ("tls_cert", "tls_key", "tls_ca", "token_file", *(("tls",) if kind is ClientAccess else ()))
+def _with_options(
+    command: F,
+    argument: str,
+    make: Callable[..., Any],
+    names: Sequence[str],
+    options: Sequence[Callable[[F], F]],
+    *,
+    prefix: str = "",
+) -> F:
+    """The command with options, whose values come to it as one argument."""
 
     @wraps(command)
     def with_access(*args: Any, **values: Any) -> Any:
-        return command(*args, access=kind(**{name: values.pop(name) for name in names}), **values)
+        values[argument] = make(**{name: values.pop(prefix + name) for name in names})
+        return command(*args, **values)
 
     wrapped: Any = with_access
     for option in reversed(options):

@@ -11,14 +11,16 @@ from typing import Any, Final
 import click
 import trio
 
-from ..client.proxy import Proxy
-from ..nameserver.addresses import is_loopback
-from ..nameserver.lookup import locate_ns
+from ..nameserver.keeping import keep_registered
 from ..nameserver.server import start_ns
 from ..objects.expose import expose, oneway
 from ..server.daemon import Daemon
+from ..server.door import refuse_open_door
 from ..settings import Settings
-from ._run import ExitCode, Failure, printable, run
+from ..uri import NS_PORT
+from ._run import printable, run
+from .access import ClientAccess, ServerAccess, nameserver_access, server_access
+from .place import HOST_PORT, Place
 
 OBJECT_ID: Final = "test.echoserver"
 SLOW_S: Final = 5.0
@@ -109,10 +111,13 @@ class EchoServer:
 @click.option("-p", "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="0 is any free one.")
 @click.option("-u", "--unixsocket", metavar="PATH", help="Listen on this unix socket instead.")
 @click.option("-n", "--naming", is_flag=True, help="Register in the name server.")
-@click.option("-N", "--nameserver", is_flag=True, help="Run a name server as well, and register in it.")
+@click.option("-N", "--nameserver", is_flag=True, help="Run a name server as well (at --ns), and register in it.")
 @click.option("-v", "--verbose", is_flag=True, help="Print each call.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
+@click.option("--ns", "place", type=HOST_PORT, help="The name server to register in. Default: looked for.")
 @click.option("--insecure", is_flag=True, help="Allow listening beyond this machine without authentication and TLS.")
+@server_access
+@nameserver_access
 def echo(
     host: str,
     port: int,
@@ -121,24 +126,35 @@ def echo(
     nameserver: bool,
     verbose: bool,
     quiet: bool,
+    place: Place | None,
     insecure: bool,
+    access: ServerAccess,
+    ns_access: ClientAccess,
 ) -> None:
     """Run an object that answers test calls, until it is interrupted or told to shut down."""
-    if unixsocket is None and not insecure and not is_loopback(host):
-        text = f"listening on {host or '*'} lets everybody on the network call the test object"
-        raise Failure(f"{text}; say --insecure to do it all the same", ExitCode.REFUSED)
-    settings = Settings(insecure=insecure)
 
     def say(text: str) -> None:
         if verbose or not quiet:
             click.echo(text)
 
     async def main() -> None:
+        settings = access.settings(Settings(insecure=insecure))
+        if unixsocket is None:
+            refuse_open_door(host, settings)
         server = EchoServer(verbose=verbose)
         say("Starting the test echo server.")
         async with Daemon(host, port, unixsocket, settings=settings) as daemon:
             uri = daemon.register(server, OBJECT_ID)
-            async with _named(str(uri), host, settings, own=nameserver) if naming or nameserver else _nothing():
+            async with contextlib.AsyncExitStack() as stack:
+                at = place or Place()
+                if nameserver:
+                    names = start_ns(at.host or host, at.port or NS_PORT, settings=settings)
+                    own = await stack.enter_async_context(names)
+                    await own.name_server.register(OBJECT_ID, uri, protocols=[48, 502])
+                elif naming or place is not None:
+                    asked = ns_access.settings(Settings())
+                    kept = keep_registered({OBJECT_ID: uri}, host=at.host, port=at.port, settings=asked)
+                    await stack.enter_async_context(kept)
                 with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                     say(f"object name: {OBJECT_ID}")
                     say(f"echo uri: {uri}")
@@ -159,27 +175,3 @@ async def _until_told(server: EchoServer, signals: AsyncIterator[int]) -> None:
         nursery.start_soon(until_signalled)
         await server._shutdown.wait()
         nursery.cancel_scope.cancel()
-
-
-@contextlib.asynccontextmanager
-async def _nothing() -> AsyncIterator[None]:
-    yield
-
-
-@contextlib.asynccontextmanager
-async def _named(uri: str, host: str, settings: Settings, *, own: bool) -> AsyncIterator[None]:
-    """Registered in the name server, or in one of our own, while the body runs."""
-    async with contextlib.AsyncExitStack() as stack:
-        names: Proxy
-        if own:
-            running = await stack.enter_async_context(start_ns(host, settings=settings))
-            names = await locate_ns(running.internal_uri.host, running.internal_uri.port)
-        else:
-            names = await locate_ns()
-        async with names:
-            await names.register(OBJECT_ID, uri)
-            try:
-                yield
-            finally:
-                with trio.move_on_after(1, shield=True):
-                    await names.remove(OBJECT_ID)

@@ -16,6 +16,8 @@ from ..errors import PyroError
 from ..settings import Settings
 from ..transport.sockets import is_loopback_host
 from ._run import ExitCode, Failure, run
+from .access import ClientAccess, client_access
+from .place import HOST_PORT, Place
 
 if TYPE_CHECKING:
     from ..gateway.options import GatewayOptions
@@ -36,7 +38,7 @@ class Wanted:
     gatewaykey: str | None
     key_file: Path | None
     timeout: float
-    ns: str | None
+    ns: Place | None
     cors: tuple[str, ...]
     allow_host: tuple[str, ...]
     certfile: str | None
@@ -83,7 +85,7 @@ class Wanted:
     show_default=True,
     help="How long a call may take. 0: as long as the connection lives, as in Pyro.",
 )
-@click.option("--ns", metavar="HOST:PORT", help="The name server. Default: looked for, as every program does.")
+@click.option("--ns", type=HOST_PORT, help="The name server. Default: looked for, as every program does.")
 @click.option(
     "-c",
     "--cors",
@@ -97,7 +99,7 @@ class Wanted:
     multiple=True,
     help="Host name by which callers may know this gateway. Default: on loopback its names, else any.",
 )
-@click.option("--certfile", metavar="FILE", help="Certificate chain (PEM): speak HTTPS.")
+@click.option("--certfile", metavar="FILE", help="Certificate chain (PEM): speak HTTPS with callers.")
 @click.option("--keyfile", metavar="FILE", help="Its private key (PEM), if it is in a file of its own.")
 @click.option(
     "--tracebacks/--no-tracebacks",
@@ -105,7 +107,8 @@ class Wanted:
     help="Pass tracebacks on. Default: to callers on this machine, and to those with the key.",
 )
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine although there is no key or no TLS.")
-def gateway(**options: Any) -> None:
+@client_access
+def gateway(access: ClientAccess, **options: Any) -> None:
     """Serve Pyro objects, and a page to try them, over HTTP until interrupted.
 
     \b
@@ -113,6 +116,8 @@ def gateway(**options: Any) -> None:
     POST  /pyro/OBJECT/METHOD              arguments as JSON or as a form
     GET   /pyro/OBJECT/$meta               methods and attributes
     GET   /openapi.json                    all of it, for tools
+
+    --tls and --token-file, and what belongs to them, are about the connections to name server and objects.
     """
     try:
         from ..gateway import serving
@@ -121,7 +126,7 @@ def gateway(**options: Any) -> None:
         raise Failure(text, ExitCode.OTHER) from error
     wanted = Wanted(**options)
     try:
-        chosen = gateway_options(wanted)
+        chosen = gateway_options(wanted, access)
         if wanted.keyfile and not wanted.certfile:
             raise ValueError("--keyfile needs --certfile")
         context = serving.tls_context(wanted.certfile, wanted.keyfile) if wanted.certfile else None
@@ -130,15 +135,16 @@ def gateway(**options: Any) -> None:
     run(_serve, wanted, chosen, context)
 
 
-def gateway_options(wanted: Wanted) -> GatewayOptions:
+def gateway_options(wanted: Wanted, access: ClientAccess) -> GatewayOptions:
     """The options as the gateway takes them.
 
     Raises:
         ValueError: one has an unusable value.
+        SecurityError: a file of certificates or the token cannot be used.
     """
     from ..gateway.options import GatewayOptions
 
-    ns_host, ns_port = _place(wanted.ns)
+    ns_host, ns_port = wanted.ns or Place()
     hosts = tuple(name.lower() for name in wanted.allow_host)
     if not hosts and is_loopback_host(wanted.host):
         hosts = (*LOOPBACK_NAMES, wanted.host.lower())
@@ -152,7 +158,7 @@ def gateway_options(wanted: Wanted) -> GatewayOptions:
         cors=tuple(origin.lower().rstrip("/") for origin in wanted.cors),
         allowed_hosts=hosts or None,
         tracebacks=wanted.tracebacks,
-        settings=Settings(hmac_key=hmac_key.encode() if hmac_key else None),
+        settings=access.settings(Settings(hmac_key=hmac_key.encode() if hmac_key else None)),
     )
 
 
@@ -164,23 +170,6 @@ def _key(wanted: Wanted) -> str | None:
     if not key:
         raise ValueError(f"{wanted.key_file} has no key in its first line")
     return key
-
-
-def _place(text: str | None) -> tuple[str | None, int | None]:
-    """Host and port of ``HOST``, ``HOST:PORT`` or ``[IPv6]:PORT``.
-
-    Raises:
-        ValueError: it is none of them.
-    """
-    if not text:
-        return None, None
-    host, mark, port = text.rpartition(":")
-    if text.endswith("]") or not mark:
-        host, port = text, ""
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or (port and not (port.isdecimal() and 0 < int(port) < 65536)):
-        raise ValueError(f"--ns is HOST or HOST:PORT, not {text!r}")
-    return host, int(port) if port else None
 
 
 async def _serve(wanted: Wanted, options: GatewayOptions, context: ssl.SSLContext | None) -> None:

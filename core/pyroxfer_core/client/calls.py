@@ -156,8 +156,10 @@ def encode_call(
                 flags |= received.flags & Flags.COMPRESSED
                 name = received.serializer
                 return Message(MessageType.INVOKE, 0, name, flags, received.body, annotations, options.correlation_id)
-            args, kwargs, serializer = blob.deserialized(), {}, serializer.for_anybody()
-        body: Body = serializer.dumps_call(object_id, method, args, kwargs)
+            serializer = serializer.for_anybody()
+            body: Body = serializer.dumps_blob(object_id, method, blob.deserialized())
+        else:
+            body = serializer.dumps_call(object_id, method, args, kwargs)
     except SerializeError as error:
         error.outcome = Outcome.NOT_SENT
         raise

@@ -9,7 +9,15 @@ from typing import Final
 
 import trio
 
-from ..errors import CommunicationError, MessageTooLargeError, NamingError, Outcome, SerializeError, TimeoutError
+from ..errors import (
+    CommunicationError,
+    MessageTooLargeError,
+    NamingError,
+    Outcome,
+    ProtocolError,
+    SerializeError,
+    TimeoutError,
+)
 from .access import Header
 from .request import BadRequest, Receive, Send
 from .values import error_json
@@ -156,3 +164,10 @@ def status_of(error: BaseException, *, remote: bool) -> int:
 def is_gone(error: BaseException) -> bool:
     """A daemon that answers, and does not have the object (any more): a dead entry of the name server."""
     return isinstance(error, CommunicationError) and "unknown object" in str(error).lower()
+
+
+def may_have_moved(error: CommunicationError) -> bool:
+    """Nothing ran, and another address may help: nobody listens there, or not for this object."""
+    if isinstance(error, (SerializeError, ProtocolError, TimeoutError)):
+        return False
+    return error.outcome is Outcome.NOT_SENT or is_gone(error)

@@ -12,11 +12,11 @@ import trio
 from ..client.calls import CallOptions, correlation_bytes
 from ..client.items import ItemStream
 from ..client.member import Call
-from ..errors import Outcome, PyroError, SerializeError, TimeoutError
+from ..errors import CommunicationError, Outcome, PyroError, SerializeError, TimeoutError
 from ..objects.expose import is_private
 from ..wire.message import Flags
 from .access import NOT_EXPOSED, Access
-from .answers import EVENTS, JSON_LINES, SSE_COMMENT, Answer, StreamAnswer, failed
+from .answers import EVENTS, JSON_LINES, SSE_COMMENT, Answer, StreamAnswer, failed, may_have_moved
 from .names import Found, Names
 from .options import GatewayOptions
 from .pool import GatewayProxy, Pool
@@ -56,7 +56,13 @@ class Calls:
             raise BadRequest(403, NOT_EXPOSED)
         try:
             found = await self._names.lookup(name)
-            answer = await self._ask(request, name, found, member, arguments)
+            try:
+                answer = await self._ask(request, name, found, member, arguments)
+            except CommunicationError as error:
+                moved = await self._names.moved(name, found) if may_have_moved(error) else None
+                if moved is None:
+                    raise
+                answer = await self._ask(request, name, moved, member, arguments)
         except (PyroError, AttributeError) as error:
             return failed(error, remote=False, tracebacks=self.tracebacks(request))
         if found.stale:
@@ -75,6 +81,10 @@ class Calls:
             call = self._call(request, proxy, member, arguments)
             try:
                 result = await call
+            except CommunicationError as error:
+                if may_have_moved(error) and not _is_remote(call):
+                    raise
+                return self._failed(request, call, error)
             except Exception as error:
                 return self._failed(request, call, error)
             if isinstance(result, ItemStream):
@@ -128,7 +138,7 @@ class Calls:
         return Call(proxy, member, tuple(arguments.positional), arguments.named, options, flags)
 
     def _failed(self, request: Request, call: Call, error: Exception) -> Answer:
-        remote = call.reply is not None and bool(call.reply.flags & Flags.EXCEPTION)
+        remote = _is_remote(call)
         if not remote and not isinstance(error, (PyroError, AttributeError)):
             log.error("a call of %s failed in the gateway", call.method, exc_info=error)
         return failed(error, remote=remote, tracebacks=self.tracebacks(request))
@@ -159,6 +169,11 @@ class Calls:
                     yield render("error", error_json(error, tracebacks=tracebacks))
                     return
                 yield part
+
+
+def _is_remote(call: Call) -> bool:
+    """Whether the object itself has raised the error."""
+    return call.reply is not None and bool(call.reply.flags & Flags.EXCEPTION)
 
 
 def _shows(proxy: GatewayProxy, member: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ PATIENCE_S: Final = 1.0
 """How long it is waited for a name server when an earlier answer could be used."""
 TROUBLE_S: Final = 3.0
 """How long such answers are then used without asking again."""
+REFRESH_S: Final = 0.1
+"""How old an answer is before an object that is not to be had there makes us ask again."""
 ANSWER_WITHIN_S: Final = 10.0
 """How long the name server may take for an answer."""
 _OPTIONS: Final = CallOptions(deadline=ANSWER_WITHIN_S)
@@ -82,6 +85,22 @@ class Names:
                 pass  # and what is known is used
             self._trouble_until = trio.current_time() + TROUBLE_S
         return Found(known.uri, stale=True)
+
+    async def moved(self, name: str, found: Found) -> Found | None:
+        """Where an object is by now that was not to be had at an address; None when there is no other one.
+
+        Raises:
+            NamingError: ``unknown name: …``.
+        """
+        known, now = self._known.get(name), trio.current_time()
+        if known is not None and known.uri != found.uri:
+            return Found(known.uri)  # another request has asked
+        if known is None or now < max(self._trouble_until, known.at + REFRESH_S):
+            return None
+        with suppress(NameServerGone), trio.move_on_after(PATIENCE_S):
+            uri = await self._fresh(name)
+            return Found(uri) if uri != found.uri else None
+        return None
 
     async def _fresh(self, name: str) -> Uri:
         try:

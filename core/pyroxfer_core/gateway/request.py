@@ -143,6 +143,8 @@ async def read_arguments(request: Request, receive: Receive, options: GatewayOpt
     if request.method == "POST":
         body = await read_body(request, receive, options.max_body_bytes)
         kind = request.header(b"content-type").partition(";")[0].strip().lower()
+        if body and request.header(b"content-encoding").strip().lower() not in ("", "identity"):
+            raise BadRequest(415, "a request body is sent as it is, without Content-Encoding")
         if body and kind == "application/json":
             _take_json(body, arguments)
         elif body and kind == FORM:

@@ -104,7 +104,7 @@ def arguments_from_json(text: str) -> Any:
         ValueError: not JSON, nested too deeply, or with ``__class__``: objects are not built for strangers.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
         return _argument(value, 0)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -112,6 +112,13 @@ def arguments_from_json(text: str) -> Any:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is larger than any number here")
+    return number
 
 
 def _argument(value: Any, depth: int) -> Any:

@@ -1,5 +1,6 @@
 """The name server: names to URIs, over the network and in a program."""
 
+from .keeping import Registration as Registration
 from .keeping import keep_registered as keep_registered
 from .lookup import locate_ns as locate_ns
 from .lookup import resolve as resolve

@@ -134,7 +134,7 @@ def check_reachable(name: str, uri: Uri, *, remote: bool) -> None:
         remote: the registrant is on another machine, where "localhost" is not what it is here.
 
     Raises:
-        NamingError: the host is the wildcard address, or a loopback address of another machine.
+        NamingError: the host is the wildcard address, or a loopback address of another machine, or the port is 0.
     """
     if uri.protocol != "PYRO" or uri.host is None:
         return
@@ -142,6 +142,11 @@ def check_reachable(name: str, uri: Uri, *, remote: bool) -> None:
         raise NamingError(
             f"refusing to register {name!r} at {uri.location}: nobody can connect to a wildcard address; "
             "register the address or host name that clients reach (host= or nathost= of the daemon)"
+        )
+    if uri.port == 0:
+        raise NamingError(
+            f"refusing to register {name!r} at {uri.location}: nobody can connect to port 0; "
+            "register the URI that the daemon has once it listens"
         )
     if remote and is_loopback(uri.host):
         raise NamingError(

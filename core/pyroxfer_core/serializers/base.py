@@ -113,6 +113,28 @@ class Serializer(ABC):
         except Exception as exc:
             raise self._cannot("read", exc) from exc
 
+    def dumps_blob(self, object_id: str, method: str, data: Any) -> Body:
+        """The body of a call with a blob: a list or tuple of arguments, or any other value in their place."""
+        if isinstance(data, (list, tuple)):
+            return self.dumps_call(object_id, method, data, {})
+        try:
+            return self._write(self._bare_call(object_id, method, data))
+        except (SerializeError, SecurityError):
+            raise
+        except Exception as exc:
+            raise self._cannot("write", exc) from exc
+
+    def loads_blob(self, body: Body) -> Any:
+        """The data of a blob, from the body of its call: whatever stands where the arguments are."""
+        try:
+            object_id, method, data, kwargs = self._read_call(body)
+            check_call((object_id, method, (), kwargs))
+            return data
+        except (SerializeError, SecurityError):
+            raise
+        except Exception as exc:
+            raise self._cannot("read", exc) from exc
+
     def loads(self, body: Body) -> Any:
         """The value of a body."""
         try:
@@ -144,6 +166,10 @@ class Serializer(ABC):
 
     @abstractmethod
     def _read(self, body: Body) -> Any: ...
+
+    def _bare_call(self, object_id: str, method: str, data: Any) -> Any:
+        """A call whose arguments are one value that is no list."""
+        return object_id, method, data, {}
 
     def _revive(self, body: Body, value: Any) -> Any:
         """Objects of the dicts in ``value``; ``body`` tells cheaply that there are none."""

@@ -18,7 +18,8 @@ class SerializedBlob:
 
     Args:
         info: any plain value; forwarders route by it.
-        data: a list or tuple of arguments; with ``is_blob``, bytes of a message body as ``from_message`` keeps them.
+        data: a list or tuple of arguments, or any value instead of them; with ``is_blob``, bytes of a message body as
+            ``from_message`` keeps them.
         is_blob: the data are bytes and stay bytes.
 
     Raises:
@@ -50,7 +51,7 @@ class SerializedBlob:
         return self.message.serializer if self.message is not None else None
 
     def deserialized(self) -> Any:
-        """The data: what was given, or the arguments of the message, read anew at every call.
+        """The data: what was given, or what the message has in the place of arguments, read anew at every call.
 
         Raises:
             SerializeError: the body is not a call in the sender's serializer.
@@ -58,8 +59,7 @@ class SerializedBlob:
         """
         if self._serializer is None:
             return self._data
-        _, _, args, _ = self._serializer.loads_call(self._data)
-        return args
+        return self._serializer.loads_blob(self._data)
 
     def __getstate__(self) -> Any:
         raise SerializeError("a SerializedBlob is the only positional argument of a call, without keywords")

@@ -42,6 +42,9 @@ class JsonSerializer(Serializer):
     def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
         return self._write({"object": object_id, "method": method, "params": args, "kwargs": kwargs})
 
+    def _bare_call(self, object_id: str, method: str, data: Any) -> Any:
+        return {"object": object_id, "method": method, "params": data, "kwargs": {}}
+
     def _write(self, value: Any) -> bytes:
         return self._encode(value).encode()
 

@@ -28,6 +28,9 @@ class MarshalSerializer(Serializer):
         plain_kwargs = kwargs and {key: self._plain(value) for key, value in kwargs.items()}
         return marshal.dumps((object_id, method, plain_args, plain_kwargs), _VERSION)
 
+    def _bare_call(self, object_id: str, method: str, data: Any) -> Any:
+        return object_id, method, self._plain(data), {}
+
     def _write(self, value: Any) -> bytes:
         return marshal.dumps(self._plain(value), _VERSION)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,6 +75,11 @@ class Job(CallContext):
         self.kwargs = kwargs
         self.deadline = deadline
         self.lane: Any = None
+
+    def forget(self) -> None:
+        """Let go of what was asked: as the context of the task that ran it, a job outlives its call."""
+        self.message = replace(self.message, body=b"")
+        self.args, self.kwargs = (), None
 
     @property
     def oneway(self) -> bool:

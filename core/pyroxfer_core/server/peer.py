@@ -76,6 +76,10 @@ def _same(call: Call) -> Call:
     return call
 
 
+KEPT_BYTES: Final = 4096
+"""The largest request that an idle connection may go on holding."""
+
+
 class _Worker:
     """A task that reads requests and runs calls, one after another."""
 
@@ -298,10 +302,13 @@ class Peer:
                 if worker.cut:
                     return  # what is left to do must not be cancelled
                 del self._running[job.message.seq]
+                if len(job.message.body) > KEPT_BYTES:
+                    job.forget()
                 if waited or self._reading:
                     worker.job = await self._answer(job, worker.answer)
                 else:  # this task reads on, and sends before it waits
                     worker.job = self._answer_soon(job, worker.answer)
+                worker.answer = None
             elif self._reading:
                 if not await self._park(worker):
                     return

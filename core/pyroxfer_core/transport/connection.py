@@ -17,7 +17,6 @@ from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
 from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
-from .alone import Input
 from .open import open_socket
 from .sockets import StreamSocket, is_local, lost_connection, peer_text, reason_of, set_options
 from .wirelog import wire_log
@@ -66,8 +65,6 @@ class Connection:
         """When an accepted connection must have finished its handshake, on trio's clock."""
         self.hmac_key = hmac_key
         self._reads = 0
-        self._input: Input | None = None
-        """Made when there is something to wait for; TLS may hold input that its socket does not show."""
         self._out: list[Body] = []
         self._sending = False
         self._drained: trio.Event | None = None
@@ -119,12 +116,8 @@ class Connection:
         """Like `receive`, for callers who know that no event is complete yet."""
         decoder, sock = self.decoder, self._sock
         event: Event | None = None
-        input_ = self._input
         try:
             while event is None:
-                if input_ is not None and input_.quick and not input_.wait_briefly():
-                    await self._wait_for_input()
-                    continue
                 self._reads += 1
                 if self._reads >= READS_PER_TURN:
                     self._reads = 0
@@ -137,8 +130,8 @@ class Connection:
                     else:
                         count = sock.recv_into(place)
                 except BlockingIOError:
-                    await self._wait_for_input()
-                    input_ = self._input
+                    self._reads = 0
+                    await self._wait(trio.lowlevel.wait_readable)
                     continue
                 except OSError as error:
                     raise self._lost(error) from error
@@ -170,12 +163,6 @@ class Connection:
             return False
         self.decoder.feed(data)
         return bool(data)
-
-    async def _wait_for_input(self) -> None:
-        self._reads = 0
-        if self._input is None and isinstance(self._sock, socket.socket):
-            self._input = Input(self._sock)
-        await self._wait(trio.lowlevel.wait_readable if self._input is None else self._input.wait)
 
     async def _wait(self, wait: Callable[[StreamSocket], Awaitable[None]]) -> None:
         try:
@@ -215,6 +202,8 @@ class Connection:
         """
         codec = self.decoder.codec or self.codec
         if len(message.body) <= JOIN_BELOW or self.hmac_key is not None:
+            if message.annotations and self.hmac_key is None:
+                return self.queue_encoded(*codec.encode_buffers(message))
             data = codec.encode(message, hmac_key=self.hmac_key)
             self._out.append(data)
             self.queued += len(data)
@@ -354,8 +343,6 @@ class Connection:
     def close(self) -> None:
         """Close at once. Tasks waiting in this connection get a ConnectionClosedError. Twice is fine."""
         self.broken = True
-        if self._input is not None:
-            self._input.close()
         if self._sock.fileno() >= 0:
             trio.lowlevel.notify_closing(self._sock)
             self._sock.close()

@@ -62,6 +62,11 @@ class LoggedCodec:
         self._say("sent", message, _annotations(message), body_length)
         return data
 
+    def encode_buffers(self, message: Message) -> list[Body]:
+        buffers = self._codec.encode_buffers(message)
+        self._say("sent", message, _annotations(message), len(message.body))
+        return buffers
+
     def _say(self, direction: str, head: Header | Message, annotations: str, body_length: int) -> None:
         log.debug(
             "%s %s: %s protocol %d, sequence %d, serializer %s, flags %#04x, %s, body %d bytes",

@@ -46,7 +46,7 @@ class Codec(Protocol):
         None in every other case, rubbish included: it is to be looked at step by step.
         """
 
-    def parse_annotations(self, data: bytes, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
+    def parse_annotations(self, data: Body, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
         """Annotations (at most ``limit``), correlation id and signature of a whole annotation area.
 
         ProtocolError: chunks do not fit, too many, key not ASCII, correlation id not 16 bytes.
@@ -61,6 +61,9 @@ class Codec(Protocol):
 
     def encode_head(self, message: Message, body_length: int) -> bytes:
         """Header and annotations only; ``message.body`` is not looked at. Errors as ``encode``."""
+
+    def encode_buffers(self, message: Message) -> list[Body]:
+        """As ``encode`` without a key, in several buffers: a large annotation of bytes stays where it is."""
 
     def verify(self, key: bytes, message: Message, signature: bytes) -> None:
         """SecurityError unless ``signature`` is that of ``message`` under ``key``."""

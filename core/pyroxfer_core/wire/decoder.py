@@ -46,6 +46,7 @@ class Decoder:
     """
 
     __slots__ = (
+        "_area",
         "_broken",
         "_collect_limit",
         "_filled",
@@ -96,6 +97,8 @@ class Decoder:
         self._header: Header | None = None
         self._open: Message | None = None
         self._remaining = 0
+        self._area: Header | None = None
+        """Of a message whose large annotation area is being collected, in the place of its body."""
         self._signature: bytes | None = None
         self.collected: bytearray | memoryview | None = None
         """The large body that is coming in; only then `wanted_buffer` has something to say."""
@@ -230,6 +233,8 @@ class Decoder:
         assert self.codec is not None
         start = self._offset + self.codec.header_size
         body_start = start + header.annotations_length
+        if header.annotations_length > _INLINE_BODY and body_start > len(self.data):
+            return self._open_area(header, start)
         if header.body_length <= self._inline_limit:
             end = body_start + header.body_length
             if end <= len(self.data):
@@ -268,22 +273,42 @@ class Decoder:
         return codec
 
     def _whole(self, header: Header, start: int, body_start: int, end: int) -> Message:
-        message = self._message(header, start, body_start, self._slice(body_start, end))
+        message = self._message(header, self._slice(start, body_start), self._slice(body_start, end))
         if self._signature is not None:
             self._verify(message)
         self._advance(end)
         return message
 
     def _open_body(self, header: Header, start: int, body_start: int) -> Event | None:
-        message = self._message(header, start, body_start, b"")
+        message = self._message(header, self._slice(start, body_start), b"")
         self._advance(body_start)
+        return self._begin_body(message, header)
+
+    def _begin_body(self, message: Message, header: Header) -> Event | None:
         self._open = message
         self._remaining = header.body_length
         if header.body_length > self._collect_limit:
+            self.collected = None
             return Head(message, header.body_length)
         self.collected = bytearray() if message.type != MessageType.PIECE else self._place_piece(header)
         self._filled = 0
         return self._collect()
+
+    def _open_area(self, header: Header, start: int) -> Event | None:
+        """Annotations of that size arrive in a buffer of their own, like a large body."""
+        self._advance(start)
+        self._area = header
+        self._open = Message(header.type, header.seq, header.serializer, header.flags, b"")
+        self._remaining = header.annotations_length
+        self.collected = bytearray()
+        self._filled = 0
+        return self._collect()
+
+    def _close_area(self, area: Body, header: Header) -> Event | None:
+        """The annotations are complete: on with the body."""
+        self._area = None
+        self._open = self._message(header, memoryview(area), b"")
+        return self._begin_body(self._open, header)
 
     def _place_piece(self, header: Header) -> bytearray | memoryview:
         """Where a piece goes: to its place in the body that it belongs to, if it has one already."""
@@ -293,16 +318,14 @@ class Decoder:
         place = self.place_of(header.seq, size) if self.place_of is not None else None
         return take_buffer() if place is None else place
 
-    def _message(self, header: Header, start: int, body_start: int, body: bytes) -> Message:
+    def _message(self, header: Header, area: Body, body: bytes) -> Message:
         """The message so far; its signature is left in ``_signature`` until the whole body is there."""
         annotations: dict[str, Body] = {}
         correlation_id, signature = header.correlation_id, None
         codec = self.codec
         assert codec is not None
-        if start != body_start:
-            parsed, in_annotations, signature = codec.parse_annotations(
-                self._slice(start, body_start), self._max_annotations
-            )
+        if len(area):
+            parsed, in_annotations, signature = codec.parse_annotations(area, self._max_annotations)
             annotations.update(parsed)
             correlation_id = correlation_id or in_annotations
         if codec.signs and (signature is None) is not (self._hmac_key is None):
@@ -317,7 +340,7 @@ class Decoder:
         self.codec.verify(self._hmac_key, message, self._signature)
         self._signature = None
 
-    def _collect(self) -> Message | None:
+    def _collect(self) -> Event | None:
         """Move fed bytes of the body to its buffer; the message, once they are all there."""
         buffer, message = self.collected, self._open
         assert buffer is not None
@@ -332,6 +355,8 @@ class Decoder:
             self._advance(end)
         if self._remaining:
             return None
+        if self._area is not None:
+            return self._close_area(buffer, self._area)
         message.body = memoryview(buffer)[: self._filled] if message.type == MessageType.PIECE else buffer
         if self._signature is not None:
             self._verify(message)
@@ -374,7 +399,7 @@ class Decoder:
         self._parse_small = None
         self.data, self._offset = b"", 0
         self._take_back()
-        self._open = self.collected = self._header = None
+        self._open = self.collected = self._header = self._area = None
 
     def _raise_broken(self) -> NoReturn:
         assert self._broken is not None

@@ -40,7 +40,7 @@ def body_size(body: Body) -> int:
     return body.nbytes if isinstance(body, memoryview) else len(body)
 
 
-def split_chunks(data: bytes, head: struct.Struct, limit: int, short_text: str) -> dict[str, bytes]:
+def split_chunks(data: Body, head: struct.Struct, limit: int, short_text: str) -> dict[str, bytes]:
     """Split an annotation area; ``head`` is the layout of a chunk's key and length. The last of equal keys wins.
 
     ProtocolError: a chunk does not fit (``short_text`` when not even its head does), a key is not ASCII, or there
@@ -58,7 +58,7 @@ def split_chunks(data: bytes, head: struct.Struct, limit: int, short_text: str) 
         offset += head.size
         if length > end - offset:
             raise ProtocolError(CHUNK_TOO_LONG)
-        annotations[_text_of_key(key)] = data[offset : offset + length]
+        annotations[_text_of_key(key)] = bytes(data[offset : offset + length])
         offset += length
     return annotations
 
@@ -71,7 +71,12 @@ def _text_of_key(key: bytes) -> str:
 
 
 def join_chunks(items: Iterable[tuple[str, Body]], head: struct.Struct, limit: int) -> bytes:
-    """The annotation area for ``items``, in their order.
+    """The annotation area for ``items``, in their order. Errors as ``chunks_of``."""
+    return b"".join(chunks_of(items, head, limit))
+
+
+def chunks_of(items: Iterable[tuple[str, Body]], head: struct.Struct, limit: int) -> list[Body]:
+    """The buffers of the annotation area for ``items``: head and value of each, in their order.
 
     ProtocolError: a key is not 4 ASCII characters, or a value is not bytes. MessageTooLargeError: all chunks together
     exceed ``limit`` bytes.
@@ -87,7 +92,7 @@ def join_chunks(items: Iterable[tuple[str, Body]], head: struct.Struct, limit: i
             raise MessageTooLargeError(f"annotations too large ({total}, max={limit})")
         parts.append(head.pack(_key_of_text(key), size))
         parts.append(value)
-    return b"".join(parts)
+    return parts
 
 
 def _key_of_text(key: str) -> bytes:

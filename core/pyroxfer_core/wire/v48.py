@@ -101,7 +101,7 @@ class CodecV48:
         """Nothing: answers of this protocol have annotations, which are looked at step by step."""
         return None
 
-    def parse_annotations(self, data: bytes, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
+    def parse_annotations(self, data: Body, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
         """Annotations, correlation id and signature. Pyro4 accepts over-long chunks; here they are ProtocolErrors."""
         annotations = split_chunks(data, _CHUNK, limit, "unpack requires a buffer of 6 bytes")
         correlation_id = annotations.pop("CORR", None)
@@ -122,6 +122,10 @@ class CodecV48:
         """Header and annotations of a message whose body of ``body_length`` bytes is sent separately, unsigned."""
         annotations = self._annotations(message, None)
         return self._header(message, body_length, len(annotations)) + annotations
+
+    def encode_buffers(self, message: Message) -> list[Body]:
+        """The whole message in one buffer: annotations of this protocol are small."""
+        return [self.encode(message)]
 
     def verify(self, key: bytes, message: Message, signature: bytes) -> None:
         """SecurityError unless ``signature`` is that of ``message`` under ``key``."""

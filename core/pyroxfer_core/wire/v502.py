@@ -17,6 +17,7 @@ from .frame import (
     Header,
     body_size,
     check_correlation_id,
+    chunks_of,
     join_chunks,
     serializer_name,
     serializer_number,
@@ -39,6 +40,8 @@ _pack = _HEADER.pack
 _NAMES: Final = {1: "serpent", 2: "marshal", 3: "json", 4: "msgpack", 42: "ping"}
 _NUMBERS: Final = {name: number for number, name in _NAMES.items()}
 
+APART: Final = 64 * 1024
+"""Bytes of an annotation from which copying it costs more than a buffer of its own."""
 _NEUTRAL_BITS: Final = 0x3F
 """The neutral flags took their numbers from this protocol, except META_ON_CONNECT, which it does not have."""
 _CORR_ID: Final = 0x40
@@ -101,7 +104,7 @@ class CodecV502:
             correlation_id = None
         return Message(kind, seq, name, flags & _NEUTRAL_BITS, data[start:end], {}, correlation_id)
 
-    def parse_annotations(self, data: bytes, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
+    def parse_annotations(self, data: Body, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
         """Annotations; correlation id and signature are never among them in this protocol."""
         return split_chunks(data, _CHUNK, limit, CHUNK_TOO_LONG), None, None
 
@@ -128,6 +131,20 @@ class CodecV502:
         """Header and annotations of a message whose body of ``body_length`` bytes is sent separately."""
         annotations = join_chunks(message.annotations.items(), _CHUNK, _MAX_U32)
         return self._header(message, body_length, len(annotations)) + annotations
+
+    def encode_buffers(self, message: Message) -> list[Body]:
+        """The whole message, in one buffer, or several when an annotation of bytes is large enough to stay apart."""
+        chunks = chunks_of(message.annotations.items(), _CHUNK, _MAX_U32)
+        size = sum(map(body_size, chunks))
+        buffers: list[Body] = [self._header(message, body_size(message.body), size)]
+        for chunk in (*chunks, message.body):
+            if type(chunk) is bytes and len(chunk) > APART:
+                buffers.append(chunk)
+            elif len(buffers[-1]) > APART:
+                buffers.append(bytes(chunk))
+            else:
+                buffers[-1] = b"".join((buffers[-1], chunk))
+        return buffers
 
     def verify(self, key: bytes, message: Message, signature: bytes) -> None:
         """Nothing to verify: ``signs`` is False and no signature is ever parsed."""

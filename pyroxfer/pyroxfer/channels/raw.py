@@ -42,6 +42,9 @@ OPEN_S: Final = 2.0
 """A side stream that is not open after this long will not be: something on the way holds it back."""
 STEP: Final = 2 * 1024 * 1024
 """Bytes between two looks at progress, digest and lease."""
+QUICK_STEP: Final = 8 * 1024 * 1024
+QUICK_S: Final = 0.05
+"""The same as long as ``STEP`` bytes take no longer than this: each look costs visits of worker threads."""
 STRIPE: Final = 8 * 1024 * 1024
 """Bytes of one range when there are several streams: sent again as a whole when it was damaged."""
 NAME: Final = "raw"
@@ -94,16 +97,37 @@ async def _next_range(stream: SideStream, granted: Range) -> tuple[Range, bool] 
     return Range(offset, length), bool(striped)
 
 
+class _Stride:
+    """How many bytes to move before the next look."""
+
+    def __init__(self, manner: Manner) -> None:
+        self._manner = manner
+        self._longest = STEP
+        self._began = 0.0
+
+    async def next(self, left: int) -> int:
+        """The size of the next step, once the bandwidth limit allows it."""
+        count = min(self._manner.pace.step(self._longest), left)
+        await self._manner.pace.take(count)
+        self._began = trio.current_time()
+        return count
+
+    def moved(self, count: int) -> None:
+        """The step is over."""
+        took = trio.current_time() - self._began
+        self._longest = QUICK_STEP if took * STEP <= QUICK_S * count else STEP
+
+
 async def _send_range(
     stream: SideStream, source: Source, place: Range, moved: Callable[[int], object], manner: Manner, striped: bool
 ) -> None:
     """Send a range of the source, then its end record."""
     assert source.fd is not None, "callers check that the source is a file"
-    offset, end = place.offset, sum(place)
+    offset, end, stride = place.offset, sum(place), _Stride(manner)
     while offset < end:
-        step = min(manner.pace.step(STEP), end - offset)
-        await manner.pace.take(step)
+        step = await stride.next(end - offset)
         sent = await stream.send_file(source.fd, offset, step)
+        stride.moved(sent)
         offset += sent
         if sent < step:
             await source.end()
@@ -118,13 +142,13 @@ async def _receive_range(
 ) -> None:
     """Receive a range into the sink, and its end record; ``moved`` is told of each step."""
     sink.reserve(*place)
-    offset, end = place.offset, sum(place)
+    offset, end, stride = place.offset, sum(place), _Stride(manner)
     try:
         while offset < end:
-            step = min(manner.pace.step(STEP), end - offset)
-            await manner.pace.take(step)
+            step = await stride.next(end - offset)
             with sink.usage:
                 got = await _splice(stream, sink, offset, step)
+            stride.moved(got)
             sink.complete(offset, got)
             offset += got
             if got < step:

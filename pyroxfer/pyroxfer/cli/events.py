@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json as json_module
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 
+from ..errors import SomeFilesFailedError
 from ..names import printable
 from ..offer import SKIPPED, Receipt
+from ..planning import WANTED, Planned
 from ..progress import Progress, ProgressCallback, TqdmProgress, human
 
 
@@ -23,6 +25,15 @@ def print_trouble(event: Progress) -> None:
     """Warnings and errors of single files as lines on standard error; the rest is silent."""
     if event.event == "warn":
         click.echo(f"pyroxfer: {printable(event.path)}: {printable(event.text)}", err=True)
+
+
+def print_plan(event: Progress) -> None:
+    """What a dry run finds, one file a line on standard output."""
+    if event.event == "plan":
+        why = f" ({printable(event.text)})" if event.text else ""
+        click.echo(f"{event.action:8} {event.size:>14} {printable(event.path)}{why}")
+    else:
+        print_trouble(event)
 
 
 @contextlib.contextmanager
@@ -47,6 +58,21 @@ def _both(bar: TqdmProgress) -> ProgressCallback:
         bar(event)
 
     return tell
+
+
+def conclude_plan(planned: Sequence[Planned], where: str) -> str:
+    """One line about what would be moved.
+
+    Raises:
+        SomeFilesFailedError: some files would be refused; the error of the only one comes as it is.
+    """
+    refused = {one.path: one.error for one in planned if one.error is not None}
+    if refused and len(planned) == 1:
+        raise next(iter(refused.values()))
+    if refused:
+        raise SomeFilesFailedError(f"{len(refused)} of {len(planned)} files would be refused", refused)
+    moved = [one for one in planned if one.action == WANTED]
+    return f"{len(moved)} files, {human(sum(one.size for one in moved))} would be moved to {where}"
 
 
 def summary(receipts: Receipt | list[Receipt], where: str) -> str:

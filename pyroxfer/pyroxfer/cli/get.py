@@ -11,10 +11,12 @@ from pyroxfer_core.cli.access import ClientAccess, client_access
 
 from ..client import PIPE
 from ..client import get as get_files
+from ..dry_run import plan_get
 from ..names import printable
-from .events import events, summary
+from .complete import remote
+from .events import conclude_plan, events, print_event, print_plan, summary
 from .run import run
-from .shared import transfer_options
+from .shared import for_plan, transfer_options
 
 
 def sources_and_destination(addresses: tuple[str, ...], target: str | None) -> tuple[tuple[str, ...], str]:
@@ -25,8 +27,10 @@ def sources_and_destination(addresses: tuple[str, ...], target: str | None) -> t
 
 
 @click.command()
-@click.argument("addresses", nargs=-1, required=True, metavar="FROM… [DEST]")
-@click.option("-t", "--target", metavar="DEST", help="Where to; then every argument is fetched.")
+@click.argument("addresses", nargs=-1, required=True, metavar="FROM… [DEST]", shell_complete=remote)
+@click.option(
+    "-t", "--target", shell_complete=remote, metavar="DEST", help="Where to; then every argument is fetched."
+)
 @client_access
 @transfer_options
 def get(
@@ -35,6 +39,7 @@ def get(
     quiet: bool,
     json: bool,
     no_progress: bool,
+    dry_run: bool,
     access: ClientAccess,
     **options: Any,
 ) -> None:
@@ -60,4 +65,12 @@ def get(
             where = "standard output" if destination == PIPE else printable(destination)
             click.echo(summary(receipts, where), err=True)
 
-    run(main, json=json)
+    async def plan() -> None:
+        tell = print_event if json else print_plan
+        settings = access.settings(Settings())
+        planned = await plan_get(sources, destination, progress=tell, settings=settings, **for_plan(options))
+        text = conclude_plan(planned, printable(destination))
+        if not (quiet or json):
+            click.echo(text, err=True)
+
+    run(plan if dry_run else main, json=json)

@@ -15,6 +15,7 @@ from ..client import remove as remove_file
 from ..client import stat as stat_file
 from ..names import printable
 from ..offer import FileEntry
+from .complete import remote
 from .run import run
 
 
@@ -30,7 +31,7 @@ def _show(entry: FileEntry, json: bool) -> None:
 
 
 @click.command()
-@click.argument("address", metavar="FROM")
+@click.argument("address", metavar="FROM", shell_complete=remote)
 @click.option("--json", is_flag=True, help="One JSON object a line.")
 @client_access
 def ls(address: str, json: bool, access: ClientAccess) -> None:
@@ -44,7 +45,7 @@ def ls(address: str, json: bool, access: ClientAccess) -> None:
 
 
 @click.command()
-@click.argument("address", metavar="FROM")
+@click.argument("address", metavar="FROM", shell_complete=remote)
 @click.option("--json", is_flag=True, help="As a JSON object.")
 @client_access
 def stat(address: str, json: bool, access: ClientAccess) -> None:

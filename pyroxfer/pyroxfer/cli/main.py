@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import importlib.metadata
 import logging
 import signal
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -52,6 +53,17 @@ class LazyGroup(click.Group):
             signal.signal(signal.SIGINT, signal.default_int_handler)
         assert isinstance(command, click.Command), "the table names commands"
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """An output that cannot be written is one line; a pipe that nobody reads is left to click."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            raise click.ClickException(
+                printable(f"{error.filename or 'the output'}: {error.strerror or error}")
+            ) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -11,9 +11,11 @@ from pyroxfer_core.cli.access import ClientAccess, client_access
 
 from ..address import parse_address
 from ..client import send as send_files
-from .events import events, summary
+from ..dry_run import plan_send
+from .complete import remote
+from .events import conclude_plan, events, print_event, print_plan, summary
 from .run import run
-from .shared import transfer_options
+from .shared import for_plan, transfer_options
 
 
 def sources_and_target(paths: tuple[str, ...], target: str | None, server: str | None) -> tuple[tuple[str, ...], str]:
@@ -32,8 +34,8 @@ def sources_and_target(paths: tuple[str, ...], target: str | None, server: str |
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH… [TO]")
-@click.option("-t", "--target", metavar="TO", help="Where to; then every argument is sent.")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH… [TO]", shell_complete=remote)
+@click.option("-t", "--target", shell_complete=remote, metavar="TO", help="Where to; then every argument is sent.")
 @client_access
 @transfer_options
 def send(
@@ -42,6 +44,7 @@ def send(
     quiet: bool,
     json: bool,
     no_progress: bool,
+    dry_run: bool,
     access: ClientAccess,
     **options: Any,
 ) -> None:
@@ -67,4 +70,13 @@ def send(
         if not (quiet or json):
             click.echo(summary(receipts, str(address.uri.location or address.uri)), err=True)
 
-    run(main, json=json)
+    async def plan() -> None:
+        address = parse_address(place)
+        tell = print_event if json else print_plan
+        settings = access.settings(Settings())
+        planned = await plan_send(list(sources), address, progress=tell, settings=settings, **for_plan(options))
+        text = conclude_plan(planned, str(address.uri.location or address.uri))
+        if not (quiet or json):
+            click.echo(text, err=True)
+
+    run(plan if dry_run else main, json=json)

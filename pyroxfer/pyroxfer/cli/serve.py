@@ -12,20 +12,22 @@ import click
 
 from pyroxfer_core import Settings, configure_logging
 from pyroxfer_core import errors as core_errors
-from pyroxfer_core.cli.access import ServerAccess, server_access
+from pyroxfer_core.cli.access import ClientAccess, ServerAccess, nameserver_access, server_access
 from pyroxfer_core.server.door import open_door
 
 from ..address import parse_listen
 from ..errors import TransferError
 from ..names import printable
 from ..serving import FileServer
+from ..store.choose import identity
 from .run import run
+from .shared import size_option
 
 logger = logging.getLogger("pyroxfer.service")
 
 
 @click.command()
-@click.argument("folder", default=".", metavar="[DIR]")
+@click.argument("folder", default=".", metavar="[DIR|s3://BUCKET/PREFIX]")
 @click.option(
     "--listen", default="localhost:0", metavar="HOST:PORT", show_default=True, help="Port 0 is any free one."
 )
@@ -33,23 +35,36 @@ logger = logging.getLogger("pyroxfer.service")
 @click.option("--read-only", is_flag=True, help="Refuse uploads.")
 @click.option("--upload-only", is_flag=True, help="Refuse listing and fetching.")
 @click.option(
+    "--rule",
+    "rules",
+    multiple=True,
+    metavar="NAME:PATH:read|write|none",
+    help="What whom is allowed; * is everybody. With rules, the rest is denied.",
+)
+@click.option("--quota", callback=size_option, metavar="SIZE", help="Bytes of all files together, such as 10G.")
+@click.option(
     "--insecure", is_flag=True, help="Allow others than this machine, without authentication and encryption."
 )
 @click.option(
     "--state", metavar="DIR", help="Where receipts are kept for a week; by default in the user's state folder."
 )
 @server_access
+@nameserver_access
 def serve(
     folder: str,
     listen: str,
     name: str | None,
     read_only: bool,
     upload_only: bool,
+    rules: tuple[str, ...],
+    quota: int | None,
     insecure: bool,
     state: str | None,
     access: ServerAccess,
+    ns_access: ClientAccess,
 ) -> None:
-    """Serve a folder until interrupted; the current one unless named. SIGHUP reads certificate and tokens again."""
+    """Serve a folder, or s3://BUCKET/PREFIX, until interrupted; the current folder unless named. SIGHUP reads
+    certificate and tokens again."""
     if read_only and upload_only:
         raise click.UsageError("--read-only and --upload-only exclude each other.")
     configure_logging("INFO")
@@ -61,11 +76,14 @@ def serve(
             listen=listen,
             read_only=read_only,
             upload_only=upload_only,
+            rules=rules,
+            quota=quota,
             state=state or _usual_state(),
             settings=settings,
         )
+        ns_settings = ns_access.settings(Settings())
         _bind(server)
-        async with server, _registered(server, name):
+        async with server, _registered(server, name, ns_settings):
             _announce(server, folder, name, open_door(parse_listen(listen)[0], settings))
             await access.reload_on_hangup(settings)
 
@@ -91,7 +109,7 @@ def _bind(server: FileServer) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _registered(server: FileServer, name: str | None) -> AsyncIterator[None]:
+async def _registered(server: FileServer, name: str | None, settings: Settings) -> AsyncIterator[None]:
     """Keep the server in the name server while the block runs."""
     if name is None:
         yield
@@ -100,13 +118,13 @@ async def _registered(server: FileServer, name: str | None) -> AsyncIterator[Non
 
     name, at, place = name.partition("@")
     host, port = parse_listen(place) if at else (None, None)
-    async with keep_registered({name: server.uri}, host=host, port=port):
+    async with keep_registered({name: server.uri}, host=host, port=port, settings=settings):
         yield
 
 
 def _announce(server: FileServer, folder: str, name: str | None, problem: str | None) -> None:
     place = server.location if name is None else f"PYRONAME:{name}" if "@" in name else name
-    click.echo(f"Serving {printable(str(Path(folder).resolve()))} at {place} ({server.uri})")
+    click.echo(f"Serving {printable(identity(folder))} at {place} ({server.uri})")
     click.echo(f"  send:  pyroxfer send FILE {place}/")
     click.echo(f"  get:   pyroxfer get {place}/FILE")
     if problem is not None:

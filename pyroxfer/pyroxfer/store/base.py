@@ -93,6 +93,15 @@ class Store(Protocol):
     def make_folder(self, path: str) -> None:
         """Make the folder and its parents, as far as they are missing."""
 
+    def dress_folder(self, path: str, mode: int, mtime_ns: int) -> None:
+        """Give a folder its permission bits and its modification time."""
+
+    def read_link(self, path: str) -> str:
+        """The text of a symbolic link."""
+
+    def make_link(self, path: str, text: str, if_exists: str) -> bool:
+        """Make a symbolic link whose text stays inside the root; whether it was made, and not left as it is."""
+
     def stage(self, path: str, size: int | None, mode: int, origin: str = "") -> StagedFile:
         """Begin a file, or take up what an earlier attempt from the same origin left of it."""
 

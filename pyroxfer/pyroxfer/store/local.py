@@ -11,13 +11,16 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 
-from ..errors import DeniedError, NoSpaceError, TransferError
+from ..errors import DeniedError, TransferError
+from ..links import check_link
 from ..names import is_journal, is_partial, printable, split_file_path, split_path
 from ..offer import FileEntry, bounded_mtime
 from .base import StagedFile
 from .leftovers import forget, remove_leftovers
+from .links import make_link
 from .rooted import kind_of, open_folder, open_regular, open_root, translated
-from .staged import Staged
+from .space import Space
+from .staged import Staged, umask
 from .whole import WholeFiles
 
 
@@ -29,8 +32,10 @@ class LocalStore:
         NotFoundError, DeniedError, NoSpaceError, ExistsError, TransferError: what the system said.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, quota: int | None = None) -> None:
+        """``quota``: bytes that all files below the root may have together; None is no limit."""
         self._root_fd = open_root(root)
+        self._space = Space(self._used, quota)
 
     def close(self) -> None:
         """Let go of the root. Open files and partial files stay usable."""
@@ -81,12 +86,40 @@ class LocalStore:
 
     def whole_files(self) -> WholeFiles:
         """To read and write many small files, in one thread."""
-        return WholeFiles(self._root_fd, self._sync)
+        return WholeFiles(self._root_fd, self._sync, self._space)
 
     def make_folder(self, path: str) -> None:
         """Make the folder and its parents, as far as they are missing."""
         with translated(path):
             os.close(open_folder(self._root_fd, split_path(path), create=True))
+
+    def dress_folder(self, path: str, mode: int, mtime_ns: int) -> None:
+        """Give a folder its permission bits, by the umask, and its modification time; its owner can use it always."""
+        with translated(path), self._folder(split_path(path)) as folder:
+            os.fchmod(folder, (mode & 0o777 & ~umask()) | stat.S_IRWXU)
+            os.utime(folder, ns=(mtime_ns, mtime_ns))
+
+    def read_link(self, path: str) -> str:
+        """The text of a symbolic link."""
+        parts = split_file_path(path)
+        with translated(path), self._folder(parts[:-1]) as folder:
+            return os.readlink(parts[-1], dir_fd=folder)
+
+    def make_link(self, path: str, text: str, if_exists: str) -> bool:
+        """Make a symbolic link and its parents; false when it was left as it is, being equal or to be skipped.
+
+        Raises:
+            NameRefusedError: its text could lead out of the root.
+            ExistsError: something else stands there and ``if_exists`` does not say what to do.
+        """
+        parts = split_file_path(path)
+        check_link(path, text)
+        with translated(path):
+            folder = open_folder(self._root_fd, parts[:-1], create=True)
+            try:
+                return make_link(folder, parts[-1], text, if_exists)
+            finally:
+                os.close(folder)
 
     def stage(self, path: str, size: int | None, mode: int, origin: str = "") -> Staged:
         """Begin a file: its parents are made, its space is looked up, a random hidden file beside it is open.
@@ -95,7 +128,8 @@ class LocalStore:
         is taken up. A holder in another process gets a second to let go of it.
 
         Raises:
-            NoSpaceError: ``size`` bytes are not free now.
+            NoSpaceError: ``size`` bytes are not free now, less what files on their way have been promised, or are
+                more than is left of the quota.
         """
         parts = split_file_path(path)
         with translated(path):
@@ -106,7 +140,7 @@ class LocalStore:
                 os.close(folder)
                 raise
             try:
-                _check_space(staged.fd, size, path)
+                staged.room = self._space.reserve(staged.fd, size, path)
             except BaseException:
                 staged.suspend()
                 raise
@@ -133,6 +167,7 @@ class LocalStore:
                 os.rmdir(parts[-1], dir_fd=folder)
             else:
                 os.unlink(parts[-1], dir_fd=folder)
+        self._space.removed()
 
     def clean_leftovers(self) -> Iterator[int]:
         """Remove partial files whose owner is gone and that nobody will take up, everywhere below the root; how many
@@ -156,20 +191,26 @@ class LocalStore:
         finally:
             os.close(folder)
 
+    def _used(self) -> int:
+        """Bytes of all files below the root, partial ones among them."""
+        total = 0
+        waiting: list[tuple[str, ...]] = [()]
+        while waiting:
+            parts = waiting.pop()
+            with contextlib.suppress(OSError), self._folder(parts) as folder, os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append((*parts, entry.name))
+                    elif entry.is_file(follow_symlinks=False):
+                        total += entry.stat(follow_symlinks=False).st_size
+        return total
+
     def _sync(self, parts: Sequence[str]) -> None:
         """Flush the names of the folder and of every folder above it: some may have been made just now."""
         with translated("/".join(parts)):
             for depth in range(len(parts), -1, -1):
                 with self._folder(parts[:depth]) as folder:
                     os.fsync(folder)
-
-
-def _check_space(fd: int, size: int | None, path: str) -> None:
-    """Whether a file has room to grow to ``size``; what it holds already needs none."""
-    status = os.fstatvfs(fd)
-    free = status.f_bavail * status.f_frsize + os.fstat(fd).st_blocks * 512
-    if size is not None and size > free:
-        raise NoSpaceError(f"{printable(path)}: {size} bytes are needed and {free} are free at the receiver")
 
 
 def _scan(folder_fd: int) -> Iterator[FileEntry]:

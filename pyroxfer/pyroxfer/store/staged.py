@@ -19,6 +19,7 @@ from ..names import MAX_COMPONENT_BYTES, PRIVATE_PREFIX, printable
 from ..runs import Range, Run
 from .partial import PATIENCE_S, Found, JournalFile, find, journal_name, lock
 from .rooted import translated
+from .space import Reservation
 
 _RENAME_NOREPLACE: Final = 1
 """From linux/fs.h."""
@@ -81,6 +82,8 @@ class Staged:
         self._mode = self._made_with = mode & 0o777
         self._origin = origin
         self._sync_folders = sync_folders
+        self.room: Reservation | None = None
+        """Its promise of space, which ends with it."""
         self._journal: JournalFile | None = None
         self._lease = 1
         found = find(folder_fd, self._name, origin, PATIENCE_S) if origin else None
@@ -161,6 +164,8 @@ class Staged:
         Raises:
             NoSpaceError: the disk, the quota or the size limit is reached.
         """
+        if self.room is not None and not self.keeps:  # what can be sent again has a size, and was promised it
+            self.room.grow(offset + len(data))
         with translated(self.path):
             while data:
                 count = os.pwrite(self.fd, data, offset)
@@ -176,10 +181,12 @@ class Staged:
             ExistsError: the name is taken.
             NoSpaceError: flushing found no space.
         """
+        if self.room is not None:
+            self.room.grow(size)
         with translated(self.path):
             self._trim(size)
             if self._made_with != self._mode:
-                os.fchmod(self.fd, self._mode & ~_umask())
+                os.fchmod(self.fd, self._mode & ~umask())
             if mtime_ns is not None:
                 os.utime(self.fd, ns=(mtime_ns, mtime_ns))
             if durability == "data":
@@ -232,6 +239,8 @@ class Staged:
     def _close(self) -> None:
         if self._journal is not None:
             self._journal.close()
+        if self.room is not None:
+            self.room.release()
         if self.basis != self.fd:
             os.close(self.basis)
         os.close(self.fd)
@@ -253,7 +262,7 @@ def copy_range(source: int, target: int, offset: int, length: int) -> None:
         offset, length = offset + count, length - count
 
 
-def _umask() -> int:
+def umask() -> int:
     """The process's mask, without changing it for a moment as umask(2) must."""
     with open("/proc/self/status") as status:
         for line in status:

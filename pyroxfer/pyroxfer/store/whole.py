@@ -12,6 +12,7 @@ from typing import Final, Self
 from ..errors import ExistsError
 from ..names import PRIVATE_PREFIX, printable, split_file_path
 from .rooted import open_folder, open_regular, translated
+from .space import Reservation, Space
 from .staged import link_without_replacing
 
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -24,8 +25,9 @@ class WholeFiles:
         TransferError: as the methods of the store.
     """
 
-    def __init__(self, root_fd: int, sync_folders: Callable[[Sequence[str]], None]) -> None:
+    def __init__(self, root_fd: int, sync_folders: Callable[[Sequence[str]], None], space: Space) -> None:
         self._root_fd = root_fd
+        self._space = space
         self._sync_folders = sync_folders
         self._parts: tuple[str, ...] | None = None
         self._folder = -1
@@ -48,6 +50,7 @@ class WholeFiles:
         """Write a file and put it in place under its name, making missing folders; the path it got.
 
         Raises:
+            NoSpaceError: others have been promised the space, or the quota is used up.
             ExistsError: the name is taken. Like after every other error, nothing is left behind.
         """
         *parts, name = split_file_path(path)
@@ -55,7 +58,10 @@ class WholeFiles:
             folder = self._enter(tuple(parts), create=True)
             temporary = f"{PRIVATE_PREFIX}{secrets.token_hex(8)}"
             fd = os.open(temporary, _NEW, mode & 0o777, dir_fd=folder)
+            room: Reservation | None = None
             try:
+                if self._space.is_shared:
+                    room = self._space.reserve(fd, len(data), path)
                 _fill(fd, data, mtime_ns, durability)
                 link_without_replacing(temporary, name, folder)
             except BaseException as error:
@@ -65,6 +71,8 @@ class WholeFiles:
                     raise ExistsError(f"{printable(path)}: already exists") from None
                 raise
             finally:
+                if room is not None:
+                    room.release()
                 os.close(fd)
             if durability == "full":
                 self._sync_folders(parts)

@@ -9,6 +9,7 @@ line: {"result": ...} or {"failed": "Class: text"}. Values are answered as their
 import importlib
 import json
 import sys
+import threading
 import uuid
 
 library = sys.argv[1]
@@ -22,6 +23,33 @@ SerializedBlob = pyro.core.SerializedBlob if library == "pyro4" else pyro.Serial
 BatchProxy = pyro.batch if library == "pyro4" else pyro.BatchProxy
 for item, value in json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}").items():
     setattr(pyro.config, item, value)
+
+converters = pyro.util.SerializerBase if library == "pyro4" else pyro
+
+
+class Point:
+    """A class that travels by converters."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+
+converters.register_class_to_dict(Point, lambda point: {"__class__": "example.Point", "xy": [point.x, point.y]})
+converters.register_dict_to_class("example.Point", lambda name, data: Point(*data["xy"]))
+
+
+class Listener:
+    """Is called back."""
+
+    @pyro.expose
+    def add(self, a, b):
+        return a + b
+
+    @pyro.expose
+    @pyro.callback
+    def refuse(self, text):
+        raise ValueError(text)
+
 
 VALUES = {
     "serpent": [None, True, 7, -(2**70), 2.5, "täxt", (1, "two"), {"k": [1, 2]}, {1, 2}, 1 + 2j],
@@ -85,6 +113,16 @@ def unheard_exception(proxy, asked):
         proxy.raise_unheard()
     except Exception as error:
         return ["Unheard" in str(error), proxy.add(1, 1)]
+
+
+def exception_shapes(proxy, asked):
+    found = []
+    for how in ("args", "attributes", "key", "pyro"):
+        try:
+            proxy.fail(how)
+        except Exception as error:
+            found.append([type(error).__name__, list(error.args), getattr(error, "detail", None)])
+    return found
 
 
 def stream(proxy, asked):
@@ -157,10 +195,105 @@ def blob(proxy, asked):
         pyro.current_context.annotations = {}
 
 
+def blob_value(proxy, asked):
+    """Blobs whose data are not a list of arguments."""
+    try:
+        return [proxy.receive(SerializedBlob("label", data)) for data in ({"k": [1, "two"]}, 7)]
+    finally:
+        pyro.current_context.annotations = {}
+
+
 def session(proxy, asked):
     counter = asked["uris"]["counter"]
     with open_proxy(counter, asked) as first, open_proxy(counter, asked) as second:
         return [first.increment(), first.increment(), second.increment()]
+
+
+def instance_single(proxy, asked):
+    with open_proxy(asked["uris"]["single"], asked) as first, open_proxy(asked["uris"]["single"], asked) as second:
+        first.reset()
+        return [first.increment(), second.increment(), first.increment()]
+
+
+def instance_percall(proxy, asked):
+    with open_proxy(asked["uris"]["percall"], asked) as first, open_proxy(asked["uris"]["percall"], asked) as second:
+        return [first.increment(), first.increment(), second.increment()]
+
+
+def resource_tracking(proxy, asked):
+    before = proxy.resources_closed()
+    with open_proxy(asked["uris"]["shared"], asked) as other:
+        other.track()
+    while proxy.resources_closed() == before:  # a remote question each time
+        pass
+    return True
+
+
+class Visitor(pyro.Proxy):
+    """Remembers what the daemon answered when it connected."""
+
+    def _pyroValidateHandshake(self, response):
+        answered.append(response)
+
+
+answered = []
+
+
+def handshake(proxy, asked):
+    answered.clear()
+    with Visitor(asked["uris"]["shared"]) as anna, Visitor(asked["uris"]["shared"]) as stranger:
+        anna._pyroHandshake, stranger._pyroHandshake = {"user": "anna"}, "stranger"
+        anna.add(1, 2)
+        try:
+            stranger.add(1, 2)
+        except errors.CommunicationError as error:
+            return [*answered, "who are you?" in str(error)]
+
+
+def oneway_context(proxy, asked):
+    pyro.current_context.annotations = {"USER": b"hello"}
+    pyro.current_context.correlation_id = uuid.UUID(int=7)
+    try:
+        proxy.note_context()
+    finally:
+        pyro.current_context.annotations = {}
+        pyro.current_context.correlation_id = None
+    return proxy.wait_for_note(5)
+
+
+def annotations_stay_with_their_call(proxy, asked):
+    found = []
+    for call in (proxy.exchange, proxy.nothing):
+        call()
+        found.append([key for key in pyro.current_context.response_annotations if key == "RESP"])
+    return found
+
+
+def converters_(proxy, asked):
+    point = proxy.double(Point(1, 2))
+    return [type(point).__name__, point.x, point.y]
+
+
+def callback(proxy, asked):
+    with pyro.Daemon() as daemon:
+        listener = Listener()
+        daemon.register(listener)
+        thread = threading.Thread(target=daemon.requestLoop, daemon=True)
+        thread.start()
+        try:
+            return proxy.call_back(listener)
+        finally:
+            daemon.shutdown()
+            thread.join()
+
+
+def stream_linger(proxy, asked):
+    """An item that is asked for over another connection, when the first is gone."""
+    items = proxy.count(5)
+    first, stream_id = next(items), items._id if library == "pyroxfer" else items.streamId
+    proxy._pyroRelease()
+    with open_proxy("PYRO:Pyro.Daemon@" + asked["uris"]["shared"].split("@")[1], asked) as daemon:
+        return [first, daemon.get_next_stream_item(stream_id)]
 
 
 def autoproxy(proxy, asked):
@@ -204,11 +337,15 @@ def open_proxy(uri, asked):
     return proxy
 
 
+def scenario_named(name):
+    return converters_ if name == "converters" else globals()[name]
+
+
 def answer(asked):
     pyro.config.SERIALIZER = asked["serializer"]
     pyro.config.COMPRESSION = asked.get("compression", False)
     with open_proxy(asked["uris"]["shared"], asked) as proxy:
-        return globals()[asked["scenario"]](proxy, asked)
+        return scenario_named(asked["scenario"])(proxy, asked)
 
 
 for line in sys.stdin:

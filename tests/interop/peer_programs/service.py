@@ -16,6 +16,7 @@ options.add_argument("library", choices=["pyro4", "pyro5", "pyroxfer"])
 options.add_argument("--server", choices=["thread", "multiplex"], default="thread")
 options.add_argument("--host", default="localhost")
 options.add_argument("--unix")
+options.add_argument("--nathost")
 options.add_argument("--compression", action="store_true")
 options.add_argument("--key")
 options.add_argument("--config", type=json.loads, default={})
@@ -29,6 +30,30 @@ for item, value in arguments.config.items():
     setattr(pyro.config, item, value)
 if arguments.library == "pyro4":
     pyro.config.SERIALIZERS_ACCEPTED = {"serpent", "json", "marshal", "msgpack"}
+
+
+errors = importlib.import_module(
+    {"pyro4": "Pyro4.errors", "pyro5": "Pyro5.errors", "pyroxfer": "pyroxfer_core.errors"}[arguments.library]
+)
+converters = pyro.util.SerializerBase if arguments.library == "pyro4" else pyro
+
+
+class Point:
+    """A class that travels by converters."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+
+converters.register_class_to_dict(Point, lambda point: {"__class__": "example.Point", "xy": [point.x, point.y]})
+converters.register_dict_to_class("example.Point", lambda name, data: Point(*data["xy"]))
+
+
+class Resource:
+    closed = 0
+
+    def close(self):
+        Resource.closed += 1
 
 
 class Unheard(Exception):
@@ -65,6 +90,39 @@ class Shared:
 
     def raise_unheard(self):
         raise Unheard("never heard of")
+
+    def fail(self, how):
+        error = ValueError("odd")
+        error.detail = {"k": "v"}
+        raise {
+            "args": ValueError("boom", 42),
+            "attributes": error,
+            "key": KeyError("key"),
+            "pyro": errors.NamingError("no such name"),
+        }[how]
+
+    def track(self):
+        self._resource = Resource()
+        pyro.current_context.track_resource(self._resource)
+
+    def resources_closed(self):
+        return Resource.closed
+
+    @pyro.oneway
+    def note_context(self):
+        context = pyro.current_context
+        self.note(f"{context.correlation_id} {bytes(context.annotations['USER']).decode()}")
+
+    def double(self, point):
+        return Point(2 * point.x, 2 * point.y)
+
+    def call_back(self, listener):
+        found = [listener.add(2, 3)]
+        try:
+            listener.refuse("no")
+        except ValueError as error:
+            found += [type(error).__name__, str(error)]
+        return found
 
     @property
     def level(self):
@@ -147,16 +205,52 @@ class Counter:
         return self.value
 
 
+@pyro.expose
+@pyro.behavior(instance_mode="single")
+class Single(Counter):
+    def reset(self):
+        self.value = 0
+
+
+def start_at_ten(clazz):
+    counter = clazz()
+    counter.value = 10
+    return counter
+
+
+@pyro.expose
+@pyro.behavior(instance_mode="percall", instance_creator=start_at_ten)
+class PerCall(Counter):
+    pass
+
+
+class Door(pyro.Daemon):
+    """Answers some clients in a way of its own."""
+
+    def validateHandshake(self, conn, data):
+        if data == "stranger":
+            raise ValueError("who are you?")
+        return "welcome anna" if data == {"user": "anna"} else "hello"
+
+
 def end_with_parent():
     sys.stdin.read()
     os._exit(0)
 
 
-daemon = pyro.Daemon(unixsocket=arguments.unix) if arguments.unix else pyro.Daemon(host=arguments.host)
+daemon = (
+    Door(unixsocket=arguments.unix)
+    if arguments.unix
+    else Door(host=arguments.host, nathost=arguments.nathost, natport=0)
+    if arguments.nathost
+    else Door(host=arguments.host)
+)
 if arguments.key:
     daemon._pyroHmacKey = arguments.key.encode()
 uris = {
     "shared": str(daemon.register(Shared(), "shared")),
+    "single": str(daemon.register(Single, "single")),
+    "percall": str(daemon.register(PerCall, "percall")),
     "counter": str(daemon.register(Counter, "counter")),
 }
 print(json.dumps(uris), flush=True)

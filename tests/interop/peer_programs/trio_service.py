@@ -9,7 +9,26 @@ import sys
 
 import trio
 
-from pyroxfer_core import Daemon, Settings, Tokens, current_call, expose, oneway, tls_server_context
+from pyroxfer_core import Daemon, Settings, Tokens, behavior, current_call, errors, expose, oneway, tls_server_context
+from pyroxfer_core.serializers import register_class_to_dict, register_dict_to_class
+
+
+class Point:
+    """A class that travels by converters."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+
+register_class_to_dict(Point, lambda point: {"__class__": "example.Point", "xy": [point.x, point.y]})
+register_dict_to_class("example.Point", lambda name, data: Point(*data["xy"]))
+
+
+class Resource:
+    closed = 0
+
+    def close(self):
+        Resource.closed += 1
 
 
 class Unheard(Exception):
@@ -46,6 +65,40 @@ class Shared:
 
     async def raise_unheard(self):
         raise Unheard("never heard of")
+
+    async def fail(self, how):
+        error = ValueError("odd")
+        error.detail = {"k": "v"}
+        raise {
+            "args": ValueError("boom", 42),
+            "attributes": error,
+            "key": KeyError("key"),
+            "pyro": errors.NamingError("no such name"),
+        }[how]
+
+    async def track(self):
+        self._resource = Resource()
+        current_call.track_resource(self._resource)
+
+    async def resources_closed(self):
+        return Resource.closed
+
+    @oneway
+    async def note_context(self):
+        user = bytes(current_call.annotations["USER"]).decode()
+        await self._send_note.send(f"{current_call.correlation_id} {user}")
+
+    async def double(self, point):
+        return Point(2 * point.x, 2 * point.y)
+
+    async def call_back(self, listener):
+        async with listener:
+            found = [await listener.add(2, 3)]
+            try:
+                await listener.refuse("no")
+            except ValueError as error:
+                found += [type(error).__name__, str(error)]
+            return found
 
     @property
     def level(self):
@@ -125,11 +178,40 @@ class Counter:
         return self.value
 
 
+@expose
+@behavior(instance_mode="single")
+class Single(Counter):
+    async def reset(self):
+        self.value = 0
+
+
+def start_at_ten(clazz):
+    counter = clazz()
+    counter.value = 10
+    return counter
+
+
+@expose
+@behavior(instance_mode="percall", instance_creator=start_at_ten)
+class PerCall(Counter):
+    pass
+
+
+class Door(Daemon):
+    """Answers some clients in a way of its own."""
+
+    async def validateHandshake(self, conn, data):
+        if data == "stranger":
+            raise ValueError("who are you?")
+        return "welcome anna" if data == {"user": "anna"} else "hello"
+
+
 def read_options():
     options = argparse.ArgumentParser()
     options.add_argument("library", choices=["trio"])
     options.add_argument("--host", default="localhost")
     options.add_argument("--unix")
+    options.add_argument("--nathost")
     options.add_argument("--compression", action="store_true")
     options.add_argument("--key")
     options.add_argument("--tls", nargs=2, metavar=("CERT", "CA"))
@@ -148,11 +230,15 @@ async def main():
         context = tls_server_context(certificate, ca=authority if arguments.mutual else None)
         settings = settings.with_changes(ssl_server_context=context)
     place = {"unixsocket": arguments.unix} if arguments.unix else {"host": arguments.host}
-    async with Daemon(**place, settings=settings) as daemon:
+    if arguments.nathost:
+        place.update(nathost=arguments.nathost, natport=0)
+    async with (Daemon if arguments.tokens else Door)(**place, settings=settings) as daemon:
         child = Child()
         daemon.register(child)
         uris = {
             "shared": str(daemon.register(Shared(child), "shared")),
+            "single": str(daemon.register(Single, "single")),
+            "percall": str(daemon.register(PerCall, "percall")),
             "counter": str(daemon.register(Counter, "counter")),
         }
         print(json.dumps(uris), flush=True)

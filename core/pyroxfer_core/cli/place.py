@@ -1,0 +1,47 @@
+"""``HOST:PORT`` on a command line."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import click
+
+
+class Place(NamedTuple):
+    """Where a name server is; None: where every program looks for it."""
+
+    host: str | None = None
+    port: int | None = None
+
+
+def parse_place(text: str) -> Place:
+    """Host and port of ``HOST``, ``HOST:PORT`` or ``[IPv6]:PORT``.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    host, mark, port = text.rpartition(":")
+    if text.endswith("]") or not mark:
+        host, mark, port = text, "", ""
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if is_bracketed else host
+    number = int(port) if port.isascii() and port.isdecimal() and len(port) <= 5 else 0
+    if not host or (":" in host and not is_bracketed) or (mark and not 0 < number < 65536):
+        raise ValueError(f"expected HOST or HOST:PORT, not {text!r}")
+    return Place(host, number or None)
+
+
+class _HostPort(click.ParamType[Place]):
+    name = "HOST:PORT"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Place:
+        if isinstance(value, Place):
+            return value
+        try:
+            return parse_place(value)
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
+
+
+HOST_PORT: Final = _HostPort()
+"""The type of an option that takes a place."""

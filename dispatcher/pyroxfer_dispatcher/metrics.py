@@ -1,0 +1,69 @@
+"""The numbers of a dispatcher for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+_BACKEND: Final = ("service", "backend")
+
+
+class Metrics:
+    """Writes what `Operations.status` says in the text format of Prometheus.
+
+    Args:
+        status: tells everything, as of now.
+    """
+
+    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
+        self._status = status
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """All of them."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry."""
+        status = self._status()
+        yield GaugeMetricFamily("pyroxfer_dispatcher_clients", "Connected clients", value=status["clients"])
+        yield GaugeMetricFamily("pyroxfer_dispatcher_draining", "1 while it drains", value=status["draining"])
+        yield GaugeMetricFamily("pyroxfer_dispatcher_loop_lag_seconds", "Delay of the loop", value=status["lag_s"])
+        yield CounterMetricFamily("pyroxfer_dispatcher_cut_clients", "Clients cut by drains", value=status["cut"])
+        yield from _of_services(status["services"])
+        yield from _of_backends(status["services"])
+
+
+def _of_services(services: list[dict[str, Any]]) -> Iterator[Metric]:
+    calls = CounterMetricFamily("pyroxfer_dispatcher_calls", "What became of calls", labels=("service", "what"))
+    retries = CounterMetricFamily("pyroxfer_dispatcher_retries", "Calls sent again", labels=("service",))
+    waiting = GaugeMetricFamily("pyroxfer_dispatcher_waiting_calls", "Calls in the queue", labels=("service",))
+    for service in services:
+        for what, count in service["calls"].items():
+            calls.add_metric((service["name"], what), count)
+        retries.add_metric((service["name"],), service["retries"]["used"])
+        waiting.add_metric((service["name"],), service["waiting"])
+    yield from (calls, retries, waiting)
+
+
+def _of_backends(services: list[dict[str, Any]]) -> Iterator[Metric]:
+    up = GaugeMetricFamily("pyroxfer_dispatcher_backend_up", "1 while it gets calls", labels=_BACKEND)
+    in_flight = GaugeMetricFamily("pyroxfer_dispatcher_backend_calls_in_flight", "Calls it runs", labels=_BACKEND)
+    weight = GaugeMetricFamily("pyroxfer_dispatcher_backend_weight", "Its weight", labels=_BACKEND)
+    calls = CounterMetricFamily("pyroxfer_dispatcher_backend_calls", "Calls it was given", labels=_BACKEND)
+    busy = CounterMetricFamily("pyroxfer_dispatcher_backend_busy_seconds", "How long it had them", labels=_BACKEND)
+    for service in services:
+        for backend in service["backends"]:
+            labels = (service["name"], backend["name"])
+            up.add_metric(labels, backend["state"] == "up")
+            in_flight.add_metric(labels, backend["in_flight"])
+            weight.add_metric(labels, backend["weight"])
+            calls.add_metric(labels, backend["calls"])
+            busy.add_metric(labels, backend["busy_s"])
+    yield from (up, in_flight, weight, calls, busy)

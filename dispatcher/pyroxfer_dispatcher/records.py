@@ -1,0 +1,177 @@
+"""One record for each call that is over: whose, where, how large, how long each step took, and how it ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+from uuid import UUID
+
+import trio
+
+from pyroxfer_core.errors import CommunicationError
+from pyroxfer_core.wire import End
+
+from .commands import Command, Fail
+from .events import BackendOpened, BlobArrived, ClientLost, Event, ReplyArrived, RequestSent, SlotFree
+from .forwarding import Forwarding, Phase
+from .frames import Sealed
+
+MAX_BEHIND: Final = 1000
+"""Records that wait for somebody who follows calls; more are left out."""
+_OVER: Final = frozenset({Phase.IDLE, Phase.CLOSED})
+_ENDED_BY: Final = {"cancelled": "client", "NotSent": "dispatcher", "Unknown": "backend"}
+
+Record = dict[str, Any]
+
+
+class Records:
+    """Takes records, for a file and for those who follow calls; does nothing while there is neither.
+
+    Args:
+        path: of the file, to which one JSON object a line is added.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._followers: set[trio.MemorySendChannel[Record]] = set()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody takes them."""
+        return self._path is not None or bool(self._followers)
+
+    def open(self) -> None:
+        """Open the file. CommunicationError: it cannot be written."""
+        if self._path is not None:
+            try:
+                self._file = Path(self._path).open("ab")  # noqa: SIM115  # until close()
+            except OSError as error:
+                raise CommunicationError(f"cannot write access_log {self._path}: {error.strerror}") from error
+
+    def flush(self) -> None:
+        """Write what has gathered."""
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        """The last record has come."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def take(self, record: Record) -> None:
+        """One call is over."""
+        record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record}
+        if self._file is not None:
+            self._file.write(json.dumps(record).encode() + b"\n")
+        for follower in self._followers:
+            try:
+                follower.send_nowait(record)
+            except trio.WouldBlock:
+                pass
+
+    async def follow(self) -> AsyncGenerator[Record, None]:
+        """Every record from now on, without those that come faster than they are taken."""
+        send, receive = trio.open_memory_channel[Record](MAX_BEHIND)
+        self._followers.add(send)
+        try:
+            while True:
+                yield await receive.receive()
+        finally:
+            self._followers.discard(send)
+
+
+def correlation_text(correlation_id: bytes | None) -> str | None:
+    """As it is written everywhere."""
+    return str(UUID(bytes=bytes(correlation_id))) if correlation_id and len(correlation_id) == 16 else None
+
+
+class Watcher:
+    """Looks at what a `Forwarding` is told and what it does, and writes records of it.
+
+    Args:
+        client: its address.
+    """
+
+    def __init__(self, forwarding: Forwarding, client: str, records: Records) -> None:
+        self._inner = forwarding
+        self._client = client
+        self._records = records
+        self._at: dict[str, float] = {}
+        self._bytes = [0, 0]
+        self._failed = False
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """In place of `Forwarding.handle`."""
+        if not self._records.wanted:
+            self._at.clear()
+            return self._inner.handle(event, now)
+        self._note(event, now)
+        commands = self._inner.handle(event, now)
+        if type(event) is BlobArrived and self._inner.phase is Phase.OPENING:
+            self._at["admitted"] = now
+        if self._at and self._inner.phase in _OVER:
+            self._finish(event, commands, now)
+        return commands
+
+    def _note(self, event: Event, now: float) -> None:
+        if isinstance(event, BlobArrived):
+            self._at = {"arrived": now}
+            self._bytes = [_size(event), 0]
+            self._failed = False
+        elif self._at and isinstance(event, ReplyArrived):
+            self._at["replied"] = now
+            self._bytes[1] = _size(event)
+            self._failed = bool(event.message.flags & 1)
+        elif self._at and (name := _MARKS.get(type(event))):
+            self._at[name] = now
+
+    def _finish(self, event: Event, commands: list[Command], now: float) -> None:
+        at, self._at = self._at, {}
+        call = self._inner.call_or_none
+        if call is None or call.target is None:
+            return
+        outcome, reason = self._outcome(event, commands)
+        marks = [at["arrived"]]
+        for name in ("admitted", "opened", "sent", "replied"):
+            marks.append(at.get(name, marks[-1]))
+        marks.append(now)
+        steps = [round(later - earlier, 6) for earlier, later in pairwise(marks)]
+        self._records.take(
+            {
+                "client": self._client,
+                "service": call.service.name,
+                "backend": None if call.backend is None else call.backend.name,
+                "correlation_id": correlation_text(call.request.correlation_id),
+                "bytes_in": self._bytes[0],
+                "bytes_out": self._bytes[1],
+                **dict(zip(("queue_s", "connect_s", "send_s", "execute_s", "answer_s"), steps, strict=True)),
+                "sends": call.sends,
+                "outcome": outcome,
+                "reason": reason,
+                "ended_by": _ENDED_BY.get(outcome, "backend"),
+            }
+        )
+
+    def _outcome(self, event: Event, commands: list[Command]) -> tuple[str, str]:
+        if isinstance(event, ClientLost):
+            return "cancelled", "the client left"
+        for command in commands:
+            if isinstance(command, Fail):
+                return command.outcome.value, command.text
+        return ("exception" if self._failed else "ok"), ""
+
+
+_MARKS: Final[dict[type, str]] = {SlotFree: "admitted", BackendOpened: "opened", RequestSent: "sent", End: "sent"}
+
+
+def _size(event: BlobArrived | ReplyArrived) -> int:
+    message = event.message
+    if event.body_length is not None:
+        return event.body_length
+    return len(message.data) - message.body_at if isinstance(message, Sealed) else len(message.body)

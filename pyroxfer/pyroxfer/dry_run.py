@@ -1,0 +1,162 @@
+"""plan_send and plan_get: what `send` and `get` would do, changing nothing."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from pyroxfer_core import Settings
+
+from .address import Address, parse_address
+from .client import PIPE, Paths, check_sources, check_takes_folder, folder_name, is_folder, listed
+from .conversation import Conversation, open_conversation
+from .errors import AddressError, ExistsError, LostError, TransferError
+from .getting import Receiver
+from .names import printable
+from .options import TransferOptions
+from .planning import REFUSED, Planned, Planner
+from .progress import ProgressCallback, Reporter
+from .selection import Selection
+from .sending import joined
+from .store.local import LocalStore
+from .tasks import in_thread
+
+
+async def plan_send(
+    paths: Paths,
+    to: str | Address,
+    *,
+    if_exists: str = "fail",
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+    links: bool = False,
+    progress: ProgressCallback | None = None,
+    settings: Settings | None = None,
+) -> list[Planned]:
+    """What `send` with the same arguments would do with each file. Changes nothing here or at the server.
+
+    Raises:
+        AddressError: an argument cannot be used.
+        TransferError, NamingError, CommunicationError: the server cannot be asked.
+    """
+    sources = listed(paths)
+    if not sources or PIPE in sources:
+        raise AddressError("a dry run needs files or folders to look at")
+    several = await in_thread(check_sources, sources, only is not None) or len(sources) > 1
+    target = to if isinstance(to, Address) else parse_address(to)
+    options = TransferOptions(
+        if_exists=if_exists,
+        selection=Selection(exclude, include, only),
+        links=links,
+        settings=settings or Settings(),
+    )
+    async with open_conversation(target.uri, options.settings) as talk:
+        into = target.into or await is_folder(talk, target.path)
+        if len(sources) > 1 and not into:
+            raise AddressError(f"{target}: is not a folder, so it cannot take several things; end it in '/'")
+        planner = Planner(talk, options, Reporter(progress))
+        for source in sources:
+            await _noted(planner, source, several, functools.partial(_plan_one, planner, talk, source, target, into))
+    return planner.planned
+
+
+async def _noted(planner: Planner, name: str, several: bool, plan: Callable[[], Awaitable[None]]) -> None:
+    """Plan one thing; of several, what cannot be planned is one that would be refused."""
+    try:
+        await plan()
+    except LostError:
+        raise
+    except TransferError as error:
+        if not several:
+            raise
+        planner.note(name, 0, REFUSED, error)
+
+
+async def _plan_one(planner: Planner, talk: Conversation, source: str, target: Address, into: bool) -> None:
+    is_tree = await in_thread(os.path.isdir, source)
+    name = await in_thread(folder_name, source) if is_tree else Path(source).name
+    place = joined(target.path, name) if into else target.path
+    if is_tree:
+        await check_takes_folder(talk, place)
+    beside, own = await in_thread(os.path.split, await in_thread(os.path.realpath, source))
+    store = await in_thread(LocalStore, source if is_tree else beside)
+    try:
+        if is_tree:
+            await planner.send_tree(store, place)
+        else:
+            entry = await in_thread(store.stat, own)
+            await planner.send(store, [(entry, place)])
+    finally:
+        store.close()
+
+
+async def plan_get(
+    sources: str | Address | Sequence[str | Address],
+    to: str | os.PathLike[str] = ".",
+    *,
+    if_exists: str = "fail",
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+    links: bool = False,
+    progress: ProgressCallback | None = None,
+    settings: Settings | None = None,
+) -> list[Planned]:
+    """What `get` with the same arguments would do with each file; as `plan_send`."""
+    wanted = [sources] if isinstance(sources, (str, Address)) else list(sources)
+    addresses = [source if isinstance(source, Address) else parse_address(source) for source in wanted]
+    place = os.fspath(to)
+    if not addresses or place == PIPE:
+        raise AddressError("a dry run needs addresses, and a place in the file system")
+    if len(addresses) > 1 and not (place.endswith("/") or await in_thread(os.path.isdir, place)):
+        raise AddressError(f"{printable(place)}: is not a folder, so it cannot take several things")
+    options = TransferOptions(
+        if_exists=if_exists,
+        selection=Selection(exclude, include, only),
+        links=links,
+        settings=settings or Settings(),
+    )
+    planned: list[Planned] = []
+    for address in addresses:
+        async with open_conversation(address.uri, options.settings) as talk:
+            planner = Planner(talk, options, Reporter(progress))
+            receiver = Receiver(talk, options, Reporter(None))
+            await _noted(
+                planner,
+                str(address),
+                len(addresses) > 1,
+                functools.partial(_plan_fetch, planner, receiver, address.path, place),
+            )
+            planned += planner.planned
+    return planned
+
+
+async def _plan_fetch(planner: Planner, receiver: Receiver, path: str, to: str) -> None:
+    entry = await receiver.about(path)
+    is_tree = entry.kind == "folder"
+    folder, target = await in_thread(_place_without_making, to, PurePosixPath(entry.path).name, is_tree)
+    store = await in_thread(LocalStore, folder) if await in_thread(os.path.isdir, folder) else None
+    try:
+        if is_tree:
+            await planner.get_tree(await receiver.listing(path, deep=True), entry.path, store, target)
+        else:
+            await planner.get(store, [(replace(entry, path=entry.path), target)])
+    finally:
+        if store is not None:
+            store.close()
+
+
+def _place_without_making(to: str, name: str, is_tree: bool) -> tuple[str, str]:
+    """As for a real run: the local folder, and the path in it."""
+    there = Path(to)
+    if there.is_dir() or to.endswith("/"):
+        return to, name
+    if is_tree:
+        if there.exists():
+            raise ExistsError(f"{printable(to)}: is a file, and a folder is fetched")
+        return to, ""
+    return os.fspath(there.parent), there.name

@@ -1,0 +1,205 @@
+"""A discrete simulation of installations that no single machine can hold, on trio's clock that jumps.
+
+Everything that costs time is one of the constants below, measured on one core or stated as assumed. Each scenario
+says which number breaks first. One node's share is simulated: the others see the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+import trio
+import trio.testing
+
+CALL_S: Final = 30e-6
+"""Processor time of a dispatcher for one small blob call (measured: 25 µs of Python and the system calls)."""
+CONNECT_S: Final = 750e-6
+"""Processor time of a dispatcher for one connection with its handshake (measured, without TLS)."""
+LOOKUP_S: Final = 23e-6
+"""Processor time of a name server for one lookup (measured)."""
+CLIENT_KIB: Final = 12.3
+"""Memory of one idle connection (measured)."""
+WATCH_S: Final = 0.5e-3
+"""Processor time of a name server to tell one watcher of one change (measured with 1,000 watchers)."""
+ETCD_WRITES: Final = 10_000.0
+"""Writes a second of an etcd cluster on fast disks (its documentation; assumed here)."""
+STORE_GIB_S: Final = 10.0
+"""What an object store gives all file servers together (assumed: it is bought by the gigabyte a second)."""
+FILE_CPU_S: Final = 1.2
+"""Processor seconds for one GiB at the server (measured)."""
+
+
+@dataclass
+class Core:
+    """One core that does one thing at a time, in order of arrival."""
+
+    busy_until: float = 0.0
+    used: float = 0.0
+
+    async def work(self, seconds: float) -> None:
+        """Wait for the core, and use it."""
+        now = trio.current_time()
+        start = max(now, self.busy_until)
+        self.busy_until = start + seconds
+        self.used += seconds
+        await trio.sleep(self.busy_until - now)
+
+
+@dataclass
+class Result:
+    """What a scenario found."""
+
+    title: str
+    lines: list[str] = field(default_factory=list)
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(int(len(values) * share), len(values) - 1)]
+
+
+async def dispatcher_under_load(
+    calls_per_second: float, seconds: float, random: Random
+) -> tuple[float, float, float]:
+    """One dispatcher, calls at random moments. Load of its core, and median and 99 % of what it adds, in seconds."""
+    core, waits = Core(), []
+
+    async def call() -> None:
+        begin = trio.current_time()
+        await core.work(CALL_S)
+        waits.append(trio.current_time() - begin)
+
+    end = trio.current_time() + seconds
+    async with trio.open_nursery() as nursery:
+        while trio.current_time() < end:
+            await trio.sleep(random.expovariate(calls_per_second))
+            nursery.start_soon(call)
+    return core.used / seconds, statistics.median(waits), quantile(waits, 0.99)
+
+
+async def dispatcher_dies(clients: int, dispatchers: int, spread_s: float, random: Random) -> tuple[float, float]:
+    """The clients of one dispatcher come to the others, each at a random moment within ``spread_s``.
+
+    Seconds until the last is back, and the longest handshake; a client that waits 10 s gives up and comes again.
+    """
+    arriving = round(clients / dispatchers / (dispatchers - 1))
+    core, waits = Core(), []
+    begin = trio.current_time()
+
+    async def come_back() -> None:
+        await trio.sleep(random.uniform(0, spread_s))
+        started = trio.current_time()
+        await core.work(CONNECT_S)
+        waits.append(trio.current_time() - started)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(arriving):
+            nursery.start_soon(come_back)
+    return trio.current_time() - begin, max(waits)
+
+
+async def names_change(
+    watchers: int, changes_per_second: float, seconds: float, random: Random
+) -> tuple[float, float]:
+    """One name server that tells each change to all watchers. Load of its core, and the longest delay."""
+    core, waits = Core(), []
+
+    async def tell() -> None:
+        begin = trio.current_time()
+        await core.work(WATCH_S * watchers)
+        waits.append(trio.current_time() - begin)
+
+    end = trio.current_time() + seconds
+    async with trio.open_nursery() as nursery:
+        while trio.current_time() < end:
+            await trio.sleep(random.expovariate(changes_per_second))
+            nursery.start_soon(tell)
+    return core.used / seconds, max(waits, default=0.0)
+
+
+async def million_clients(random: Random) -> Result:
+    clients, dispatchers = 1_000_000, 100
+    share = clients // dispatchers
+    result = Result("1,000,000 clients, 100 dispatchers")
+    result.lines.append(
+        f"idle: {share:,} connections and {share * CLIENT_KIB / 1024:.0f} MiB on each dispatcher; "
+        "`max_connections` is 10,000 by default and breaks first"
+    )
+    for rate in (0.5, 2.0, 3.0):
+        load, middle, late = await dispatcher_under_load(share * rate, 0.5, random)
+        result.lines.append(
+            f"{rate} calls/s of each client: {load:.0%} of one core, "
+            f"adds {middle * 1e3:.2f} ms (median), {late * 1e3:.2f} ms (99 %)"
+        )
+    return result
+
+
+async def lost_dispatcher(random: Random) -> Result:
+    result = Result("one of 100 dispatchers dies, 10,000 clients come to the other 99")
+    for spread in (0.0, 5.0):
+        took, longest = await dispatcher_dies(1_000_000, 100, spread, random)
+        result.lines.append(
+            f"coming back within {spread:.0f} s: all are back after {took:.2f} s, "
+            f"the longest handshake {longest * 1e3:.0f} ms"
+        )
+    took, longest = await dispatcher_dies(20_000, 2, 0.0, random)
+    result.lines.append(
+        f"with two dispatchers only, 10,000 come to one: {took:.1f} s, the longest handshake {longest:.1f} s; "
+        "a client gives up after 10 s and comes again, so more than 13,000 at once do not settle"
+    )
+    return result
+
+
+async def registry(random: Random) -> Result:
+    servers, ttl = 1_000, 30.0
+    renewals = servers / (ttl / 3)
+    result = Result("1,000 file servers and 100 dispatchers in one registry")
+    result.lines.append(
+        f"leases of {ttl:.0f} s: {renewals:.0f} renewals a second, {renewals / ETCD_WRITES:.1%} of etcd"
+    )
+    for changes in (1.0, 15.0, 30.0):
+        load, delay = await names_change(100, changes, 30.0, random)
+        result.lines.append(
+            f"{changes:.0f} changes a second told to 100 watchers: {load:.0%} of a core, "
+            f"at the latest after {delay:.2f} s"
+        )
+    return result
+
+
+def files() -> Result:
+    result = Result("1,000 file servers over one object store")
+    per_core = 1 / FILE_CPU_S
+    result.lines.append(
+        f"one core moves {per_core:.2f} GiB/s; the store gives {STORE_GIB_S:.0f} GiB/s, "
+        f"so {STORE_GIB_S / per_core:.0f} busy cores are enough, "
+        "and the store breaks first: more file servers buy connections, not speed"
+    )
+    return result
+
+
+def simulate(seed: int) -> list[Result]:
+    """All scenarios; the same seed gives the same answer."""
+
+    async def run_all() -> list[Result]:
+        return [
+            await million_clients(Random(f"{seed} clients")),
+            await lost_dispatcher(Random(f"{seed} lost")),
+            await registry(Random(f"{seed} registry")),
+            files(),
+        ]
+
+    return trio.run(run_all, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="./scripts/scale", description="A large installation, simulated.")
+    parser.add_argument("--seed", type=int, default=1)
+    for result in simulate(parser.parse_args().seed):
+        print(f"{result.title}\n" + "".join(f"  {line}\n" for line in result.lines))
+
+
+if __name__ == "__main__":
+    main()

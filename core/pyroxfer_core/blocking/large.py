@@ -66,8 +66,8 @@ class LargeMessages:
         """Send a request in pieces; it ends early when its answer comes before.
 
         Raises:
-            CommunicationError: with outcome NotSent; the connection is closed if the peer holds half of a piece, which
-                a deadline leaves behind only when the peer takes nothing for a second more.
+            CommunicationError: with outcome NotSent; the connection is closed if the peer holds half of a piece,
+                which a deadline leaves behind only when the peer takes nothing for a second more.
         """
         number: int | None = None
         self.active += 1

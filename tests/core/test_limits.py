@@ -201,8 +201,7 @@ async def test_a_version_probe(daemon: Daemon, probe: bytes) -> None:
         await client.send(probe)
         await client.stream.send_eof()
         answer = await client.until_closed()
-    if probe:
-        assert answer[:6] == b"PYRO\x01\xf6"
+    assert answer[:6] == b"PYRO\x01\xf6"
 
 
 async def test_only_accepted_serializers_are_read(demo: Demo) -> None:

@@ -81,6 +81,8 @@ async def authenticate(
         with trio.fail_at(_latest(connection, settings)):
             hello = await greeting.hear()
             if hello is None:
+                if greeting.message is None:  # it may only want to know who is there, and has closed its sending side
+                    await refuse(connection, session, "the client said nothing", None, {})
                 return None
             return await identify(connection, hello, greeting.challenge, greeting.proof, settings)
     except ConnectionClosedError:

@@ -68,6 +68,11 @@ class Channel:
         hub.watch(sock, self, self._events)
 
     @property
+    def is_paused(self) -> bool:
+        """Whether nothing is taken in for now."""
+        return self._paused
+
+    @property
     def is_clogged(self) -> bool:
         """Whether enough waits to go out."""
         return self.pending > HIGH_WATER

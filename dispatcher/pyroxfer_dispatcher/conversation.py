@@ -261,7 +261,10 @@ class Conversation:
     @property
     def _needs_care(self) -> bool:
         """Whether between two calls there is more to do than to wait for the next."""
-        return bool(self._stopping or self._client_left or self._client.pending or self._reader.buffered)
+        client = self._client  # it may be paused since the last part of its request, which left only then
+        return bool(
+            self._stopping or self._client_left or client.pending or client.is_paused or self._reader.buffered
+        )
 
     def link_lost(self, reason: str) -> None:
         """The backend in use is gone, or the one that was kept."""

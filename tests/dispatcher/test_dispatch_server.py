@@ -30,9 +30,11 @@ from doubles_dispatch import (
 from pyroxfer_core import Connection, Daemon, Proxy, SerializedBlob, Settings, Uri, expose, introduce, open_connection
 from pyroxfer_core.errors import CommunicationError, NamingError, PyroError
 from pyroxfer_core.nameserver import start_ns
-from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType, codec_for, read_blob_info
+from pyroxfer_core.wire import Body, BodyPart, End, Flags, Head, Message, MessageType, codec_for, read_blob_info
 from pyroxfer_dispatcher import Dispatcher, commands, conversation
+from pyroxfer_dispatcher.channel import Channel
 from pyroxfer_dispatcher.config import ConfigError
+from pyroxfer_dispatcher.hub import WRITE
 
 MIB = 1024 * 1024
 
@@ -245,6 +247,35 @@ async def test_large_bodies_pass_in_pieces_both_ways() -> None:
         assert (await ask(client, blob(1, body))).body == body
         assert (await ask(client, blob(2, b"small"))).body == b"small"
     assert backend.seen[0].body == body
+
+
+async def test_a_client_held_back_at_the_end_of_a_large_call_is_heard_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that takes the last part late holds the client back; its next call is read all the same."""
+
+    at_once = Channel.write
+
+    def write_later(channel: Channel, data: Body) -> None:
+        if len(data) < 1000:  # heads and answers
+            at_once(channel, data)
+            return
+        channel.queued += len(data)
+        channel.pending += len(data)
+        channel._out.append(data)
+        channel._watch_for(channel._events | WRITE)
+
+    monkeypatch.setattr("pyroxfer_dispatcher.channel.HIGH_WATER", 0)  # whatever waits holds back
+    monkeypatch.setattr(Channel, "write", write_later)  # as if the kernel took no part at once
+
+    async def answer(connection: Connection, request: Message) -> None:
+        await connection.send(answer_to(request, b"taken"))
+
+    async with (
+        raw_backend(answer) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        for number in (1, 2):
+            assert (await ask(client, blob(number, bytes(MIB)))).body == b"taken"
 
 
 async def test_a_reply_in_pieces_begins_before_its_end() -> None:

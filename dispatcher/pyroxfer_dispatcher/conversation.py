@@ -326,6 +326,8 @@ class Conversation:
     def _step_of_backend(self) -> bool:
         link = self._link
         assert link is not None, "no link is held"
+        if self._client.is_clogged:
+            return False  # the client decides how fast it goes; what it has taken is told by `on_drained`
         try:
             piece = link.reader.next_event()
         except PyroError as error:

@@ -171,8 +171,8 @@ class Worker:
 
 
 @pytest.mark.parametrize("mode", ["blob", "pinned"])
-async def test_our_own_clients_move_when_the_dispatcher_drains(mode: str) -> None:
-    """They are told to go, move to another dispatcher between two calls, and nothing of theirs fails."""
+async def test_our_own_clients_are_told_to_go_when_the_dispatcher_drains(mode: str) -> None:
+    """They are told to go: none is cut, and the call that comes too late is certain not to have run."""
 
     async def call(proxy: Proxy, number: int) -> None:
         if mode == "blob":

@@ -50,7 +50,7 @@ class Manner:
 
     def streams_for(self, ticket: Ticket) -> int:
         """Side streams for one transfer: several fill a long line that one window cannot, and only cost on a short
-        one (measured over loopback: 2 streams move 0.6 times as much as one)."""
+        one."""
         missing = sum(length for _, length in ticket.missing)
         if self.streams != AUTO_STREAMS:
             return max(1, min(self.streams, MOST_STREAMS))

@@ -273,8 +273,7 @@ class Daemon:
         await nursery.start(self._serve_all, self._listener)
         self.home = trio.lowlevel.current_trio_token()
         if self.settings.slow_handler_s:
-            self._watchdog = Watchdog(self, self.settings.slow_handler_s)
-            self._watchdog.start()
+            self._watchdog = Watchdog.start(self.settings.slow_handler_s)
         return self
 
     async def __aexit__(
@@ -319,6 +318,7 @@ class Daemon:
             self._nursery = None
             if self._watchdog is not None:
                 self._watchdog.stop()
+                self._watchdog = None
             self.close()
             with trio.CancelScope(shield=True):
                 await self.streams.close_all()

@@ -423,8 +423,16 @@ class Dispatcher:
             await trio.sleep(BUSY_LOOK_S if any(admission.waiting for admission in admissions) else LOOK_S)
             for admission in admissions:
                 admission.look(monotonic())
+            for service in self._all_services():
+                self._let_return(service)
             for conversation in tuple(self._conversations):
                 conversation.look(monotonic())
+
+    def _let_return(self, service: Service) -> None:
+        """Backends that were ejected, when it is time."""
+        for backend in service.ejection.look(monotonic()):
+            note(logging.INFO, "backend_returned", backend=backend.name, uri=backend.uri)
+            service.admission.changed()
 
     async def _end_conversations(self) -> None:
         """Cut between calls; a call under way has its grace."""

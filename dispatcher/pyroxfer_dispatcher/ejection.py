@@ -26,10 +26,6 @@ class Rules:
     most_s: float = 300.0
     """... but never longer than this."""
 
-    def __post_init__(self) -> None:
-        if self.most_s < self.first_s:
-            raise ValueError("the longest ejection is shorter than the first")
-
 
 class Verdict(enum.Enum):
     """What a failed call leads to."""

@@ -97,8 +97,7 @@ class Relay:
         late = [
             call
             for call in self._calls.values()
-            if not call.is_late
-            and now >= min(call.ticket.started_at + answer_timeout_s, call.ticket.deadline + GRACE_S)
+            if not call.is_late and now >= min(call.sent_at + answer_timeout_s, call.ticket.deadline + GRACE_S)
         ]
         for call in late:
             call.is_late = True

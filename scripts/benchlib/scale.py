@@ -115,10 +115,7 @@ def routed(count: int, seconds: float) -> Sample:
 
 
 def service(number: int, uri: str) -> str:
-    return (
-        f'[[services]]\nname = "topic-{number}"\n'
-        f'[[services.backends]]\nname = "only"\nuri = "{uri}"\n'
-    )
+    return f'[[services]]\nname = "topic-{number}"\n[[services.backends]]\nname = "only"\nuri = "{uri}"\n'
 
 
 @contextmanager

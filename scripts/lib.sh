@@ -83,7 +83,7 @@ peers_environment() {
     export PYROXFER_PEERS=$PWD/.peers/bin/python
 }
 
-OTHERS=(rpyc==6.0.2 grpcio==1.85.1 zerorpc==0.6.3) # other libraries that the benchmark compares with
+OTHERS=(rpyc==6.0.2 grpcio==1.85.1 zerorpc==0.6.3 matplotlib) # other libraries that the benchmark compares with, and what draws
 
 # What only the benchmark needs: other libraries beside Pyro, and the C program that shows what the machine can do.
 benchmark_environment() {

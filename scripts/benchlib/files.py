@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import report
+import sizes
 import tools
 from measure import Comparison, Contestant, Effort, Sample, in_turns
 from processes import OURS, ROOT, Server, command, program, run_client, stock
@@ -30,7 +31,8 @@ side. Pyro5 uses marshal, its fastest serializer for bytes: 10 MiB a call, items
 kB, and its raw way is sendfile to recv(60000). Ours has digests on at both ends and ends with a receipt.
 The limit in C is sendfile to splice, without a digest; rsync, nginx with curl, and scp run as whole processes.
 `server MiB` is the server's largest resident size. The small files go into an empty folder; each of ours has a
-receipt of its own, durability none, and the time includes the start of the command."""
+receipt of its own, durability none, and the time includes the start of the command. By size: downloads in one
+process, the channels by turns, connecting and committing included."""
 SMALL = "Small files"
 SMALL_COUNT = 2000
 SMALL_BYTES = 16 * 1024
@@ -45,9 +47,12 @@ def measure(effort: Effort) -> dict[str, Any]:
         large = in_turns(contestants(source), effort.repetitions)
         print(f"files: {SMALL_COUNT} of 16 KiB", file=sys.stderr)
         small = in_turns(small_contestants(source), effort.repetitions)
+        print("files: every size over every channel", file=sys.stderr)
+        by_size = sizes.measure(effort, FOLDER)
     return {
         "To a file": report.section(UNIT, large, comparisons()),
         SMALL: report.section("files/s", small, small_comparisons()),
+        "By size and channel": by_size,
     }
 
 
@@ -131,9 +136,9 @@ def contestants(source: Path) -> list[Contestant]:
 
 
 def limit_in_c(path: Path, size: int) -> Sample:
-    with fresh_target() as target, Server([tools.NEEDED["limit in C"][0], "file-server", str(path)]) as server:
+    with fresh_target() as target, Server([tools.NEEDED[tools.LIMIT][0], "file-server", str(path)]) as server:
         port = server.uri.rpartition(":")[2]
-        return sample(server, [tools.NEEDED["limit in C"][0], "file-client", port, str(target / "big")])
+        return sample(server, [tools.NEEDED[tools.LIMIT][0], "file-client", port, str(target / "big")])
 
 
 def rsync_daemon(path: Path, size: int) -> Sample:

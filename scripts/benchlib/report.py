@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from measure import Comparison, Growth, Samples, exponent, median, median_extra, ratio
-from processes import ROOT, stock
+from processes import PROGRAMS, ROOT, others, stock
 
 DATA = ROOT / "docs" / "measurements.json"
+PLOTS = ROOT / "docs" / "measurements"
 PAGE = ROOT / "docs" / "measurements.md"
 ORDER = ("rpc", "bulk", "others", "connections", "files", "dispatch", "ns", "gateway", "scale")
 OUR_PACKAGES = ("trio", "serpent", "msgpack", "blake3", "httptools")
 THEIR_PACKAGES = ("Pyro5", "serpent", "msgpack")
+
+FIGURES = {
+    "sizes": ("Throughput by size and channel", "Files", "By size and channel"),
+    "latency": ("Latency of a small call, by clients", "Small calls", "More ways to call, on one core"),
+    "idle": ("Memory of an idle connection", "Connections", "Memory of an idle connection"),
+}
+"""Pictures, by file name: what they show, and below which table of which suite they stand."""
 
 INTRODUCTION = """# Measurements
 
@@ -116,6 +124,13 @@ def write(suites: dict[str, dict[str, Any]]) -> None:
     known = dict(sorted(known.items(), key=lambda item: ORDER.index(item[0])))
     DATA.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
     PAGE.write_text("\n".join(page(known)) + "\n")
+    draw()
+
+
+def draw() -> None:
+    """The pictures, by matplotlib in the environment of the peers: nothing of ours needs it."""
+    PLOTS.mkdir(exist_ok=True)
+    subprocess.run([others(), PROGRAMS / "draw.py", DATA, PLOTS], check=True)
 
 
 def load() -> dict[str, Any]:
@@ -138,6 +153,7 @@ def page(known: dict[str, dict[str, Any]]) -> Iterator[str]:
                 yield ""
             yield from rows(table)
             yield from growth(table.get("growth", ()))
+            yield from plot(suite["title"], title)
             yield from calibration(table.get("calibration", ()))
         yield ""
 
@@ -153,7 +169,7 @@ def ratios(found: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield "| ours | times the peer | wanted | best peer |"
     yield "|---|---:|---:|---|"
     for row in found:
-        wanted = f"{row['wanted']:.1f}" if row["wanted"] is not None else ""
+        wanted = f"{row['wanted']:.3g}" if row["wanted"] is not None else ""
         yield f"| {row['text']} | {row['ratio']:.2f} | {wanted} | {row['against']} |"
 
 
@@ -164,6 +180,12 @@ def rows(table: dict[str, Any]) -> Iterator[str]:
     for name, row in table["rows"].items():
         figures = [row["median"], min(row["values"]), max(row["values"]), *(row[key] for key in extra)]
         yield f"| {name} | " + " | ".join(map(figure, figures)) + " |"
+
+
+def plot(suite: str, table: str) -> Iterator[str]:
+    for name, (title, *place) in FIGURES.items():
+        if place == [suite, table]:
+            yield f"\n![{title}](measurements/{name}.svg)"
 
 
 def growth(found: Sequence[dict[str, Any]]) -> Iterator[str]:

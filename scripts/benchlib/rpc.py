@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import report
+import tools
 import ways
 from measure import Comparison, Contestant, Effort, Sample, in_turns
 from processes import ALL_CORES, ONE_CORE, OURS, Cores, Server, program, run_client, stock
@@ -15,11 +16,13 @@ from processes import ALL_CORES, ONE_CORE, OURS, Cores, Server, program, run_cli
 SERIALIZERS = ("serpent", "marshal", "msgpack")
 SERVERS = ("thread", "multiplex")
 UNIT = "calls/s"
+LIMIT = "limit in C, 1 client"
 TITLE = "Small calls"
 NOTE = """\
 `add(1, 2)`; our handler is an `async def`, Pyro5's a plain method; one instance for all callers. Pyro5's 64
 clients are threads of one process with a connection each, ours are 64 tasks on one connection; Pyro5's thread
-pool has 200 threads. A single caller is held against Pyro5's thread server, many against the better of both."""
+pool has 200 threads. A single caller is held against Pyro5's thread server, many against the better of both. The
+limit in C sends messages of the size of such a call back and forth."""
 PLACES = {"Server and client on one core": True, "Where the scheduler places them": False}
 
 
@@ -34,18 +37,26 @@ def measure(effort: Effort) -> dict[str, Any]:
 
 
 def call_rate(server: list[str], client: list[str], on: Cores) -> Sample:
-    """``{uri}`` in the client's command becomes that of the server."""
+    """``{uri}`` and ``{port}`` in the client's command become those of the server."""
     with Server(server, on) as running:
         before = running.cpu_s()
-        result = run_client([word.replace("{uri}", running.uri) for word in client], on)
+        port = running.uri.rpartition(":")[2]
+        result = run_client([word.replace("{uri}", running.uri).replace("{port}", port) for word in client], on)
         used = result["cpu_s"] + running.cpu_s() - before
     return Sample(result["calls"] / result["seconds"], {"CPU µs a call": used / result["calls"] * 1e6})
 
 
 def contestants(seconds: float, pinned: bool) -> list[Contestant]:
     on = ONE_CORE if pinned else ALL_CORES
-    both = (*peers(seconds), *products(seconds))
+    both = (*limit(seconds), *peers(seconds), *products(seconds))
     return [Contestant(name, partial(call_rate, server, client, on)) for name, server, client in both]
+
+
+def limit(seconds: float) -> Iterator[tuple[str, list[str], list[str]]]:
+    """What the machine can do: messages of the size of a small call, back and forth, by a program in C."""
+    if tools.present(tools.LIMIT):
+        binary = tools.NEEDED[tools.LIMIT][0]
+        yield LIMIT, [binary, "echo-server"], [binary, "echo-client", "{port}", str(seconds)]
 
 
 def peers(seconds: float) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -91,5 +102,6 @@ def comparisons() -> list[Comparison]:
             Comparison(f"stock client on our daemon, {serializer}", f"stock Pyro5 client on our daemon, {serializer}",
                        alone(serializer)),
         ]  # fmt: skip
+    rows.append(Comparison("blocking proxy, msgpack, of the limit", "blocking proxy, msgpack", [LIMIT]))
     rows.append(Comparison("both with their defaults", "blocking proxy, default", alone("serpent"), 1.2))
     return rows

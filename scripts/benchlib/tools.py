@@ -19,8 +19,9 @@ from pathlib import Path
 
 from processes import ROOT, cpu_of_tree
 
+LIMIT = "limit in C"
 NEEDED = {
-    "limit in C": (str(ROOT / ".bench-peers" / "limit"),),
+    LIMIT: (str(ROOT / ".bench-peers" / "limit"),),
     "rsync daemon": ("rsync",),
     "nginx and curl": ("nginx", "curl"),
     "scp": ("scp", "/usr/sbin/sshd", "ssh-keygen"),

@@ -7,17 +7,20 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import quotes
 from measure import Comparison, Growth, Samples, exponent, median, median_extra, ratio
 from processes import PROGRAMS, ROOT, others, stock
 
 DATA = ROOT / "docs" / "measurements.json"
 PLOTS = ROOT / "docs" / "measurements"
 PAGE = ROOT / "docs" / "measurements.md"
+DOCUMENTS = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page != PAGE)]
 ORDER = ("rpc", "bulk", "others", "connections", "files", "dispatch", "ns", "gateway", "scale")
 OUR_PACKAGES = ("trio", "serpent", "msgpack", "blake3", "httptools")
 THEIR_PACKAGES = ("Pyro5", "serpent", "msgpack")
@@ -125,6 +128,14 @@ def write(suites: dict[str, dict[str, Any]]) -> None:
     DATA.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
     PAGE.write_text("\n".join(page(known)) + "\n")
     draw()
+    for document in DOCUMENTS:
+        quotes.refresh(document, known, simulated)
+
+
+def simulated() -> str:
+    """What the simulation of large installations says, with the new figures."""
+    command = [sys.executable, str(ROOT / "scripts" / "scalelib" / "simulate.py")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.rstrip("\n") + "\n\n"
 
 
 def draw() -> None:
@@ -174,11 +185,12 @@ def ratios(found: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def rows(table: dict[str, Any]) -> Iterator[str]:
-    extra = [key for key in next(iter(table["rows"].values())) if key not in ("median", "values")]
+    extra = list(dict.fromkeys(key for row in table["rows"].values() for key in row))
+    extra = [key for key in extra if key not in ("median", "values")]
     yield "| | " + " | ".join([f"{table['unit']}, median", "lowest", "highest", *extra]) + " |"
     yield "|---|" + "---:|" * (3 + len(extra))
     for name, row in table["rows"].items():
-        figures = [row["median"], min(row["values"]), max(row["values"]), *(row[key] for key in extra)]
+        figures = [row["median"], min(row["values"]), max(row["values"]), *(row.get(key) for key in extra)]
         yield f"| {name} | " + " | ".join(map(figure, figures)) + " |"
 
 

@@ -28,9 +28,17 @@ def measure(effort: Effort) -> dict[str, Any]:
 
 def _rate(server: list[str], client: list[str]) -> Sample:
     with Server(server, ONE_CORE) as running:
+        before = running.cpu_s()
         result = run_client([word.replace("{uri}", running.uri) for word in client], ONE_CORE)
-    rate = result["calls"] / result["seconds"]
-    return Sample(rate, {"p50 µs": result.get("p50_us", 0.0), "p99 µs": result.get("p99_us", 0.0)})
+        used = running.cpu_s() - before
+    columns = {"p50 µs": result.get("p50_us"), "p99 µs": result.get("p99_us")}
+    return Sample(
+        result["calls"] / result["seconds"],
+        {
+            **{name: value for name, value in columns.items() if value is not None},
+            "server CPU µs a call": used / result["calls"] * 1e6,
+        },
+    )
 
 
 def _server(library: str, kind: str) -> list[str]:

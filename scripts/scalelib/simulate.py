@@ -1,36 +1,50 @@
 """A discrete simulation of installations that no single machine can hold, on trio's clock that jumps.
 
-Everything that costs time is one of the constants below, measured on one core or stated as assumed. Each scenario
-says which number breaks first. One node's share is simulated: the others see the same.
+Everything that costs time is one of the constants below, as measured by the benchmark or stated as assumed. Each
+scenario says which number breaks first. One node's share is simulated: the others see the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Final
 
 import trio
 import trio.testing
 
-CALL_S: Final = 30e-6
-"""Processor time of a dispatcher for one small blob call (measured: 25 µs of Python and the system calls)."""
-CONNECT_S: Final = 750e-6
-"""Processor time of a dispatcher for one connection with its handshake (measured, without TLS)."""
-LOOKUP_S: Final = 23e-6
-"""Processor time of a name server for one lookup (measured)."""
-CLIENT_KIB: Final = 12.3
-"""Memory of one idle connection (measured)."""
-WATCH_S: Final = 0.5e-3
-"""Processor time of a name server to tell one watcher of one change (measured with 1,000 watchers)."""
+sys.path.append(str(Path(__file__).parents[1] / "benchlib"))
+import quotes  # it lies beside the benchmark, whose figures these are
+
+MEASURED: Final = json.loads((Path(__file__).parents[2] / "docs" / "measurements.json").read_text())
+
+
+def measured(place: str) -> float:
+    """What ``./scripts/bench`` found there."""
+    return quotes.measured(MEASURED, place)
+
+
+CALL_S: Final = measured("scale / Routes and back ends / 1 routes / dispatcher CPU µs a call") / 1e6
+"""Processor time of a dispatcher for one small blob call."""
+CONNECT_S: Final = measured("rpc / More ways to call, on one core / ours, connect / server CPU µs a call") / 1e6
+"""Processor time of a server for one connection with its handshake, without TLS."""
+CLIENT_KIB: Final = measured("connections / Memory of an idle connection / ours")
+"""Memory of one idle connection."""
+WATCH_S: Final = measured("ns / From a registration until every watcher has it / 1,000 watchers / ms a watcher") / 1e3
+"""Time to tell one watcher of one change, watchers on the same machine."""
+FILE_CPU_S: Final = measured("scale / Downloads at once / 8 at once / server CPU s/GiB")
+"""Processor seconds for one GiB at the server."""
+GIVES_UP_S: Final = 10
+"""How long a client waits for its handshake (`connect_timeout_s`)."""
 ETCD_WRITES: Final = 10_000.0
 """Writes a second of an etcd cluster on fast disks (its documentation; assumed here)."""
 STORE_GIB_S: Final = 10.0
 """What an object store gives all file servers together (assumed: it is bought by the gigabyte a second)."""
-FILE_CPU_S: Final = 1.2
-"""Processor seconds for one GiB at the server (measured)."""
 
 
 @dataclass
@@ -83,7 +97,8 @@ async def dispatcher_under_load(
 async def dispatcher_dies(clients: int, dispatchers: int, spread_s: float, random: Random) -> tuple[float, float]:
     """The clients of one dispatcher come to the others, each at a random moment within ``spread_s``.
 
-    Seconds until the last is back, and the longest handshake; a client that waits 10 s gives up and comes again.
+    Seconds until the last is back, and the longest handshake; a client that waits longer than ``GIVES_UP_S`` gives up
+    and comes again.
     """
     arriving = round(clients / dispatchers / (dispatchers - 1))
     core, waits = Core(), []
@@ -148,7 +163,8 @@ async def lost_dispatcher(random: Random) -> Result:
     took, longest = await dispatcher_dies(20_000, 2, 0.0, random)
     result.lines.append(
         f"with two dispatchers only, 10,000 come to one: {took:.1f} s, the longest handshake {longest:.1f} s; "
-        "a client gives up after 10 s and comes again, so more than 13,000 at once do not settle"
+        f"a client gives up after {GIVES_UP_S} s and comes again, so more than {GIVES_UP_S / CONNECT_S:,.0f} "
+        "at once do not settle"
     )
     return result
 
@@ -194,11 +210,16 @@ def simulate(seed: int) -> list[Result]:
     return trio.run(run_all, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+def said(seed: int = 1) -> str:
+    """What the simulation says, for a document."""
+    lines = (["", f"    {result.title}", *(f"      {line}" for line in result.lines)] for result in simulate(seed))
+    return "\n".join(line for lines_of_one in lines for line in lines_of_one) + "\n\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="./scripts/scale", description="A large installation, simulated.")
     parser.add_argument("--seed", type=int, default=1)
-    for result in simulate(parser.parse_args().seed):
-        print(f"{result.title}\n" + "".join(f"  {line}\n" for line in result.lines))
+    print(said(parser.parse_args().seed))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""Every figure of a document is one that was measured: none is made up, none is older than its data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import quotes
+import report
+from measure import Comparison, Growth, Sample, Samples, exponent, ratio
+
+KNOWN: dict[str, Any] = {
+    "rpc": {
+        "tables": {
+            "Calls": {
+                "ratios": [{"text": "proxy", "ratio": 2.357}],
+                "rows": {"proxy": {"median": 23570.4, "CPU µs a call": 41.26}, "peer": {"median": 10000.0}},
+            }
+        }
+    }
+}
+
+
+def test_the_page_is_what_the_data_say() -> None:
+    """Nobody edits it."""
+    assert report.PAGE.read_text() == "\n".join(report.page(report.load())) + "\n"
+
+
+@pytest.mark.parametrize("page", report.DOCUMENTS, ids=lambda page: page.stem)
+def test_documents_quote_what_was_measured(page: Any) -> None:
+    text = page.read_text()
+    assert quotes.refreshed(text, report.load()) == text
+    assert quotes.unproven(text) == []
+
+
+def test_a_quoted_figure_is_replaced_by_the_measured_one() -> None:
+    """A ratio, a median and a column, each to the decimals that the text has."""
+    text = (
+        "9.9 times<!-- rpc / Calls / proxy --> and 1<!-- rpc / Calls / peer --> calls, "
+        "1.0 µs<!-- rpc / Calls / proxy / CPU µs a call --> each"
+    )
+    assert quotes.refreshed(text, KNOWN) == (
+        "2.4 times<!-- rpc / Calls / proxy --> and 10,000<!-- rpc / Calls / peer --> calls, "
+        "41.3 µs<!-- rpc / Calls / proxy / CPU µs a call --> each"
+    )
+
+
+@pytest.mark.parametrize("place", ["rpc / Calls / nobody", "no / such / table", "rpc / Calls / peer / CPU µs a call"])
+def test_what_was_never_measured_cannot_be_quoted(place: str) -> None:
+    with pytest.raises(LookupError, match="nothing was measured"):
+        quotes.refreshed(f"3 times<!-- {place} -->", KNOWN)
+
+
+@pytest.mark.parametrize("claim", ["3 times the calls of Pyro5", "moves 900 MB/s", "is 2.5 × faster", "in 40 µs"])
+def test_a_speed_without_a_source_is_found(claim: str) -> None:
+    assert quotes.unproven(f"It {claim}.") == [f"It {claim}."]
+    assert quotes.unproven("It is 3 times<!-- rpc / Calls / proxy --> as fast, in 2 places.") == []
+
+
+def samples(**rows: list[float]) -> Samples:
+    return Samples({name: [Sample(value) for value in values] for name, values in rows.items()})
+
+
+def test_a_ratio_compares_what_was_taken_together() -> None:
+    """Turn by turn against the better peer: a slow turn slows both sides of one ratio."""
+    taken = samples(ours=[20.0, 10.0, 22.0], slow=[1.0, 1.0, 1.0], best=[10.0, 5.0, 10.0])
+    assert ratio(Comparison("", "ours", ["slow", "best"]), taken) == (2.0, "best")
+    assert ratio(Comparison("", "ours", ["slow", "best"], lower_is_better=True), taken) == (1 / 20, "slow")
+    assert ratio(Comparison("", "ours", ["absent"]), taken) is None
+
+
+@pytest.mark.parametrize(("power", "rates"), [(0.0, [5.0, 5.0, 5.0]), (1.0, [100.0, 10.0, 1.0])])
+def test_growth_is_the_power_that_the_cost_follows(power: float, rates: list[float]) -> None:
+    taken = samples(a=rates[:1], b=rates[1:2], c=rates[2:])
+    assert exponent(Growth("", {1: "a", 10: "b", 100: "c"}), taken) == pytest.approx(power)

@@ -119,12 +119,10 @@ class Server:
         self.close()
 
 
-def run_client(command: Sequence[str], on: Cores = ALL_CORES) -> dict[str, Any]:
-    """Run to the end; its last line of output is JSON."""
+def run_client(command: Sequence[str], on: Cores = ALL_CORES, *, said: str = "") -> dict[str, Any]:
+    """Run to the end, with this as its standard input; its last line of output is JSON."""
     with cores(on):
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=600
-        )
+        done = subprocess.run(command, input=said, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=600)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -70,9 +70,7 @@ def downloads(count: int) -> Sample:
     with scratch() as folder:
         (folder / "served").mkdir()
         (folder / "got").mkdir()
-        with open(folder / "served" / "file", "wb") as file:
-            for _ in range(BYTES // count // 65536):
-                file.write(os.urandom(65536))
+        sized(folder / "served" / "file", BYTES // count)
         with Server(command("pyroxfer", "serve", folder / "served")) as server:
             before = server.cpu_s()
             result = run_client(program(OURS, "scale_transfers.py", f"{server.uri}/file", count, folder / "got"))
@@ -85,6 +83,13 @@ def downloads(count: int) -> Sample:
                     "first / last": result["first_s"] / result["seconds"],
                 },
             )
+
+
+def sized(path: Path, size: int) -> None:
+    """A file of random bytes; its size is a multiple of 64 KiB."""
+    with path.open("wb") as file:
+        for _ in range(size // 65536):
+            file.write(os.urandom(65536))
 
 
 def routed(count: int, seconds: float) -> Sample:

@@ -40,7 +40,11 @@ def measured(known: dict[str, Any], place: str) -> float:
 
 
 def refreshed(text: str, known: dict[str, Any]) -> str:
-    """The text with each quoted figure as it was measured, to as many decimals as it has."""
+    """The text with each quoted figure as it was measured, to as many decimals as it has.
+
+    Raises:
+        LookupError: a figure that is quoted was never measured.
+    """
 
     def quote(found: re.Match[str]) -> str:
         decimals = len(found["number"].partition(".")[2])
@@ -57,7 +61,11 @@ def unproven(text: str) -> list[str]:
 
 
 def refresh(page: Path, known: dict[str, Any], simulation: Callable[[], str]) -> None:
-    """Write a document anew where its figures changed."""
+    """Write a document anew where its figures changed.
+
+    Raises:
+        LookupError: a figure that is quoted was never measured; the document stays as it is.
+    """
     text = page.read_text()
     new = refreshed(text, known)
     if SIMULATED.search(new):

@@ -129,13 +129,19 @@ def write(suites: dict[str, dict[str, Any]]) -> None:
     PAGE.write_text("\n".join(page(known)) + "\n")
     draw()
     for document in DOCUMENTS:
-        quotes.refresh(document, known, simulated)
+        try:
+            quotes.refresh(document, known, simulated)
+        except LookupError as error:
+            print(f"{document.name} stays as it is: {error}", file=sys.stderr)
 
 
 def simulated() -> str:
     """What the simulation of large installations says, with the new figures."""
     command = [sys.executable, str(ROOT / "scripts" / "scalelib" / "simulate.py")]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.rstrip("\n") + "\n\n"
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise LookupError(done.stderr.strip().rpartition("\n")[2])
+    return done.stdout.rstrip("\n") + "\n\n"
 
 
 def draw() -> None:

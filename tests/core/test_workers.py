@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 import trio
+from click.testing import CliRunner
+from doubles import until
 
-from pyroxfer_core.errors import PyroError
+from pyroxfer_core import Daemon, Proxy, behavior, expose
+from pyroxfer_core.cli.echo import echo
+from pyroxfer_core.errors import CommunicationError, DaemonError, Outcome, PyroError
 from pyroxfer_core.processes.claims import Claims
 from pyroxfer_core.processes.handover import Mailbox, hand_over
 from pyroxfer_core.processes.loads import AFTER_YOU_S, AcceptShare, LoadBoard
 from pyroxfer_core.processes.post import Post, take_post
 from pyroxfer_core.processes.supervisor import LEAST_PAUSE_S, MOST_PAUSE_S, STEADY_S, Supervisor
+from pyroxfer_core.processes.worker import Worker
 from pyroxfer_core.transport.side import SideStream
 
 
@@ -84,11 +92,12 @@ async def supervised(fakes: Fakes, count: int) -> AsyncIterator[tuple[Supervisor
     supervisor = Supervisor(fakes, count, fakes.gone.append, fakes.stop_listening)
     result: list[int] = []
 
-    async def run(task_status: trio.TaskStatus[None]) -> None:
-        result.append(await supervisor.run(task_status=task_status))
+    async def run() -> None:
+        result.append(await supervisor.run())
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(run)
+        nursery.start_soon(run)
+        await supervisor.serving.wait()
         try:
             yield supervisor, result
         except BaseException:
@@ -185,15 +194,19 @@ async def test_a_system_without_room_is_asked_again(autojump_clock: trio.testing
 async def test_a_worker_that_is_awaited_while_all_are_told_to_end_is_told_too(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """SIGTERM during the pause ends it; SIGTERM while the first has not served reaches it."""
+    """SIGTERM ends the pause; one that has not begun to serve may die of it."""
     fakes = Fakes()
-    async with supervised(fakes, 2) as (supervisor, result):
+    async with supervised(fakes, 3) as (supervisor, result):
+        fakes.serve = False
         fakes.children[1].end(1)
+        await trio.sleep(1)
+        fakes.children[2].end(1)
         await trio.sleep(0.01)
         supervisor.tell(signal.SIGTERM)
+        fakes.children[3].end(-signal.SIGTERM)
         fakes.children[0].end(0)
     assert result == [0]
-    assert len(fakes.children) == 2
+    assert [child.number for child in fakes.children] == [0, 1, 2, 1]
 
 
 async def test_cancelling_the_parent_waits_for_the_workers() -> None:
@@ -201,7 +214,8 @@ async def test_cancelling_the_parent_waits_for_the_workers() -> None:
     fakes = Fakes()
     async with trio.open_nursery() as nursery:
         supervisor = Supervisor(fakes, 2)
-        await nursery.start(lambda task_status: supervisor.run(task_status=task_status))
+        nursery.start_soon(supervisor.run)
+        await supervisor.serving.wait()
 
         async def end_when_told(child: FakeChild) -> None:
             with trio.CancelScope(shield=True):
@@ -330,3 +344,141 @@ async def test_nobody_takes_a_stream_for_a_worker_that_is_gone(tmp_path: Path) -
     client, accepted = connected()
     async with client, accepted:
         assert not await hand_over(accepted, tmp_path, 1)
+
+
+# --- a daemon that is one of several workers
+
+
+@expose
+@behavior(stateless=True)
+class Adder:
+    """Counts how often it ran."""
+
+    def __init__(self) -> None:
+        self.ran = 0
+
+    async def add(self, value: int) -> int:
+        self.ran += 1
+        return value + 1
+
+
+@expose
+class Plain:
+    """An ordinary class: an object for each connection."""
+
+    async def hello(self) -> str:
+        return "hello"
+
+
+def listening() -> socket.socket:
+    sock = socket.create_server(("127.0.0.1", 0))
+    sock.setblocking(False)
+    return sock
+
+
+async def test_a_key_that_another_worker_had_is_unknown_and_runs_nothing(tmp_path: Path) -> None:
+    """Whoever repeats a call at another worker is told that it may have run; where it ran, the answer is repeated."""
+    adders = [Adder(), Adder()]
+    async with AsyncExitStack() as stack:
+        proxies = []
+        for number, adder in enumerate(adders):
+            worker = Worker(number, 2, tmp_path, [listening()])
+            daemon = await stack.enter_async_context(Daemon(worker=worker))
+            proxies.append(await stack.enter_async_context(Proxy(daemon.register(adder, "adder"))))
+        key = b"a key of sixteen bytes"
+        assert await proxies[0].add.options(key=key)(1) == 2
+        with pytest.raises(CommunicationError, match="came to another worker") as caught:
+            await proxies[1].add.options(key=key)(1)
+        assert caught.value.outcome is Outcome.UNKNOWN
+        assert await proxies[0].add.options(key=key)(1) == 2
+        assert await proxies[1].add.options(key=b"another of sixteen bytes")(1) == 2
+    assert [adder.ran for adder in adders] == [1, 1]
+
+
+async def test_an_object_that_there_is_only_one_of_is_refused(tmp_path: Path) -> None:
+    """Every worker would have its own; classes with sessions are fine, and what says that it does not matter."""
+    async with Daemon(worker=Worker(0, 2, tmp_path, [listening()])) as daemon:
+        daemon.register(Plain, "plain")
+        daemon.register(Adder(), "adder")
+        with pytest.raises(DaemonError, match="stateless=True"):
+            daemon.register(Plain(), "one")
+
+
+# --- as processes
+
+
+@contextmanager
+def echoing(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``pyroxfer echo`` with workers, and where it serves."""
+    command = (sys.executable, "-c", "from pyroxfer_core.cli.echo import echo; echo()", *options)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        lines = [line.strip() for line in iter(process.stdout.readline, "echoserver running.\n") if line]
+        yield process, lines[-1].removeprefix("echo uri: ")
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    lists = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return sorted(int(pid) for found in lists for pid in found.read_text().split())
+
+
+def connections_of(pid: int, port: int) -> int:
+    """Established connections at this end of a port."""
+    wanted = f"0100007F:{port:04X}"
+    held = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [row.split() for row in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1] == wanted and row[3] == "01" and f"socket:[{row[9]}]" in held for row in rows)
+
+
+async def test_idle_connections_spread_and_a_killed_worker_is_replaced() -> None:
+    """Each of two workers has about half; the connections of one that is killed end, and others go on."""
+    with echoing("--workers", "2") as (process, uri):
+        port = int(uri.rpartition(":")[2])
+        async with AsyncExitStack() as stack:
+            proxies = [await stack.enter_async_context(Proxy(uri)) for _ in range(20)]
+            for number, proxy in enumerate(proxies):
+                assert await proxy.echo(number) == number
+            first, second = (connections_of(pid, port) for pid in workers_of(process))
+            assert first + second == 20
+            assert abs(first - second) <= 4
+            victim = workers_of(process)[0]
+            os.kill(victim, signal.SIGKILL)
+            await until(lambda: len(workers_of(process)) == 2 and victim not in workers_of(process))
+            for number, proxy in enumerate(proxies):
+                assert await proxy.echo(number) == number
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+async def test_workers_end_when_their_parent_is_killed() -> None:
+    """Nobody serves on behind the back of who started them."""
+    with echoing("--workers", "2") as (process, uri):
+        pids = workers_of(process)
+        process.kill()
+        process.wait(10)
+        await until(lambda: not any(Path(f"/proc/{pid}/fd").exists() for pid in pids))
+        with pytest.raises(CommunicationError):
+            async with Proxy(uri) as proxy:
+                await proxy.echo(1)
+
+
+async def test_an_object_that_ends_its_server_ends_all_workers() -> None:
+    """A worker that ends well by itself is the end of the service."""
+    with echoing("--workers", "2") as (process, uri):
+        async with Proxy(uri) as proxy:
+            await proxy.shutdown()
+        await trio.to_thread.run_sync(process.wait, 20)
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "257"])
+def test_a_wrong_number_of_workers_is_a_usage_error(text: str) -> None:
+    """One line, and exit code 2."""
+    result = CliRunner().invoke(echo, ["--workers", text])
+    assert result.exit_code == 2
+    assert "neither 'auto' nor a number" in result.output

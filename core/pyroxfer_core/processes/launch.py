@@ -128,15 +128,17 @@ async def supervise(
     listeners: Sequence[socket.socket],
     count: int,
     *,
+    reload: bool = True,
     command: Sequence[str] | None = None,
     beside: Callable[[Path, Supervisor], Awaitable[None]] | None = None,
 ) -> int:
-    """Run workers until SIGTERM or SIGINT, which they get, too, as every SIGHUP, or until one ends by itself.
+    """Run workers until SIGTERM or SIGINT, which they get, too, or until one ends by itself with exit code 0.
 
     Args:
         listeners: what the workers accept on. The parent never does; it closes them when the workers are told to end,
             so that until then what waits in their queues outlives each worker.
         count: how many.
+        reload: they know what to do at SIGHUP, and get it.
         command: what to start; by default what this process was started with.
         beside: called with the shared folder and the supervisor once the workers serve; cancelled at the end. Its
             error ends the workers.
@@ -156,25 +158,30 @@ async def supervise(
 
         supervisor = Supervisor(launcher, count, launcher.gone, close_listeners)
         try:
-            return await _supervised(supervisor, None if beside is None else partial(beside, folder, supervisor))
+            told = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if reload else []))
+            return await _supervised(
+                supervisor, told, None if beside is None else partial(beside, folder, supervisor)
+            )
         finally:
             close_listeners()
 
 
-async def _supervised(supervisor: Supervisor, beside: Callable[[], Awaitable[None]] | None) -> int:
+async def _supervised(
+    supervisor: Supervisor, told: Sequence[int], beside: Callable[[], Awaitable[None]] | None
+) -> int:
     """An error of ``beside`` comes out as it is, not in a group."""
     code = 0
     failures: list[Exception] = []
     async with trio.open_nursery() as nursery:
 
-        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        async def run() -> None:
             nonlocal code
-            code = await supervisor.run(task_status=task_status)
-            task_status.started()
+            code = await supervisor.run()
             nursery.cancel_scope.cancel()
 
-        await nursery.start(_pass_signals_on, supervisor)
-        await nursery.start(run)
+        await nursery.start(_pass_signals_on, supervisor, told)
+        nursery.start_soon(run)
+        await supervisor.serving.wait()
         if beside is not None:
             try:
                 await beside()
@@ -186,8 +193,10 @@ async def _supervised(supervisor: Supervisor, beside: Callable[[], Awaitable[Non
     return code
 
 
-async def _pass_signals_on(supervisor: Supervisor, *, task_status: trio.TaskStatus[None]) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+async def _pass_signals_on(
+    supervisor: Supervisor, told: Sequence[int], *, task_status: trio.TaskStatus[None]
+) -> None:
+    with trio.open_signal_receiver(*told) as signals:
         task_status.started()
         async for number in signals:
             supervisor.tell(number)

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import MutableMapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -86,10 +87,8 @@ def end_with_parent(tie: socket.socket, folder: Path) -> None:
     """Have this process get SIGTERM when its parent dies; the folder goes with the parent."""
 
     def watch() -> None:
-        try:
+        with suppress(OSError):
             tie.recv(1)
-        except OSError:
-            pass
         rmtree(folder, ignore_errors=True)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -51,6 +51,9 @@ class Supervisor:
         spawn: starts one.
         gone: told the number of each worker that has ended, before another one takes its place.
         ending: called when the workers are told to end.
+
+    Attributes:
+        serving: set when the first worker serves, and the others had their chance.
     """
 
     def __init__(
@@ -64,14 +67,15 @@ class Supervisor:
         self._count = count
         self._gone = gone
         self._on_ending = ending
+        self.serving = trio.Event()
         self._children: dict[int, Child] = {}
         self._codes = [0]
         self._last_word: int | None = None
         self._pausing: set[trio.CancelScope] = set()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> int:
+    async def run(self) -> int:
         """Run the workers until all have ended after `tell`, or one has ended by itself with exit code 0: then the
-        others are told to, too. Counts as started when the first serves and the others had their chance.
+        others are told to, too.
 
         The first is alone until it serves: what keeps it from doing so is not worth a second try, and its exit code
         is the result. Cancelling tells all of them to end, and waits for that.
@@ -90,7 +94,7 @@ class Supervisor:
                 nursery.start_soon(place.keep)
             for place in others:
                 await place.tried.wait()
-            task_status.started()
+            self.serving.set()
         return max(self._codes)
 
     def tell(self, number: int) -> None:
@@ -145,9 +149,10 @@ class Supervisor:
         """Whether the end of a worker is the end of its place."""
         if self._last_word is None and not (served and code == 0):
             return False
-        self._codes.append(code)
         if self._last_word is None:
             self.tell(signal.SIGTERM)
+        elif served or code != SIGNALLED + self._last_word:  # who was still starting just dies of it
+            self._codes.append(code)
         return True
 
     async def pause(self, seconds: float) -> None:

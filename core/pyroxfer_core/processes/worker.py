@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 import trio
 
+from ..transport.side import SideStream, SideStreamHandler
 from .claims import Claims
+from .handover import Mailbox, hand_over
 from .loads import AcceptShare, LoadBoard
-from .post import LOADS, READY, Post, end_with_parent, sockets_of, take_post
+from .post import LOADS, READY, end_with_parent, sockets_of, take_post
 
 
 class Worker:
-    """One of several processes that serve the same on the same listening sockets.
-
-    Give it to a ``Daemon(worker=…)``. It ends with its parent.
+    """One of several processes that serve the same on the same listening sockets: `current` finds it.
 
     Attributes:
         number: from 0; another process takes it over when this one dies.
@@ -26,24 +27,37 @@ class Worker:
         listeners: what all accept on.
     """
 
-    def __init__(self, post: Post) -> None:
-        self.number = post.number
-        self.count = post.count
-        self.folder = Path(post.folder)
-        self._tie, self.listeners = sockets_of(post)
-        self.share = AcceptShare(LoadBoard(self.folder / LOADS, post.count), post.number)
+    def __init__(
+        self,
+        number: int,
+        count: int,
+        folder: Path,
+        listeners: Sequence[socket.socket],
+        tie: socket.socket | None = None,
+    ) -> None:
+        self.number = number
+        self.count = count
+        self.folder = folder
+        self.listeners = list(listeners)
+        self.share = AcceptShare(LoadBoard(folder / LOADS, count), number)
         """Its part in accepting."""
-        end_with_parent(self._tie, self.folder)
+        self._tie = tie
 
     @classmethod
     def current(cls, environ: MutableMapping[str, str] | None = None) -> Worker | None:
-        """What this process is; None when nobody started it as a worker. Asked once: later it is None.
+        """What this process is; None when nobody started it as a worker. Asked once: later it is None. From here on
+        the process gets SIGTERM when its parent dies.
 
         Raises:
             PyroError: the environment says something that no parent said.
         """
         post = take_post(environ)
-        return None if post is None else cls(post)
+        if post is None:
+            return None
+        tie, listeners = sockets_of(post)
+        folder = Path(post.folder)
+        end_with_parent(tie, folder)
+        return cls(post.number, post.count, folder, listeners, tie)
 
     def __repr__(self) -> str:
         return f"<Worker {self.number} of {self.count}>"
@@ -55,16 +69,33 @@ class Worker:
 
     def ready(self) -> None:
         """Tell the parent that this worker serves: before, it starts no others; after, it replaces this one."""
-        try:
-            self._tie.send(READY, socket.MSG_NOSIGNAL)
-        except OSError:
-            pass  # it is gone, and this process is about to learn that
+        if self._tie is not None:
+            with contextlib.suppress(OSError):  # it is gone, and this process is about to learn that
+                self._tie.send(READY, socket.MSG_NOSIGNAL)
 
     async def until_told(self) -> None:
         """Be ready, and wait for SIGTERM or SIGINT. A second one does not wait for anything."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             self.ready()
             await anext(signals)
+
+    async def hand_over(self, stream: SideStream, number: int) -> bool:
+        """Give a raw side stream, of which nothing but the token was used, to another worker, whose `take_handed` gets
+        it. Here it is closed; under TLS it goes on to be encrypted here until both ends are done.
+
+        Returns:
+            Whether the other worker was there to take it.
+        """
+        return await hand_over(stream, self.folder, number)
+
+    async def take_handed(
+        self, handler: SideStreamHandler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Call the handler with each raw side stream that another worker hands over, in a task of its own, until
+        cancelled. The stream is closed when the handler returns; an error that escapes it is logged."""
+        mailbox = Mailbox(self.folder, self.number)
+        task_status.started()
+        await mailbox.serve(handler)
 
     def claims(self, lifetime_s: float) -> Claims:
         """Its claims to keys."""

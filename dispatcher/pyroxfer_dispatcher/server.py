@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final
@@ -36,7 +37,9 @@ from .config import Config, check_config
 from .conversation import Conversation, Handle
 from .departure import Guest, see_off
 from .dialects import BlobDialect, SealedDialect
+from .discovery import Discovery
 from .forwarding import Forwarding
+from .found import leads_to
 from .frames import Splitter
 from .health import Health
 from .hub import Hub
@@ -71,7 +74,7 @@ class Dispatcher:
     Raises:
         ConfigError: the values do not go together, or open a door without saying so.
         CommunicationError: on entering: the address cannot be had.
-        NamingError: on entering: the name server to register in is not there.
+        NamingError, SecurityError: on entering: the name server to register in refuses it.
     """
 
     def __init__(self, config: Config) -> None:
@@ -87,6 +90,8 @@ class Dispatcher:
         """By the number of dispatchers that a client's connection has passed before this one."""
         self._opener = Opener(self._settings, self._names.resolve)
         self._management = Management(config, self)
+        take_out = partial(self._management.operations.take_out, disabled=False)
+        self._discovery = Discovery(config, self._settings, self.directory, take_out, self._is_own)
         self._conversations: set[Conversation | Pinned] = set()
         self._stopping = False
         self._cut = 0
@@ -96,6 +101,8 @@ class Dispatcher:
         self._all_gone = trio.Event()
         self._listener: socket.socket | None = None
         self._port: int | None = None
+        self._bound: list[tuple[str, int]] = []
+        """Numeric addresses where it listens."""
         self._helpers: trio.Nursery | None = None
         self._nursery_manager: Any = None
         self._nursery: trio.Nursery
@@ -131,7 +138,8 @@ class Dispatcher:
     async def __aenter__(self) -> Dispatcher:
         place = self.config.location
         self._listener = bind_tcp(place.host or "", place.port or 0)
-        self._port = self._listener.getsockname()[1]
+        host, self._port = self._listener.getsockname()[:2]
+        self._bound = [(host, self._port)]
         try:
             self._management.bind()
             await self._names.register(self.uri)
@@ -215,6 +223,7 @@ class Dispatcher:
         self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
         for service, backend in gone:
             self._management.operations.take_out(service, backend, disabled=False)
+        self._discovery.change(config)
         for admission in self.directory.admissions():
             admission.changed()
         note(logging.INFO, "reloaded", services=len(config.services), backends_gone=len(gone))
@@ -236,9 +245,17 @@ class Dispatcher:
             "location": self.location,
             "object": self.config.object,
             "draining": self._draining,
+            "registered": self._names.registered,
             "clients": len(self._conversations),
             "cut": self._cut,
         }
+
+    def discovered(self, service: str) -> list[dict[str, Any]]:
+        """The state of the registries from which a service has backends."""
+        return self._discovery.describe(service)
+
+    def _is_own(self, uri: Uri) -> bool:
+        return leads_to(uri, self._bound)
 
     def _all_services(self) -> Iterator[Service]:
         return services_of(self.directory)
@@ -268,6 +285,8 @@ class Dispatcher:
                     )
                     nursery.start_soon(health.run)
                 self._helpers = nursery
+                await nursery.start(self._discovery.run)
+                await self._discovery.first_look()
                 await serve_connections([listener], self._greet, settings=self._settings, collect=COLLECT_BYTES)
 
     async def _run_hub(self) -> None:

@@ -127,6 +127,14 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Calls that wait for a backend; beyond it calls are refused at once."""
     queue_timeout: Seconds = 5.0
     """Seconds that a call waits before it is refused."""
+    answer_timeout: Seconds | None = None
+    """Seconds that a backend may take before its answer begins; then the call is Unknown. Without: no limit."""
+    eject_after: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 5
+    """Calls in a row that fail before a backend is left out for a while; 0 leaves none out. 5 as in Envoy."""
+    eject_for: Seconds = 30.0
+    """Seconds for which it is left out at first; n times as long the n-th time in a row. 30 as in Envoy ..."""
+    eject_at_most: Seconds = 300.0
+    """... and so is 300, the longest time."""
     fair_by: Literal["host", "connection"] = "host"
     """What counts as one client, for its limit and for taking turns."""
     idempotent: tuple[Text, ...] = ()
@@ -464,6 +472,8 @@ def _check_service(service: ServiceConfig, path: str, own_uri: str) -> Iterator[
         yield from _check_method(service.method, f"{path}.method")
     for index, name in enumerate(service.methods):
         yield from _check_method(name, f"{path}.methods[{index}]")
+    if service.eject_at_most < service.eject_for:
+        yield f"{path}.eject_at_most: {service.eject_at_most:g} s is shorter than eject_for, {service.eject_for:g} s"
     tags = {tag for backend in service.backends for tag in backend.tags}
     for index, tag in enumerate(service.prefer):
         if tag not in tags and not service.discover:

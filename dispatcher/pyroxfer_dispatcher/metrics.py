@@ -62,6 +62,7 @@ def _of_backends(services: list[dict[str, Any]]) -> Iterator[Metric]:
     weight = GaugeMetricFamily("pyroxfer_dispatcher_backend_weight", "Its weight", labels=_BACKEND)
     calls = CounterMetricFamily("pyroxfer_dispatcher_backend_calls", "Calls it was given", labels=_BACKEND)
     busy = CounterMetricFamily("pyroxfer_dispatcher_backend_busy_seconds", "How long it had them", labels=_BACKEND)
+    ejections = CounterMetricFamily("pyroxfer_dispatcher_backend_ejections", "How often ejected", labels=_BACKEND)
     for service in services:
         for backend in service["backends"]:
             labels = (service["name"], backend["name"])
@@ -70,7 +71,8 @@ def _of_backends(services: list[dict[str, Any]]) -> Iterator[Metric]:
             weight.add_metric(labels, backend["weight"])
             calls.add_metric(labels, backend["calls"])
             busy.add_metric(labels, backend["busy_s"])
-    yield from (up, in_flight, weight, calls, busy)
+            ejections.add_metric(labels, backend["ejections"])
+    yield from (up, in_flight, weight, calls, busy, ejections)
 
 
 def _of_registries(services: list[dict[str, Any]]) -> Iterator[Metric]:

@@ -129,6 +129,7 @@ class Operations:
     async def _undrain(self, request: Request) -> AsyncGenerator[Answer, None]:
         service, backend = self.find(request.get("target"))
         backend.draining = backend.disabled = False
+        service.ejection.end(backend, monotonic())
         service.admission.changed()
         yield self._report(service, backend)
 

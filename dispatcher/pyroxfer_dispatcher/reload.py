@@ -80,7 +80,10 @@ def _changed(known: Service, made: Service, was: ServiceConfig, config: ServiceC
         backends.append(backend)
     known.group.become(made.group, (*backends, *(backend for backend in there if backend.origin != IN_FILE)))
     known.admission.limits = made.admission.limits
-    service = replace(made, admission=known.admission, tally=known.tally, retries=known.retries)
+    known.ejection.rules = made.ejection.rules
+    service = replace(
+        made, admission=known.admission, ejection=known.ejection, tally=known.tally, retries=known.retries
+    )
     return service, [(service, backend) for backend in kept.values()]
 
 

@@ -127,6 +127,10 @@ BAD: list[tuple[str, list[str]]] = [
         ["services[0].policy: 'random' is not known; choose one of: least-of-two, round-robin, hash"],
     ),
     (
+        HEAD + "eject_for = 60\neject_at_most = 50\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
+        ["services[0].eject_at_most: 50 s is shorter than eject_for, 60 s"],
+    ),
+    (
         HEAD + "objects = ['a', 'a', 'pyroxfer.dispatcher']\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
         [
             "services[0].objects[1]: 'a' is taken by services[0].objects[0]",

@@ -29,7 +29,7 @@ from doubles_dispatch import (
 
 from pyroxfer_core import Connection, Daemon, Proxy, SerializedBlob, Settings, Uri, expose, introduce, open_connection
 from pyroxfer_core.errors import CommunicationError, NamingError, PyroError
-from pyroxfer_core.nameserver import start_ns
+from pyroxfer_core.nameserver import Registration, start_ns
 from pyroxfer_core.wire import Body, BodyPart, End, Flags, Head, Message, MessageType, codec_for, read_blob_info
 from pyroxfer_dispatcher import Dispatcher, commands, conversation, naming
 from pyroxfer_dispatcher.channel import Channel
@@ -871,13 +871,13 @@ async def test_without_a_name_server_it_serves_and_registers_when_there_is_one(
     monkeypatch.setattr(naming, "FIRST_PAUSE_S", 0.02)
     name_server = FakeNameServer()
     tried: list[None] = []
-    begin = naming.Registration.begin
+    begin = Registration.begin
 
-    async def counted(registration: naming.Registration) -> None:
+    async def counted(registration: Registration) -> None:
         tried.append(None)
         await begin(registration)
 
-    monkeypatch.setattr(naming.Registration, "begin", counted)
+    monkeypatch.setattr(Registration, "begin", counted)
     async with Daemon() as names:
         head = f'register = "x"\nnameserver = "{names.location}"'
         async with Dispatcher(config_for("PYRO:x@localhost:1", head=head)) as dispatcher:

@@ -15,25 +15,35 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..errors import ConnectionClosedError, DaemonError, PyroError, RefusedError
+from ..errors import CommunicationError, ConnectionClosedError, DaemonError, PyroError, RefusedError
 from ..objects.context import CallContext, current_context_var
-from ..objects.documentation import describe_members
-from ..objects.expose import Metadata, expose, oneway, reset_exposed
+from ..objects.expose import Metadata, reset_exposed
 from ..objects.table import DAEMON_ID, ObjectTable
 from ..serializers.base import SerializerContext
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection
+from ..transport.inherited import refuse_other_sockets
 from ..transport.listen import serve_connections
 from ..transport.side import SideStreamHandler
 from ..transport.sockets import bind_unix, remove_socket_file
 from ..uri import Uri
 from ..wire.message import Body
-from .door import is_guarded, refuse_open_door
+from .about import DaemonObject
+from .door import is_guarded, open_door, refuse_open_door
 from .hello import Hello, Judge, Verdict
 from .keys import KeyTable
 from .peer import Peer
-from .places import WILDCARDS, bind_hosts, host_towards, parse_advertised, place, published_host
+from .places import (
+    WILDCARDS,
+    bind_hosts,
+    host_towards,
+    parse_advertised,
+    place,
+    place_of_listener,
+    places_of,
+    published_host,
+)
 from .streams import StreamTable
 from .watchdog import Watchdog
 from .workers import WorkerPool
@@ -95,9 +105,13 @@ class Daemon:
             Without any of them URIs lead to the first host that others can reach, and to this machine's address in
             place of a wildcard; objects in answers to the address at which the caller came in.
         settings: limits, timeouts, accepted serializers.
+        listeners: sockets that listen already (see `inherited_listeners`), instead of ``host``, ``port`` and
+            ``unixsocket``; URIs lead to the first. They belong to the daemon, which closes them at its end and leaves
+            the file of a unix socket to who made it.
 
     Raises:
         ValueError: ``nathost``, ``natport`` and ``advertise`` do not go together as given, or there is no host.
+        CommunicationError: one of the ``listeners`` does not listen, or not for streams.
     """
 
     def __init__(
@@ -110,7 +124,12 @@ class Daemon:
         settings: Settings | None = None,
         *,
         advertise: str | None = None,
+        listeners: Sequence[socket.socket] = (),
     ) -> None:
+        for listener in listeners:
+            refuse_other_sockets(listener)
+        if listeners:
+            host, port, unixsocket = places_of(listeners)
         if advertise is not None:
             if nathost is not None or natport is not None:
                 raise ValueError("advertise says what nathost and natport say: give one of them")
@@ -144,6 +163,7 @@ class Daemon:
         self._unixsocket = unixsocket
         self._nathost = nathost
         self._natport = natport
+        self._given = list(listeners)
         self._listener: socket.socket | None = None
         self._more: list[socket.socket] = []
         """Listeners of further hosts."""
@@ -207,13 +227,29 @@ class Daemon:
         """
         if self._listener is not None:
             return
+        for host in self._tcp_hosts:
+            refuse_open_door(host, self.settings, guarded=self.validates)
+        if self._given:
+            if any(sock.fileno() < 0 for sock in self._given):
+                raise CommunicationError("the sockets that this daemon was given are closed: give them to a new one")
+            self._listener, *self._more = self._given
+            return
         if self._unixsocket is not None:
             self._listener = bind_unix(self._unixsocket)
             return
-        for host in self._hosts:
-            refuse_open_door(host, self.settings, guarded=self.validates)
         self._listener, *self._more = bind_hosts(self._hosts, self._port, self.settings.prefer_ip_version)
         self._port = self._listener.getsockname()[1]
+
+    @property
+    def _tcp_hosts(self) -> Sequence[str]:
+        return self._hosts if self._unixsocket is None or self._given else ()
+
+    @property
+    def open_door(self) -> str | None:
+        """What is wrong with where it listens; None when only this machine reaches it, or it asks for TLS and a
+        proof."""
+        problems = (open_door(host, self.settings, guarded=self.validates) for host in self._tcp_hosts)
+        return next((problem for problem in problems if problem is not None), None)
 
     @property
     def location(self) -> str:
@@ -252,14 +288,16 @@ class Daemon:
             return self.nat_location or internal
         if len(self._hosts) == 1 and self._host not in WILDCARDS:
             return internal
-        return place(published_host(self._hosts), self._port)
+        return place(published_host(self._hosts[:1] if self._given else self._hosts), self._port)
 
     def location_for(self, peer: Peer | None) -> str:
         """Where the URIs that a client gets in answers lead to: it can reach the address at which it came in."""
-        fixed = self._nathost is not None or self._unixsocket is not None or self._listener is None
-        if fixed or peer is None or (len(self._hosts) == 1 and self._host not in WILDCARDS):
+        if self._nathost is not None or self._listener is None or peer is None:
             return self.published_location
-        assert self._listener is not None, "looked at above"
+        if self._given:
+            return place_of_listener(peer.connection.sock)
+        if self._unixsocket is not None or (len(self._hosts) == 1 and self._host not in WILDCARDS):
+            return self.published_location
         name = peer.connection.sock.getsockname()
         return place(host_towards(self._hosts, [self._listener, *self._more], str(name[0])), self._port)
 
@@ -358,7 +396,7 @@ class Daemon:
                 trio.lowlevel.notify_closing(listener)
             listener.close()
         self._listener, self._more = None, []
-        if self._unixsocket is not None:
+        if self._unixsocket is not None and not self._given:
             remove_socket_file(self._unixsocket)
 
     async def _serve_all(
@@ -549,47 +587,3 @@ def _is_cancellation(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return error.split(trio.Cancelled)[1] is None
     return isinstance(error, trio.Cancelled)
-
-
-@expose
-class DaemonObject:
-    """What every daemon serves about itself, as ``Pyro.Daemon``."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
-
-    async def ping(self) -> None:
-        """Nothing: the answer is the point."""
-
-    async def registered(self) -> list[str]:
-        """Ids of all objects."""
-        return self._daemon.table.ids()
-
-    async def info(self) -> str:
-        """A line about the daemon."""
-        daemon = self._daemon
-        count = len(daemon.table.ids())
-        return (
-            f"Pyro.Daemon bound on {daemon.location}, NAT {daemon.nat_location}, {count} objects registered. "
-            f"Servertype: pyroxfer trio"
-        )
-
-    async def get_metadata(self, object_id: str, as_lists: bool = False) -> dict[str, Any]:
-        """Exposed members of an object, as sets or lists."""
-        meta = self._daemon.table.get(object_id).exposed.metadata
-        shape: Any = list if as_lists else set
-        return {"methods": shape(meta.methods), "oneway": shape(meta.oneway), "attrs": shape(meta.attrs)}
-
-    async def describe(self, object_id: str) -> dict[str, Any]:
-        """Exposed members of an object with their documentation and parameters, as plain data."""
-        entry = self._daemon.table.get(object_id)
-        return describe_members(entry.target if entry.is_class else type(entry.target))
-
-    async def get_next_stream_item(self, stream_id: str) -> Any:
-        """The next item of an item stream."""
-        return await self._daemon.streams.next_item(stream_id, current_context_var.get().client)
-
-    @oneway
-    async def close_stream(self, stream_id: str) -> None:
-        """End an item stream."""
-        await self._daemon.streams.close(stream_id)

@@ -51,7 +51,7 @@ PUBLIC = {
     """,
     "pyroxfer_core.nameserver": """
         Address Changes Entry Lease NameServer Query Registration Registry RunningNameServer keep_registered locate_ns
-        open_registry resolve start_ns
+        open_registry read_entries resolve start_ns
     """,
 }
 PYRO5_API = """

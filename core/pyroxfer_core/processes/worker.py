@@ -80,8 +80,8 @@ class Worker:
             await anext(signals)
 
     async def hand_over(self, stream: SideStream, number: int) -> bool:
-        """Give a raw side stream, of which nothing but the token was used, to another worker, whose `take_handed` gets
-        it. Here it is closed; under TLS it goes on to be encrypted here until both ends are done.
+        """Give a raw side stream, of which nothing but the token was used, to the `take_handed` of another worker.
+        Here it is closed; under TLS it goes on to be encrypted here until both ends are done.
 
         Returns:
             Whether the other worker was there to take it.

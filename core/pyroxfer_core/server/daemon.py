@@ -327,8 +327,7 @@ class Daemon:
         await nursery.start(self._serve_all, self._listener)
         self.home = trio.lowlevel.current_trio_token()
         if self.settings.slow_handler_s:
-            self._watchdog = Watchdog(self, self.settings.slow_handler_s)
-            self._watchdog.start()
+            self._watchdog = Watchdog.start(self.settings.slow_handler_s)
         return self
 
     async def __aexit__(
@@ -338,13 +337,21 @@ class Daemon:
         try:
             await self.aclose()
         finally:
-            manager, self._manager = self._manager, None
-            assert manager is not None, "entered"
-            if error is None or _is_cancellation(error):
-                await manager.__aexit__(kind, error, trace)  # serving may have failed, and cancelled the body
-            else:
-                with contextlib.suppress(BaseException):
-                    await manager.__aexit__(None, None, None)
+            try:
+                await self._leave_nursery(kind, error, trace)
+            finally:
+                await self.streams.close_all()  # of calls that took no notice of being cut
+
+    async def _leave_nursery(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        manager, self._manager = self._manager, None
+        assert manager is not None, "entered"
+        if error is None or _is_cancellation(error):
+            await manager.__aexit__(kind, error, trace)  # serving may have failed, and cancelled the body
+        else:
+            with contextlib.suppress(BaseException):
+                await manager.__aexit__(None, None, None)
 
     async def aclose(self) -> list[CutCall]:
         """Stop serving: no new connections, new calls refused, running ones get their grace, the rest is cut.
@@ -373,9 +380,9 @@ class Daemon:
             self._nursery = None
             if self._watchdog is not None:
                 self._watchdog.stop()
+                self._watchdog = None
             self.close()
-            with trio.CancelScope(shield=True):
-                await self.streams.close_all()
+            await self.streams.close_all()
         return cut
 
     def _unfinished(self) -> list[CutCall]:

@@ -73,6 +73,7 @@ def serve(
 
     async def main() -> None:
         settings = access.settings(Settings(insecure=insecure))
+        worker = Worker.current()
         server = FileServer(
             folder,
             listen=listen,
@@ -83,16 +84,23 @@ def serve(
             state=state or _usual_state(),
             settings=settings,
             listeners=[listener.sock for listener in inherited_listeners()],
+            worker=worker,
         )
+        if worker is not None:
+            async with server:
+                await access.reload_on_hangup(settings, worker)
         ns_settings = ns_access.settings(Settings())
         _bind(server)
         manager = ServiceManager.from_environment()
-        async with manager.alive(), server, _registered(server, name, ns_settings):
-            _announce(server, folder, name, server.open_door)
-            try:
-                await access.reload_on_hangup(settings, manager)
-            finally:
-                manager.stopping()
+        if workers == 1:
+            async with manager.alive(), server, _registered(server, name, ns_settings):
+                _announce(server, folder, name, server.open_door)
+                try:
+                    await access.reload_on_hangup(settings, manager)
+                finally:
+                    manager.stopping()
+        access.refuse_questions("--workers")
+        await _lead(server, workers, manager, lambda: _registered(server, name, ns_settings), lambda: _announce(server, folder, name, server.open_door))
 
     run(main, term_is_success=True)
 

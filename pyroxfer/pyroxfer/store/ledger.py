@@ -1,0 +1,105 @@
+"""What several processes have promised files on their way below one root: each keeps a page that all others read.
+
+Blocking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+LOCK: Final = "lock"
+
+
+class Promise(NamedTuple):
+    """To an open file of another process."""
+
+    size: int
+    """Bytes it may grow to."""
+    held: int
+    """Bytes of the disk that it has."""
+    length: int
+    """Bytes that it has."""
+
+
+@dataclass(slots=True)
+class Page:
+    """One process's part."""
+
+    pid: int = 0
+    promised: list[tuple[int, int]] = field(default_factory=list)
+    """Descriptors in that process, and the size of each."""
+    added: int = 0
+    """Bytes that came to stay, since the process began."""
+    removed: int = 0
+    """How often something was removed."""
+
+
+class Ledger:
+    """The pages of all processes, as one of them sees them.
+
+    Args:
+        folder: shared by them, and nobody else.
+        number: of this one, up to ``count``.
+    """
+
+    def __init__(self, folder: Path, number: int, count: int) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._own = folder / str(number)
+        self._others = [folder / str(other) for other in range(count) if other != number]
+        self._lock = (folder / LOCK).open("a")  # closed with this object: promises may be kept until the very end
+        self.page = Page(os.getpid())
+        self.publish()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else promises anything while the block runs."""
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def publish(self) -> None:
+        """Let others read this process's page as it is now."""
+        fresh = self._own.with_suffix(".new")
+        with contextlib.suppress(FileNotFoundError):  # the folder is gone, and with it who would read it
+            fresh.write_text(json.dumps(asdict(self.page)))
+            fresh.replace(self._own)
+
+    def pages(self) -> list[Page]:
+        """Those of the others."""
+        return [page for path in self._others if (page := _read(path)) is not None]
+
+    @staticmethod
+    def promises(pages: list[Page]) -> list[Promise]:
+        """What is on them, of files that are open still: those of a process that died are not."""
+        return [
+            Promise(size, status.st_blocks * 512, status.st_size)
+            for page in pages
+            for fd, size in page.promised
+            if (status := _look(page.pid, fd)) is not None
+        ]
+
+
+def _read(path: Path) -> Page | None:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return Page(**values)
+
+
+def _look(pid: int, fd: int) -> os.stat_result | None:
+    try:
+        status = os.stat(f"/proc/{pid}/fd/{fd}")  # noqa: PTH116  # not a path of the store
+    except OSError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None

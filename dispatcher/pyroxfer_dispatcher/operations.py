@@ -40,6 +40,8 @@ class Operated(Protocol):
 
     def begin_drain(self) -> None: ...
 
+    async def restart(self) -> int: ...
+
     def close_idle(self, backend: Backend) -> None: ...
 
     def start_soon(self, function: Any, *args: Any) -> None: ...
@@ -60,6 +62,7 @@ class Operations:
             "status": self._status,
             "drain": self._drain,
             "undrain": self._undrain,
+            "restart": self._restart,
             "disable": self._disable,
             "weight": self._weight,
             "trace": self._trace,
@@ -121,6 +124,10 @@ class Operations:
         while request.get("wait") and backend.draining and (backend.in_flight or backend.clients):
             await trio.sleep(REPORT_S)
             yield self._report(service, backend)
+
+    async def _restart(self, request: Request) -> AsyncGenerator[Answer, None]:
+        pid = await self._dispatcher.restart()
+        yield {"restarted": pid, "was": os.getpid(), "clients": self._dispatcher.facts["clients"]}
 
     async def _undrain(self, request: Request) -> AsyncGenerator[Answer, None]:
         service, backend = self.find(request.get("target"))

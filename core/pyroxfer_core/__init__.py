@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .objects.expose import expose as expose
     from .objects.expose import idempotent as idempotent
     from .objects.expose import oneway as oneway
+    from .processes.launch import supervise as supervise
+    from .processes.worker import Worker as Worker
     from .serializers.blob import SerializedBlob as SerializedBlob
     from .server.daemon import CutCall as CutCall
     from .server.daemon import Daemon as Daemon
@@ -36,10 +38,13 @@ if TYPE_CHECKING:
     from .server.handshake import wanted_object as wanted_object
     from .server.hello import Hello as Hello
     from .server.hello import Verdict as Verdict
+    from .server.manager import ServiceManager as ServiceManager
     from .server.serving import serve as serve
     from .settings import Settings as Settings
     from .transport.connection import Connection as Connection
     from .transport.connection import open_connection as open_connection
+    from .transport.inherited import InheritedListener as InheritedListener
+    from .transport.inherited import inherited_listeners as inherited_listeners
     from .transport.listen import serve_connections as serve_connections
     from .transport.side import SideStream as SideStream
     from .transport.side import open_side_stream as open_side_stream
@@ -55,16 +60,19 @@ _WHERE = {
     "Daemon": "server.daemon",
     "Hello": "server.hello",
     "Identity": "access",
+    "InheritedListener": "transport.inherited",
     "Metadata": "objects.expose",
     "Proxy": "client.proxy",
     "SerializedBlob": "serializers.blob",
     "ServerSession": "wire.session",
+    "ServiceManager": "server.manager",
     "Settings": "settings",
     "SideStream": "transport.side",
     "StreamSocket": "transport.sockets",
     "Tokens": "access",
     "Uri": "uri",
     "Verdict": "server.hello",
+    "Worker": "processes.worker",
     "accept_handshake": "server.handshake",
     "authenticate": "server.handshake",
     "behavior": "objects.expose",
@@ -76,6 +84,7 @@ _WHERE = {
     "errors": "",
     "expose": "objects.expose",
     "idempotent": "objects.expose",
+    "inherited_listeners": "transport.inherited",
     "introduce": "client.introduce",
     "keep_registered": "nameserver.keeping",
     "load_token": "access",
@@ -89,6 +98,7 @@ _WHERE = {
     "resolve": "nameserver.lookup",
     "serve": "server.serving",
     "serve_connections": "transport.listen",
+    "supervise": "processes.launch",
     "tls_client_context": "certificates",
     "tls_server_context": "certificates",
     "wanted_object": "server.handshake",

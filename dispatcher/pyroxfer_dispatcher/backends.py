@@ -13,6 +13,11 @@ FIRST_BACKOFF_S: Final = 0.25
 MAX_BACKOFF_S: Final = 10.0
 """... but never longer than this, so that a repaired backend is back in use within seconds. When no other backend is
 left, it is tried again after FIRST_BACKOFF_S already: a call must not be refused while a backend is there."""
+MAX_WEIGHT: Final = 1000.0
+MOST_DESCRIBED: Final = 10
+"""Backends whose state an error text tells."""
+IN_FILE: Final = "file"
+"""Origin of a backend that the configuration names."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +33,10 @@ class Backend:
     """How much it gets, compared with the others."""
     tags: frozenset[str] = frozenset()
     """What its service may prefer it for: a zone, a kind of machine."""
+    origin: str = IN_FILE
+    """Who told of it: the ``file``, a name server (``ns``), ``etcd``, or itself (``client``)."""
+    turn: float = 0.0
+    """What it has coming where backends are taken in turn."""
     up_since: float = float("-inf")
     """When it came back."""
     clients: int = 0
@@ -52,21 +61,41 @@ class Backend:
     """Why it is down, for people."""
     refused_versions: set[int] = field(default_factory=set)
     """Protocol versions it is known not to speak."""
+    failed_calls: int = 0
+    """Calls in a row that it was given and did not answer."""
+    lost_at: float = float("-inf")
+    """When a connection to it broke last with a call on it."""
+    ejected_until: float | None = None
+    """When it may get calls again, while it is ejected; None while it is not."""
+    eject_reason: str = ""
+    """Why it was ejected last, for people."""
+    ejections: int = 0
+    """How often it was ejected."""
+    in_row: int = 0
+    """How often it was ejected in a row, when it was last ejected; see `ejections_in_row`."""
+    returned_at: float = float("-inf")
+    """When its last ejection ended."""
 
     def is_live(self, now: float) -> bool:
         """Whether a call may be given to it, busy or not."""
-        if self.draining:
+        if self.draining or self.ejected_until is not None:
             return False
         return not self.failures or (now >= self.retry_at and not self.probing)
 
     def is_last_resort(self, now: float) -> bool:
-        """Whether a call that no live backend can take may try it, although it was to be left alone for longer."""
+        """Whether a call that no live backend can take may try it, although it was to be left out for longer."""
         return not self.draining and not self.probing and now >= self.failed_at + FIRST_BACKOFF_S
 
     @property
     def is_full(self) -> bool:
         """Whether it runs as many calls as it may."""
         return self.max_in_flight is not None and self.in_flight >= self.max_in_flight
+
+    def ejections_in_row(self, now: float, forgotten_after_s: float) -> int:
+        """How often it was ejected in a row; one less for each ``forgotten_after_s`` for which it has been back."""
+        if self.ejected_until is not None or not self.in_row:
+            return self.in_row
+        return max(0, self.in_row - int((now - self.returned_at) / forgotten_after_s))
 
     def describe(self, now: float, refusal: str | None = None) -> str:
         """Its state for an error text, e.g. ``b1 is down (connection refused), next try in 0.4 s``.
@@ -81,6 +110,8 @@ class Backend:
             return f"{self.name} is down ({self.reason}), next try in {next_try - now:.1f} s"
         if self.failures:
             return f"{self.name} is down ({self.reason})"
+        if self.ejected_until is not None:
+            return f"{self.name} is ejected ({self.eject_reason})"
         if refusal is not None:
             return f"{self.name} refused ({refusal})"
         return f"{self.name} runs {self.in_flight} calls" + (", its limit" if self.is_full else "")
@@ -117,6 +148,8 @@ class BackendGroup:
         sticky: bool = False,
     ) -> None:
         self.backends = tuple(backends)
+        self.why_empty = "it has none"
+        """What is said of it while there are no backends."""
         self._choose = choose
         self._prefer = tuple(prefer)
         self._sticky = sticky
@@ -137,13 +170,13 @@ class BackendGroup:
     def pick(self, now: float, exclude: Container[Backend] = (), key: str | None = None) -> Backend | None:
         """A live backend with room, now counted as running one call more.
 
-        When none is live: one that is down but was not asked just now, for it may be back. None when there is none
-        of these either, or when all are busy.
+        When none can: one that is down but was not asked just now, for it may be back; when none is live: one that is
+        ejected. None when there is none of these either, or when all are busy.
         """
         if self._sticky:
             chosen = self._pick_sticky(now, exclude, key)
         else:
-            free = [
+            free: Sequence[Backend] = [
                 backend
                 for backend in self.backends
                 if (backend.max_in_flight is None or backend.in_flight < backend.max_in_flight)
@@ -151,7 +184,7 @@ class BackendGroup:
                 and backend not in exclude
             ]
             if not free:
-                free = [b for b in self.backends if not b.is_full and b.is_last_resort(now) and b not in exclude]
+                free = self._last_resorts([b for b in self.backends if not b.is_full], now, exclude)
             chosen = self._choose(self._preferred(free), now, key) if free else None
         if chosen is not None:
             chosen.probing = chosen.failures > 0
@@ -175,9 +208,19 @@ class BackendGroup:
         backend.probing = False
 
     def _live(self, now: float, exclude: Container[Backend]) -> Sequence[Backend]:
-        """Those that may be asked; when there are none, those that are down but were not asked just now."""
+        """Those that may be asked; when there are none, those that are the last resort."""
         live = [backend for backend in self.backends if backend.is_live(now) and backend not in exclude]
-        return live or [b for b in self.backends if b.is_last_resort(now) and b not in exclude]
+        return live or self._last_resorts(self.backends, now, exclude)
+
+    def _last_resorts(
+        self, candidates: Sequence[Backend], now: float, exclude: Container[Backend]
+    ) -> Sequence[Backend]:
+        """Those that are down but were not asked just now; and where no backend is live, those that are ejected."""
+        found = [backend for backend in candidates if backend.is_last_resort(now) and backend not in exclude]
+        spared = [backend for backend in found if backend.ejected_until is None]
+        if spared or any(backend.is_live(now) and backend not in exclude for backend in self.backends):
+            return spared
+        return found
 
     def _pick_sticky(self, now: float, exclude: Container[Backend], key: str | None) -> Backend | None:
         live = self._live(now, exclude)
@@ -193,7 +236,7 @@ class BackendGroup:
 
     def has_live(self, now: float, exclude: Container[Backend] = ()) -> bool:
         """Whether any backend may be given a call, busy or not."""
-        return any(backend.is_live(now) and backend not in exclude for backend in self.backends)
+        return bool(self._live(now, exclude))
 
     def has_busy(self, now: float, exclude: Container[Backend] = ()) -> bool:
         """Whether a backend would take a call, if it were not busy."""
@@ -238,4 +281,7 @@ class BackendGroup:
 
     def describe(self, now: float, refusals: Mapping[Backend, str]) -> str:
         """The state of all its backends for an error text."""
-        return "; ".join(backend.describe(now, refusals.get(backend)) for backend in self.backends)
+        states = [backend.describe(now, refusals.get(backend)) for backend in self.backends[:MOST_DESCRIBED]]
+        if len(self.backends) > MOST_DESCRIBED:
+            states.append(f"and {len(self.backends) - MOST_DESCRIBED} more")
+        return "; ".join(states) or self.why_empty

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import trio
 
-from pyroxfer_core import configure_logging
+from pyroxfer_core import ServiceManager, configure_logging, inherited_listeners
 from pyroxfer_core.errors import PyroError
 
 from .config import Config, ConfigError, load_config
@@ -37,7 +37,10 @@ for command in COMMANDS:
 @insecure_option
 @click.option("-v", "--verbose", is_flag=True, help="Also log clients and backends that come and go.")
 def run(path: Path, insecure: bool, verbose: bool) -> None:
-    """Run until SIGTERM, which drains, or Ctrl-C; a second one does not wait. SIGHUP reads the file again."""
+    """Run until SIGTERM, which drains, or Ctrl-C; a second one does not wait. SIGHUP reads the file again.
+
+    Listening sockets passed by a service manager (LISTEN_FDS) take the place of those in the file.
+    """
     config = load(path, insecure)
     configure_logging("INFO" if verbose else "WARNING")
     or_exit(lambda: trio.run(_run, config, path, insecure))
@@ -68,9 +71,12 @@ def show(path: Path, insecure: bool, origin: bool) -> None:
 
 async def _run(config: Config, path: Path, insecure: bool) -> None:
     """Once the receiver is closed a second signal has its usual effect, and does not wait."""
-    async with Dispatcher(config) as dispatcher, trio.open_nursery() as nursery:
-        await nursery.start(_obey_signals, dispatcher, nursery.cancel_scope)
-        await nursery.start(_reload_on_signal, dispatcher, path, insecure)
+    manager = ServiceManager.from_environment()
+    dispatcher = Dispatcher(config, listeners=inherited_listeners())
+    async with manager.alive(), dispatcher, trio.open_nursery() as nursery:
+        await nursery.start(_obey_signals, dispatcher, manager, nursery.cancel_scope)
+        await nursery.start(_reload_on_signal, dispatcher, manager, path, insecure)
+        manager.ready(f"Dispatcher on {dispatcher.location}")
         click.echo(f"pyroxfer-dispatcher ready: {dispatcher.uri}")
         if dispatcher.admin_location is not None:
             click.echo(f"status page: http://{dispatcher.admin_location}/")
@@ -79,11 +85,16 @@ async def _run(config: Config, path: Path, insecure: bool) -> None:
 
 
 async def _obey_signals(
-    dispatcher: Dispatcher, all_of_it: trio.CancelScope, *, task_status: trio.TaskStatus[None]
+    dispatcher: Dispatcher,
+    manager: ServiceManager,
+    all_of_it: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None],
 ) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         number = await anext(signals)
+    manager.stopping()
     if number == signal.SIGTERM:
         dispatcher.begin_drain()
     else:
@@ -91,18 +102,24 @@ async def _obey_signals(
 
 
 async def _reload_on_signal(
-    dispatcher: Dispatcher, path: Path, insecure: bool, *, task_status: trio.TaskStatus[None]
+    dispatcher: Dispatcher, manager: ServiceManager, path: Path, insecure: bool, *, task_status: trio.TaskStatus[None]
 ) -> None:
     """A file that cannot be used is told, and changes nothing."""
     with trio.open_signal_receiver(signal.SIGHUP) as signals:
         task_status.started()
         async for _ in signals:
-            try:
-                dispatcher.reload(load_config(path, insecure=insecure))
-            except ConfigError as error:
-                _refused(*error.lines(str(path)))
-            except (PyroError, OSError) as error:
-                _refused(f"{path}: {error}")
+            manager.reloading()
+            _reload(dispatcher, path, insecure)
+            manager.ready()
+
+
+def _reload(dispatcher: Dispatcher, path: Path, insecure: bool) -> None:
+    try:
+        dispatcher.reload(load_config(path, insecure=insecure))
+    except ConfigError as error:
+        _refused(*error.lines(str(path)))
+    except (PyroError, OSError) as error:
+        _refused(f"{path}: {error}")
 
 
 def _refused(*lines: str) -> None:

@@ -8,6 +8,7 @@ from pyroxfer_core.errors import Outcome
 from pyroxfer_core.wire import Body, Flags, Message
 
 from .backends import Backend
+from .ejection import Verdict
 
 
 @dataclass(slots=True)
@@ -109,6 +110,15 @@ class Announce:
 
 
 @dataclass(slots=True)
+class AnnounceEjection:
+    """Calls of a backend fail one after the other: it is ejected, or is needed and stays."""
+
+    backend: Backend
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(slots=True)
 class CloseClient:
     """The conversation is over."""
 
@@ -129,5 +139,6 @@ Command = (
     | Fail
     | Answer
     | Announce
+    | AnnounceEjection
     | CloseClient
 )

@@ -76,23 +76,21 @@ def _remove_stale(path: str) -> None:
         raise CommunicationError(f"another dispatcher listens on the control socket {path}; give each its own")
 
 
-def remove_control(path: str, listener: socket.socket) -> None:
-    """Close the socket, and take its file away."""
-    trio.lowlevel.notify_closing(listener)
-    listener.close()
-    with contextlib.suppress(OSError):
-        Path(path).unlink()
-
-
 async def serve_control(listener: socket.socket, handler: Handler) -> None:
-    """Answer requests until cancelled; one connection may send several, one after the other."""
+    """Answer requests until cancelled; one connection may send several, one after the other. Once the listener is
+    closed no more connections are taken; those that are there go on."""
     room = trio.CapacityLimiter(MAX_AT_ONCE)
     wrapped = trio.socket.from_stdlib_socket(listener)
     async with trio.open_nursery() as nursery:
         while True:
             permit = object()
             await room.acquire_on_behalf_of(permit)
-            sock, _ = await wrapped.accept()
+            try:
+                sock, _ = await wrapped.accept()
+            except (trio.ClosedResourceError, OSError):
+                if wrapped.fileno() < 0:
+                    return
+                raise
             nursery.start_soon(_serve_one, trio.SocketStream(sock), handler, room, permit)
 
 

@@ -18,6 +18,7 @@ from .backends import Backend
 from .channel import Channel, Opened
 from .commands import (
     Announce,
+    AnnounceEjection,
     Answer,
     CloseBackend,
     CloseClient,
@@ -42,6 +43,7 @@ from .events import (
     CannotCarry,
     ClientLost,
     Event,
+    Overdue,
     Piece,
     ReplyArrived,
     ReplyEnded,
@@ -158,6 +160,9 @@ class Conversation:
         """Called now and then: give up what stands still in the middle of a message."""
         if self._leaving:
             self._say_goodbye()
+        if now >= self._forwarding.answer_by:
+            self._handle(Overdue())
+            self._go_on()
         link = self._link
         out = (self._client, link.channel) if link is not None else (self._client,)
         within = self._forwarding.phase in (Phase.SENDING, Phase.REPLYING, Phase.DRAINING)
@@ -507,6 +512,10 @@ class Conversation:
         else:
             note(logging.WARNING, "backend_down", backend=backend.name, uri=backend.uri, reason=backend.reason)
 
+    def _announce_ejection(self, command: AnnounceEjection) -> None:
+        backend = command.backend
+        note(logging.WARNING, command.verdict.value, backend=backend.name, uri=backend.uri, reason=command.reason)
+
     def _close_client(self, command: CloseClient) -> None:
         note(logging.INFO, "client_closed", client=self._peer, reason=command.reason)
 
@@ -572,5 +581,6 @@ _CARRY_OUT: Final[dict[type[Command], Callable[[Conversation, Any], Event | None
     Fail: Conversation._fail,
     Answer: Conversation._answer,
     Announce: Conversation._announce,
+    AnnounceEjection: Conversation._announce_ejection,
     CloseClient: Conversation._close_client,
 }

@@ -63,6 +63,11 @@ class RequestSent:
 
 
 @dataclass(slots=True)
+class Overdue:
+    """The backend has not answered in time."""
+
+
+@dataclass(slots=True)
 class CannotCarry:
     """The last Forward or Reply cannot be written in the receiver's protocol; nothing of it was sent."""
 
@@ -103,6 +108,7 @@ Event = (
     | BackendOpened
     | BackendLost
     | BackendRefused
+    | Overdue
     | RequestSent
     | CannotCarry
     | ReplyArrived

@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final
 
 from pyroxfer_core.errors import CommunicationError, Outcome
@@ -24,6 +25,7 @@ from .admission import NotAdmitted, Ticket
 from .backends import Backend
 from .commands import (
     Announce,
+    AnnounceEjection,
     Answer,
     CloseBackend,
     CloseClient,
@@ -40,6 +42,7 @@ from .commands import (
     UseKeptBackend,
 )
 from .dialects import Dialect, Target
+from .ejection import Verdict
 from .events import (
     BackendLost,
     BackendOpened,
@@ -48,6 +51,7 @@ from .events import (
     CannotCarry,
     ClientLost,
     Event,
+    Overdue,
     ReplyArrived,
     ReplyEnded,
     ReplyPartArrived,
@@ -137,6 +141,7 @@ class Forwarding:
         self._kept: tuple[Service, Backend] | None = None
         self._kept_is_lost = False
         self._now = 0.0
+        self._answer_by = inf
         self._call: _Call | None = None
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -165,6 +170,11 @@ class Forwarding:
         """The call under way."""
         assert self._call is not None, "no call is under way"
         return self._call
+
+    @property
+    def answer_by(self) -> float:
+        """When an answer is `Overdue`; never while none is due."""
+        return self._answer_by if self.phase is Phase.WAITING else inf
 
     # -- the request
 
@@ -297,6 +307,7 @@ class Forwarding:
             done = self._give_back(now)
             return [done] if call.listeners is None else [done, *self._deliver(now)]
         self.phase = Phase.WAITING
+        self._answer_by = now + call.service.answer_timeout_s
         return []
 
     def _drained(self, event: End, now: float) -> list[Command]:
@@ -310,8 +321,10 @@ class Forwarding:
     def _replied(self, event: ReplyArrived, now: float) -> list[Command]:
         call = self.call
         reply = event.message
+        assert call.backend is not None
         if reply.type != MessageType.RESULT or reply.seq != call.seq:
-            return self._unknown("the backend answered something else than the call", now)
+            return self._lost("the backend answered something else than the call", now)
+        call.service.ejection.answered(call.backend)
         if call.listeners is not None:
             return self._heard(event, now)
         answer = self._dialect.reply_for(call.request, reply)
@@ -380,16 +393,35 @@ class Forwarding:
 
     def _lost_unsent(self, event: BackendLost, now: float) -> list[Command]:
         """Lost before the request was whole: another backend may have it, if none of the body is gone."""
+        told = self._blame(event.reason, now)
         if not self._may_send_again():
-            return self._abandon(Outcome.NOT_SENT, f"backend lost while sending: {event.reason}", now)
+            return told + self._abandon(Outcome.NOT_SENT, f"backend lost while sending: {event.reason}", now)
         self._release(now)
         if self.call.listeners is not None:
             assert self.call.backend is not None
             self.call.listeners.append(self.call.backend)
-        return [CloseBackend(), *self._choose(now)]
+        return [*told, CloseBackend(), *self._choose(now)]
 
     def _lost_waiting(self, event: BackendLost, now: float) -> list[Command]:
-        return self._unknown(f"backend lost before it answered: {event.reason}", now)
+        return self._lost(f"backend lost before it answered: {event.reason}", now)
+
+    def _lost(self, text: str, now: float) -> list[Command]:
+        return self._blame(text, now) + self._unknown(text, now)
+
+    def _overdue(self, event: Overdue, now: float) -> list[Command]:
+        call = self.call
+        assert call.backend is not None
+        text = f"{call.backend.name} did not answer within {call.service.answer_timeout_s:g} s"
+        verdict = call.service.ejection.failed(call.backend, now, text)
+        return _announced(call.backend, verdict, text) + self._unknown(text, now)
+
+    def _blame(self, reason: str, now: float) -> list[Command]:
+        """The backend has lost a call: whether that makes it worse than others."""
+        call = self.call
+        assert call.backend is not None
+        assert call.ticket is not None
+        verdict = call.service.ejection.lost(call.backend, call.ticket.started_at, now, reason)
+        return _announced(call.backend, verdict, reason)
 
     def _unknown(self, text: str, now: float) -> list[Command]:
         """It may have run. Only a call that may run twice is sent again, to another backend."""
@@ -410,10 +442,11 @@ class Forwarding:
 
     def _lost_replying(self, event: BackendLost, now: float) -> list[Command]:
         """The client has half a reply, which nothing can make whole."""
+        told = self._blame(event.reason, now)
         self._release(now)
         if self.call.listeners is not None:
-            return [CloseBackend(), *self._deliver(now)]
-        return [CloseBackend(), *self._close(f"backend lost within its answer: {event.reason}")]
+            return [*told, CloseBackend(), *self._deliver(now)]
+        return [*told, CloseBackend(), *self._close(f"backend lost within its answer: {event.reason}")]
 
     def _request_cannot_go(self, event: CannotCarry, now: float) -> list[Command]:
         return [self._give_back(now), *self._refuse(Outcome.NOT_SENT, event.reason)]
@@ -484,6 +517,10 @@ _RELEASE: Final = ReleaseBackend()
 _KEEP: Final = KeepBackend()
 
 
+def _announced(backend: Backend, verdict: Verdict, reason: str) -> list[Command]:
+    return [] if verdict is Verdict.STAYS else [AnnounceEjection(backend, verdict, reason)]
+
+
 _Handler = Callable[[Forwarding, Any, float], list[Command]]
 
 _TABLE: Final[dict[tuple[Phase, type], _Handler]] = {
@@ -500,6 +537,7 @@ _TABLE: Final[dict[tuple[Phase, type], _Handler]] = {
     (Phase.SENDING, BackendLost): Forwarding._lost_unsent,
     (Phase.SENDING, CannotCarry): Forwarding._request_cannot_go,
     (Phase.WAITING, ReplyArrived): Forwarding._replied,
+    (Phase.WAITING, Overdue): Forwarding._overdue,
     (Phase.WAITING, BackendLost): Forwarding._lost_waiting,
     (Phase.REPLYING, ReplyPartArrived): Forwarding._reply_part,
     (Phase.REPLYING, ReplyEnded): Forwarding._reply_ended,

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from .backends import Backend
+from .backends import MAX_WEIGHT, Backend
 from .control import Answer, CommandError, Request
 from .departure import Guest, see_off
 from .records import Records
@@ -20,7 +20,6 @@ from .status import describe_backend, describe_service, services_of
 
 REPORT_S: Final = 0.25
 """How often a drain says how far it is."""
-MAX_WEIGHT: Final = 1000.0
 
 
 class Operated(Protocol):
@@ -39,6 +38,8 @@ class Operated(Protocol):
     def facts(self) -> dict[str, Any]: ...
 
     def begin_drain(self) -> None: ...
+
+    def discovered(self, service: str) -> list[dict[str, Any]]: ...
 
     def close_idle(self, backend: Backend) -> None: ...
 
@@ -85,7 +86,10 @@ class Operations:
             "up_s": round(now - self._started_at, 3),
             "lag_s": round(self.lag_s, 6),
             "cut": self.cut + self._dispatcher.facts["cut"],
-            "services": [describe_service(service, now) for service in services_of(self._dispatcher.directory)],
+            "services": [
+                {**describe_service(service, now), "discover": self._dispatcher.discovered(service.name)}
+                for service in services_of(self._dispatcher.directory)
+            ],
         }
 
     def take_out(self, service: Service, backend: Backend, *, disabled: bool) -> None:
@@ -125,6 +129,7 @@ class Operations:
     async def _undrain(self, request: Request) -> AsyncGenerator[Answer, None]:
         service, backend = self.find(request.get("target"))
         backend.draining = backend.disabled = False
+        service.ejection.end(backend, monotonic())
         service.admission.changed()
         yield self._report(service, backend)
 

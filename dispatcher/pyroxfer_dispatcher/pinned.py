@@ -32,6 +32,7 @@ from .backends import Backend
 from .channel import Channel, Opened
 from .commands import Fail
 from .dialects import ANSWERABLE
+from .ejection import Verdict
 from .frames import Event, Sealed, Splitter
 from .hub import Hub
 from .relay import Relay
@@ -148,6 +149,9 @@ class Pinned:
         """Called now and then: give up what stands still in the middle of a message."""
         if self._leaving:
             self._say_goodbye()
+        for _ in range(self._relay.newly_late(now, self._service.answer_timeout_s)):
+            text = "did not answer in time"
+            self._tell(self._service.ejection.failed(self.home, now, text), text)
         channels = (self._client, self._backend)
         within = self._request is not None and not self._waits
         progress = tuple((channel.moved, channel.pending) for channel in channels)
@@ -156,6 +160,10 @@ class Pinned:
         elif now - self._progress_at > self._stall_s:
             note(logging.WARNING, "stalled", service=self._service.name, seconds=self._stall_s)
             self.abort()
+
+    def _tell(self, verdict: Verdict, reason: str) -> None:
+        if verdict is not Verdict.STAYS:
+            note(logging.WARNING, verdict.value, backend=self.home.name, uri=self.home.uri, reason=reason)
 
     # -- from the client
 
@@ -251,14 +259,14 @@ class Pinned:
             self._service.tally["calls"] += 1
         self._backend.write(message.data)
         if length is None:
-            self._relay.handed_over(message, self._backend.queued)
+            self._relay.handed_over(message, self._backend.queued, monotonic())
 
     def _end_of_request(self) -> None:
         assert self._request is not None, "a body belongs to a message"
         request, self._request = self._request, None
         refused, self._refused = self._refused, None
         if refused is None:
-            self._relay.handed_over(request, self._backend.queued)
+            self._relay.handed_over(request, self._backend.queued, monotonic())
         else:
             self._say(refused)
 
@@ -284,7 +292,7 @@ class Pinned:
         try:
             while (event := events.next_event()) is not None:
                 if type(event) is Sealed:
-                    self._relay.answered(event, monotonic(), whole=True)
+                    self._answered(event, whole=True)
                     client.write(event.data)
                 else:
                     self._answer_in_pieces(event)
@@ -297,11 +305,15 @@ class Pinned:
         elif self._stopping:
             self._stop_if_idle()
 
+    def _answered(self, message: Sealed, *, whole: bool) -> None:
+        if self._relay.answered(message, monotonic(), whole=whole):
+            self._service.ejection.answered(self.home)
+
     def _answer_in_pieces(self, event: Event) -> None:
         if isinstance(event, Head):
             message = event.message
             assert isinstance(message, Sealed)
-            self._relay.answered(message, monotonic(), whole=False)
+            self._answered(message, whole=False)
             self._in_answer = True
             self._client.write(message.data)
         elif isinstance(event, BodyPart):
@@ -314,6 +326,7 @@ class Pinned:
         """Every call that waits is to be told what is certain of it; then the client's connection ends too."""
         if self._finishing:
             return
+        self._blame(reason)
         sent = self._backend.queued - self._backend.pending
         fails = self._relay.backend_lost(sent, reason, monotonic())
         for fail in fails:
@@ -325,6 +338,12 @@ class Pinned:
         else:
             self._refused = fails
             self._client.resume()
+
+    def _blame(self, reason: str) -> None:
+        """The backend has lost calls: whether that makes it worse than others."""
+        began_at = self._relay.began_at
+        if began_at is not None:
+            self._tell(self._service.ejection.lost(self.home, began_at, monotonic(), reason), reason)
 
     def _count_fail(self, fail: Fail) -> None:
         self._service.tally[fail.outcome.value] += 1

@@ -23,6 +23,8 @@ from .frames import Sealed
 FIRST_OWN_TYPE: Final = 64
 """Message types from here on exist only where both ends agreed on them: the receiver judges."""
 _BEGIN: Final = struct.Struct("!BxHI")
+GRACE_S: Final = 1.0
+"""How much later than its caller's deadline an answer may come: the backend itself answers at the deadline."""
 MAX_UNDER_WAY: Final = 4096
 """Calls of one client that wait for an answer; a client with more breaks every rule."""
 
@@ -33,6 +35,10 @@ class _UnderWay:
     ticket: Ticket
     end: int = 0
     """Of the request, in bytes handed over to the backend; 0 while its end has not come."""
+    sent_at: float = inf
+    """When that was; for a call in pieces of which only the first is followed here it is never."""
+    is_late: bool = False
+    """That its answer is overdue has been told."""
 
 
 class Relay:
@@ -76,6 +82,26 @@ class Relay:
     def under_way(self) -> int:
         """Calls that wait for an answer."""
         return len(self._calls)
+
+    @property
+    def began_at(self) -> float | None:
+        """When the last of the calls under way went to the backend; None when there is none."""
+        return max((call.ticket.started_at for call in self._calls.values()), default=None)
+
+    def newly_late(self, now: float, answer_timeout_s: float) -> int:
+        """How many calls should have been answered by now and were not, each told once.
+
+        Args:
+            answer_timeout_s: what calls have at most; those with a deadline have no more than that.
+        """
+        late = [
+            call
+            for call in self._calls.values()
+            if not call.is_late and now >= min(call.sent_at + answer_timeout_s, call.ticket.deadline + GRACE_S)
+        ]
+        for call in late:
+            call.is_late = True
+        return len(late)
 
     def asked(self, message: Sealed, now: float, deadline: float = inf) -> bool:
         """The client sent a message. Whether it may go to the backend now; a call may have to wait for that.
@@ -134,14 +160,16 @@ class Relay:
             self._calls[call.request.seq] = call
         return call.request
 
-    def handed_over(self, message: Sealed, end: int) -> None:
+    def handed_over(self, message: Sealed, end: int, now: float) -> None:
         """The last byte of a message was handed over to the backend: ``end`` bytes have been, so far."""
         call = self._calls.get(message.seq)
         if call is not None and call.request is message:
             call.end = end
+            if message.type == MessageType.INVOKE:
+                call.sent_at = now
 
-    def answered(self, message: Sealed, now: float, *, whole: bool) -> None:
-        """A message of the backend goes to the client.
+    def answered(self, message: Sealed, now: float, *, whole: bool) -> bool:
+        """A message of the backend goes to the client. Whether it answers a call.
 
         Raises:
             ProtocolError: it answers nothing that was asked.
@@ -150,7 +178,7 @@ class Relay:
         if kind == MessageType.BEGIN and whole:
             kind = _begun(message)[0]
         if self._has_agreed and (kind == MessageType.INVOKE or message.seq not in self._calls):
-            return  # a call in the other direction, an answer after one that broke off: the client knows
+            return False  # a call in the other direction, an answer after one that broke off: the client knows
         if kind == MessageType.RESULT:
             if message.seq not in self._calls or self._answering is not None:
                 raise ProtocolError(f"the backend answered number {message.seq}, which nobody asked for")
@@ -166,6 +194,7 @@ class Relay:
             self._pings.remove(message.seq)
         elif kind < FIRST_OWN_TYPE:
             raise ProtocolError(f"the backend sent a message of type {message.type}")
+        return kind == MessageType.RESULT
 
     def answered_whole(self, now: float) -> None:
         """The last piece of an answer has passed."""

@@ -7,12 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final
 
 from pyroxfer_core.wire import BlobInfo, Body, read_blob_info, write_blob_info
 
 from .admission import Admission
 from .backends import BackendGroup
+from .ejection import Ejection
 from .listeners import Forget, Listeners, uri_of
 from .retries import RetryBudget
 
@@ -101,6 +103,8 @@ class Service:
 
     name: str
     admission: Admission
+    ejection: Ejection
+    """Which of its backends are left out because their calls fail."""
     method: str | None = None
     """Called on the backends instead of the method the client called."""
     stateless: bool = False
@@ -118,6 +122,8 @@ class Service:
     """Backends that register themselves for topics, each topic a service of its own."""
     forget: Forget | None = None
     """Of a topic: to be called with a listener that cannot be reached any more."""
+    answer_timeout_s: float = inf
+    """How long a backend may take before its answer begins."""
 
     @property
     def group(self) -> BackendGroup:

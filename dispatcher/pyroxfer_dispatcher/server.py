@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final
@@ -17,13 +17,13 @@ import trio
 from pyroxfer_core import (
     Connection,
     Hello,
+    InheritedListener,
     Metadata,
     ServerSession,
     Uri,
     Verdict,
     accept_handshake,
     authenticate,
-    bind_tcp,
     serve_connections,
 )
 from pyroxfer_core.errors import DaemonError, PyroError
@@ -36,7 +36,10 @@ from .config import Config, check_config
 from .conversation import Conversation, Handle
 from .departure import Guest, see_off
 from .dialects import BlobDialect, SealedDialect
+from .discovery import Discovery
+from .doors import Doors
 from .forwarding import Forwarding
+from .found import leads_to
 from .frames import Splitter
 from .health import Health
 from .hub import Hub
@@ -68,13 +71,17 @@ class Dispatcher:
 
     At its end clients are cut between calls; calls under way get ``shutdown_grace_s`` of the core's Settings.
 
+    Args:
+        listeners: sockets that listen already, in place of those that the configuration speaks of. One called
+            ``control`` or ``admin`` is that, every other one is for clients. They belong to the dispatcher.
+
     Raises:
         ConfigError: the values do not go together, or open a door without saying so.
         CommunicationError: on entering: the address cannot be had.
-        NamingError: on entering: the name server to register in is not there.
+        NamingError, SecurityError: on entering: the name server to register in refuses it.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, listeners: Sequence[InheritedListener] = ()) -> None:
         check_config(config)
         self.config = config
         self._settings = settings_for(config)
@@ -86,7 +93,11 @@ class Dispatcher:
         self._pools: dict[int, LinkPool] = {}
         """By the number of dispatchers that a client's connection has passed before this one."""
         self._opener = Opener(self._settings, self._names.resolve)
+        self._doors = Doors(config, listeners)
+        self._location: str | None = None
         self._management = Management(config, self)
+        take_out = partial(self._management.operations.take_out, disabled=False)
+        self._discovery = Discovery(config, self._settings, self.directory, take_out, self._is_own)
         self._conversations: set[Conversation | Pinned] = set()
         self._stopping = False
         self._cut = 0
@@ -94,8 +105,8 @@ class Dispatcher:
         self.drained = trio.Event()
         """Set when a drain has come to its end."""
         self._all_gone = trio.Event()
-        self._listener: socket.socket | None = None
-        self._port: int | None = None
+        self._bound: Sequence[tuple[str, int]] = ()
+        """Numeric addresses where it listens."""
         self._helpers: trio.Nursery | None = None
         self._nursery_manager: Any = None
         self._nursery: trio.Nursery
@@ -103,7 +114,7 @@ class Dispatcher:
         self._serving = trio.CancelScope(shield=True)
 
     def __repr__(self) -> str:
-        place = self.location if self._port is not None else "not listening"
+        place = self._location or "not listening"
         return f"<Dispatcher on {place}, {len(self.directory.services)} services>"
 
     @property
@@ -113,15 +124,14 @@ class Dispatcher:
         Raises:
             DaemonError: it never listened.
         """
-        if self._port is None:
+        if self._location is None:
             raise DaemonError("the dispatcher has no address before `async with`")
-        host = self.config.location.host or "0.0.0.0"  # noqa: S104  # what an empty host means
-        return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+        return self._location
 
     @property
     def admin_location(self) -> str | None:
         """``host:port`` of the admin listener, while there is one."""
-        return self._management.admin_location
+        return self._doors.admin_location
 
     @property
     def uri(self) -> Uri:
@@ -129,19 +139,19 @@ class Dispatcher:
         return Uri(f"PYRO:{self.config.object}@{self.location}")
 
     async def __aenter__(self) -> Dispatcher:
-        place = self.config.location
-        self._listener = bind_tcp(place.host or "", place.port or 0)
-        self._port = self._listener.getsockname()[1]
+        self._doors.open()
+        self._location = self._doors.location
+        self._bound = self._doors.addresses
         try:
-            self._management.bind()
+            self._management.records.open()
             await self._names.register(self.uri)
         except BaseException:
-            self._close_listener()
-            self._management.close()
+            self._doors.close()
+            self._management.records.close()
             raise
         self._nursery_manager = trio.open_nursery()
         nursery = self._nursery = await self._nursery_manager.__aenter__()
-        nursery.start_soon(self._run_background, self._listener)
+        nursery.start_soon(self._run_background)
         nursery.start_soon(self._names.keep)
         note(logging.INFO, "listening", location=self.location, object=self.config.object)
         return self
@@ -152,7 +162,7 @@ class Dispatcher:
         """Stop; an error of the body goes on as it is, not in a group."""
         self._stopping = True
         self._background.cancel()
-        self._close_listener()
+        self._doors.close_clients()
         try:
             with trio.CancelScope(shield=True):
                 await self._names.unregister()
@@ -170,7 +180,8 @@ class Dispatcher:
                 for pool in self._pools.values():
                     pool.close()
                 self._hub.close()
-                self._management.close()
+                self._management.records.close()
+                self._doors.close()
                 note(logging.INFO, "stopped")
 
     def abort(self) -> None:
@@ -189,7 +200,7 @@ class Dispatcher:
         if not self._draining:
             self._draining = True
             note(logging.INFO, "draining", clients=len(self._conversations))
-            self._close_listener()
+            self._doors.close_clients()
             self.start_soon(self._drain)
 
     async def _drain(self) -> None:
@@ -215,6 +226,7 @@ class Dispatcher:
         self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
         for service, backend in gone:
             self._management.operations.take_out(service, backend, disabled=False)
+        self._discovery.change(config)
         for admission in self.directory.admissions():
             admission.changed()
         note(logging.INFO, "reloaded", services=len(config.services), backends_gone=len(gone))
@@ -236,9 +248,17 @@ class Dispatcher:
             "location": self.location,
             "object": self.config.object,
             "draining": self._draining,
+            "registered": self._names.registered,
             "clients": len(self._conversations),
             "cut": self._cut,
         }
+
+    def discovered(self, service: str) -> list[dict[str, Any]]:
+        """The state of the registries from which a service has backends."""
+        return self._discovery.describe(service)
+
+    def _is_own(self, uri: Uri) -> bool:
+        return leads_to(uri, self._bound)
 
     def _all_services(self) -> Iterator[Service]:
         return services_of(self.directory)
@@ -255,20 +275,24 @@ class Dispatcher:
 
     # -- serving
 
-    async def _run_background(self, listener: socket.socket) -> None:
+    async def _run_background(self) -> None:
         """Accept and look until stopped. Conversations are shielded: `_end_conversations` ends them."""
         with self._background:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._look_after_clients)
                 nursery.start_soon(self._run_hub)
-                nursery.start_soon(self._management.run)
+                nursery.start_soon(self._management.run, self._doors)
                 if self.config.health_interval:
                     health = Health(
                         self._settings, self._names.resolve, self._all_services, self.config.health_interval
                     )
                     nursery.start_soon(health.run)
                 self._helpers = nursery
-                await serve_connections([listener], self._greet, settings=self._settings, collect=COLLECT_BYTES)
+                await nursery.start(self._discovery.run)
+                await self._discovery.first_look()
+                await serve_connections(
+                    self._doors.clients, self._greet, settings=self._settings, collect=COLLECT_BYTES
+                )
 
     async def _run_hub(self) -> None:
         """Shielded like the conversations, which need it to their end."""
@@ -423,8 +447,16 @@ class Dispatcher:
             await trio.sleep(BUSY_LOOK_S if any(admission.waiting for admission in admissions) else LOOK_S)
             for admission in admissions:
                 admission.look(monotonic())
+            for service in self._all_services():
+                self._let_return(service)
             for conversation in tuple(self._conversations):
                 conversation.look(monotonic())
+
+    def _let_return(self, service: Service) -> None:
+        """Backends that were ejected, when it is time."""
+        for backend in service.ejection.look(monotonic()):
+            note(logging.INFO, "backend_returned", backend=backend.name, uri=backend.uri)
+            service.admission.changed()
 
     async def _end_conversations(self) -> None:
         """Cut between calls; a call under way has its grace."""
@@ -434,12 +466,6 @@ class Dispatcher:
             if self._conversations:
                 await self._all_gone.wait()
         self.abort()
-
-    def _close_listener(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            trio.lowlevel.notify_closing(listener)
-            listener.close()
 
 
 def _is_cancellation(error: BaseException) -> bool:

@@ -37,8 +37,9 @@ def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
     return {
         "name": backend.name,
         "uri": str(backend.uri),
+        "origin": backend.origin,
         "state": state_of(backend, now),
-        "reason": backend.reason if backend.failures else "",
+        "reason": _reason_of(backend),
         "weight": backend.weight,
         "tags": sorted(backend.tags),
         "in_flight": backend.in_flight,
@@ -46,13 +47,23 @@ def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
         "clients": backend.clients,
         "calls": backend.calls,
         "busy_s": round(backend.busy_s, 6),
+        "ejections": backend.ejections,
+        "ejected_s": None if backend.ejected_until is None else round(max(0.0, backend.ejected_until - now), 3),
     }
 
 
+def _reason_of(backend: Backend) -> str:
+    if backend.failures:
+        return backend.reason
+    return "" if backend.ejected_until is None else backend.eject_reason
+
+
 def state_of(backend: Backend, now: float) -> str:
-    """``up``, ``down``, ``draining`` (calls or clients are left), ``drained`` or ``disabled``."""
+    """``up``, ``down``, ``ejected``, ``draining`` (calls or clients are left), ``drained`` or ``disabled``."""
     if backend.disabled:
         return "disabled"
     if backend.draining:
         return "draining" if backend.in_flight or backend.clients else "drained"
-    return "down" if backend.failures else "up"
+    if backend.failures:
+        return "down"
+    return "up" if backend.ejected_until is None else "ejected"

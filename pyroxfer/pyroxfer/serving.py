@@ -51,6 +51,7 @@ class FileServer:
             certificate, or ``*``. The longest path decides, a name before ``*``; with rules, what none of them
             speaks of is denied. Without any, everybody who is let in may read and write.
         quota: bytes that all files below the root may have together.
+        listeners: sockets that listen already, instead of ``listen``; they belong to the server from here on.
 
     Raises:
         AddressError: the root cannot be opened, ``listen`` cannot be read, or ``state`` cannot be written.
@@ -74,6 +75,7 @@ class FileServer:
         rules: Sequence[str] = (),
         quota: int | None = None,
         settings: Settings | None = None,
+        listeners: Sequence[socket.socket] = (),
     ) -> None:
         if read_only and upload_only:
             raise AddressError("a server cannot be read-only and upload-only at once")
@@ -86,9 +88,13 @@ class FileServer:
         self._service = FileService(
             self._store, self._transfers, read_only=read_only, upload_only=upload_only, rules=allowed
         )
-        everywhere = host in ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
+        everywhere = (_host_of(listeners[0]) if listeners else host) in ("0.0.0.0", "::")  # noqa: S104  # compared
         self._daemon = Daemon(
-            host, port, nathost=socket.gethostname() if everywhere else None, settings=bounded(settings or Settings())
+            host,
+            port,
+            nathost=socket.gethostname() if everywhere else None,
+            settings=bounded(settings or Settings()),
+            listeners=listeners,
         )
         self._daemon.side_stream_handler = functools.partial(serve_side_stream, self._transfers)
         self._object_id = object_id
@@ -105,6 +111,12 @@ class FileServer:
     def transfers(self) -> int:
         """Transfers under way."""
         return len(self._transfers)
+
+    @property
+    def open_door(self) -> str | None:
+        """What is wrong with where it listens; None when only this machine reaches it, or it asks for TLS and a
+        proof."""
+        return self._daemon.open_door
 
     def bind(self) -> None:
         """Take the port, without serving yet. Entering the block does it; twice is fine. Errors as the class."""
@@ -169,6 +181,11 @@ class FileServer:
             logger.warning("leftovers were not looked for everywhere: %s", error)
         if removed:
             logger.info("removed %d partial files that nobody owns any more", removed)
+
+
+def _host_of(listener: socket.socket) -> str | None:
+    """The address it listens on; None for a unix socket."""
+    return None if listener.family == socket.AF_UNIX else str(listener.getsockname()[0])
 
 
 def serve(root: str | os.PathLike[str], **options: Any) -> FileServer:

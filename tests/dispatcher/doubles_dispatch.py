@@ -15,6 +15,7 @@ from pyroxfer_dispatcher.admission import Admission, Limits
 from pyroxfer_dispatcher.backends import Backend, BackendGroup
 from pyroxfer_dispatcher.balance import RoundRobin
 from pyroxfer_dispatcher.config import Config, parse_config
+from pyroxfer_dispatcher.ejection import Ejection
 from pyroxfer_dispatcher.routes import Party, Service
 
 POISON = bytes(range(256)) * 4
@@ -170,7 +171,7 @@ def no_more(call: Callable[[float], None]) -> None:
 def service_of(*backends: Backend, name: str = "orders", limits: Limits = Limits(), **more: Any) -> Service:  # noqa: B008
     """A service whose backends get their calls in turn, and whose queue is asked by nobody."""
     group = BackendGroup(backends, RoundRobin(0.0))
-    return Service(name, Admission(name, group, limits, no_more), **more)
+    return Service(name, Admission(name, group, limits, no_more), Ejection(group), **more)
 
 
 def config_for(*uris: Any, head: str = "", service: str = "", backend: str = "") -> Config:

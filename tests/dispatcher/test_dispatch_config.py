@@ -103,8 +103,8 @@ BAD: list[tuple[str, list[str]]] = [
     ("services = []", ["services: at least one is needed"]),
     ("services = 5", ["services: expected an array of tables"]),
     ("services = [5]", ["services[0]: expected a table"]),
-    (HEAD, ["services[0].backends: at least one is needed"]),
-    (HEAD + "backends = []\n", ["services[0].backends: at least one is needed"]),
+    (HEAD, ["services[0].backends: at least one is needed, or a section in discover"]),
+    (HEAD + "backends = []\n", ["services[0].backends: at least one is needed, or a section in discover"]),
     (
         HEAD + "[[services.backends]]\nname='a'\nuri='nonsense'\n",
         [
@@ -125,6 +125,10 @@ BAD: list[tuple[str, list[str]]] = [
     (
         HEAD + "policy = 'random'\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
         ["services[0].policy: 'random' is not known; choose one of: least-of-two, round-robin, hash"],
+    ),
+    (
+        HEAD + "eject_for = 60\neject_at_most = 50\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
+        ["services[0].eject_at_most: 50 s is shorter than eject_for, 60 s"],
     ),
     (
         HEAD + "objects = ['a', 'a', 'pyroxfer.dispatcher']\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",

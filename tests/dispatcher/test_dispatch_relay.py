@@ -41,7 +41,7 @@ def ask(relay: Relay, request: Sealed, end: int) -> None:
     """The client sends a message, which is handed over; ``end`` 0: only its beginning."""
     assert relay.asked(request, 0.0)
     if end:
-        relay.handed_over(request, end)
+        relay.handed_over(request, end, 0.0)
 
 
 # -- splitting
@@ -154,7 +154,7 @@ def test_what_is_certain_of_each_call_when_the_backend_is_lost(relay: Relay, bac
 def test_a_request_in_pieces_counts_as_sent_after_its_last_piece(relay: Relay) -> None:
     request = sealed(INVOKE, 1)
     ask(relay, request, 0)
-    relay.handed_over(request, 500)
+    relay.handed_over(request, 500, 0.0)
     assert [fail.outcome for fail in relay.backend_lost(500, "gone", 0.0)] == [Outcome.UNKNOWN]
 
 

@@ -15,6 +15,7 @@ import trio
 from ..errors import DaemonError, SecurityError
 from ..objects.table import DAEMON_ID
 from ..serializers.vocabulary import ProxyState
+from ..server import about
 from ..server import daemon as trio_daemon
 from ..server.door import open_door
 from ..server.peer import Peer
@@ -35,7 +36,7 @@ HOUSEKEEPING_PERIOD_S: Final = 2.0
 """How often `Daemon.housekeeping` is called, as in Pyro."""
 
 
-class DaemonObject(trio_daemon.DaemonObject):
+class DaemonObject(about.DaemonObject):
     """What a daemon serves about itself; a subclass with more methods goes into ``Daemon(interface=…)``."""
 
     def __init__(self, daemon: Daemon) -> None:

@@ -11,10 +11,10 @@ import click
 import trio
 
 from ..errors import CommunicationError
-from ..nameserver.addresses import is_loopback
 from ..nameserver.server import RunningNameServer, no_broadcast_reason, start_ns
-from ..server.door import open_door
+from ..server.manager import ServiceManager
 from ..settings import Settings
+from ..transport.inherited import inherited_listeners
 from ..uri import NS_PORT
 from ._run import run
 from .access import ServerAccess, server_access
@@ -36,11 +36,6 @@ class Options:
     allow_loopback: bool
     autoclean: float
     insecure: bool
-
-    @property
-    def is_public(self) -> bool:
-        """Whether other machines can connect."""
-        return self.unixsocket is None and not is_loopback(self.host)
 
 
 _PORT = click.IntRange(0, 65535)
@@ -72,7 +67,10 @@ _PORT = click.IntRange(0, 65535)
 @click.option("--insecure", is_flag=True, help="Allow listening beyond this machine without authentication and TLS.")
 @server_access
 def ns(bcport: int | None, access: ServerAccess, **options: object) -> None:
-    """Run a name server until it is interrupted. SIGHUP reads certificate and tokens again."""
+    """Run a name server until it is interrupted. SIGHUP reads certificate and tokens again.
+
+    Listening sockets passed by a service manager (LISTEN_FDS) are used instead of --host, --port and --unixsocket.
+    """
     settings = Settings()
     chosen = settings.ns_broadcast_port if bcport is None else bcport
     wanted = Options(bcport=chosen, **options)  # type: ignore[arg-type]  # click gives the declared types
@@ -81,29 +79,39 @@ def ns(bcport: int | None, access: ServerAccess, **options: object) -> None:
 
 async def _serve(options: Options, settings: Settings, access: ServerAccess) -> None:
     settings = access.settings(settings.with_changes(insecure=options.insecure))
+    manager = ServiceManager.from_environment()
+    listeners = [listener.sock for listener in inherited_listeners()]
     try:
-        async with start_ns(
-            options.host,
-            options.port,
-            unixsocket=options.unixsocket,
-            nathost=options.nathost,
-            natport=options.natport,
-            storage=options.storage or _default_storage(),
-            broadcast=not options.nobc,
-            bchost=options.bchost,
-            bcport=options.bcport,
-            allow_loopback=options.allow_loopback,
-            autoclean_s=options.autoclean,
-            settings=settings,
-        ) as running:
+        async with (
+            manager.alive(),
+            start_ns(
+                options.host,
+                options.port,
+                unixsocket=options.unixsocket,
+                nathost=options.nathost,
+                natport=options.natport,
+                storage=options.storage or _default_storage(),
+                broadcast=not options.nobc,
+                bchost=options.bchost,
+                bcport=options.bcport,
+                allow_loopback=options.allow_loopback,
+                autoclean_s=options.autoclean,
+                settings=settings,
+                listeners=listeners,
+            ) as running,
+        ):
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-                await _announce(running, options, settings)
+                await _announce(running, options)
+                manager.ready(f"Name server on {running.internal_uri.location}")
                 async for number in signals:
                     if number != signal.SIGHUP:
                         break
+                    manager.reloading()
                     access.reload_or_say(settings)
+                    manager.ready()
+            manager.stopping()
     except CommunicationError as error:
-        if options.unixsocket is None and str(error).startswith("cannot listen"):
+        if options.unixsocket is None and not listeners and str(error).startswith("cannot listen"):
             raise CommunicationError(f"{error}. Is a name server running there already? -p chooses a port") from error
         raise
     click.echo("NS shut down.")
@@ -117,7 +125,7 @@ def _default_storage() -> str:
     return f"sql:{folder / 'nameserver.sqlite'}"
 
 
-async def _announce(running: RunningNameServer, options: Options, settings: Settings) -> None:
+async def _announce(running: RunningNameServer, options: Options) -> None:
     if running.responder is not None:
         click.echo(f"Broadcast server running on {running.responder.location}")
     elif not options.nobc and options.unixsocket is None:
@@ -125,11 +133,11 @@ async def _announce(running: RunningNameServer, options: Options, settings: Sett
     existing = await running.name_server.count()
     if existing > 1:
         click.echo(f"Persistent store contains {existing} existing registrations.")
-    problem = open_door(options.host, settings) if options.is_public else None
+    address = running.daemon.bound_address
+    problem = running.daemon.open_door
     if problem is not None:
         click.echo(f"Warning: {problem}. Anyone who can connect can change the names!", err=True)
-    address = running.daemon.bound_address or "Unix domain socket"
-    click.echo(f"NS running on {running.internal_uri.location} ({address})")
+    click.echo(f"NS running on {running.internal_uri.location} ({address or 'Unix domain socket'})")
     if running.daemon.nat_location is None:
         click.echo(f"URI = {running.uri}")
     else:

@@ -11,9 +11,9 @@ import trio
 
 from ..client.proxy import Proxy
 from ..errors import NamingError, PyroError
+from ..server.background import in_background
 from ..settings import Settings
 from ..uri import Uri
-from .background import in_background
 from .lookup import locate_ns
 
 log = logging.getLogger("pyroxfer.nameserver")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -10,11 +11,11 @@ from typing import Final
 import trio
 
 from ..errors import NamingError
+from ..server.background import in_background
 from ..server.daemon import Daemon
 from ..settings import Settings
 from ..uri import NS_PORT, Uri
 from .addresses import is_loopback
-from .background import in_background
 from .broadcast import BroadcastResponder, open_responder
 from .cleaning import Cleaner
 from .keeping import GOODBYE_S, RENEWALS, TTL_S
@@ -61,6 +62,7 @@ async def start_ns(
     allow_loopback: bool = False,
     autoclean_s: float = 0.0,
     settings: Settings | None = None,
+    listeners: Sequence[socket.socket] = (),
 ) -> AsyncIterator[RunningNameServer]:
     """Run a name server while the body of ``async with`` runs.
 
@@ -73,6 +75,7 @@ async def start_ns(
         allow_loopback: let other machines register loopback addresses.
         autoclean_s: period in seconds (at least 3) of trying all addresses that have no lease, to remove those at
             which nobody has answered for 20 seconds; 0 leaves them alone.
+        listeners: sockets that listen already, instead of ``host``, ``port`` and ``unixsocket``; see `Daemon`.
 
     Raises:
         ValueError: no such storage, too short a period, or the NAT options do not fit together.
@@ -80,7 +83,7 @@ async def start_ns(
         CommunicationError, SecurityError: the address cannot be had (see Daemon.bind).
     """
     settings = settings or Settings()
-    daemon = Daemon(host, port, unixsocket, nathost, natport, settings)
+    daemon = Daemon(host, port, unixsocket, nathost, natport, settings, listeners=listeners)
     async with AsyncExitStack() as stack:
         opened = await trio.to_thread.run_sync(open_registry, storage)
         stack.push_async_callback(opened.aclose)

@@ -15,30 +15,41 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..errors import ConnectionClosedError, DaemonError, PyroError, RefusedError
+from ..errors import CommunicationError, ConnectionClosedError, DaemonError, PyroError, RefusedError
 from ..objects.context import CallContext, current_context_var
-from ..objects.documentation import describe_members
-from ..objects.expose import Metadata, expose, oneway, reset_exposed
-from ..objects.table import DAEMON_ID, ObjectTable
+from ..objects.expose import Metadata, reset_exposed
+from ..objects.table import DAEMON_ID, ObjectTable, refuse_to_share
 from ..serializers.base import SerializerContext
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection
+from ..transport.inherited import refuse_other_sockets
 from ..transport.listen import serve_connections
 from ..transport.side import SideStreamHandler
 from ..transport.sockets import bind_unix, remove_socket_file
 from ..uri import Uri
 from ..wire.message import Body
-from .door import is_guarded, refuse_open_door
+from .about import DaemonObject
+from .door import is_guarded, open_door, refuse_open_door
 from .hello import Hello, Judge, Verdict
 from .keys import KeyTable
 from .peer import Peer
-from .places import WILDCARDS, bind_hosts, host_towards, parse_advertised, place, published_host
+from .places import (
+    WILDCARDS,
+    bind_hosts,
+    host_towards,
+    parse_advertised,
+    place,
+    place_of_listener,
+    places_of,
+    published_host,
+)
 from .streams import StreamTable
 from .watchdog import Watchdog
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
+    from ..processes.worker import Worker
     from .callee import Callee
 
 log = logging.getLogger("pyroxfer.server")
@@ -95,9 +106,16 @@ class Daemon:
             Without any of them URIs lead to the first host that others can reach, and to this machine's address in
             place of a wildcard; objects in answers to the address at which the caller came in.
         settings: limits, timeouts, accepted serializers.
+        listeners: sockets that listen already (see `inherited_listeners`), instead of ``host``, ``port`` and
+            ``unixsocket``; URIs lead to the first. They belong to the daemon, which closes them at its end and leaves
+            the file of a unix socket to who made it.
+        worker: which of several processes this is, that serve the same objects on its ``listeners``. Objects there
+            are only one of must be declared ``stateless``. A key is good in all workers together; one that came to
+            another worker before is answered as Unknown.
 
     Raises:
         ValueError: ``nathost``, ``natport`` and ``advertise`` do not go together as given, or there is no host.
+        CommunicationError: one of the ``listeners`` does not listen, or not for streams.
     """
 
     def __init__(
@@ -110,7 +128,15 @@ class Daemon:
         settings: Settings | None = None,
         *,
         advertise: str | None = None,
+        listeners: Sequence[socket.socket] = (),
+        worker: Worker | None = None,
     ) -> None:
+        if worker is not None:
+            listeners = worker.listeners
+        for listener in listeners:
+            refuse_other_sockets(listener)
+        if listeners:
+            host, port, unixsocket = places_of(listeners)
         if advertise is not None:
             if nathost is not None or natport is not None:
                 raise ValueError("advertise says what nathost and natport say: give one of them")
@@ -125,7 +151,8 @@ class Daemon:
         self.streams = StreamTable(self.pool, self.settings.stream_linger_s, self.settings.stream_lifetime_s)
         self.readers = trio.CapacityLimiter(READERS)
         """Threads that read large requests."""
-        self.keys = KeyTable(self.settings)
+        claims = None if worker is None else worker.claims(self.settings.key_lifetime_s)
+        self.keys = KeyTable(self.settings, claims)
         self.epoch = secrets.token_bytes(16)
         """Changes with every daemon."""
         self.peers: set[Peer] = set()
@@ -144,6 +171,8 @@ class Daemon:
         self._unixsocket = unixsocket
         self._nathost = nathost
         self._natport = natport
+        self._given = list(listeners)
+        self._worker = worker
         self._listener: socket.socket | None = None
         self._more: list[socket.socket] = []
         """Listeners of further hosts."""
@@ -166,8 +195,10 @@ class Daemon:
 
         Raises:
             DaemonError: the id or the object is taken already (``force`` overrides), or cannot be used, or the daemon
-                has no address yet.
+                has no address yet, or is one of several workers and each would have an object of its own.
         """
+        if self._worker is not None:
+            refuse_to_share(thing)
         where = self.published_location  # before anything is changed: it may not be known yet
         object_id = self.table.register(thing, object_id, force)
         return Uri(f"PYRO:{object_id}@{where}")
@@ -207,13 +238,34 @@ class Daemon:
         """
         if self._listener is not None:
             return
+        for host in self._tcp_hosts:
+            refuse_open_door(host, self.settings, guarded=self.validates)
+        if self._given:
+            if any(sock.fileno() < 0 for sock in self._given):
+                raise CommunicationError("the sockets that this daemon was given are closed: give them to a new one")
+            self._listener, *self._more = self._given
+            return
         if self._unixsocket is not None:
             self._listener = bind_unix(self._unixsocket)
             return
-        for host in self._hosts:
-            refuse_open_door(host, self.settings, guarded=self.validates)
         self._listener, *self._more = bind_hosts(self._hosts, self._port, self.settings.prefer_ip_version)
         self._port = self._listener.getsockname()[1]
+
+    @property
+    def listeners(self) -> list[socket.socket]:
+        """What it listens on, once it is bound: for a parent that binds for its workers, and never serves."""
+        return [] if self._listener is None else [self._listener, *self._more]
+
+    @property
+    def _tcp_hosts(self) -> Sequence[str]:
+        return self._hosts if self._unixsocket is None or self._given else ()
+
+    @property
+    def open_door(self) -> str | None:
+        """What is wrong with where it listens; None when only this machine reaches it, or it asks for TLS and a
+        proof."""
+        problems = (open_door(host, self.settings, guarded=self.validates) for host in self._tcp_hosts)
+        return next((problem for problem in problems if problem is not None), None)
 
     @property
     def location(self) -> str:
@@ -252,14 +304,16 @@ class Daemon:
             return self.nat_location or internal
         if len(self._hosts) == 1 and self._host not in WILDCARDS:
             return internal
-        return place(published_host(self._hosts), self._port)
+        return place(published_host(self._hosts[:1] if self._given else self._hosts), self._port)
 
     def location_for(self, peer: Peer | None) -> str:
         """Where the URIs that a client gets in answers lead to: it can reach the address at which it came in."""
-        fixed = self._nathost is not None or self._unixsocket is not None or self._listener is None
-        if fixed or peer is None or (len(self._hosts) == 1 and self._host not in WILDCARDS):
+        if self._nathost is not None or self._listener is None or peer is None:
             return self.published_location
-        assert self._listener is not None, "looked at above"
+        if self._given:
+            return place_of_listener(peer.connection.sock)
+        if self._unixsocket is not None or (len(self._hosts) == 1 and self._host not in WILDCARDS):
+            return self.published_location
         name = peer.connection.sock.getsockname()
         return place(host_towards(self._hosts, [self._listener, *self._more], str(name[0])), self._port)
 
@@ -273,8 +327,7 @@ class Daemon:
         await nursery.start(self._serve_all, self._listener)
         self.home = trio.lowlevel.current_trio_token()
         if self.settings.slow_handler_s:
-            self._watchdog = Watchdog(self, self.settings.slow_handler_s)
-            self._watchdog.start()
+            self._watchdog = Watchdog.start(self.settings.slow_handler_s)
         return self
 
     async def __aexit__(
@@ -284,13 +337,21 @@ class Daemon:
         try:
             await self.aclose()
         finally:
-            manager, self._manager = self._manager, None
-            assert manager is not None, "entered"
-            if error is None or _is_cancellation(error):
-                await manager.__aexit__(kind, error, trace)  # serving may have failed, and cancelled the body
-            else:
-                with contextlib.suppress(BaseException):
-                    await manager.__aexit__(None, None, None)
+            try:
+                await self._leave_nursery(kind, error, trace)
+            finally:
+                await self.streams.close_all()  # of calls that took no notice of being cut
+
+    async def _leave_nursery(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        manager, self._manager = self._manager, None
+        assert manager is not None, "entered"
+        if error is None or _is_cancellation(error):
+            await manager.__aexit__(kind, error, trace)  # serving may have failed, and cancelled the body
+        else:
+            with contextlib.suppress(BaseException):
+                await manager.__aexit__(None, None, None)
 
     async def aclose(self) -> list[CutCall]:
         """Stop serving: no new connections, new calls refused, running ones get their grace, the rest is cut.
@@ -319,9 +380,9 @@ class Daemon:
             self._nursery = None
             if self._watchdog is not None:
                 self._watchdog.stop()
+                self._watchdog = None
             self.close()
-            with trio.CancelScope(shield=True):
-                await self.streams.close_all()
+            await self.streams.close_all()
         return cut
 
     def _unfinished(self) -> list[CutCall]:
@@ -354,11 +415,11 @@ class Daemon:
         if self._listener is None:
             return
         for listener in (self._listener, *self._more):
-            if self._nursery is not None or trio.lowlevel.in_trio_run():
+            if listener.fileno() >= 0 and (self._nursery is not None or trio.lowlevel.in_trio_run()):
                 trio.lowlevel.notify_closing(listener)
             listener.close()
         self._listener, self._more = None, []
-        if self._unixsocket is not None:
+        if self._unixsocket is not None and not self._given:
             remove_socket_file(self._unixsocket)
 
     async def _serve_all(
@@ -370,7 +431,11 @@ class Daemon:
             nursery.start_soon(self._sweep_streams)
             task_status.started()
             await serve_connections(
-                [listener, *self._more], self._serve, settings=self.settings, side_handler=self._serve_side_stream
+                [listener, *self._more],
+                self._serve,
+                settings=self.settings,
+                side_handler=self._serve_side_stream,
+                share=None if self._worker is None else self._worker.share,
             )
 
     async def _serve(self, connection: Connection) -> None:
@@ -549,47 +614,3 @@ def _is_cancellation(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return error.split(trio.Cancelled)[1] is None
     return isinstance(error, trio.Cancelled)
-
-
-@expose
-class DaemonObject:
-    """What every daemon serves about itself, as ``Pyro.Daemon``."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
-
-    async def ping(self) -> None:
-        """Nothing: the answer is the point."""
-
-    async def registered(self) -> list[str]:
-        """Ids of all objects."""
-        return self._daemon.table.ids()
-
-    async def info(self) -> str:
-        """A line about the daemon."""
-        daemon = self._daemon
-        count = len(daemon.table.ids())
-        return (
-            f"Pyro.Daemon bound on {daemon.location}, NAT {daemon.nat_location}, {count} objects registered. "
-            f"Servertype: pyroxfer trio"
-        )
-
-    async def get_metadata(self, object_id: str, as_lists: bool = False) -> dict[str, Any]:
-        """Exposed members of an object, as sets or lists."""
-        meta = self._daemon.table.get(object_id).exposed.metadata
-        shape: Any = list if as_lists else set
-        return {"methods": shape(meta.methods), "oneway": shape(meta.oneway), "attrs": shape(meta.attrs)}
-
-    async def describe(self, object_id: str) -> dict[str, Any]:
-        """Exposed members of an object with their documentation and parameters, as plain data."""
-        entry = self._daemon.table.get(object_id)
-        return describe_members(entry.target if entry.is_class else type(entry.target))
-
-    async def get_next_stream_item(self, stream_id: str) -> Any:
-        """The next item of an item stream."""
-        return await self._daemon.streams.next_item(stream_id, current_context_var.get().client)
-
-    @oneway
-    async def close_stream(self, stream_id: str) -> None:
-        """End an item stream."""
-        await self._daemon.streams.close(stream_id)

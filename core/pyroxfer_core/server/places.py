@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..errors import CommunicationError
-from ..transport.sockets import bind_tcp, is_loopback_host
+from ..transport.sockets import StreamSocket, bind_tcp, is_loopback_host, unmapped
 from ..uri import Uri
 
 log = logging.getLogger("pyroxfer.server")
@@ -23,6 +23,31 @@ WILDCARDS: Final = ("", "0.0.0.0", "::")  # noqa: S104  # compared, not listened
 def place(host: str, port: int) -> str:
     """``host:port``, with brackets where they are needed."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def place_of_listener(sock: StreamSocket) -> str:
+    """``host:port`` or ``./u:path`` of what a socket listens on, or of our end of a connection that came in there.
+
+    Raises:
+        CommunicationError: a unix socket without a file, which no URI can name.
+    """
+    name = sock.getsockname()
+    if sock.family != socket.AF_UNIX:
+        return place(unmapped(name[0]), name[1])
+    if not isinstance(name, str) or not name:
+        raise CommunicationError("cannot serve on an abstract unix socket: URIs cannot name it")
+    return f"./u:{name}"
+
+
+def places_of(listeners: Sequence[socket.socket]) -> tuple[list[str], int, str | None]:
+    """Hosts, the port and the path of the unix socket that these listen on; the first decides which of them counts.
+
+    Raises:
+        CommunicationError: a unix socket without a file, which no URI can name.
+    """
+    places = [Uri(f"PYRO:x@{place_of_listener(listener)}") for listener in listeners]
+    hosts = [found.host for found in places if found.host is not None]
+    return hosts or ["localhost"], places[0].port or 0, places[0].sockname
 
 
 def parse_advertised(text: str) -> tuple[str, int | None]:

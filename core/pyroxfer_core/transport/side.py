@@ -67,6 +67,11 @@ class SideStream:
         """The descriptor, -1 once closed."""
         return self._sock.fileno()
 
+    def take_received(self) -> bytes:
+        """What came together with the preamble, for somebody who goes on with the descriptor."""
+        data, self._received = self._received, b""
+        return data
+
     async def _retry(self, operation: Callable[..., Any], *args: Any, wait: Callable[[Any], Awaitable[None]]) -> Any:
         """Run a non-blocking system call, waiting as often as the socket is not ready."""
         while True:

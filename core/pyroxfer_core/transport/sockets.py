@@ -89,9 +89,14 @@ def is_local(sock: StreamSocket) -> bool:
     if sock.family == socket.AF_UNIX:
         return True
     try:
-        return ipaddress.ip_address(sock.getpeername()[0].partition("%")[0]).is_loopback
+        return ipaddress.ip_address(unmapped(sock.getpeername()[0]).partition("%")[0]).is_loopback
     except (OSError, ValueError):
         return False
+
+
+def unmapped(address: str) -> str:
+    """An IPv4 address as a socket for both versions shows it, in its usual form; others as they are."""
+    return address.removeprefix("::ffff:") if "." in address else address
 
 
 def place_of(where: Uri | str) -> Uri:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import click
 
-from pyroxfer_core import Settings, configure_logging
+from pyroxfer_core import ServiceManager, Settings, configure_logging, inherited_listeners
 from pyroxfer_core import errors as core_errors
 from pyroxfer_core.cli.access import ClientAccess, ServerAccess, nameserver_access, server_access
-from pyroxfer_core.server.door import open_door
 
 from ..address import parse_listen
 from ..errors import TransferError
@@ -64,7 +63,10 @@ def serve(
     ns_access: ClientAccess,
 ) -> None:
     """Serve a folder, or s3://BUCKET/PREFIX, until interrupted; the current folder unless named. SIGHUP reads
-    certificate and tokens again."""
+    certificate and tokens again.
+
+    Listening sockets passed by a service manager (LISTEN_FDS) are used instead of --listen.
+    """
     if read_only and upload_only:
         raise click.UsageError("--read-only and --upload-only exclude each other.")
     configure_logging("INFO")
@@ -80,12 +82,17 @@ def serve(
             quota=quota,
             state=state or _usual_state(),
             settings=settings,
+            listeners=[listener.sock for listener in inherited_listeners()],
         )
         ns_settings = ns_access.settings(Settings())
         _bind(server)
-        async with server, _registered(server, name, ns_settings):
-            _announce(server, folder, name, open_door(parse_listen(listen)[0], settings))
-            await access.reload_on_hangup(settings)
+        manager = ServiceManager.from_environment()
+        async with manager.alive(), server, _registered(server, name, ns_settings):
+            _announce(server, folder, name, server.open_door)
+            try:
+                await access.reload_on_hangup(settings, manager)
+            finally:
+                manager.stopping()
 
     run(main, term_is_success=True)
 

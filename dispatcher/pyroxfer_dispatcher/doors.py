@@ -91,6 +91,11 @@ class Doors:
         return place(named, port)
 
     @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Numeric host and port of each socket for clients that is reached over TCP."""
+        return [sock.getsockname()[:2] for sock in self.clients if sock.family != socket.AF_UNIX]
+
+    @property
     def admin_location(self) -> str | None:
         """``host:port`` of the admin page."""
         return None if self.admin is None else place_of(self.admin)

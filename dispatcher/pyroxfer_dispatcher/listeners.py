@@ -65,7 +65,7 @@ class Listeners(Generic[Topic]):
             raise LookupError(f"{MAX_LISTENERS} listeners are registered already")
         if name not in self._topics:
             self._topics[name] = self._make(name, partial(self._forget, name))
-        self._topics[name].group.add(Backend(str(uri), uri))
+        self._topics[name].group.add(Backend(str(uri), uri, origin="client"))
 
     def unregister(self, name: str, uri: Uri) -> None:
         """Do not call it any more; it need not have been registered."""

@@ -13,8 +13,10 @@ from uuid import UUID
 
 import click
 
+from .backends import IN_FILE
 from .control import ask_control
 from .exits import USAGE, config_option, end, load, or_exit
+from .follow import LOST
 
 Answer = dict[str, Any]
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -119,6 +121,7 @@ def _page(status: Answer, before: Answer | None) -> str:
         calls = ", ".join(f"{count} {name}" for name, count in sorted(service["calls"].items())) or "no calls yet"
         lines.append(f"{service['name']}: {service['running']} under way, {service['waiting']} waiting; {calls}")
         lines += [f"  {_backend(backend)}" for backend in service["backends"]]
+        lines += [f"  {_section(section)}" for section in service["discover"]]
     return "\n".join(lines)
 
 
@@ -130,7 +133,18 @@ def _backend(backend: Answer) -> str:
         mean = "" if backend["mean_s"] is None else f" {backend['mean_s'] * 1000:>9.2f} ms"
         text += f" {backend['rate']:>9.1f}/s{mean}"
     text += f" {backend['clients']:>5} clients  {backend['uri']}"
+    text += "" if backend["origin"] == IN_FILE else f" from {backend['origin']}"
     return text + (f"  ({json.dumps(backend['reason'])})" if backend["reason"] else "")
+
+
+def _section(section: Answer) -> str:
+    text = f"registry {section['registry']}: {section['state']} for {section['since_s']:.0f} s"
+    text += f", {section['backends']} back ends"
+    if section["state"] == LOST:
+        text += f" kept ({json.dumps(section['reason'])})"
+    if section["refused"]:
+        text += f", {section['refused']} refused"
+    return text + (f", {section['passed_over']} too many" if section["passed_over"] else "")
 
 
 @click.command()

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from .backends import Backend
+from .backends import MAX_WEIGHT, Backend
 from .control import Answer, CommandError, Request
 from .departure import Guest, see_off
 from .records import Records
@@ -20,7 +20,6 @@ from .status import describe_backend, describe_service, services_of
 
 REPORT_S: Final = 0.25
 """How often a drain says how far it is."""
-MAX_WEIGHT: Final = 1000.0
 
 
 class Operated(Protocol):
@@ -41,6 +40,8 @@ class Operated(Protocol):
     def begin_drain(self) -> None: ...
 
     async def restart(self) -> int: ...
+
+    def discovered(self, service: str) -> list[dict[str, Any]]: ...
 
     def close_idle(self, backend: Backend) -> None: ...
 
@@ -88,7 +89,10 @@ class Operations:
             "up_s": round(now - self._started_at, 3),
             "lag_s": round(self.lag_s, 6),
             "cut": self.cut + self._dispatcher.facts["cut"],
-            "services": [describe_service(service, now) for service in services_of(self._dispatcher.directory)],
+            "services": [
+                {**describe_service(service, now), "discover": self._dispatcher.discovered(service.name)}
+                for service in services_of(self._dispatcher.directory)
+            ],
         }
 
     def take_out(self, service: Service, backend: Backend, *, disabled: bool) -> None:

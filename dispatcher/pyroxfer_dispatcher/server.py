@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final
@@ -36,8 +37,10 @@ from .control import CommandError
 from .conversation import Conversation, Handle
 from .departure import Arrival, Guest, see_off
 from .dialects import BlobDialect, SealedDialect
+from .discovery import Discovery
 from .doors import Doors
 from .forwarding import Forwarding
+from .found import leads_to
 from .frames import Splitter
 from .health import Health
 from .hub import Hub
@@ -50,7 +53,7 @@ from .records import Watcher
 from .reload import change_directory, check_reload
 from .routes import Party, Service
 from .security import refresh, settings_for
-from .state import remembered, restore
+from .state import State, remembered, restore
 from .status import services_of
 from .succession import Program, Succession
 from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, agreement, alone, is_looping, read_opening
@@ -81,7 +84,7 @@ class Dispatcher:
     Raises:
         ConfigError: the values do not go together, or open a door without saying so.
         CommunicationError: on entering: the address cannot be had.
-        NamingError: on entering: the name server to register in is not there.
+        NamingError, SecurityError: on entering: the name server to register in refuses it.
     """
 
     def __init__(
@@ -108,7 +111,10 @@ class Dispatcher:
         self._doors = Doors(config, listeners) if predecessor is None else predecessor.doors_for(config)
         self._location: str | None = None
         self._management = Management(config, self)
+        self._inherited = State()
         self._arrivals: dict[Connection, Arrival] = {}
+        take_out = partial(self._management.operations.take_out, disabled=False)
+        self._discovery = Discovery(config, self._settings, self.directory, take_out, self._is_own)
         self._conversations: set[Conversation | Pinned] = set()
         self._stopping = False
         self._cut = 0
@@ -119,6 +125,8 @@ class Dispatcher:
         self.drained = trio.Event()
         """Set when a drain has come to its end."""
         self._all_gone = trio.Event()
+        self._bound: Sequence[tuple[str, int]] = ()
+        """Numeric addresses where it listens."""
         self._helpers: trio.Nursery | None = None
         self._nursery_manager: Any = None
         self._nursery: trio.Nursery
@@ -153,10 +161,11 @@ class Dispatcher:
     async def __aenter__(self) -> Dispatcher:
         self._doors.open()
         self._location = self._doors.location
+        self._bound = self._doors.addresses
         try:
             self._management.records.open()
             if self._predecessor is not None:
-                restore(self.directory, self._predecessor.state(), self._take_out)
+                self._inherited = self._predecessor.state()
             await self._names.register(self.uri)
         except BaseException:
             self._doors.close()
@@ -273,6 +282,7 @@ class Dispatcher:
         self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
         for service, backend in gone:
             self._management.operations.take_out(service, backend, disabled=False)
+        self._discovery.change(config)
         for admission in self.directory.admissions():
             admission.changed()
         note(logging.INFO, "reloaded", services=len(config.services), backends_gone=len(gone))
@@ -294,12 +304,20 @@ class Dispatcher:
             "location": self.location,
             "object": self.config.object,
             "draining": self._draining,
+            "registered": self._names.registered,
             "clients": len(self._conversations),
             "cut": self._cut,
         }
 
     def _take_out(self, service: Service, backend: Backend, disabled: bool) -> None:
         self._management.operations.take_out(service, backend, disabled=disabled)
+
+    def discovered(self, service: str) -> list[dict[str, Any]]:
+        """The state of the registries from which a service has backends."""
+        return self._discovery.describe(service)
+
+    def _is_own(self, uri: Uri) -> bool:
+        return leads_to(uri, self._bound)
 
     def _all_services(self) -> Iterator[Service]:
         return services_of(self.directory)
@@ -329,6 +347,9 @@ class Dispatcher:
                     )
                     nursery.start_soon(health.run)
                 self._helpers = nursery
+                await nursery.start(self._discovery.run)
+                await self._discovery.first_look()
+                restore(self.directory, self._inherited, self._take_out)
                 self._accepts.set()
                 await serve_connections(
                     self._doors.clients, self._greet, settings=self._settings, collect=COLLECT_BYTES

@@ -135,6 +135,11 @@ class FileServer:
         return len(self._transfers)
 
     @property
+    def listeners(self) -> list[socket.socket]:
+        """What it listens on, once it is bound: for a parent that binds for its workers, and never serves."""
+        return self._daemon.listeners
+
+    @property
     def open_door(self) -> str | None:
         """What is wrong with where it listens; None when only this machine reaches it, or it asks for TLS and a
         proof."""
@@ -173,10 +178,12 @@ class FileServer:
         finally:
             with trio.CancelScope(shield=True):
                 await self._transfers.aclose()
-            await self._end_background(kind, error, trace)
-            if self._siblings is not None:
-                self._siblings.close()
-            self._store.close()
+            try:
+                await self._end_background(kind, error, trace)
+            finally:
+                if self._siblings is not None:
+                    self._siblings.close()
+                self._store.close()
 
     async def _answer_siblings(self, worker: Worker, *, task_status: trio.TaskStatus[None]) -> None:
         """Take what other workers hand over, and answer for the transfers that are here."""

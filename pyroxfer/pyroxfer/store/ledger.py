@@ -54,18 +54,18 @@ class Ledger:
         folder.mkdir(mode=0o700, exist_ok=True)
         self._own = folder / str(number)
         self._others = [folder / str(other) for other in range(count) if other != number]
-        self._lock = (folder / LOCK).open("a")  # closed with this object: promises may be kept until the very end
+        self._lock = folder / LOCK
         self.page = Page(os.getpid())
         self.publish()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else promises anything while the block runs."""
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        try:
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(FileNotFoundError):  # the folder is gone, and so are the others
+                file = stack.enter_context(self._lock.open("a"))
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def publish(self) -> None:
         """Let others read this process's page as it is now."""

@@ -41,6 +41,8 @@ class Welcome:
     """The daemon's handshake response."""
     metadata: Metadata | None
     """Members of the object; None when the daemon did not say."""
+    session: ClientSession[Any] | None = None
+    """What was agreed on, where `introduce` made the connection."""
 
 
 def read_welcome(

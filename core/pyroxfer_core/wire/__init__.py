@@ -26,6 +26,7 @@ from .message import Message as Message
 from .message import MessageType as MessageType
 from .patch import hops_of as hops_of
 from .patch import renumber as renumber
+from .patch import with_annotation as with_annotation
 from .patch import with_hops as with_hops
 from .proof import AUTH_KEY as AUTH_KEY
 from .proof import Prover as Prover

@@ -155,7 +155,7 @@ async def test_the_last_call_that_was_read_is_told() -> None:
             await client.say(running)
             await until(lambda: worker.calls == 2)
             nursery.start_soon(daemon.aclose)
-            assert last_read(await client.expect(MessageType.GOAWAY)) == running.seq
+            assert last_read((await client.expect(MessageType.GOAWAY)).body) == running.seq
             late = client.invoke("count")
             await client.say(late)
             assert (await client.expect(MessageType.RESULT)).seq == late.seq
@@ -174,5 +174,5 @@ async def test_who_has_just_connected_is_told_when_its_first_call_comes() -> Non
         nursery.start_soon(daemon.aclose)
         await until(lambda: daemon.draining)
         await client.say(client.invoke("count"))
-        assert last_read(await client.expect(MessageType.GOAWAY)) == 0
+        assert last_read((await client.expect(MessageType.GOAWAY)).body) == 0
     assert worker.calls == 0

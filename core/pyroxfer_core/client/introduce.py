@@ -24,7 +24,7 @@ async def introduce(
     Args:
         hops: forwarders that what comes over the connection has passed.
         offer: feature bits; what of them is granted is in force when the first call has confirmed it, see
-            ``Welcome.session``.
+            ``Welcome.grant``.
 
     Raises:
         RefusedError: the daemon refused, with its text.
@@ -48,7 +48,7 @@ async def introduce(
         if not session.is_challenged:
             break
     try:
-        return replace(read_welcome(answer, version, connection.peer, settings, context), session=session)
+        return replace(read_welcome(answer, version, connection.peer, settings, context), grant=session.grant)
     except CommunicationError as error:
         if answer.type == MessageType.CONNECTFAIL:
             raise RefusedError(str(error)) from error

@@ -123,9 +123,9 @@ def alive() -> Message:
     return Message(MessageType.ALIVE, 0, "ping", 0, b"")
 
 
-def last_read(goaway: Message) -> int | None:
-    """The number of the last request that was read before a GOAWAY; None when it does not tell."""
-    return int.from_bytes(goaway.body, "big") if len(goaway.body) == _NUMBER_SIZE else None
+def last_read(goaway: Body) -> int | None:
+    """The number of the last request that was read before a GOAWAY with this body; None when it does not tell."""
+    return int.from_bytes(goaway, "big") if len(goaway) == _NUMBER_SIZE else None
 
 
 def sent_after(last: int | None, numbers: Iterable[int], newest: int) -> Iterator[int]:
@@ -296,7 +296,9 @@ class ClientSession(Generic[Waiter]):
         _check_agreed(_FROM_DAEMON, self.grant, message)
         if message.type == MessageType.GOAWAY:
             self.going_away = True
-            self.unread = frozenset(() if self._skipped else sent_after(last_read(message), self.pending, self.seq))
+            self.unread = frozenset(
+                () if self._skipped else sent_after(last_read(message.body), self.pending, self.seq)
+            )
         return None
 
     @staticmethod
@@ -310,7 +312,7 @@ class ClientSession(Generic[Waiter]):
         annotation = message.annotations.pop(FEATURES_KEY, None)
         self.grant = features.read_grant(annotation, self._nonce, self._offer)
         if self.grant.bits:
-            self._confirm = features.write_offer(self.grant.bits, self.grant.nonce)
+            self._confirm = self.grant.confirmation
 
 
 class ServerSession:

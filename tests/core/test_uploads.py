@@ -139,6 +139,23 @@ async def test_iterators_as_arguments(sink: Sink) -> None:
             assert await proxy.add(1, 2) == 3
 
 
+async def test_a_call_that_cannot_be_written_closes_its_iterators(sink: Sink) -> None:
+    """Also those that were read from before; the connection keeps nothing of them, and goes on."""
+    async with Daemon(port=0) as daemon:
+        uri = daemon.register(sink, "sink")
+        async with Proxy(uri) as proxy:
+            count = Count()
+            begun = count.up_to(10)
+            assert await anext(begun) == 0
+            with pytest.raises(SerializeError):
+                await proxy.two(left=begun, right=object())
+            assert count.closed
+            link = proxy._pyroLink
+            assert link is not None
+            assert not len(link.uploads)
+            assert await proxy.add(1, 2) == 3
+
+
 async def test_a_stream_in_and_a_stream_out(sink: Sink) -> None:
     """A handler that is a generator gets no items: its call has ended when it begins; so it says."""
     async with Daemon(port=0) as daemon:

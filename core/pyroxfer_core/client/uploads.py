@@ -60,17 +60,18 @@ async def call_with_streams(
         uploads.append(Upload(link, iterator))
         return uploads[-1].number
 
-    usual, link.writer = link.writer, stream_serializer(link.context, add)
     try:
-        waiter = proxy._pyroPost(link, call, deadline, served)
-    finally:
-        link.writer = usual
-    assert waiter is not None, "of a call that is waited for"
-    try:
+        usual, link.writer = link.writer, stream_serializer(link.context, add)
+        try:
+            waiter = proxy._pyroPost(link, call, deadline, served)
+        finally:
+            link.writer = usual
+        assert waiter is not None, "of a call that is waited for"
         call.reply = await _wait_and_send(link, waiter, uploads)
     finally:
         for upload in uploads:
             upload.close()
+            await _close(upload.iterator)  # of a call that never left
     return proxy._pyroResult(link, call, call.reply)
 
 
@@ -95,7 +96,7 @@ class Upload:
     def __init__(self, link: Link, iterator: Any) -> None:
         self.number = link.uploads.add(self)
         self._link = link
-        self._iterator = iterator
+        self.iterator = iterator
         self._stopped = False
         self._started = False
         self._waiting: trio.Event | None = None
@@ -138,10 +139,10 @@ class Upload:
         except PyroError:
             pass  # the connection is gone, which the call tells
         finally:
-            await _close(self._iterator)
+            await _close(self.iterator)
 
     async def _fetch(self, sender: ItemSender) -> None:
-        iterator = self._iterator
+        iterator = self.iterator
         if isinstance(iterator, AsyncIterator):
             await sender.fetch(iterator)
             await trio.lowlevel.checkpoint()

@@ -76,8 +76,7 @@ class Callee(Peer):
             daemon.call_ended()
             self.go_away()
             self.resources.close_all()
-            with trio.CancelScope(shield=True):
-                await self.streams.connection_lost(self)
+            await self.streams.connection_lost(self)
 
     def offer(self, object_id: str) -> None:
         """An object was handed out over the connection, so it may be called on it; no other may."""

@@ -263,8 +263,7 @@ class Peer:
             if self.reverse is not None:
                 self.reverse.end()
             self.resources.close_all()
-            with trio.CancelScope(shield=True):
-                await self.streams.connection_lost(self)
+            await self.streams.connection_lost(self)
             daemon.client_left(self)
 
     async def _greet(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 import trio
@@ -43,9 +43,18 @@ class _Stream:
         self.closed: Callable[[], None] | None = None
         """To be called when the stream is not in the table any more."""
 
+    async def end(self) -> None:
+        """Close the iterator, after who has it now has let go of it."""
+        self.fetching.cancel()
+        async with self.lock:
+            await _close_iterator(self.iterator)
+
 
 class StreamTable:
     """The open item streams of a daemon.
+
+    Who takes a stream out of the table closes its iterator, and a cancellation does not keep it from that, for nobody
+    else would.
 
     Args:
         pool: where plain iterators run.
@@ -136,31 +145,39 @@ class StreamTable:
         """Close a stream and its iterator, also while an item is waited for; an unknown id is no error."""
         stream = self._drop(stream_id)
         if stream is not None:
-            stream.fetching.cancel()
-            async with stream.lock:
-                await _close_iterator(stream.iterator)
+            with trio.CancelScope(shield=True):
+                await stream.end()
+
+    async def _close_each(self, stream_ids: Iterable[str]) -> None:
+        """Close streams; none waits for the clean-up of another one."""
+        dropped = [stream for stream in map(self._drop, stream_ids) if stream is not None]
+        if dropped:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    for stream in dropped:
+                        nursery.start_soon(stream.end)
 
     async def connection_lost(self, owner: object) -> None:
         """Let the streams of a connection linger, or close them at once when lingering is off."""
         now = trio.current_time()
-        for stream_id, stream in list(self._streams.items()):
-            if stream.owner is owner and stream.lost_at is None:
-                stream.lost_at = now
-                if self._linger_s <= 0:
-                    await self.close(stream_id)
+        lost = [key for key, stream in self._streams.items() if stream.owner is owner and stream.lost_at is None]
+        for stream_id in lost:
+            self._streams[stream_id].lost_at = now
+        if self._linger_s <= 0:
+            await self._close_each(lost)
 
     async def sweep(self) -> None:
         """Close what lingered or lived too long."""
         now = trio.current_time()
-        for stream_id, stream in list(self._streams.items()):
-            lingered = stream.lost_at is not None and now - stream.lost_at >= self._linger_s
-            if lingered or 0 < self._lifetime_s <= now - stream.started:
-                await self.close(stream_id)
+        await self._close_each([key for key, stream in self._streams.items() if self._is_over(stream, now)])
+
+    def _is_over(self, stream: _Stream, now: float) -> bool:
+        lingered = stream.lost_at is not None and now - stream.lost_at >= self._linger_s
+        return lingered or 0 < self._lifetime_s <= now - stream.started
 
     async def close_all(self) -> None:
         """Close every stream."""
-        for stream_id in list(self._streams):
-            await self.close(stream_id)
+        await self._close_each(list(self._streams))
 
 
 def terminated() -> PyroError:

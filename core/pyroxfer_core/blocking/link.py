@@ -49,7 +49,7 @@ from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
 from ..wire.session import IN_PIECES, ClientSession, alive, heartbeat
 from .background import BackgroundLink
-from .connect import BlockingSocket, limit_silence, send_buffers, send_by, wait_for
+from .connect import BlockingSocket, limit_silence, send_buffers, send_by, time_left, wait_for
 from .large import LargeMessages
 from .tls import BlockingTls
 from .waiting import Waiter, as_ours, copy_for, seconds_left
@@ -158,19 +158,24 @@ class BlockingLink:
         self.first_seq = first_seq
         _links.add(self)
 
-    def greet(self, settings: Settings, make_context: ContextFactory, handshake: Any, options: CallOptions) -> None:
+    def greet(
+        self, settings: Settings, make_context: ContextFactory, handshake: Any, options: CallOptions, until: float
+    ) -> None:
         """Shake hands. The connection is closed when that fails.
 
+        Args:
+            until: on the monotonic clock.
+
         Raises:
-            CommunicationError: the daemon refused, hung up, or was silent for the socket's timeout.
+            CommunicationError: the daemon refused, hung up, or was silent for too long.
             ProtocolError: the peer speaks another protocol, or none.
         """
         try:
             context = make_context(self.version, False)
             hello = make_serializer(settings.serializer or "serpent", context)
             args = self.session, hello, self.version, self.object_id, handshake, settings, options
-            until = time.monotonic() + settings.connect_timeout_s
             while True:
+                self.sock.settimeout(time_left(until))
                 self.sock.sendall(self._encode(connect_message(*args), hmac_key=self._hmac_key))
                 answer = self._receive_one(until)
                 self.session.receive(answer)

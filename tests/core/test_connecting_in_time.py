@@ -123,9 +123,9 @@ def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     answer = threading.Event()
     known = socket.getaddrinfo
 
-    def look_up(host: Any, port: Any, *args: Any, flags: int = 0, **options: Any) -> Any:
+    def look_up(host: Any, port: Any, *, type: int, flags: int = 0) -> Any:
         if flags & socket.AI_NUMERICHOST:
-            return known(host, port, *args, flags=flags, **options)
+            return known(host, port, type=type, flags=flags)
         answer.wait(WITHIN_S)
         raise socket.gaierror("nobody knows")
 

@@ -187,3 +187,28 @@ def send_buffers(sock: BlockingSocket, buffers: list[Body], deadline: float | No
         buffers = buffers[done:]
         if sent:
             buffers[0] = memoryview(buffers[0])[sent:]
+
+
+def send_counted(sock: BlockingSocket, buffers: list[Body], deadline: float | None, sent: list[int]) -> None:
+    """`send_buffers` on a plain socket, such that it can go on after an interrupt. Errors as `send_by`.
+
+    Args:
+        sent: what has left already, and what leaves; every count is there, wherever an interrupt comes.
+    """
+    flags = 0 if deadline is None else socket.MSG_DONTWAIT
+    while rest := _after(buffers, sum(sent)):
+        try:
+            sent.extend(map(sock.sendmsg, (rest[:MAX_BUFFERS],), ((),), (flags,)))  # a step that no interrupt divides
+        except BlockingIOError:
+            if deadline is None:  # the limit on silence is over
+                raise
+            wait_for(sock, select.POLLOUT, deadline)
+
+
+def _after(buffers: list[Body], count: int) -> list[Body]:
+    """What is left of buffers after so many bytes."""
+    for number, buffer in enumerate(buffers):
+        if count < len(buffer):
+            return [memoryview(buffer)[count:], *buffers[number + 1 :]]
+        count -= len(buffer)
+    return []

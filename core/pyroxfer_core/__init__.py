@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .objects.expose import expose as expose
     from .objects.expose import idempotent as idempotent
     from .objects.expose import oneway as oneway
+    from .processes.launch import supervise as supervise
+    from .processes.worker import Worker as Worker
     from .serializers.blob import SerializedBlob as SerializedBlob
     from .server.daemon import CutCall as CutCall
     from .server.daemon import Daemon as Daemon
@@ -70,6 +72,7 @@ _WHERE = {
     "Tokens": "access",
     "Uri": "uri",
     "Verdict": "server.hello",
+    "Worker": "processes.worker",
     "accept_handshake": "server.handshake",
     "authenticate": "server.handshake",
     "behavior": "objects.expose",
@@ -95,6 +98,7 @@ _WHERE = {
     "resolve": "nameserver.lookup",
     "serve": "server.serving",
     "serve_connections": "transport.listen",
+    "supervise": "processes.launch",
     "tls_client_context": "certificates",
     "tls_server_context": "certificates",
     "wanted_object": "server.handshake",

@@ -13,6 +13,11 @@ FIRST_BACKOFF_S: Final = 0.25
 MAX_BACKOFF_S: Final = 10.0
 """... but never longer than this, so that a repaired backend is back in use within seconds. When no other backend is
 left, it is tried again after FIRST_BACKOFF_S already: a call must not be refused while a backend is there."""
+MAX_WEIGHT: Final = 1000.0
+MOST_DESCRIBED: Final = 10
+"""Backends whose state an error text tells."""
+IN_FILE: Final = "file"
+"""Origin of a backend that the configuration names."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +33,10 @@ class Backend:
     """How much it gets, compared with the others."""
     tags: frozenset[str] = frozenset()
     """What its service may prefer it for: a zone, a kind of machine."""
+    origin: str = IN_FILE
+    """Who told of it: the ``file``, a name server (``ns``), ``etcd``, or itself (``client``)."""
+    turn: float = 0.0
+    """What it has coming where backends are taken in turn."""
     up_since: float = float("-inf")
     """When it came back."""
     clients: int = 0
@@ -139,6 +148,8 @@ class BackendGroup:
         sticky: bool = False,
     ) -> None:
         self.backends = tuple(backends)
+        self.why_empty = "it has none"
+        """What is said of it while there are no backends."""
         self._choose = choose
         self._prefer = tuple(prefer)
         self._sticky = sticky
@@ -270,4 +281,7 @@ class BackendGroup:
 
     def describe(self, now: float, refusals: Mapping[Backend, str]) -> str:
         """The state of all its backends for an error text."""
-        return "; ".join(backend.describe(now, refusals.get(backend)) for backend in self.backends)
+        states = [backend.describe(now, refusals.get(backend)) for backend in self.backends[:MOST_DESCRIBED]]
+        if len(self.backends) > MOST_DESCRIBED:
+            states.append(f"and {len(self.backends) - MOST_DESCRIBED} more")
+        return "; ".join(states) or self.why_empty

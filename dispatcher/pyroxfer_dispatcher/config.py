@@ -14,7 +14,9 @@ import msgspec
 
 from pyroxfer_core import Uri
 from pyroxfer_core.errors import PyroError
+from pyroxfer_core.nameserver import open_registry
 
+from .backends import MAX_WEIGHT
 from .balance import LEAST_OF_TWO, POLICIES
 from .origin import line_of, lines_of
 from .routes import HERE, check_pattern
@@ -22,6 +24,8 @@ from .routes import HERE, check_pattern
 DEFAULT_METHODS: Final = ("process", "process_blob", "publish", "submit", "handle")
 MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
 """A larger file is not a configuration."""
+ETCD: Final = "etcd:"
+"""How the place of a registry begins that is no name server."""
 MAX_SOCKET_PATH: Final = 100
 """The kernel has room for 107."""
 
@@ -63,10 +67,35 @@ class BackendConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``PYRO:object@host:port``, or ``PYRONAME:name[@host:port]``, looked up at every connect."""
     max_in_flight: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Calls it gets at once; beyond it the next backend is taken. Without: no limit."""
-    weight: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1.0
+    weight: Annotated[float, msgspec.Meta(gt=0, le=MAX_WEIGHT)] = 1.0
     """How much it gets, compared with the others."""
     tags: tuple[Text, ...] = ()
     """What the service may prefer it for: a zone, a kind of machine."""
+
+
+class DiscoverConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """``[[services.discover]]``: entries of a registry, each of whose addresses is a backend.
+
+    All conditions that are given must hold. ``discover = "PYRONAME:name"`` and ``"PYROMETA:tag,tag"`` are short for
+    one section with ``name``, or ``all``; a location behind an @ is its registry.
+    """
+
+    name: Text | None = None
+    """The entry of this name."""
+    prefix: Text | None = None
+    """Entries whose names begin so."""
+    all: tuple[Text, ...] = ()
+    """Addresses with all of these metadata tags."""
+    any: tuple[Text, ...] = ()
+    """Addresses with one of these at least."""
+    registry: Text | None = None
+    """``HOST:PORT`` of a name server, or ``etcd:URL``. Default: that of the file."""
+    interval: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 10.0
+    """Seconds between two looks into a name server that cannot tell what changes: a stock one."""
+    max_backends: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
+    """Addresses taken; more are passed over."""
+    max_in_flight: Count | None = None
+    """Calls that each of them gets at once. Without: no limit."""
 
 
 class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +103,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     name: Text
     backends: tuple[BackendConfig, ...] = ()
+    discover: tuple[DiscoverConfig, ...] = ()
+    """Backends that a registry tells of, as long as it does."""
     listeners: Literal["none", "one", "all"] = "none"
     """Whether clients may ``register(topic, listener)``, and who of a topic gets a blob."""
     match: Text | None = None
@@ -157,6 +188,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """A name to register in the name server while running."""
     nameserver: Text | None = None
     """``HOST:PORT`` of the name server. Default: where Pyro looks for it."""
+    registry: Text | None = None
+    """Where backends are discovered: ``HOST:PORT`` of a name server, or ``etcd:URL``. Default: ``nameserver``."""
     connect_timeout: Seconds = 10.0
     """Seconds for reaching a backend, handshake included."""
     control: Text | None = None
@@ -272,6 +305,12 @@ def _build(kind: type[Table], table: object, path: str, problems: list[str]) -> 
 
 def _convert(kind: Any, value: object, path: str, problems: list[str]) -> object:
     inner = get_args(kind)[0] if get_origin(kind) is tuple else None
+    if inner is DiscoverConfig and isinstance(value, str):
+        try:
+            value = [_discover_table(Uri(value))]
+        except (PyroError, ValueError) as error:
+            problems.append(f"{path}: {error}")
+            return None
     if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
         if not isinstance(value, list):
             problems.append(f"{path}: expected an array of tables")
@@ -282,6 +321,16 @@ def _convert(kind: Any, value: object, path: str, problems: list[str]) -> object
     except msgspec.ValidationError as error:
         problems.append(f"{path}: {_plain(str(error))}")
         return None
+
+
+def _discover_table(uri: Uri) -> dict[str, object]:
+    """What the short form of a section stands for."""
+    if uri.protocol == "PYRO":
+        raise ValueError("PYRO names one object, which is no registry's; give PYRONAME or PYROMETA, or use backends")
+    table: dict[str, object] = (
+        {"name": uri.object} if isinstance(uri.object, str) else {"all": sorted(uri.object - {""})}
+    )
+    return table if uri.location is None else {**table, "registry": uri.location}
 
 
 def _from_text(kind: type, value: object) -> object:
@@ -345,6 +394,14 @@ def _check_place(config: Config) -> Iterator[str]:
         yield f"control: the path of a socket has at most {MAX_SOCKET_PATH} bytes, and this one more"
     if config.nameserver is not None:
         yield from _attempt("nameserver", lambda: _host_of(str(config.nameserver)))
+    yield from _check_registry("registry", config.registry)
+
+
+def _check_registry(path: str, place: str | None) -> Iterator[str]:
+    if place is not None and place.startswith(ETCD):
+        yield from _attempt(path, lambda: open_registry(place))  # nothing is connected
+    elif place is not None:
+        yield from _attempt(path, lambda: _host_of(place))
 
 
 def _attempt(path: str, check: Callable[[], Value]) -> Generator[str, None, Value | None]:
@@ -419,12 +476,15 @@ def _check_service(service: ServiceConfig, path: str, own_uri: str) -> Iterator[
         yield f"{path}.eject_at_most: {service.eject_at_most:g} s is shorter than eject_for, {service.eject_for:g} s"
     tags = {tag for backend in service.backends for tag in backend.tags}
     for index, tag in enumerate(service.prefer):
-        if tag not in tags:
+        if tag not in tags and not service.discover:
             yield f"{path}.prefer[{index}]: no backend of the service has the tag {tag!r}"
-    if service.listeners != "none" and service.backends:
-        yield f"{path}.backends: its listeners are its backends; give them a service of their own"
-    if service.listeners == "none" and not service.backends:
-        yield f"{path}.backends: at least one is needed"
+    for key in ("backends", "discover") if service.listeners != "none" else ():
+        if getattr(service, key):
+            yield f"{path}.{key}: its listeners are its backends; give them a service of their own"
+    if service.listeners == "none" and not service.backends and not service.discover:
+        yield f"{path}.backends: at least one is needed, or a section in discover"
+    for index, section in enumerate(service.discover):
+        yield from _check_discover(section, f"{path}.discover[{index}]")
     yield from _duplicates(f"{path}.backends", "name", [backend.name for backend in service.backends])
     yield from _duplicates(f"{path}.backends", "uri", [str(backend.uri) for backend in service.backends])
     for index, backend in enumerate(service.backends):
@@ -432,6 +492,14 @@ def _check_service(service: ServiceConfig, path: str, own_uri: str) -> Iterator[
             yield f"{path}.backends[{index}].uri: PYROMETA names a set; give PYRO or PYRONAME"
         elif str(backend.uri) == own_uri:
             yield f"{path}.backends[{index}].uri: this is the dispatcher itself"
+
+
+def _check_discover(section: DiscoverConfig, path: str) -> Iterator[str]:
+    if section.name is None and section.prefix is None and not section.all and not section.any:
+        yield f"{path}: nothing is asked for; give name, prefix, all or any"
+    if section.name is not None and section.prefix is not None:
+        yield f"{path}.prefix: name says all of it; give one of them"
+    yield from _check_registry(f"{path}.registry", section.registry)
 
 
 def _duplicates(path: str, key: str, values: list[str]) -> Iterator[str]:

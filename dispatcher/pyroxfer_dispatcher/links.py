@@ -131,7 +131,7 @@ class LinkPool:
         self._settings = settings
         self._resolve = resolve
         self._hub = hub
-        self._idle: defaultdict[tuple[Backend, int], list[Link]] = defaultdict(list)
+        self._idle: dict[tuple[Backend, int], list[Link]] = {}
 
     def idle(self, backend: Backend, version: int) -> Link | None:
         """An idle link in the protocol that is tried first, or None."""
@@ -150,8 +150,11 @@ class LinkPool:
 
     def put(self, link: Link) -> None:
         """Take back a link whose call is over."""
-        idle = self._idle[link.backend, link.version]
-        if link.channel.closed or link.channel.pending or len(idle) >= MAX_IDLE or link.backend.draining:
+        if link.channel.closed or link.channel.pending or link.backend.draining:
+            link.channel.close()  # and nothing is kept of a backend that is gone
+            return
+        idle = self._idle.setdefault((link.backend, link.version), [])
+        if len(idle) >= MAX_IDLE:
             link.channel.close()
         else:
             link.rest_in(self)
@@ -159,8 +162,8 @@ class LinkPool:
 
     def forget(self, link: Link) -> None:
         """An idle link is gone."""
-        idle = self._idle[link.backend, link.version]
-        if link in idle:
+        idle = self._idle.get((link.backend, link.version))
+        if idle is not None and link in idle:
             idle.remove(link)
 
     def close_idle(self, backend: Backend) -> None:
@@ -177,7 +180,7 @@ class LinkPool:
         self._idle.clear()
 
     def _fresh(self, backend: Backend, version: int) -> Link | None:
-        idle = self._idle[backend, version]
+        idle = self._idle.get((backend, version))
         while idle:
             link = idle.pop()
             if link.is_fresh:

@@ -9,8 +9,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from .follow import FOLLOWING
+
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _BACKEND: Final = ("service", "backend")
+_SECTION: Final = ("service", "section")
 
 
 class Metrics:
@@ -38,6 +41,7 @@ class Metrics:
         yield CounterMetricFamily("pyroxfer_dispatcher_cut_clients", "Clients cut by drains", value=status["cut"])
         yield from _of_services(status["services"])
         yield from _of_backends(status["services"])
+        yield from _of_registries(status["services"])
 
 
 def _of_services(services: list[dict[str, Any]]) -> Iterator[Metric]:
@@ -69,3 +73,18 @@ def _of_backends(services: list[dict[str, Any]]) -> Iterator[Metric]:
             busy.add_metric(labels, backend["busy_s"])
             ejections.add_metric(labels, backend["ejections"])
     yield from (up, in_flight, weight, calls, busy, ejections)
+
+
+def _of_registries(services: list[dict[str, Any]]) -> Iterator[Metric]:
+    up = GaugeMetricFamily("pyroxfer_dispatcher_registry_up", "1 while it is heard", labels=_SECTION)
+    known = GaugeMetricFamily("pyroxfer_dispatcher_registry_backends", "Backends it told of", labels=_SECTION)
+    refused = GaugeMetricFamily("pyroxfer_dispatcher_registry_refused", "Addresses of no use", labels=_SECTION)
+    passed_over = GaugeMetricFamily("pyroxfer_dispatcher_registry_passed_over", "Too many", labels=_SECTION)
+    for service in services:
+        for index, section in enumerate(service["discover"]):
+            labels = (service["name"], str(index))
+            up.add_metric(labels, section["state"] == FOLLOWING)
+            known.add_metric(labels, section["backends"])
+            refused.add_metric(labels, section["refused"])
+            passed_over.add_metric(labels, section["passed_over"])
+    yield from (up, known, refused, passed_over)

@@ -13,8 +13,10 @@ from uuid import UUID
 
 import click
 
+from .backends import IN_FILE
 from .control import ask_control
 from .exits import USAGE, config_option, end, load, or_exit
+from .follow import LOST
 
 Answer = dict[str, Any]
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -44,6 +46,9 @@ def _tell(path: Path, as_json: bool, do: str, **more: Any) -> None:
 
 
 def _line(answer: Answer) -> str:
+    if "restarted" in answer:
+        text = f"process {answer['restarted']} serves; process {answer['was']} sees {answer['clients']} clients off"
+        return f"{text}, and ends"
     if "draining" in answer:
         return f"the dispatcher is draining; {answer['clients']} clients are connected"
     text = f"{answer['service']}/{answer['name']}: {answer['state']}, weight {answer['weight']:g}"
@@ -116,6 +121,7 @@ def _page(status: Answer, before: Answer | None) -> str:
         calls = ", ".join(f"{count} {name}" for name, count in sorted(service["calls"].items())) or "no calls yet"
         lines.append(f"{service['name']}: {service['running']} under way, {service['waiting']} waiting; {calls}")
         lines += [f"  {_backend(backend)}" for backend in service["backends"]]
+        lines += [f"  {_section(section)}" for section in service["discover"]]
     return "\n".join(lines)
 
 
@@ -127,7 +133,18 @@ def _backend(backend: Answer) -> str:
         mean = "" if backend["mean_s"] is None else f" {backend['mean_s'] * 1000:>9.2f} ms"
         text += f" {backend['rate']:>9.1f}/s{mean}"
     text += f" {backend['clients']:>5} clients  {backend['uri']}"
+    text += "" if backend["origin"] == IN_FILE else f" from {backend['origin']}"
     return text + (f"  ({json.dumps(backend['reason'])})" if backend["reason"] else "")
+
+
+def _section(section: Answer) -> str:
+    text = f"registry {section['registry']}: {section['state']} for {section['since_s']:.0f} s"
+    text += f", {section['backends']} back ends"
+    if section["state"] == LOST:
+        text += f" kept ({json.dumps(section['reason'])})"
+    if section["refused"]:
+        text += f", {section['refused']} refused"
+    return text + (f", {section['passed_over']} too many" if section["passed_over"] else "")
 
 
 @click.command()
@@ -138,6 +155,15 @@ def _backend(backend: Answer) -> str:
 def drain(path: Path, as_json: bool, wait: bool, target: str | None) -> None:
     """Give a backend no new calls, and see its clients off; without one: drain and end the dispatcher."""
     _tell(path, as_json, "drain", target=target, wait=wait)
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--wait", is_flag=True, help="Report until the old process has no clients left.")
+def restart(path: Path, as_json: bool, wait: bool) -> None:
+    """Have a new process take over, without refusing or losing a connection."""
+    _tell(path, as_json, "restart", wait=wait)
 
 
 @click.command()
@@ -193,4 +219,4 @@ def _record(answer: Answer) -> str:
     return f"{text} {answer['outcome']} {answer['bytes_in']}/{answer['bytes_out']} bytes {steps}{reason}"
 
 
-COMMANDS: Final = (trace, status, top, drain, undrain, disable, set_weight)
+COMMANDS: Final = (trace, status, top, drain, undrain, restart, disable, set_weight)

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from .backends import Backend
+from .backends import MAX_WEIGHT, Backend
 from .control import Answer, CommandError, Request
 from .departure import Guest, see_off
 from .records import Records
@@ -20,7 +20,6 @@ from .status import describe_backend, describe_service, services_of
 
 REPORT_S: Final = 0.25
 """How often a drain says how far it is."""
-MAX_WEIGHT: Final = 1000.0
 
 
 class Operated(Protocol):
@@ -39,6 +38,10 @@ class Operated(Protocol):
     def facts(self) -> dict[str, Any]: ...
 
     def begin_drain(self) -> None: ...
+
+    async def restart(self) -> int: ...
+
+    def discovered(self, service: str) -> list[dict[str, Any]]: ...
 
     def close_idle(self, backend: Backend) -> None: ...
 
@@ -60,6 +63,7 @@ class Operations:
             "status": self._status,
             "drain": self._drain,
             "undrain": self._undrain,
+            "restart": self._restart,
             "disable": self._disable,
             "weight": self._weight,
             "trace": self._trace,
@@ -85,7 +89,10 @@ class Operations:
             "up_s": round(now - self._started_at, 3),
             "lag_s": round(self.lag_s, 6),
             "cut": self.cut + self._dispatcher.facts["cut"],
-            "services": [describe_service(service, now) for service in services_of(self._dispatcher.directory)],
+            "services": [
+                {**describe_service(service, now), "discover": self._dispatcher.discovered(service.name)}
+                for service in services_of(self._dispatcher.directory)
+            ],
         }
 
     def take_out(self, service: Service, backend: Backend, *, disabled: bool) -> None:
@@ -121,6 +128,15 @@ class Operations:
         while request.get("wait") and backend.draining and (backend.in_flight or backend.clients):
             await trio.sleep(REPORT_S)
             yield self._report(service, backend)
+
+    async def _restart(self, request: Request) -> AsyncGenerator[Answer, None]:
+        pid = await self._dispatcher.restart()
+        while True:
+            clients = self._dispatcher.facts["clients"]
+            yield {"restarted": pid, "was": os.getpid(), "clients": clients}
+            if not request.get("wait") or not clients:
+                return
+            await trio.sleep(REPORT_S)
 
     async def _undrain(self, request: Request) -> AsyncGenerator[Answer, None]:
         service, backend = self.find(request.get("target"))

@@ -62,15 +62,17 @@ def origins_of(config: msgspec.Struct, text: str, flags: Collection[str]) -> Ite
         flags: names that were set on the command line.
     """
     lines = lines_of(text)
-    for path, value in _values("", config):
+    for path, value, is_default in _values("", config):
         if path in flags:
             source = f"--{path}"
-        else:
-            source = f"line {lines[path]}" if path in lines else "default"
+        else:  # what stands in an inline table has the line of the key that it belongs to
+            line = lines.get(path) if is_default else line_of(path, lines)
+            source = "default" if line is None else f"line {line}"
         yield path, json.dumps(value, ensure_ascii=False), source
 
 
-def _values(path: str, struct: msgspec.Struct) -> Iterator[tuple[str, Any]]:
+def _values(path: str, struct: msgspec.Struct) -> Iterator[tuple[str, Any, bool]]:
+    """Path and value of everything, and whether it is the default."""
     for field in msgspec.structs.fields(type(struct)):
         value = getattr(struct, field.name)
         name = f"{path}.{field.name}" if path else field.name
@@ -78,7 +80,7 @@ def _values(path: str, struct: msgspec.Struct) -> Iterator[tuple[str, Any]]:
             for index, item in enumerate(value):
                 yield from _values(f"{name}[{index}]", item)
         elif value is not None:
-            yield name, _plain(value)
+            yield name, _plain(value), value == field.default
 
 
 def _plain(value: Any) -> Any:

@@ -37,6 +37,7 @@ def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
     return {
         "name": backend.name,
         "uri": str(backend.uri),
+        "origin": backend.origin,
         "state": state_of(backend, now),
         "reason": _reason_of(backend),
         "weight": backend.weight,

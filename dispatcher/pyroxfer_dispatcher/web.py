@@ -14,6 +14,7 @@ from pyroxfer_core.gateway.http import HttpServer
 
 from .config import is_loopback
 from .control import CommandError
+from .follow import FOLLOWING
 from .metrics import CONTENT_TYPE, Metrics
 from .operations import Operations
 
@@ -41,13 +42,15 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-async def serve_admin(listener: socket.socket, operations: Operations, hosts: frozenset[str]) -> None:
-    """Serve until cancelled.
+async def serve_admin(
+    listener: socket.socket, operations: Operations, hosts: frozenset[str], stop: trio.Event
+) -> None:
+    """Serve until ``stop`` is set, or cancelled.
 
     Args:
         hosts: names under which it may be asked, besides those of this machine.
     """
-    await HttpServer(Admin(operations, hosts)).serve([listener], trio.Event())
+    await HttpServer(Admin(operations, hosts)).serve([listener], stop)
 
 
 class Admin:
@@ -95,8 +98,14 @@ class Admin:
             return (200 if ok else 503, json.dumps({"ok": ok, "loop_lag_s": status["lag_s"]}), "application/json")
         if path == "/readyz":
             dead = _dead(status)
-            ready = not status["draining"] and not dead
-            body = {"ready": ready, "draining": status["draining"], "services_without_backend": dead}
+            ready = not status["draining"] and not dead and status["registered"] is not False
+            body = {
+                "ready": ready,
+                "draining": status["draining"],
+                "registered": status["registered"],
+                "services_without_backend": dead,
+                "registries_away": _away(status),
+            }
             return (200 if ready else 503, json.dumps(body), "application/json")
         if path == "/metrics":
             return (200, self._metrics.text(), CONTENT_TYPE)
@@ -130,12 +139,23 @@ class Admin:
 
 
 def _dead(status: dict[str, Any]) -> list[str]:
-    """Services that have backends, none of which gets calls."""
+    """Services that have, or discover, backends, none of which gets calls."""
     return [
         service["name"]
         for service in status["services"]
-        if service["backends"] and all(backend["state"] != "up" for backend in service["backends"])
+        if (service["backends"] or service["discover"])
+        and all(backend["state"] != "up" for backend in service["backends"])
     ]
+
+
+def _away(status: dict[str, Any]) -> dict[str, str]:
+    """Registries that are not heard, and why. What they said last counts: this alone does not make it unready."""
+    return {
+        section["registry"]: section["reason"] or section["state"]
+        for service in status["services"]
+        for section in service["discover"]
+        if section["state"] != FOLLOWING
+    }
 
 
 def _read(body: bytes) -> dict[str, Any]:

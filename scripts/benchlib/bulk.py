@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import report
-from measure import Comparison, Contestant, Sample, in_turns
+from measure import Comparison, Contestant, Effort, Sample, in_turns
 from processes import ONE_CORE, OURS, Server, program, run_client, stock
 
 TITLE = "Large values and streams"
@@ -21,16 +21,16 @@ BYTES = ("take", "give")
 ITEMS = ("items", "plain_items")
 
 
-def measure(repetitions: int, quick: bool) -> dict[str, Any]:
+def measure(effort: Effort) -> dict[str, Any]:
     """A table for each unit."""
-    seconds = 1.0 if quick else 3.0
+    seconds = effort.seconds
     tables = {}
     for title, unit, ways, wanted in (
         ("5 MiB a call", "MB/s", BYTES, 1.2),
         ("Streams of small items", "items/s", ITEMS, 3.0),
     ):
         print(title, file=sys.stderr)
-        samples = in_turns(list(contestants(ways, seconds)), repetitions)
+        samples = in_turns(list(contestants(ways, seconds)), effort.repetitions)
         tables[title] = report.section(unit, samples, list(comparisons(ways, wanted)))
     return tables
 

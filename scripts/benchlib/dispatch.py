@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import report
-from measure import Comparison, Contestant, Sample, in_turns
+from measure import Comparison, Contestant, Effort, Sample, Samples, in_turns
 from processes import OURS, Server, command, others, program, run_client, stock
 
 SIZES = {"1 KB": 1024, "64 KB": 65536, "1 MB": 1 << 20}
@@ -31,13 +31,15 @@ PYRO5, US = "Pyro5's own way", "our dispatcher"
 WAYS = ("directly", "HAProxy", US)
 
 
-def measure(repetitions: int, quick: bool) -> dict[str, Any]:
+def measure(effort: Effort) -> dict[str, Any]:
     """Three tables."""
     print("dispatcher: blobs", file=sys.stderr)
-    hops = in_turns(blob_contestants(500 if quick else 2000), repetitions)
-    speeds = {name: [Sample(1e6 / one.extra["through"]) for one in taken] for name, taken in hops.items()}
+    hops = in_turns(blob_contestants(300 if effort.quick else 2000), effort.repetitions)
+    speeds = Samples(
+        {name: [Sample(1e6 / one.extra["through"]) for one in taken] for name, taken in hops.rows.items()}
+    )
     print("dispatcher: transparent", file=sys.stderr)
-    passed = in_turns(list(transparent_contestants(1.0 if quick else 3.0)), repetitions)
+    passed = in_turns(list(transparent_contestants(effort.seconds)), effort.repetitions)
     return {
         "One blob hop": report.section("µs a hop", hops, blob_comparisons("one hop", ADDED_WANTED, lower=True)),
         "Blobs through": report.section("calls/s", speeds, blob_comparisons("through", SPEED_WANTED, lower=False)),

@@ -13,7 +13,7 @@ from typing import Any
 
 import report
 import tools
-from measure import Comparison, Contestant, Sample, in_turns
+from measure import Comparison, Contestant, Effort, Sample, in_turns
 from processes import OURS, ROOT, Server, command, program, run_client, stock
 
 UNIT = "MB/s"
@@ -36,15 +36,15 @@ SMALL_COUNT = 2000
 SMALL_BYTES = 16 * 1024
 
 
-def measure(repetitions: int, quick: bool) -> dict[str, Any]:
+def measure(effort: Effort) -> dict[str, Any]:
     """A table for one large file, one for many small ones."""
     for peer in tools.absent():
         print(f"files: {peer} is not installed here, so its rows are left out", file=sys.stderr)
     with source_folder() as source:
         print("files: 1 GiB", file=sys.stderr)
-        large = in_turns(contestants(source), repetitions)
+        large = in_turns(contestants(source), effort.repetitions)
         print(f"files: {SMALL_COUNT} of 16 KiB", file=sys.stderr)
-        small = in_turns(small_contestants(source), repetitions)
+        small = in_turns(small_contestants(source), effort.repetitions)
     return {
         "To a file": report.section(UNIT, large, comparisons()),
         SMALL: report.section("files/s", small, small_comparisons()),

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import report
-from measure import Comparison, Contestant, Sample, in_turns
+from measure import Comparison, Contestant, Effort, Sample, in_turns
 from processes import OURS, Server, command, program, run_client, stock
 
 UNIT = "requests/s"
@@ -32,16 +32,16 @@ WAYS = {"Pyro5's gateway": (False, False), "our gateway, same object": (False, T
 """Name to whether the object and its name server, and the gateway, are ours."""
 
 
-def measure(repetitions: int, quick: bool) -> dict[str, Any]:
+def measure(effort: Effort) -> dict[str, Any]:
     """One table."""
     print("gateway", file=sys.stderr)
-    seconds = 1.0 if quick else 3.0
+    seconds = effort.seconds
     contestants = [
         Contestant(f"{name}, {callers} caller{'s' * (callers > 1)}", partial(rate, *ours, seconds, callers))
         for callers in CALLERS
         for name, ours in WAYS.items()
     ]
-    return {"Requests": report.section(UNIT, in_turns(contestants, repetitions), comparisons())}
+    return {"Requests": report.section(UNIT, in_turns(contestants, effort.repetitions), comparisons())}
 
 
 def rate(our_object: bool, our_gateway: bool, seconds: float, callers: int) -> Sample:

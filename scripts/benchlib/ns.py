@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import report
-from measure import Comparison, Contestant, Sample, in_turns
+from measure import Comparison, Contestant, Effort, Growth, Sample, in_turns
 from processes import ALL_CORES, ONE_CORE, OURS, Cores, Server, program, run_client, stock
 
 UNIT = "lookups/s"
@@ -21,22 +21,32 @@ registration until all of them have it, clients and server on the same machine."
 ENTRIES = 1_000
 SIZES = (100, 1_000, 10_000, 100_000)
 WATCHERS = (1, 10, 100, 1_000)
+LOOKUPS = Growth(
+    "Server CPU of a lookup, by entries", {size: f"{size:,} entries" for size in SIZES}, "server CPU µs a lookup"
+)
+TELLING = Growth(
+    "Time for each watcher, by watchers", {number: f"{number:,} watchers" for number in WATCHERS}, "ms a watcher"
+)
 PLACES = {"Server and client on one core": ONE_CORE, "Where the scheduler places them": ALL_CORES}
 
 
-def measure(repetitions: int, quick: bool) -> dict[str, Any]:
+def measure(effort: Effort) -> dict[str, Any]:
     """Lookups in both placements, then growth."""
-    seconds = 1.0 if quick else 3.0
+    seconds = effort.seconds
     tables = {}
-    for title, on in PLACES.items():
+    for title, on in list(PLACES.items())[: 1 if effort.quick else None]:
         print(f"name server: {title.lower()}", file=sys.stderr)
-        tables[title] = report.section(UNIT, in_turns(list(contestants(seconds, on)), repetitions), comparisons())
+        tables[title] = report.section(
+            UNIT, in_turns(list(contestants(seconds, on)), effort.repetitions), comparisons()
+        )
     print("name server: growth", file=sys.stderr)
+    most = -1 if effort.quick else None
+    sizes, watchers = SIZES[:most], WATCHERS[:most]
     tables["Lookups with many entries, 64 in flight"] = report.section(
-        UNIT, in_turns([_with_entries(size, seconds) for size in SIZES], repetitions), [_flat()]
+        UNIT, in_turns([_with_entries(size, seconds) for size in sizes], effort.repetitions), [], [LOOKUPS]
     )
-    seen = in_turns([_with_watchers(number) for number in WATCHERS], repetitions)
-    tables["From a registration until every watcher has it"] = report.section("ms", seen, [])
+    seen = in_turns([_with_watchers(number) for number in watchers], effort.repetitions)
+    tables["From a registration until every watcher has it"] = report.section("ms", seen, [], [TELLING])
     return tables
 
 
@@ -83,10 +93,6 @@ def _with_entries(size: int, seconds: float) -> Contestant:
     server = program(OURS, "ns_server.py", "sql", size)
     client = program(OURS, "ns_client.py", "{uri}", seconds, "64", size)
     return Contestant(f"{size:,} entries", partial(lookup_rate, server, client, ALL_CORES))
-
-
-def _flat() -> Comparison:
-    return Comparison("100,000 entries against 100", f"{SIZES[-1]:,} entries", [f"{SIZES[0]:,} entries"])
 
 
 def _with_watchers(number: int) -> Contestant:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import report
-from measure import Comparison, Contestant, in_turns
+from measure import Comparison, Contestant, Effort, in_turns
 from processes import ONE_CORE, OURS, others, program
 from rpc import UNIT, call_rate
 
@@ -19,10 +19,10 @@ peers). grpc: `grpc.aio` on both sides, msgpack bodies. rpyc: its threaded serve
 calls, sent and awaited 64 at a time. zerorpc has one caller."""
 
 
-def measure(repetitions: int, quick: bool) -> dict[str, Any]:
+def measure(effort: Effort) -> dict[str, Any]:
     """One table."""
     print("small calls: other libraries", file=sys.stderr)
-    samples = in_turns(list(contestants(1.0 if quick else 3.0)), repetitions)
+    samples = in_turns(list(contestants(effort.seconds)), effort.repetitions)
     return {"Server and client on one core": report.section(UNIT, samples, comparisons())}
 
 

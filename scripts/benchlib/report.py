@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from measure import Comparison, Samples, median, median_extra, ratio
+from measure import Comparison, Growth, Samples, exponent, median, median_extra, ratio
 from processes import ROOT, stock
 
 DATA = ROOT / "docs" / "measurements.json"
 PAGE = ROOT / "docs" / "measurements.md"
-ORDER = ("rpc", "bulk", "others", "files", "dispatch", "ns", "gateway")
+ORDER = ("rpc", "bulk", "others", "connections", "files", "dispatch", "ns", "gateway", "scale")
 OUR_PACKAGES = ("trio", "serpent", "msgpack", "blake3", "httptools")
 THEIR_PACKAGES = ("Pyro5", "serpent", "msgpack")
 
@@ -82,32 +82,46 @@ def peer_versions() -> dict[str, str]:
     return versions
 
 
-def section(unit: str, samples: Samples, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def section(
+    unit: str, samples: Samples, comparisons: Sequence[Comparison], growths: Sequence[Growth] = ()
+) -> dict[str, Any]:
     """The JSON form of one table."""
     return {
         "unit": unit,
+        "calibration": samples.calibration,
         "rows": {
             name: {
                 "median": median(taken),
                 "values": [sample.value for sample in taken],
                 **{key: median_extra(taken, key) for key in taken[0].extra},
             }
-            for name, taken in samples.items()
+            for name, taken in samples.rows.items()
         },
         "ratios": [
             {"text": comparison.text, "ratio": found[0], "against": found[1], "wanted": comparison.wanted}
             for comparison in comparisons
             if (found := ratio(comparison, samples)) is not None
         ],
+        "growth": [
+            {"text": growth.text, "exponent": slope, "amounts": list(growth.rows)}
+            for growth in growths
+            if (slope := exponent(growth, samples)) is not None
+        ],
     }
 
 
 def write(suites: dict[str, dict[str, Any]]) -> None:
     """Put new suites in place of their older measurements; the others stay, with their own date and facts."""
-    known = json.loads(DATA.read_text()) if DATA.exists() else {}
-    known = dict(sorted((known | suites).items(), key=lambda item: ORDER.index(item[0])))
+    known = load() | suites
+    known = dict(sorted(known.items(), key=lambda item: ORDER.index(item[0])))
     DATA.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
     PAGE.write_text("\n".join(page(known)) + "\n")
+
+
+def load() -> dict[str, Any]:
+    """Everything measured so far, by suite."""
+    known: dict[str, Any] = json.loads(DATA.read_text()) if DATA.exists() else {}
+    return known
 
 
 def page(known: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -119,9 +133,12 @@ def page(known: dict[str, dict[str, Any]]) -> Iterator[str]:
             yield f"\n{suite['note']}"
         for title, table in suite["tables"].items():
             yield f"\n### {title}\n"
-            yield from ratios(table["ratios"])
-            yield ""
+            if table["ratios"]:
+                yield from ratios(table["ratios"])
+                yield ""
             yield from rows(table)
+            yield from growth(table.get("growth", ()))
+            yield from calibration(table.get("calibration", ()))
         yield ""
 
 
@@ -149,6 +166,19 @@ def rows(table: dict[str, Any]) -> Iterator[str]:
         yield f"| {name} | " + " | ".join(map(figure, figures)) + " |"
 
 
-def figure(value: float) -> str:
-    """Three digits at least, no more than needed."""
+def growth(found: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for row in found:
+        amounts = f"{row['amounts'][0]:,} to {row['amounts'][-1]:,}"
+        yield f"\n{row['text']}, {amounts}: exponent {row['exponent']:.2f} (0 is flat)."
+
+
+def calibration(found: Sequence[float]) -> Iterator[str]:
+    if found:
+        yield f"\nOne core meanwhile: {min(found):.1f} to {max(found):.1f} additions a microsecond."
+
+
+def figure(value: float | None) -> str:
+    """Three digits at least, no more than needed; a dash for what was not measured."""
+    if value is None:
+        return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import report
 import ways
-from measure import Comparison, Contestant, Sample, in_turns
+from measure import Comparison, Contestant, Effort, Sample, in_turns
 from processes import ALL_CORES, ONE_CORE, OURS, Cores, Server, program, run_client, stock
 
 SERIALIZERS = ("serpent", "marshal", "msgpack")
@@ -23,14 +23,14 @@ pool has 200 threads. A single caller is held against Pyro5's thread server, man
 PLACES = {"Server and client on one core": True, "Where the scheduler places them": False}
 
 
-def measure(repetitions: int, quick: bool) -> dict[str, Any]:
+def measure(effort: Effort) -> dict[str, Any]:
     """A table for each placement."""
     tables = {}
-    for title, pinned in PLACES.items():
+    for title, pinned in list(PLACES.items())[: 1 if effort.quick else None]:
         print(f"small calls: {title.lower()}", file=sys.stderr)
-        samples = in_turns(contestants(1.0 if quick else 3.0, pinned), repetitions)
+        samples = in_turns(contestants(effort.seconds, pinned), effort.repetitions)
         tables[title] = report.section(UNIT, samples, comparisons())
-    return tables | ways.measure(repetitions, quick)
+    return tables | ways.measure(effort)
 
 
 def call_rate(server: list[str], client: list[str], on: Cores) -> Sample:

@@ -1,34 +1,28 @@
-"""More ways to call: one-way, batch, large bytes, connecting, many stock clients, plain methods, idle connections."""
+"""More ways to call: one-way, batch, large bytes, connecting, many stock clients, plain methods."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import report
-from measure import Comparison, Contestant, Sample, in_turns
-from processes import ONE_CORE, OURS, ROOT, Server, cores, program, run_client, stock
+from measure import Comparison, Contestant, Effort, Sample, in_turns
+from processes import ONE_CORE, OURS, Server, program, run_client, stock
 
 NOTE = "Ours with `async def` methods unless it says plain; peer: its better server type for many clients."
 CLIENTS = (1, 8, 64)
 STOCK_WANTED = {1: 1.0, 8: 1.1, 64: 1.3}
-IDLE = 1000
-"""Connections held open to find out what one costs."""
 
 
-def measure(repetitions: int, quick: bool) -> dict[str, Any]:
+def measure(effort: Effort) -> dict[str, Any]:
     """The tables of this part, all on one core."""
     print("small calls: more ways", file=sys.stderr)
-    seconds = 1.0 if quick else 3.0
-    rates = in_turns(list(_rates(seconds)), repetitions)
-    idle = in_turns([Contestant("ours", _idle)], min(repetitions, 3))
+    seconds = effort.seconds
+    rates = in_turns(list(_rates(seconds)), effort.repetitions)
     return {
         "More ways to call, on one core": report.section("calls/s", rates, list(_comparisons())),
-        "Memory of an idle connection": report.section("KiB", idle, []),
     }
 
 
@@ -78,27 +72,3 @@ def _comparisons() -> Iterator[Comparison]:
             yield Comparison(f"{who}, async", f"{who}, our daemon, async", own, STOCK_WANTED[clients])
             yield Comparison(f"{who}, plain", f"{who}, our daemon, plain", own, 1.0)
     yield Comparison("blocking proxy, plain", "ours, call, plain", ["Pyro5 clients, 1, own thread server"], 1.0)
-
-
-def _idle() -> Sample:
-    """What the server's resident size grows by, for one connection."""
-    with Server(_server("ours", "async"), ONE_CORE) as running:
-        warm = [word.replace("{uri}", running.uri) for word in _client("ours", "msgpack", 0.1, "connect")]
-        run_client(warm, ONE_CORE)
-        before = _resident_kib(running.pid)
-        hold = [word.replace("{uri}", running.uri) for word in _client("ours", "msgpack", 1, "hold", IDLE)]
-        with cores(ONE_CORE):
-            client = subprocess.Popen(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        assert client.stdout is not None, "a pipe"
-        try:
-            assert client.stdout.readline() == "held\n", "the connections could not be opened"
-            return Sample((_resident_kib(running.pid) - before) / IDLE)
-        finally:
-            client.communicate("\n", timeout=60)
-
-
-def _resident_kib(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    return 0

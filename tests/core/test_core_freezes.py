@@ -121,14 +121,24 @@ def test_the_facade_names_them_too(caplog: pytest.LogCaptureFixture) -> None:
     assert warnings_of(caplog, r"service\.block has been blocking the loop")
 
 
-async def test_the_watchdog_ends_with_its_daemon() -> None:
-    def dogs() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if thread.name == "pyroxfer watchdog"]
+async def test_one_watchdog_watches_a_loop_until_the_last_of_its_daemons_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each daemon's handlers are named; daemons cost no thread each."""
 
-    async with Daemon():
-        assert len(dogs()) >= 1
-        before = dogs()
-    await until(lambda: not any(thread.is_alive() for thread in before))
+    def dogs() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "pyroxfer watchdog"}
+
+    earlier, settings = dogs(), Settings(slow_handler_s=LIMIT_S)
+    async with Daemon(settings=settings):
+        async with Daemon(settings=settings) as first, Daemon(settings=settings) as second:
+            (dog,) = dogs() - earlier
+            for name, daemon in (("first", first), ("second", second)):
+                async with Proxy(daemon.register(Service(), name)) as proxy:
+                    await proxy.block(0.5)
+        assert dog.is_alive()
+    await until(lambda: not dog.is_alive())
+    assert len(warnings_of(caplog, r"(first|second)\.block has been blocking")) == 2
 
 
 async def test_closing_tells_who_was_cut(caplog: pytest.LogCaptureFixture) -> None:

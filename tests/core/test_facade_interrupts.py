@@ -13,10 +13,12 @@ import pytest
 from facade_doubles import WITHIN_S, serving
 
 from pyroxfer_core import behavior, blocking, expose
+from pyroxfer_core.errors import SessionLost
 
 SIZE = 40_000_000
 """More than the kernel keeps on the way."""
 STOP_AFTER = 3_000_000
+MOST_TRIES = 20
 
 
 @behavior(instance_mode="session")
@@ -112,16 +114,32 @@ def _receive(proxy: blocking.Proxy) -> object:
 
 @pytest.mark.parametrize("transfer", [_send, _receive])
 def test_an_interrupt_in_the_middle_of_a_large_call(transfer: Callable[[blocking.Proxy], object]) -> None:
-    """In either direction; the rest of the call is dropped, and the object made for the connection is still there."""
+    """In either direction; the rest of the call is dropped, and the object made for the connection is still there.
+
+    An interrupt that hits the few steps between taking bytes and counting them costs the connection, and says so;
+    where it hits is a matter of chance.
+    """
     daemon = blocking.Daemon()
     uri = daemon.register(Session, "session")
+    port = daemon.sock.getsockname()[1]
     with serving(daemon):
-        relay = Narrow(("localhost", daemon.sock.getsockname()[1]), transfer is _send)
-        with blocking.Proxy(f"PYRO:{uri.object}@127.0.0.1:{relay.address[1]}") as proxy:
-            assert proxy.take(b"small") == 5
-            with interrupted_in_the_middle(relay), pytest.raises(KeyboardInterrupt):
-                transfer(proxy)
+        assert any(goes_on(transfer, str(uri.object), port) for _ in range(MOST_TRIES))
+
+
+def goes_on(transfer: Callable[[blocking.Proxy], object], name: str, port: int) -> bool:
+    """Whether a session outlives an interrupted call."""
+    relay = Narrow(("localhost", port), transfer is _send)
+    with blocking.Proxy(f"PYRO:{name}@127.0.0.1:{relay.address[1]}") as proxy:
+        assert proxy.take(b"small") == 5
+        with interrupted_in_the_middle(relay), pytest.raises(KeyboardInterrupt):
+            transfer(proxy)
+        try:
             assert proxy.count() == (1 if transfer is _send else 2)
             assert proxy.take(bytes(1_000_000)) == 1_000_000
             assert len(proxy.give(1_000_000)) == 1_000_000
-        relay.join()
+        except SessionLost:
+            return False
+        finally:
+            proxy._pyroRelease()
+            relay.join()
+    return True

@@ -63,6 +63,15 @@ class ServerAccess:
             tokens = Tokens({"token": check_token(shown)})
         return settings.with_changes(ssl_server_context=tls, tokens=tokens)
 
+    def refuse_questions(self, option: str) -> None:
+        """Check that nothing has to be asked at the terminal.
+
+        Raises:
+            SecurityError: it has, and the option does not go with that.
+        """
+        if self._token_file == ASK:
+            raise SecurityError(f"--token-file {ASK} asks at the terminal, {option} cannot: name a file")
+
     def reload_or_say(self, settings: Settings) -> None:
         """The same, for a server that goes on: one line of its log says what came of it."""
         try:

@@ -13,6 +13,7 @@ from ..uri import Uri
 from .addresses import is_loopback
 from .broadcast import find_by_broadcast
 from .rules import NAME_SERVER
+from .storage.base import Entry, Query
 
 MAX_HOPS: Final = 8
 """Names that stand for other names, followed one after the other; more is taken for a circle."""
@@ -72,6 +73,24 @@ async def resolve(uri: Uri | str, settings: Settings | None = None) -> Uri:
             return found
         found = await _resolve_once(found, settings)
     raise NamingError(f"{uri} leads from name to name without end")
+
+
+async def read_entries(ns: Proxy, query: Query) -> dict[str, Entry]:
+    """The entries of a name server that match, by name, each with the one address that any of them tells of.
+
+    Stock name servers of both libraries are asked in their own dialect; where they cannot select by everything at
+    once, the rest is done here.
+
+    Raises:
+        NamingError: the answer is not a listing, or the name server refuses the question.
+        CommunicationError: the connection was lost.
+    """
+    if query.prefix or not (query.all_of or query.any_of):
+        rows = checked_listing(await ns.list(prefix=query.prefix or None, return_metadata=True))
+    else:
+        rows = await search_tags(ns, query.all_of, () if query.all_of else query.any_of)
+    entries = {name: Entry.single(uri, frozenset(tags)) for name, (uri, tags) in rows.items()}
+    return {name: entry for name, entry in entries.items() if query.matches(name, entry)}
 
 
 async def search_tags(ns: Proxy, all_of: Collection[str], any_of: Collection[str]) -> Rows:

@@ -18,7 +18,7 @@ import trio
 from ..errors import CommunicationError, ConnectionClosedError, DaemonError, PyroError, RefusedError
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import Metadata, reset_exposed
-from ..objects.table import DAEMON_ID, ObjectTable
+from ..objects.table import DAEMON_ID, ObjectTable, refuse_to_share
 from ..serializers.base import SerializerContext
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
@@ -49,6 +49,7 @@ from .watchdog import Watchdog
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
+    from ..processes.worker import Worker
     from .callee import Callee
 
 log = logging.getLogger("pyroxfer.server")
@@ -108,6 +109,9 @@ class Daemon:
         listeners: sockets that listen already (see `inherited_listeners`), instead of ``host``, ``port`` and
             ``unixsocket``; URIs lead to the first. They belong to the daemon, which closes them at its end and leaves
             the file of a unix socket to who made it.
+        worker: which of several processes this is, that serve the same objects on its ``listeners``. Objects there
+            are only one of must be declared ``stateless``. A key is good in all workers together; one that came to
+            another worker before is answered as Unknown.
 
     Raises:
         ValueError: ``nathost``, ``natport`` and ``advertise`` do not go together as given, or there is no host.
@@ -125,7 +129,10 @@ class Daemon:
         *,
         advertise: str | None = None,
         listeners: Sequence[socket.socket] = (),
+        worker: Worker | None = None,
     ) -> None:
+        if worker is not None:
+            listeners = worker.listeners
         for listener in listeners:
             refuse_other_sockets(listener)
         if listeners:
@@ -144,7 +151,8 @@ class Daemon:
         self.streams = StreamTable(self.pool, self.settings.stream_linger_s, self.settings.stream_lifetime_s)
         self.readers = trio.CapacityLimiter(READERS)
         """Threads that read large requests."""
-        self.keys = KeyTable(self.settings)
+        claims = None if worker is None else worker.claims(self.settings.key_lifetime_s)
+        self.keys = KeyTable(self.settings, claims)
         self.epoch = secrets.token_bytes(16)
         """Changes with every daemon."""
         self.peers: set[Peer] = set()
@@ -164,6 +172,7 @@ class Daemon:
         self._nathost = nathost
         self._natport = natport
         self._given = list(listeners)
+        self._worker = worker
         self._listener: socket.socket | None = None
         self._more: list[socket.socket] = []
         """Listeners of further hosts."""
@@ -186,8 +195,10 @@ class Daemon:
 
         Raises:
             DaemonError: the id or the object is taken already (``force`` overrides), or cannot be used, or the daemon
-                has no address yet.
+                has no address yet, or is one of several workers and each would have an object of its own.
         """
+        if self._worker is not None:
+            refuse_to_share(thing)
         where = self.published_location  # before anything is changed: it may not be known yet
         object_id = self.table.register(thing, object_id, force)
         return Uri(f"PYRO:{object_id}@{where}")
@@ -239,6 +250,11 @@ class Daemon:
             return
         self._listener, *self._more = bind_hosts(self._hosts, self._port, self.settings.prefer_ip_version)
         self._port = self._listener.getsockname()[1]
+
+    @property
+    def listeners(self) -> list[socket.socket]:
+        """What it listens on, once it is bound: for a parent that binds for its workers, and never serves."""
+        return [] if self._listener is None else [self._listener, *self._more]
 
     @property
     def _tcp_hosts(self) -> Sequence[str]:
@@ -311,8 +327,7 @@ class Daemon:
         await nursery.start(self._serve_all, self._listener)
         self.home = trio.lowlevel.current_trio_token()
         if self.settings.slow_handler_s:
-            self._watchdog = Watchdog(self, self.settings.slow_handler_s)
-            self._watchdog.start()
+            self._watchdog = Watchdog.start(self.settings.slow_handler_s)
         return self
 
     async def __aexit__(
@@ -365,6 +380,7 @@ class Daemon:
             self._nursery = None
             if self._watchdog is not None:
                 self._watchdog.stop()
+                self._watchdog = None
             self.close()
             await self.streams.close_all()
         return cut
@@ -399,7 +415,7 @@ class Daemon:
         if self._listener is None:
             return
         for listener in (self._listener, *self._more):
-            if self._nursery is not None or trio.lowlevel.in_trio_run():
+            if listener.fileno() >= 0 and (self._nursery is not None or trio.lowlevel.in_trio_run()):
                 trio.lowlevel.notify_closing(listener)
             listener.close()
         self._listener, self._more = None, []
@@ -415,7 +431,11 @@ class Daemon:
             nursery.start_soon(self._sweep_streams)
             task_status.started()
             await serve_connections(
-                [listener, *self._more], self._serve, settings=self.settings, side_handler=self._serve_side_stream
+                [listener, *self._more],
+                self._serve,
+                settings=self.settings,
+                side_handler=self._serve_side_stream,
+                share=None if self._worker is None else self._worker.share,
             )
 
     async def _serve(self, connection: Connection) -> None:

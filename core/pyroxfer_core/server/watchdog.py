@@ -10,14 +10,11 @@ import logging
 import sys
 import threading
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
 from .execute import Job, execute
-
-if TYPE_CHECKING:
-    from .daemon import Daemon
 
 log = logging.getLogger("pyroxfer.server")
 
@@ -26,29 +23,45 @@ LOOKS: Final = 5
 _EXECUTE: Final = execute.__code__
 
 
+_watchdogs: trio.lowlevel.RunVar[dict[float, Watchdog] | None] = trio.lowlevel.RunVar("pyroxfer watchdogs", None)
+"""Those of a loop, by their limit."""
+
+
 class Watchdog:
-    """Watches one loop while a daemon is served in it.
+    """Watches one loop, for every daemon that is served in it with the same limit: one thread, however many they are.
 
     Args:
-        daemon: named in the log.
         limit_s: how long a handler may keep the loop from doing anything else.
     """
 
-    def __init__(self, daemon: Daemon, limit_s: float) -> None:
-        self._daemon = repr(daemon)
+    def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._token = trio.lowlevel.current_trio_token()
         self._loop = threading.get_ident()
         self._stop = threading.Event()
         self._named: Job | None = None
+        self._daemons = 0
 
-    def start(self) -> None:
-        """Begin to watch the loop of the calling thread."""
-        threading.Thread(target=self._watch, name="pyroxfer watchdog", daemon=True).start()
+    @classmethod
+    def start(cls, limit_s: float) -> Watchdog:
+        """Watch the calling thread's loop, for one daemon more."""
+        watchdogs = _watchdogs.get()
+        if watchdogs is None:
+            _watchdogs.set(watchdogs := {})
+        if (watchdog := watchdogs.get(limit_s)) is None:
+            watchdog = watchdogs[limit_s] = cls(limit_s)
+            threading.Thread(target=watchdog._watch, name="pyroxfer watchdog", daemon=True).start()
+        watchdog._daemons += 1
+        return watchdog
 
     def stop(self) -> None:
-        """End the thread, soon."""
-        self._stop.set()
+        """One daemon less; after the last one, the thread ends soon."""
+        self._daemons -= 1
+        if not self._daemons:
+            self._stop.set()
+            watchdogs = _watchdogs.get()
+            assert watchdogs is not None, "started in this loop"
+            del watchdogs[self._limit_s]
 
     def _watch(self) -> None:
         while not self._stop.wait(self._limit_s / LOOKS):
@@ -75,7 +88,7 @@ class Watchdog:
             "Let it await, or make it a plain function without inline=True",
             job.entry.object_id,
             job.method,
-            self._daemon,
+            job.client.daemon,
             self._limit_s * 1000,
             _place(frame),
         )

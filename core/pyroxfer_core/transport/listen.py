@@ -7,7 +7,7 @@ import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -25,6 +25,23 @@ from .wirelog import wire_log
 
 log = logging.getLogger("pyroxfer.transport")
 
+
+class Share(Protocol):
+    """A part in accepting, where other processes accept from the same listeners."""
+
+    async def turn(self) -> None:
+        """Before each look whether a connection is there: let others go first."""
+
+    def entered(self) -> None:
+        """One connection more."""
+
+    def left(self) -> None:
+        """One connection less."""
+
+    def over(self) -> None:
+        """No more are accepted."""
+
+
 ConnectionHandler = Callable[[Connection], Awaitable[None]]
 
 _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -39,6 +56,7 @@ async def serve_connections(
     settings: Settings,
     side_handler: SideStreamHandler | None = None,
     collect: int | None = None,
+    share: Share | None = None,
 ) -> None:
     """Accept until cancelled; each connection gets a task of its own.
 
@@ -49,13 +67,13 @@ async def serve_connections(
             closed when it returns. An exception that escapes it is logged and ends that connection only.
         side_handler: the same for raw side streams; without it they are closed.
         collect: see `open_connection`.
+        share: what other processes are left of the connections.
 
     While ``settings.max_connections`` are open, more wait in the listen queue.
     """
-    door = _Door(handler, side_handler, settings, collect)
+    door = _Door(handler, side_handler, settings, collect, share)
     async with trio.open_nursery() as nursery:
-        for listener in listeners:
-            nursery.start_soon(door.accept_from, listener, nursery)
+        await door.accept_from_all(listeners, nursery)
 
 
 class _Door:
@@ -65,6 +83,7 @@ class _Door:
         side_handler: SideStreamHandler | None,
         settings: Settings,
         collect: int | None,
+        share: Share | None,
     ) -> None:
         self._handler = handler
         self._side_handler = side_handler
@@ -73,21 +92,34 @@ class _Door:
         self._permits = trio.CapacityLimiter(settings.max_connections)
         self._half_open = _HalfOpen(settings.max_half_open)
         self._crowd = Crowd(settings)
+        self._share = share
 
-    async def accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+    async def accept_from_all(self, listeners: Sequence[socket.socket], nursery: trio.Nursery) -> None:
+        """Until the listeners are closed; connections live on in the nursery."""
+        try:
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(self._accept_from, listener, nursery)
+        finally:
+            if self._share is not None:
+                self._share.over()
+
+    async def _accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while True:
             permit = object()
             await self._permits.acquire_on_behalf_of(permit)
-            sock = await _accept(listener)
+            sock = await _accept(listener, self._share)
             if sock is None:
                 return
+            if self._share is not None:
+                self._share.entered()
             nursery.start_soon(self._serve, sock, permit)
 
     async def _serve(self, sock: socket.socket, permit: object) -> None:
         host = host_of(sock)
         if not self._crowd.enter(host):
             sock.close()
-            self._permits.release_on_behalf_of(permit)
+            self._leave(permit)
             return
         try:
             with self._half_open.watch() as settled:
@@ -105,7 +137,12 @@ class _Door:
                 trio.lowlevel.notify_closing(sock)
                 sock.close()
             self._crowd.leave(host)
-            self._permits.release_on_behalf_of(permit)
+            self._leave(permit)
+
+    def _leave(self, permit: object) -> None:
+        self._permits.release_on_behalf_of(permit)
+        if self._share is not None:
+            self._share.left()
 
     async def _serve_secured(self, sock: socket.socket, settled: Callable[[], None]) -> None:
         """Serve, under TLS if the settings say so. A unix socket is plain: its file says who may connect."""
@@ -191,9 +228,11 @@ class _HalfOpen:
                 self._scopes.pop(scope, None)
 
 
-async def _accept(listener: socket.socket) -> socket.socket | None:
+async def _accept(listener: socket.socket, share: Share | None = None) -> socket.socket | None:
     """The next connection; None once the listener was closed."""
     while True:
+        if share is not None:
+            await share.turn()
         try:
             return listener.accept()[0]
         except BlockingIOError:

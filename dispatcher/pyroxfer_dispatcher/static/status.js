@@ -47,7 +47,7 @@ function row(now, service, backend) {
   const target = service.name + "/" + backend.name;
   const made = element("tr", undefined, { "data-target": target, "data-state": backend.state });
   const name = element("td", backend.name);
-  name.append(element("small", backend.uri));
+  name.append(element("small", backend.uri + (backend.origin === "file" ? "" : " from " + backend.origin)));
   const state = element("td", backend.state, { class: "state" });
   if (backend.reason) state.append(element("small", backend.reason));
   made.append(name, state);
@@ -69,6 +69,10 @@ function section(now, service) {
   const calls = Object.entries(service.calls).map(([what, count]) => count + " " + what).join(", ");
   made.append(element("h2", service.name));
   made.append(element("p", `${service.running} under way, ${service.waiting} waiting; ${calls || "no calls yet"}`));
+  for (const one of service.discover) {
+    const kept = one.state === "lost" ? ` kept (${one.reason})` : "";
+    made.append(element("p", `registry ${one.registry}: ${one.state}, ${one.backends} back ends${kept}`));
+  }
   const table = element("table");
   const head = element("tr");
   for (const text of ["Back end", "State", "Under way", "Clients", "Calls", "Rate", "Mean", "Weight", ""]) {

@@ -1,6 +1,6 @@
 """One of several ways to call the object of `ways_server.py`, with the blocking proxy of one of three libraries.
 
-Usage: ways_client.py Pyro5|Pyro4|ours URI SERIALIZER SECONDS WAY [THREADS|CONNECTIONS]
+Usage: ways_client.py Pyro5|Pyro4|ours URI SERIALIZER SECONDS WAY [THREADS]
 
 Prints how many of them were done in how many seconds; `call` also the median and the 99th percentile in microseconds.
 """
@@ -107,16 +107,6 @@ def connect(_):
     return repeat(once)
 
 
-def hold(_):
-    """Connections that do nothing, until the end of the input."""
-    proxies = [api.Proxy(uri) for _ in range(number)]
-    for proxy in proxies:
-        proxy._pyroBind()
-    print("held", flush=True)
-    sys.stdin.readline()
-    return {"calls": number, "seconds": 1.0, "cpu_s": 0.0}
-
-
 with api.Proxy(uri) as proxy:
-    ways = {"call": call, "oneway": oneway, "batch": batch, "large": large, "connect": connect, "hold": hold}
+    ways = {"call": call, "oneway": oneway, "batch": batch, "large": large, "connect": connect}
     print(json.dumps(ways[way](proxy)))

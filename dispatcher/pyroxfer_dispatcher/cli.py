@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
+import sys
 from pathlib import Path
 
 import click
@@ -13,11 +15,14 @@ from pyroxfer_core import ServiceManager, configure_logging, inherited_listeners
 from pyroxfer_core.errors import PyroError
 
 from .config import Config, ConfigError, load_config
+from .control import CommandError
 from .exits import config_option, insecure_option, load, or_exit
 from .operate import COMMANDS
 from .origin import origins_of
+from .predecessor import Predecessor
 from .security import settings_for
 from .server import Dispatcher
+from .succession import Program
 
 log = logging.getLogger("pyroxfer.dispatcher")
 
@@ -37,7 +42,8 @@ for command in COMMANDS:
 @insecure_option
 @click.option("-v", "--verbose", is_flag=True, help="Also log clients and backends that come and go.")
 def run(path: Path, insecure: bool, verbose: bool) -> None:
-    """Run until SIGTERM, which drains, or Ctrl-C; a second one does not wait. SIGHUP reads the file again.
+    """Run until SIGTERM, which drains, or Ctrl-C; a second one does not wait. SIGHUP reads the file again;
+    SIGUSR2 has a new process take over without losing a connection.
 
     Listening sockets passed by a service manager (LISTEN_FDS) take the place of those in the file.
     """
@@ -72,14 +78,19 @@ def show(path: Path, insecure: bool, origin: bool) -> None:
 async def _run(config: Config, path: Path, insecure: bool) -> None:
     """Once the receiver is closed a second signal has its usual effect, and does not wait."""
     manager = ServiceManager.from_environment()
-    dispatcher = Dispatcher(config, listeners=inherited_listeners())
+    program = Program([sys.executable, *sys.orig_argv[1:]], manager)
+    predecessor = Predecessor.find()
+    dispatcher = Dispatcher(config, listeners=inherited_listeners(), predecessor=predecessor, program=program)
     async with manager.alive(), dispatcher, trio.open_nursery() as nursery:
         await nursery.start(_obey_signals, dispatcher, manager, nursery.cancel_scope)
         await nursery.start(_reload_on_signal, dispatcher, manager, path, insecure)
-        manager.ready(f"Dispatcher on {dispatcher.location}")
+        await nursery.start(_restart_on_signal, dispatcher)
+        if predecessor is None:  # else it tells the manager, who does not listen to others
+            manager.ready(f"Dispatcher on {dispatcher.location}")
         click.echo(f"pyroxfer-dispatcher ready: {dispatcher.uri}")
         if dispatcher.admin_location is not None:
             click.echo(f"status page: http://{dispatcher.admin_location}/")
+        nursery.start_soon(dispatcher.take_over)
         await dispatcher.drained.wait()
         nursery.cancel_scope.cancel()
 
@@ -99,6 +110,14 @@ async def _obey_signals(
         dispatcher.begin_drain()
     else:
         all_of_it.cancel()
+
+
+async def _restart_on_signal(dispatcher: Dispatcher, *, task_status: trio.TaskStatus[None]) -> None:
+    with trio.open_signal_receiver(signal.SIGUSR2) as signals:
+        task_status.started()
+        async for _ in signals:
+            with contextlib.suppress(CommandError):  # the log has it
+                await dispatcher.restart()
 
 
 async def _reload_on_signal(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -45,6 +45,10 @@ class Listeners(Generic[Topic]):
     def topics(self) -> Iterable[Topic]:
         """All that anybody listens to."""
         return self._topics.values()
+
+    def registered(self) -> Iterator[tuple[str, Uri]]:
+        """Each listener, with the topic that it listens to."""
+        return ((name, one.uri) for name, topic in self._topics.items() for one in topic.group.backends)
 
     def topic(self, name: str) -> Topic:
         """What a blob of this topic is meant for."""

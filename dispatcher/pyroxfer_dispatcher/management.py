@@ -26,6 +26,7 @@ class Management:
         self._config = config
         self.records = Records(config.access_log)
         self.operations = Operations(dispatcher, self.records)
+        self._retired = trio.Event()
 
     async def run(self, doors: Doors) -> None:
         """Answer until cancelled."""
@@ -36,12 +37,16 @@ class Management:
             if doors.admin is not None:
                 nursery.start_soon(self._serve_admin, doors.admin)
 
+    def retire(self) -> None:
+        """Another process answers from now on: the admin page ends, commands that run are answered."""
+        self._retired.set()
+
     async def _serve_admin(self, listener: socket.socket) -> None:
         from .web import serve_admin
 
         place = self._config.admin_place
         hosts = frozenset() if place is None or place.host is None else frozenset({place.host})
-        await serve_admin(listener, self.operations, hosts)
+        await serve_admin(listener, self.operations, hosts, self._retired)
 
     async def _measure(self) -> None:
         while True:

@@ -75,6 +75,11 @@ class Names:
                 await self._enter_at_last(registration)
                 await registration.keep()
 
+    def let_go(self) -> None:
+        """Keep our name no longer, and leave it where it is: another process has it by now."""
+        self._registration = None
+        self._keeping.cancel()
+
     async def unregister(self) -> None:
         """Take our name back, unless another dispatcher has it by now; a lost name server is no reason to fail."""
         registration, self._registration = self._registration, None

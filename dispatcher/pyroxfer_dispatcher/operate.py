@@ -46,6 +46,9 @@ def _tell(path: Path, as_json: bool, do: str, **more: Any) -> None:
 
 
 def _line(answer: Answer) -> str:
+    if "restarted" in answer:
+        text = f"process {answer['restarted']} serves; process {answer['was']} sees {answer['clients']} clients off"
+        return f"{text}, and ends"
     if "draining" in answer:
         return f"the dispatcher is draining; {answer['clients']} clients are connected"
     text = f"{answer['service']}/{answer['name']}: {answer['state']}, weight {answer['weight']:g}"
@@ -157,6 +160,14 @@ def drain(path: Path, as_json: bool, wait: bool, target: str | None) -> None:
 @click.command()
 @config_option
 @json_option
+def restart(path: Path, as_json: bool) -> None:
+    """Have a new process take over, without refusing or losing a connection."""
+    _tell(path, as_json, "restart")
+
+
+@click.command()
+@config_option
+@json_option
 @target_argument
 def undrain(path: Path, as_json: bool, target: str) -> None:
     """Take a drained or disabled backend back."""
@@ -207,4 +218,4 @@ def _record(answer: Answer) -> str:
     return f"{text} {answer['outcome']} {answer['bytes_in']}/{answer['bytes_out']} bytes {steps}{reason}"
 
 
-COMMANDS: Final = (trace, status, top, drain, undrain, disable, set_weight)
+COMMANDS: Final = (trace, status, top, drain, undrain, restart, disable, set_weight)

@@ -39,6 +39,8 @@ class Operated(Protocol):
 
     def begin_drain(self) -> None: ...
 
+    async def restart(self) -> int: ...
+
     def discovered(self, service: str) -> list[dict[str, Any]]: ...
 
     def close_idle(self, backend: Backend) -> None: ...
@@ -61,6 +63,7 @@ class Operations:
             "status": self._status,
             "drain": self._drain,
             "undrain": self._undrain,
+            "restart": self._restart,
             "disable": self._disable,
             "weight": self._weight,
             "trace": self._trace,
@@ -125,6 +128,10 @@ class Operations:
         while request.get("wait") and backend.draining and (backend.in_flight or backend.clients):
             await trio.sleep(REPORT_S)
             yield self._report(service, backend)
+
+    async def _restart(self, request: Request) -> AsyncGenerator[Answer, None]:
+        pid = await self._dispatcher.restart()
+        yield {"restarted": pid, "was": os.getpid(), "clients": self._dispatcher.facts["clients"]}
 
     async def _undrain(self, request: Request) -> AsyncGenerator[Answer, None]:
         service, backend = self.find(request.get("target"))

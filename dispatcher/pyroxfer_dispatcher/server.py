@@ -33,8 +33,9 @@ from .admin import note
 from .backends import Backend
 from .building import make_directory
 from .config import Config, check_config
+from .control import CommandError
 from .conversation import Conversation, Handle
-from .departure import Guest, see_off
+from .departure import Arrival, Guest, see_off
 from .dialects import BlobDialect, SealedDialect
 from .discovery import Discovery
 from .doors import Doors
@@ -47,11 +48,14 @@ from .links import COLLECT_BYTES, LinkPool, OwnLinks
 from .management import Management
 from .naming import Names
 from .pinned import Pinned
+from .predecessor import Predecessor
 from .records import Watcher
 from .reload import change_directory, check_reload
 from .routes import Party, Service
 from .security import refresh, settings_for
+from .state import State, remembered, restore
 from .status import services_of
+from .succession import Program, Succession
 from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, agreement, alone, is_looping, read_opening
 
 LOOK_S: Final = 0.25
@@ -74,6 +78,8 @@ class Dispatcher:
     Args:
         listeners: sockets that listen already, in place of those that the configuration speaks of. One called
             ``control`` or ``admin`` is that, every other one is for clients. They belong to the dispatcher.
+        predecessor: the process whose place is taken by `take_over`; its sockets go before ``listeners``.
+        program: how `restart` starts this program again.
 
     Raises:
         ConfigError: the values do not go together, or open a door without saying so.
@@ -81,7 +87,14 @@ class Dispatcher:
         NamingError, SecurityError: on entering: the name server to register in refuses it.
     """
 
-    def __init__(self, config: Config, *, listeners: Sequence[InheritedListener] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        listeners: Sequence[InheritedListener] = (),
+        predecessor: Predecessor | None = None,
+        program: Program | None = None,
+    ) -> None:
         check_config(config)
         self.config = config
         self._settings = settings_for(config)
@@ -93,15 +106,22 @@ class Dispatcher:
         self._pools: dict[int, LinkPool] = {}
         """By the number of dispatchers that a client's connection has passed before this one."""
         self._opener = Opener(self._settings, self._names.resolve)
-        self._doors = Doors(config, listeners)
+        self._predecessor = predecessor
+        self._succession = Succession(program)
+        self._doors = Doors(config, listeners) if predecessor is None else predecessor.doors_for(config)
         self._location: str | None = None
         self._management = Management(config, self)
+        self._inherited = State()
+        self._arrivals: dict[Connection, Arrival] = {}
         take_out = partial(self._management.operations.take_out, disabled=False)
         self._discovery = Discovery(config, self._settings, self.directory, take_out, self._is_own)
         self._conversations: set[Conversation | Pinned] = set()
         self._stopping = False
         self._cut = 0
         self._draining = False
+        self._accepts = trio.Event()
+        self._all_served = trio.Event()
+        """Set when it accepts no more, and every connection that it accepted is closed."""
         self.drained = trio.Event()
         """Set when a drain has come to its end."""
         self._all_gone = trio.Event()
@@ -144,6 +164,8 @@ class Dispatcher:
         self._bound = self._doors.addresses
         try:
             self._management.records.open()
+            if self._predecessor is not None:
+                self._inherited = self._predecessor.state()
             await self._names.register(self.uri)
         except BaseException:
             self._doors.close()
@@ -191,12 +213,42 @@ class Dispatcher:
 
     # -- for operators
 
+    async def restart(self) -> int:
+        """Start the program again, hand the sockets over, and see the clients off, as `begin_drain` does.
+
+        Returns:
+            The number of the new process.
+
+        Raises:
+            CommandError: there is no new process; this one goes on.
+        """
+        if self._draining:
+            raise CommandError("the dispatcher is draining")
+        successor = await self._succession.begin(
+            self.config, self._doors, lambda: remembered(self.directory, self.config)
+        )
+        self._draining = True
+        self._names.let_go()
+        self._doors.hand_over(successor.kept)
+        self._management.retire()
+        self.directory.takes_listeners = False  # they would not be known to the other one
+        self.start_soon(self._drain)
+        return successor.pid
+
+    async def take_over(self) -> None:
+        """Tell the predecessor, if there is one, that clients are served here; wait until it has ended."""
+        if self._predecessor is not None:
+            await self._accepts.wait()
+            self._predecessor.ready()
+            self._cut += await self._predecessor.cut()
+
     def begin_drain(self) -> None:
         """Take no more clients, and see off those who are there: `drained` is set at the end. Twice is once.
 
         Clients of ours are told, and move between two calls. Others stay until they leave, or for the
         ``drain_timeout`` of the configuration; then they are cut between two calls.
         """
+        self._succession.call_off()
         if not self._draining:
             self._draining = True
             note(logging.INFO, "draining", clients=len(self._conversations))
@@ -204,9 +256,13 @@ class Dispatcher:
             self.start_soon(self._drain)
 
     async def _drain(self) -> None:
+        """Those who are greeted just now are clients, too, and so are those of whom nothing has come yet."""
         await self._names.unregister()
-        self._cut += await see_off(lambda: self._conversations, self.config.drain_timeout)
-        note(logging.INFO, "drained", cut=self._cut)
+        cut = await see_off(lambda: (*self._arrivals.values(), *self._conversations), self.config.drain_timeout)
+        self._cut += cut
+        await self._all_served.wait()
+        note(logging.INFO, "drained", cut=cut)
+        await self._succession.end(cut)
         self.drained.set()
 
     def reload(self, config: Config) -> None:
@@ -253,6 +309,9 @@ class Dispatcher:
             "cut": self._cut,
         }
 
+    def _take_out(self, service: Service, backend: Backend, disabled: bool) -> None:
+        self._management.operations.take_out(service, backend, disabled=disabled)
+
     def discovered(self, service: str) -> list[dict[str, Any]]:
         """The state of the registries from which a service has backends."""
         return self._discovery.describe(service)
@@ -290,9 +349,12 @@ class Dispatcher:
                 self._helpers = nursery
                 await nursery.start(self._discovery.run)
                 await self._discovery.first_look()
+                restore(self.directory, self._inherited, self._take_out)
+                self._accepts.set()
                 await serve_connections(
                     self._doors.clients, self._greet, settings=self._settings, collect=COLLECT_BYTES
                 )
+                self._all_served.set()
 
     async def _run_hub(self) -> None:
         """Shielded like the conversations, which need it to their end."""
@@ -300,7 +362,16 @@ class Dispatcher:
             await self._hub.run()
 
     async def _greet(self, client: Connection) -> None:
-        """One client, from its first byte to its last. Of what is our own only the going-away notice is granted."""
+        """One client, from its first byte to its last."""
+        with trio.CancelScope() as scope:
+            self._arrivals[client] = Arrival(scope)
+            try:
+                await self._receive(client)
+            finally:
+                self._arrivals.pop(client, None)
+
+    async def _receive(self, client: Connection) -> None:
+        """Of what is our own only the going-away notice is granted."""
         session, hello = ServerSession(self._epoch, offer=Feature.GOAWAY), None
         opening = await read_opening(client, self._settings)
         if opening is not None and self._settings.tokens is not None:
@@ -374,7 +445,7 @@ class Dispatcher:
         )
         links.put(links.adopt(link))
         try:
-            with self._held(conversation):
+            with self._held(client, conversation):
                 await conversation.run((client.sock, opening.rest), client.peer)
         finally:
             links.close()
@@ -393,13 +464,14 @@ class Dispatcher:
             stall_s=self.config.stall_timeout,
             limit=self._settings.max_message_bytes,
         )
-        with self._held(pinned):
+        with self._held(client, pinned):
             await pinned.run((client.sock, opening.rest), (link.connection.sock, link.rest))
 
     @contextlib.contextmanager
-    def _held(self, conversation: Conversation | Pinned) -> Iterator[None]:
+    def _held(self, client: Connection, conversation: Conversation | Pinned) -> Iterator[None]:
         """Known to whoever stops or looks; a dispatcher that stops waits for the end of this block."""
         self._conversations.add(conversation)
+        del self._arrivals[client]
         try:
             if self._stopping:
                 conversation.stop()
@@ -426,7 +498,7 @@ class Dispatcher:
             stall_s=self.config.stall_timeout,
             watch=self._watch_for(client.peer),
         )
-        with self._held(conversation):
+        with self._held(client, conversation):
             await conversation.run((client.sock, b""), client.peer)
 
     def _watch_for(self, peer: str) -> Callable[[Forwarding], Handle] | None:

@@ -42,13 +42,15 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-async def serve_admin(listener: socket.socket, operations: Operations, hosts: frozenset[str]) -> None:
-    """Serve until cancelled.
+async def serve_admin(
+    listener: socket.socket, operations: Operations, hosts: frozenset[str], stop: trio.Event
+) -> None:
+    """Serve until ``stop`` is set, or cancelled.
 
     Args:
         hosts: names under which it may be asked, besides those of this machine.
     """
-    await HttpServer(Admin(operations, hosts)).serve([listener], trio.Event())
+    await HttpServer(Admin(operations, hosts)).serve([listener], stop)
 
 
 class Admin:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from math import inf
 from time import monotonic
 from typing import Final
@@ -31,7 +31,7 @@ from .admission import NotAdmitted
 from .backends import Backend
 from .channel import Channel, Opened
 from .commands import Fail
-from .dialects import ANSWERABLE
+from .dialects import ANSWERABLE, farewell
 from .ejection import Verdict
 from .frames import Event, Sealed, Splitter
 from .hub import Hub
@@ -47,6 +47,8 @@ class Pinned:
 
     Args:
         agreed: what both ends agreed on.
+        goodbye: called with a backend that says it goes away.
+        first_seq: the number of the client's CONNECT.
         signed: the client signs its messages, so nobody else can answer in the backend's place.
         stall_s: seconds without progress within a message after which its sender or receiver counts as lost.
     """
@@ -61,12 +63,17 @@ class Pinned:
         *,
         signed: bool,
         agreed: Grant,
+        goodbye: Callable[[Backend], None],
+        first_seq: int,
         stall_s: float,
         limit: int,
     ) -> None:
         self._hub = hub
         self._service = service
-        self._relay = Relay(service.admission, backend, client, self._woken, has_agreed=bool(agreed.bits))
+        self._goodbye = goodbye
+        self._relay = Relay(
+            service.admission, backend, client, self._woken, has_agreed=bool(agreed.bits), first_seq=first_seq
+        )
         self._agreed = agreed
         self._codec = codec
         self._signed = signed
@@ -132,7 +139,7 @@ class Pinned:
         if self._leaving and not self._in_answer and not self._client.closed:
             self._leaving = False
             if self._has_confirmed and Feature.GOAWAY in self._agreed:
-                self._client.write(self._codec.encode(Message(MessageType.GOAWAY, 0, "ping", 0, b"")))
+                self._client.write(self._codec.encode(farewell()))
 
     def stop(self) -> None:
         """End between calls: now, or when the last call under way is over."""
@@ -306,6 +313,9 @@ class Pinned:
             self._stop_if_idle()
 
     def _answered(self, message: Sealed, *, whole: bool) -> None:
+        if message.type == MessageType.GOAWAY and Feature.GOAWAY in self._agreed:
+            self._relay.backend_leaves(message)
+            self._goodbye(self.home)
         if self._relay.answered(message, monotonic(), whole=whole):
             self._service.ejection.answered(self.home)
 

@@ -764,9 +764,11 @@ class BlockingLink:
     def _fail(self, error: BaseException) -> None:
         """The connection is finished: every waiting call gets to know, with what is certain about it."""
         self._close_socket()
-        for waiter in (*self.session.drop_pending(), *self.readers.waiting.values()):
+        session = self.session
+        unread = [session.pending.get(seq) for seq in session.unread]
+        for waiter in (*session.drop_pending(), *self.readers.waiting.values()):
             outcome = Outcome.EXECUTED if waiter.answered else Outcome.UNKNOWN
-            waiter.error = copy_for(error, outcome)
+            waiter.error = copy_for(error, Outcome.NOT_SENT if waiter in unread else outcome)
         with self._guard:
             for follower in list(self._followers):
                 self._wake(follower)

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from ..processes.worker import Worker
     from .callee import Callee
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 READERS: Final = 2
 """Large requests read at once: each may inflate to the limit of a message."""

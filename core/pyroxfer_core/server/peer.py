@@ -50,7 +50,7 @@ from .workers import WorkerPool
 if TYPE_CHECKING:
     from .daemon import Daemon
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 IDLE_WORKERS: Final = 64
 """Tasks a connection keeps parked for its next calls; waking one costs half of starting one."""

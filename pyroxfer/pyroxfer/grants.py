@@ -1,4 +1,8 @@
-"""Grants: signed, single-use permissions to open one side stream."""
+"""Grants: signed, single-use permissions to open one side stream.
+
+The key that signs them is made anew for every book and never leaves it, as does the list of those that were used:
+after a restart, or at another server of the same files, no grant from before opens anything.
+"""
 
 from __future__ import annotations
 

@@ -118,6 +118,8 @@ class Link:
             connection.in_pieces = self._large.leave
         self._reading = False
         self._flush_planned = False
+        self._woken = 0
+        """Tasks that were woken and have not run since: they may be about to make calls."""
 
     @property
     def usable(self) -> bool:
@@ -228,7 +230,7 @@ class Link:
         connection = self.connection
         try:
             if connection.sent < waiter.end and not self._flush_planned:
-                if len(self.session.pending) > 1:
+                if self._woken or len(self.session.pending) > 1:
                     await self._let_others_queue()
                 if not connection.flush_nowait():
                     await connection.flush()
@@ -240,6 +242,7 @@ class Link:
                 if self._reading:
                     waiter.task = trio.lowlevel.current_task()
                     await trio.lowlevel.wait_task_rescheduled(waiter.abort)
+                    self._woken -= 1
                 else:
                     await self._read_for_all(waiter)
             return waiter.reply
@@ -271,6 +274,7 @@ class Link:
                 if self._reading:
                     listener.task = trio.lowlevel.current_task()
                     await trio.lowlevel.wait_task_rescheduled(listener.abort)
+                    self._woken -= 1
                 else:
                     await self._read_for_all(listener)
         except PyroError as error:
@@ -287,6 +291,8 @@ class Link:
         """Let the other tasks of this turn queue their calls too, so that all leave in one send."""
         self._flush_planned = True
         await trio.lowlevel.cancel_shielded_checkpoint()
+        if self._woken:  # the loop began its turn with this task, and runs them in the rest of it
+            await trio.lowlevel.cancel_shielded_checkpoint()
         self._flush_planned = False
 
     async def _read_for_all(self, waiter: Waiter) -> None:
@@ -324,8 +330,7 @@ class Link:
             return
         waiter.reply = event
         if waiter.task is not None:
-            task, waiter.task = waiter.task, None
-            trio.lowlevel.reschedule(task)
+            self._wake(waiter)
         if self.session.going_away and all(waiter.abandoned for waiter in self.session.pending.values()):
             self.connection.close()
 
@@ -431,11 +436,11 @@ class Link:
                 self._wake(waiter)
                 return
 
-    @staticmethod
-    def _wake(waiter: Waiter) -> None:
+    def _wake(self, waiter: Waiter) -> None:
         if waiter.task is not None:
             task, waiter.task = waiter.task, None
             trio.lowlevel.reschedule(task)
+            self._woken += 1
 
     def _fail(self, error: PyroError) -> None:
         """The connection is finished: every waiting call gets to know."""
@@ -444,14 +449,15 @@ class Link:
             if waiter.error is None and not waiter.abandoned:
                 self.finish(waiter, error)
 
-    @staticmethod
-    def finish(waiter: Waiter, error: PyroError) -> None:
+    def finish(self, waiter: Waiter, error: PyroError) -> None:
         """End a wait with an error."""
         waiter.error = error
-        Link._wake(waiter)
+        self._wake(waiter)
 
     def _outcome(self, waiter: Waiter, error: PyroError) -> PyroError:
         """A copy of the error for this call, with what is certain about it."""
+        if waiter.seq in self.session.unread:
+            return self._copy(error, Outcome.NOT_SENT)
         return self._copy(error, Outcome.EXECUTED if waiter.answered else self.outcome_at(waiter.end))
 
     @staticmethod

@@ -50,7 +50,7 @@ from .workers import WorkerPool
 if TYPE_CHECKING:
     from .daemon import Daemon
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 IDLE_WORKERS: Final = 64
 """Tasks a connection keeps parked for its next calls; waking one costs half of starting one."""
@@ -398,14 +398,17 @@ class Peer:
                 await trio.lowlevel.checkpoint()
             if type(message) is Message:
                 self._taken += 1
-                if message.type != _INVOKE:
+                if not session.settled:
+                    self._settle(message)
+                elif message.type != _INVOKE:
                     session.receive(message)
+                if message.type == _INVOKE:
+                    session.last_seq = message.seq
+                else:
                     request = self._take_other(message)
                     if request is None:
                         return None
                     message = request
-                elif not session.settled:
-                    session.receive(message)
                 slow = len(message.body) > SLOW_BYTES and is_slow_to_read(message)
                 return self._begin(message, await self._read_call(message) if slow else None)
             if message is not None:
@@ -420,6 +423,13 @@ class Peer:
             self._reading = False
         self._end()
         return None
+
+    def _settle(self, message: Message) -> None:
+        """Judge one of the first messages. Who comes while the daemon goes away is told as soon as it understands."""
+        self.session.receive(message)
+        if self.session.settled and self.daemon.draining:
+            self.go_away()
+            self.daemon.call_ended()
 
     async def _read_call(self, message: Message) -> Callable[[], Call] | None:
         """Read a large request in a thread, so that only its own connection waits."""

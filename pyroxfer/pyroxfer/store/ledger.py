@@ -29,6 +29,34 @@ class Promise(NamedTuple):
     """Bytes that it has."""
 
 
+class Elsewhere(NamedTuple):
+    """What all other processes tell together."""
+
+    added: int
+    """Bytes that came to stay, since they began."""
+    removals: int
+    """How often something was removed."""
+    promises: tuple[Promise, ...]
+
+    @property
+    def owed(self) -> int:
+        """Bytes of the disk that are promised and not taken yet."""
+        return sum(max(0, promise.size - promise.held) for promise in self.promises)
+
+    @property
+    def promised(self) -> int:
+        """Bytes that are promised, taken or not."""
+        return sum(promise.size for promise in self.promises)
+
+    @property
+    def length(self) -> int:
+        """Bytes of files that are promised more."""
+        return sum(promise.length for promise in self.promises)
+
+
+NOTHING: Final = Elsewhere(0, 0, ())
+
+
 @dataclass(slots=True)
 class Page:
     """One process's part."""
@@ -74,19 +102,16 @@ class Ledger:
             fresh.write_text(json.dumps(asdict(self.page)))
             fresh.replace(self._own)
 
-    def pages(self) -> list[Page]:
-        """Those of the others."""
-        return [page for path in self._others if (page := _read(path)) is not None]
-
-    @staticmethod
-    def promises(pages: list[Page]) -> list[Promise]:
-        """What is on them, of files that are open still: those of a process that died are not."""
-        return [
+    def elsewhere(self) -> Elsewhere:
+        """What the others tell. Promises to files that are closed by now are void: also those of a process that died."""
+        pages = [page for path in self._others if (page := _read(path)) is not None]
+        promises = [
             Promise(size, status.st_blocks * 512, status.st_size)
             for page in pages
             for fd, size in page.promised
             if (status := _look(page.pid, fd)) is not None
         ]
+        return Elsewhere(sum(page.added for page in pages), sum(page.removed for page in pages), tuple(promises))
 
 
 def _read(path: Path) -> Page | None:

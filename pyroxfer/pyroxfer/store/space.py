@@ -9,12 +9,12 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from ..errors import NoSpaceError
 from ..names import printable
-from .ledger import Ledger, Page, Promise
+from .ledger import NOTHING, Elsewhere, Ledger
 
 COUNT_AGAIN: Final = 20
 LEAST_AGE_S: Final = 10.0
@@ -39,15 +39,15 @@ class Space:
         self._used = 0
         self._since = 0
         self._good_until = 0.0
-        self._elsewhere = (0, 0)
-        """Bytes added and removals of others, at the last count."""
+        self._counted = NOTHING
+        """What others had told at the last count."""
 
     @property
     def is_shared(self) -> bool:
         """Whether a small file has to ask, too: there is a quota, or somebody has been promised space."""
         if self._quota is not None or self._promised:
             return True
-        return self._ledger is not None and any(page.promised for page in self._ledger.pages())
+        return self._ledger is not None and bool(self._ledger.elsewhere().promises)
 
     def reserve(self, fd: int, size: int | None, path: str) -> Reservation:
         """Promise an open file room to grow to ``size``; None takes what it gets. What it holds already needs none.
@@ -78,6 +78,24 @@ class Space:
                     if self._ledger is not None:
                         self._ledger.page.added += status.st_size
 
+    def check(self, folder_fd: int, size: int, there: Callable[[], int], path: str) -> None:
+        """Whether files of ``size`` bytes together can come below a folder at all; nothing is promised. ``there``
+        counts what they may turn out to be equal to, or take the place of, and is called only when it matters.
+
+        Raises:
+            NoSpaceError: they cannot.
+        """
+        with self._exclusive():
+            elsewhere = self._look_elsewhere()
+            free = self._free(folder_fd, elsewhere)
+            if self._quota is not None:
+                free = min(free, self._left(-1, size, self._quota, elsewhere))
+        if size > free and (there_now := there()) + free < size:
+            raise NoSpaceError(
+                f"{printable(path) or 'the folder served'}: {size - there_now} bytes more are needed and {free} are"
+                " free at the receiver"
+            )
+
     def removed(self) -> None:
         """Something was removed: the next that asks, in whatever process, finds it counted."""
         with self._exclusive():
@@ -96,46 +114,49 @@ class Space:
                 self._ledger.page.promised = [(fd, size or 0) for fd, size in self._promised.values()]
                 self._ledger.publish()
 
+    def _look_elsewhere(self) -> Elsewhere:
+        return NOTHING if self._ledger is None else self._ledger.elsewhere()
+
     def _check(self, fd: int, size: int, path: str) -> None:
-        pages = [] if self._ledger is None else self._ledger.pages()
-        promises = Ledger.promises(pages)
+        elsewhere = self._look_elsewhere()
+        free = self._free(fd, elsewhere) + os.fstat(fd).st_blocks * 512
+        if size > free:
+            raise NoSpaceError(f"{printable(path)}: {size} bytes are needed and {free} are free at the receiver")
+        if self._quota is not None:
+            left = self._left(fd, size, self._quota, elsewhere)
+            if size > left:
+                raise NoSpaceError(f"{printable(path)}: {size} bytes are needed and {left} of the quota are left")
+
+    def _free(self, fd: int, elsewhere: Elsewhere) -> int:
+        """Bytes that the disk has free, less what files other than this one have been promised."""
         status = os.fstatvfs(fd)
-        held = os.fstat(fd).st_blocks * 512
         owed = sum(
             max(0, (promised or 0) - os.fstat(other).st_blocks * 512)
             for other, promised in self._promised.values()
             if other != fd
         )
-        owed += sum(max(0, promise.size - promise.held) for promise in promises)
-        free = max(0, status.f_bavail * status.f_frsize - owed) + held
-        if size > free:
-            raise NoSpaceError(f"{printable(path)}: {size} bytes are needed and {free} are free at the receiver")
-        if self._quota is not None:
-            self._check_quota(fd, size, path, self._quota, pages, promises)
+        return max(0, status.f_bavail * status.f_frsize - owed - elsewhere.owed)
 
-    def _check_quota(
-        self, fd: int, size: int, path: str, quota: int, pages: Sequence[Page], promises: Sequence[Promise]
-    ) -> None:
-        """As things were counted last; before a refusal they are counted again."""
-        added, removals = sum(page.added for page in pages), sum(page.removed for page in pages)
+    def _left(self, fd: int, size: int, quota: int, elsewhere: Elsewhere) -> int:
+        """What is left of the quota, as things were counted last; before a refusal they are counted again."""
+        known = self._counted
+        due = time.monotonic() >= self._good_until or elsewhere.removals != known.removals
+        changed = bool(self._since) or elsewhere.added != known.added
+        left = self._left_by_count(fd, quota, elsewhere)
+        if due or elsewhere.added < known.added or (changed and left < size):
+            self._count_again(elsewhere)
+            left = self._left_by_count(fd, quota, elsewhere)
+        return left
 
-        def left() -> int:
-            promised = sum(size or 0 for other, size in self._promised.values() if other != fd)
-            promised += sum(promise.size for promise in promises)
-            return max(0, quota - self._used - self._since - (added - self._elsewhere[0]) - promised)
+    def _left_by_count(self, fd: int, quota: int, elsewhere: Elsewhere) -> int:
+        promised = elsewhere.promised + sum(size or 0 for other, size in self._promised.values() if other != fd)
+        added = self._since + elsewhere.added - self._counted.added
+        return max(0, quota - self._used - added - promised)
 
-        stale = time.monotonic() >= self._good_until or removals != self._elsewhere[1] or added < self._elsewhere[0]
-        if stale or ((self._since or added != self._elsewhere[0]) and left() < size):
-            self._count_again(sum(promise.length for promise in promises))
-            self._elsewhere = (added, removals)
-        if size > left():
-            raise NoSpaceError(f"{printable(path)}: {size} bytes are needed and {left()} of the quota are left")
-
-    def _count_again(self, elsewhere: int) -> None:
-        """``elsewhere`` bytes are in files that other processes have promised more to."""
+    def _count_again(self, elsewhere: Elsewhere) -> None:
         began = time.monotonic()
-        held = sum(os.fstat(fd).st_size for fd, _ in self._promised.values()) + elsewhere
-        self._used, self._since = max(0, self._count() - held), 0
+        held = elsewhere.length + sum(os.fstat(fd).st_size for fd, _ in self._promised.values())
+        self._used, self._since, self._counted = max(0, self._count() - held), 0, elsewhere
         took = time.monotonic() - began
         self._good_until = time.monotonic() + max(LEAST_AGE_S, COUNT_AGAIN * took)
 

@@ -160,9 +160,10 @@ def drain(path: Path, as_json: bool, wait: bool, target: str | None) -> None:
 @click.command()
 @config_option
 @json_option
-def restart(path: Path, as_json: bool) -> None:
+@click.option("--wait", is_flag=True, help="Report until the old process has no clients left.")
+def restart(path: Path, as_json: bool, wait: bool) -> None:
     """Have a new process take over, without refusing or losing a connection."""
-    _tell(path, as_json, "restart")
+    _tell(path, as_json, "restart", wait=wait)
 
 
 @click.command()

@@ -131,7 +131,12 @@ class Operations:
 
     async def _restart(self, request: Request) -> AsyncGenerator[Answer, None]:
         pid = await self._dispatcher.restart()
-        yield {"restarted": pid, "was": os.getpid(), "clients": self._dispatcher.facts["clients"]}
+        while True:
+            clients = self._dispatcher.facts["clients"]
+            yield {"restarted": pid, "was": os.getpid(), "clients": clients}
+            if not request.get("wait") or not clients:
+                return
+            await trio.sleep(REPORT_S)
 
     async def _undrain(self, request: Request) -> AsyncGenerator[Answer, None]:
         service, backend = self.find(request.get("target"))

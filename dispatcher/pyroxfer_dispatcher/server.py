@@ -241,6 +241,7 @@ class Dispatcher:
             await self._accepts.wait()
             self._predecessor.ready()
             self._cut += await self._predecessor.cut()
+            self._predecessor = None
 
     def begin_drain(self) -> None:
         """Take no more clients, and see off those who are there: `drained` is set at the end. Twice is once.
@@ -262,7 +263,9 @@ class Dispatcher:
         self._cut += cut
         await self._all_served.wait()
         note(logging.INFO, "drained", cut=cut)
-        await self._succession.end(cut)
+        await self._succession.end(self._management.operations.status()["cut"])
+        if self._doors.control is None:
+            await self._management.last_answers()
         self.drained.set()
 
     def reload(self, config: Config) -> None:
@@ -304,6 +307,7 @@ class Dispatcher:
             "location": self.location,
             "object": self.config.object,
             "draining": self._draining,
+            "predecessor": None if self._predecessor is None else self._predecessor.pid,
             "registered": self._names.registered,
             "clients": len(self._conversations),
             "cut": self._cut,

@@ -59,11 +59,11 @@ def _reason_of(backend: Backend) -> str:
 
 
 def state_of(backend: Backend, now: float) -> str:
-    """``up``, ``down``, ``ejected``, ``draining`` (calls or clients are left), ``drained`` or ``disabled``."""
+    """``up``, ``down``, ``leaving``, ``ejected``, ``draining`` (something is left), ``drained`` or ``disabled``."""
     if backend.disabled:
         return "disabled"
     if backend.draining:
         return "draining" if backend.in_flight or backend.clients else "drained"
     if backend.failures:
-        return "down"
+        return "leaving" if backend.leaving else "down"
     return "up" if backend.ejected_until is None else "ejected"

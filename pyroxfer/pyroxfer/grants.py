@@ -1,4 +1,8 @@
-"""Grants: signed, single-use permissions to open one side stream."""
+"""Grants: signed, single-use permissions to open one side stream.
+
+The key that signs them is made anew for every book and never leaves it, as does the list of those that were used:
+after a restart, or at another server of the same files, no grant from before opens anything.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +41,12 @@ class Grant:
 class GrantBook:
     """Issues grants under a key of its own and redeems each once.
 
-    ``clock`` gives seconds that never go back; on Linux the monotonic clock is one for all processes of a machine.
+    ``clock`` gives seconds that never go back.
     """
 
-    def __init__(self, clock: Callable[[], float], key: bytes | None = None) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._key = key or secrets.token_bytes(32)
+        self._key = secrets.token_bytes(32)
         self._used: dict[bytes, float] = {}
 
     def issue(self, grant: Grant) -> bytes:

@@ -66,7 +66,7 @@ class Mixed:
     @expose(inline=True)
     def open(self) -> str:
         self.gate.set()
-        return current_call.client.address
+        return str(current_call.client.address)
 
     def in_thread(self, value: int) -> int:
         return value

@@ -23,7 +23,7 @@ from ..errors import SecurityError
 from ..server.manager import ServiceManager
 from ..settings import Settings
 
-log = logging.getLogger("pyroxfer.access")
+log = logging.getLogger(__name__)
 
 TOKEN: Final = "PYROXFER_TOKEN"  # noqa: S105  # the name of a variable
 NS_TOKEN: Final = "PYROXFER_NS_TOKEN"  # noqa: S105  # the name of a variable

@@ -11,6 +11,7 @@ from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
+from ..wire.features import STOCK, Grant
 from ..wire.message import Body, Flags, Message, MessageType
 from ..wire.proof import AUTH_KEY, is_denial
 from ..wire.session import ClientSession
@@ -41,6 +42,8 @@ class Welcome:
     """The daemon's handshake response."""
     metadata: Metadata | None
     """Members of the object; None when the daemon did not say."""
+    grant: Grant = STOCK
+    """What was agreed on, once the first call repeats ``grant.confirmation``; where `introduce` offered something."""
 
 
 def read_welcome(

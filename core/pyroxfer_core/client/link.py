@@ -487,6 +487,8 @@ class Link:
 
     def _outcome(self, waiter: Waiter, error: PyroError) -> PyroError:
         """A copy of the error for this call, with what is certain about it."""
+        if waiter.seq in self.session.unread:
+            return self._copy(error, Outcome.NOT_SENT)
         return self._copy(error, Outcome.EXECUTED if waiter.answered else self.outcome_at(waiter.end))
 
     @staticmethod

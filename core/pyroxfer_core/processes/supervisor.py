@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import trio
 
-log = logging.getLogger("pyroxfer.workers")
+log = logging.getLogger(__name__)
 
 LEAST_PAUSE_S: Final = 0.1
 MOST_PAUSE_S: Final = 10.0

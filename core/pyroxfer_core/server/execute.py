@@ -31,7 +31,7 @@ from .workers import PoolBusyError, ThreadEndedError
 if TYPE_CHECKING:
     from .peer import Peer
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 BLOB_KEY: Final = "BLBI"
 STREAM_KEY: Final = "STRM"

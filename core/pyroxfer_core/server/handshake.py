@@ -31,7 +31,7 @@ from ..wire.session import ServerSession
 from .hello import Hello, Judge, Verdict
 from .identify import identify, known_by_connection
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 FALLBACK_SERIALIZER: Final = "marshal"
 """In which a refusal is written while the client's serializer is not known; both libraries do so."""

@@ -14,7 +14,7 @@ import trio
 
 from .background import in_background
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 SEND_S: Final = 1.0
 """How long a manager that does not read may hold the service up."""

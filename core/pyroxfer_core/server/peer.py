@@ -51,7 +51,7 @@ from .workers import WorkerPool
 if TYPE_CHECKING:
     from .daemon import Daemon
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 IDLE_WORKERS: Final = 64
 """Tasks a connection keeps parked for its next calls; waking one costs half of starting one."""
@@ -341,6 +341,7 @@ class Peer:
             self._taken += 1
             if not small or type(event) is not Message or event.type != _INVOKE or len(event.body) > SLOW_BYTES:
                 return Unusual(event)
+            self.session.last_seq = event.seq
             arrived = run_small(self, worker, event)
             if arrived is not None:
                 return arrived
@@ -474,17 +475,27 @@ class Peer:
         message, read = arrived.event, arrived.read
         if type(message) is not Message:
             raise ProtocolError("a message came in pieces that were not asked for")
-        if message.type != _INVOKE:
+        if not self.session.settled:
+            self._settle(message)
+        elif message.type != _INVOKE:
             self.session.receive(message)
+        if message.type == _INVOKE:
+            self.session.last_seq = message.seq
+        else:
             request = self._take_other(message)
             if request is None:
                 return None
             message = request
-        elif not self.session.settled:
-            self.session.receive(message)
         if len(message.body) > SLOW_BYTES and is_slow_to_read(message):
             read = await self._read_call(message)
         return self._begin(message, read)
+
+    def _settle(self, message: Message) -> None:
+        """Judge one of the first messages. Who comes while the daemon goes away is told as soon as it understands."""
+        self.session.receive(message)
+        if self.session.settled and self.daemon.draining:
+            self.go_away()
+            self.daemon.call_ended()
 
     async def _read_call(self, message: Message) -> Read | None:
         """Read a large request in a thread, so that only its own connection waits."""

@@ -17,7 +17,7 @@ import trio
 from .execute import Job, execute
 from .small import rest_of_small, run_small
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 LOOKS: Final = 5
 """How often the loop is looked at within the time that a handler may block it."""

@@ -23,7 +23,7 @@ from .sockets import StreamSocket, peer_text, set_options
 from .tls import TlsSocket, start_tls
 from .wirelog import wire_log
 
-log = logging.getLogger("pyroxfer.transport")
+log = logging.getLogger(__name__)
 
 
 class Share(Protocol):

@@ -93,6 +93,20 @@ class LocalStore:
         with translated(path):
             os.close(open_folder(self._root_fd, split_path(path), create=True))
 
+    def check_room(self, path: str, size: int) -> None:
+        """Whether files of ``size`` bytes together can come below a path, which need not be there yet.
+
+        Raises:
+            NoSpaceError: not even if all that stands there is equal to them or makes room for them.
+        """
+        parts = split_path(path)
+        with translated(path):
+            folder = self._open_deepest(parts)
+            try:
+                self._space.check(folder, size, lambda: self._used(parts), path)
+            finally:
+                os.close(folder)
+
     def dress_folder(self, path: str, mode: int, mtime_ns: int) -> None:
         """Give a folder its permission bits, by the umask, and its modification time; its owner can use it always."""
         with translated(path), self._folder(split_path(path)) as folder:
@@ -191,10 +205,17 @@ class LocalStore:
         finally:
             os.close(folder)
 
-    def _used(self) -> int:
-        """Bytes of all files below the root, partial ones among them."""
+    def _open_deepest(self, parts: Sequence[str]) -> int:
+        """A descriptor of the last folder on the way to a path that is there already."""
+        for depth in range(len(parts), 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                return open_folder(self._root_fd, parts[:depth])
+        return open_folder(self._root_fd, ())
+
+    def _used(self, below: tuple[str, ...] = ()) -> int:
+        """Bytes of all files below a folder, partial ones among them."""
         total = 0
-        waiting: list[tuple[str, ...]] = [()]
+        waiting = [below]
         while waiting:
             parts = waiting.pop()
             with contextlib.suppress(OSError), self._folder(parts) as folder, os.scandir(folder) as entries:

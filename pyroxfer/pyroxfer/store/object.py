@@ -203,6 +203,9 @@ class ObjectStore:
         if parts:
             self._bucket.mark("/".join((*parts, FOLDER_MARK)))
 
+    def check_room(self, path: str, size: int) -> None:
+        """A bucket takes what it is given, and the spool holds a few files at a time: each asks for itself."""
+
     def dress_folder(self, path: str, mode: int, mtime_ns: int) -> None:
         """A folder has neither mode nor time here: nothing is changed."""
         self._folder_key(path)

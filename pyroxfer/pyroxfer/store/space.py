@@ -67,28 +67,48 @@ class Space:
                 status = os.fstat(fd)
                 self._since += status.st_size if status.st_nlink else 0
 
+    def check(self, folder_fd: int, size: int, there: Callable[[], int], path: str) -> None:
+        """Whether files of ``size`` bytes together can come below a folder at all; nothing is promised. ``there``
+        counts what they may turn out to be equal to, or take the place of, and is called only when it matters.
+
+        Raises:
+            NoSpaceError: they cannot.
+        """
+        with self._lock:
+            free = self._free(folder_fd)
+            if self._quota is not None:
+                self._count_when_due(-1, size, self._quota)
+                free = min(free, self._left(-1, self._quota))
+        if size > free and (there_now := there()) + free < size:
+            raise NoSpaceError(
+                f"{printable(path) or 'the folder served'}: {size - there_now} bytes more are needed and {free} are"
+                " free at the receiver"
+            )
+
     def removed(self) -> None:
         """Something was removed: the next that asks finds it counted."""
         self._good_until = 0.0
 
     def _check(self, fd: int, size: int, path: str) -> None:
-        status = os.fstatvfs(fd)
-        held = os.fstat(fd).st_blocks * 512
-        owed = sum(
-            max(0, (promised or 0) - os.fstat(other).st_blocks * 512)
-            for other, promised in self._promised.values()
-            if other != fd
-        )
-        free = max(0, status.f_bavail * status.f_frsize - owed) + held
+        free = self._free(fd) + os.fstat(fd).st_blocks * 512
         if size > free:
             raise NoSpaceError(f"{printable(path)}: {size} bytes are needed and {free} are free at the receiver")
         if self._quota is not None:
             self._check_quota(fd, size, path, self._quota)
 
+    def _free(self, fd: int) -> int:
+        """Bytes that the disk has free, less what files other than this one have been promised."""
+        status = os.fstatvfs(fd)
+        owed = sum(
+            max(0, (promised or 0) - os.fstat(other).st_blocks * 512)
+            for other, promised in self._promised.values()
+            if other != fd
+        )
+        return max(0, status.f_bavail * status.f_frsize - owed)
+
     def _check_quota(self, fd: int, size: int, path: str, quota: int) -> None:
         """As things were counted last; before a refusal they are counted again."""
-        if time.monotonic() >= self._good_until or (self._since and self._left(fd, quota) < size):
-            self._count_again()
+        self._count_when_due(fd, size, quota)
         left = self._left(fd, quota)
         if size > left:
             raise NoSpaceError(f"{printable(path)}: {size} bytes are needed and {left} of the quota are left")
@@ -96,6 +116,10 @@ class Space:
     def _left(self, fd: int, quota: int) -> int:
         promised = sum(size or 0 for other, size in self._promised.values() if other != fd)
         return max(0, quota - self._used - self._since - promised)
+
+    def _count_when_due(self, fd: int, size: int, quota: int) -> None:
+        if time.monotonic() >= self._good_until or (self._since and self._left(fd, quota) < size):
+            self._count_again()
 
     def _count_again(self) -> None:
         began = time.monotonic()

@@ -103,7 +103,7 @@ class Ledger:
             fresh.replace(self._own)
 
     def elsewhere(self) -> Elsewhere:
-        """What the others tell. Promises to files that are closed by now are void: also those of a process that died."""
+        """What the others tell. Promises to files that are closed by now are void, as of a process that died."""
         pages = [page for path in self._others if (page := _read(path)) is not None]
         promises = [
             Promise(size, status.st_blocks * 512, status.st_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
@@ -16,32 +16,50 @@ _BACKEND: Final = ("service", "backend")
 _SECTION: Final = ("service", "section")
 
 
+Parts = Mapping[str, dict[str, Any]]
+"""What each worker says, by its number; of a dispatcher that is one process, what that says, under no name."""
+
+
 class Metrics:
     """Writes what `Operations.status` says in the text format of Prometheus.
 
-    Args:
-        status: tells everything, as of now.
+    The numbers of workers have a label each: the counts of one that was replaced begin anew, and a sum would then
+    seem to have begun anew as a whole.
     """
 
-    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
-        self._status = status
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
 
     def text(self) -> bytes:
         """All of them."""
-        return generate_latest(self._registry)
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        return generate_latest(registry)
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry."""
-        status = self._status()
-        yield GaugeMetricFamily("pyroxfer_dispatcher_clients", "Connected clients", value=status["clients"])
-        yield GaugeMetricFamily("pyroxfer_dispatcher_draining", "1 while it drains", value=status["draining"])
-        yield GaugeMetricFamily("pyroxfer_dispatcher_loop_lag_seconds", "Delay of the loop", value=status["lag_s"])
-        yield CounterMetricFamily("pyroxfer_dispatcher_cut_clients", "Clients cut by drains", value=status["cut"])
-        yield from _of_services(status["services"])
-        yield from _of_backends(status["services"])
-        yield from _of_registries(status["services"])
+        several = set(self._parts) != {""}
+        families: dict[str, Metric] = {}
+        for number, status in self._parts.items():
+            for family in _of_status(status):
+                _add(families, family, {"worker": number} if several else {})
+        yield from families.values()
+
+
+def _add(families: dict[str, Metric], family: Metric, labels: dict[str, str]) -> None:
+    """The same samples with further labels."""
+    target = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+    target.samples += [sample._replace(labels={**sample.labels, **labels}) for sample in family.samples]
+
+
+def _of_status(status: dict[str, Any]) -> Iterator[Metric]:
+    yield GaugeMetricFamily("pyroxfer_dispatcher_clients", "Connected clients", value=status["clients"])
+    yield GaugeMetricFamily("pyroxfer_dispatcher_draining", "1 while it drains", value=status["draining"])
+    yield GaugeMetricFamily("pyroxfer_dispatcher_loop_lag_seconds", "Delay of the loop", value=status["lag_s"])
+    yield CounterMetricFamily("pyroxfer_dispatcher_cut_clients", "Clients cut by drains", value=status["cut"])
+    yield from _of_services(status["services"])
+    yield from _of_backends(status["services"])
+    yield from _of_registries(status["services"])
 
 
 def _of_services(services: list[dict[str, Any]]) -> Iterator[Metric]:

@@ -95,6 +95,14 @@ class Operations:
             ],
         }
 
+    async def look(self) -> Answer:
+        """As `status`."""
+        return self.status()
+
+    async def parts(self) -> dict[str, Answer]:
+        """There are no workers."""
+        return {"": self.status()}
+
     def take_out(self, service: Service, backend: Backend, *, disabled: bool) -> None:
         """Give it no new calls. Disabled: its clients are cut at once, between calls; else after a while."""
         backend.draining = True

@@ -197,7 +197,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     admin: Text | None = None
     """``HOST:PORT`` of health probes, metrics and the status page."""
     access_log: Text | None = None
-    """Path of a file to which each call with a blob, or of a stateless service, adds one line of JSON."""
+    """Path of a file to which each call adds one line of JSON."""
     health_interval: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0.0
     """Seconds between two checks of every backend by a ping; 0 checks none."""
     drain_timeout: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Final
@@ -35,6 +36,8 @@ from .dialects import ANSWERABLE, farewell
 from .ejection import Verdict
 from .frames import Event, Sealed, Splitter
 from .hub import Hub
+from .recorded import RecordedRelay
+from .records import Records
 from .relay import Relay
 from .routes import Service
 
@@ -48,6 +51,8 @@ class Pinned:
     Args:
         agreed: what both ends agreed on.
         goodbye: called with a backend that says it goes away.
+        records: takes a record of each call; None where nobody ever wants one.
+        peer: the client's address, for them.
         first_seq: the number of the client's CONNECT.
         signed: the client signs its messages, so nobody else can answer in the backend's place.
         stall_s: seconds without progress within a message after which its sender or receiver counts as lost.
@@ -65,13 +70,16 @@ class Pinned:
         agreed: Grant,
         goodbye: Callable[[Backend], None],
         first_seq: int,
+        records: Records | None,
+        peer: str,
         stall_s: float,
         limit: int,
     ) -> None:
         self._hub = hub
         self._service = service
         self._goodbye = goodbye
-        self._relay = Relay(
+        make = Relay if records is None else partial(RecordedRelay, records, peer, service.name)
+        self._relay = make(
             service.admission, backend, client, self._woken, has_agreed=bool(agreed.bits), first_seq=first_seq
         )
         self._agreed = agreed
@@ -214,11 +222,11 @@ class Pinned:
         """A message begins: the whole of it, or (``length`` given) its head."""
         try:
             now = monotonic()
-            whole = len(message.data) if length is None else self._codec.header_size + length
-            if self._relay.is_dropped(message, whole - message.body_at):
+            size = (len(message.data) if length is None else self._codec.header_size + length) - message.body_at
+            if self._relay.is_dropped(message, size):
                 self._refused = None if length is None else []
                 return
-            if self._relay.asked(message, now, now + self._time_left(message)):
+            if self._relay.asked(message, now, now + self._time_left(message), size):
                 self._hand_over(message, length)
             else:
                 self._waits, self._waiting_length, self._waits_since = True, length, now
@@ -253,7 +261,7 @@ class Pinned:
     def _woken(self, verdict: Backend | str) -> None:
         """The call that waited has its turn, or is refused."""
         self._waits = False
-        message = self._relay.woken(admitted=not isinstance(verdict, str))
+        message = self._relay.woken(monotonic(), admitted=not isinstance(verdict, str))
         if isinstance(verdict, str):
             self._refuse(message, self._waiting_length, verdict)
         else:
@@ -278,7 +286,7 @@ class Pinned:
             self._say(refused)
 
     def _refuse(self, message: Sealed, length: int | None, why: str) -> None:
-        self._relay.refuse(message)
+        self._relay.refuse(message, monotonic(), why)
         fail = Fail(message, Outcome.NOT_SENT, why)
         self._count_fail(fail)
         if length is None:
@@ -288,7 +296,7 @@ class Pinned:
 
     def _client_left(self, reason: str) -> None:
         """The backend is told by the end of its connection, as it would be without us."""
-        self._service.tally["cancelled"] += self._relay.clear(monotonic())
+        self._service.tally["cancelled"] += self._relay.clear(monotonic(), "the client left", "client")
         self._finish(reason)
 
     # -- from the backend
@@ -299,7 +307,7 @@ class Pinned:
         try:
             while (event := events.next_event()) is not None:
                 if type(event) is Sealed:
-                    self._answered(event, whole=True)
+                    self._answered(event, whole=True, size=len(event.data) - event.body_at)
                     client.write(event.data)
                 else:
                     self._answer_in_pieces(event)
@@ -312,18 +320,19 @@ class Pinned:
         elif self._stopping:
             self._stop_if_idle()
 
-    def _answered(self, message: Sealed, *, whole: bool) -> None:
+    def _answered(self, message: Sealed, *, whole: bool, size: int) -> None:
         if message.type == MessageType.GOAWAY and Feature.GOAWAY in self._agreed:
             self._relay.backend_leaves(message)
             self._goodbye(self.home)
-        if self._relay.answered(message, monotonic(), whole=whole):
+        if self._relay.answered(message, monotonic(), whole=whole, size=size):
             self._service.ejection.answered(self.home)
 
     def _answer_in_pieces(self, event: Event) -> None:
         if isinstance(event, Head):
             message = event.message
             assert isinstance(message, Sealed)
-            self._answered(message, whole=False)
+            size = self._codec.header_size + event.body_length - message.body_at
+            self._answered(message, whole=False, size=size)
             self._in_answer = True
             self._client.write(message.data)
         elif isinstance(event, BodyPart):
@@ -389,7 +398,7 @@ class Pinned:
     def _finish(self, reason: str) -> None:
         """Close the backend now, the client when it has what was meant for it."""
         self._backend.close()
-        self._relay.clear(monotonic())
+        self._relay.clear(monotonic(), reason, "dispatcher")
         if self._client.closed or not self._client.pending:
             self._ended.set()
         elif not self._finishing:

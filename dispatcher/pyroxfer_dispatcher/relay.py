@@ -116,18 +116,25 @@ class Relay:
             call.is_late = True
         return len(late)
 
-    def asked(self, message: Sealed, now: float, deadline: float = inf) -> bool:
+    @staticmethod
+    def is_call(message: Sealed) -> bool:
+        """Whether the client asks for something by this, or begins to."""
+        return message.type == MessageType.INVOKE or (
+            message.type == MessageType.BEGIN and begun(message)[0] == MessageType.INVOKE
+        )
+
+    def asked(self, message: Sealed, now: float, deadline: float = inf, size: int = 0) -> bool:
         """The client sent a message. Whether it may go to the backend now; a call may have to wait for that.
 
         Args:
             deadline: when the caller gives up.
+            size: bytes of its body.
 
         Raises:
             NotAdmitted: it is a call, and refused.
             ProtocolError: a client must not send this.
         """
-        is_large = message.type == MessageType.BEGIN and _begun(message)[0] == MessageType.INVOKE
-        if message.type == MessageType.INVOKE or is_large:
+        if self.is_call(message):
             self._places += 1
             if (message.seq - self._newest) & 0xFFFF < _HALF:
                 self._newest = message.seq
@@ -150,10 +157,10 @@ class Relay:
             del self._dropped[message.seq]
         return True
 
-    def refuse(self, message: Sealed) -> None:
-        """The call was refused: what still comes of its body is dropped."""
+    def refuse(self, message: Sealed, now: float, why: str = "") -> None:
+        """The call was refused, and why: what still comes of its body is dropped."""
         if message.type == MessageType.BEGIN:
-            _, number, length = _begun(message)
+            _, number, length = begun(message)
             self._dropped[number] = length
 
     def _call(self, message: Sealed, now: float, deadline: float) -> bool:
@@ -167,7 +174,7 @@ class Relay:
         self._calls[message.seq] = call
         return True
 
-    def woken(self, *, admitted: bool) -> Sealed:
+    def woken(self, now: float, *, admitted: bool) -> Sealed:
         """The call that had to wait: it goes to the backend now, or is refused."""
         assert self._queued is not None, "no call waits"
         call, self._queued = self._queued, None
@@ -183,15 +190,15 @@ class Relay:
             if message.type == MessageType.INVOKE:
                 call.sent_at = now
 
-    def answered(self, message: Sealed, now: float, *, whole: bool) -> bool:
-        """A message of the backend goes to the client. Whether it answers a call.
+    def answered(self, message: Sealed, now: float, *, whole: bool, size: int = 0) -> bool:
+        """A message of the backend goes to the client, with so many bytes in its body. Whether it answers a call.
 
         Raises:
             ProtocolError: it answers nothing that was asked.
         """
         kind = message.type
         if kind == MessageType.BEGIN and whole:
-            kind = _begun(message)[0]
+            kind = begun(message)[0]
         if self._has_agreed and (kind == MessageType.INVOKE or message.seq not in self._calls):
             return False  # a call in the other direction, an answer after one that broke off: the client knows
         if kind == MessageType.RESULT:
@@ -239,8 +246,8 @@ class Relay:
         self.clear(now)
         return [] if half else [_fail(call, sent, reason, call.request.seq in unread) for call in calls]
 
-    def clear(self, now: float) -> int:
-        """Nothing is under way any more. How many calls were."""
+    def clear(self, now: float, why: str = "", by: str = "") -> int:
+        """Nothing is under way any more, why, and whose doing that is. How many calls were."""
         calls = tuple(self._calls)
         for seq in calls:
             self._over(seq, now)
@@ -259,7 +266,7 @@ class Relay:
         self._admission.release(self._calls.pop(seq).ticket, self.backend, now)
 
 
-def _begun(message: Sealed) -> tuple[int, int, int]:
+def begun(message: Sealed) -> tuple[int, int, int]:
     """Of a BEGIN: the type of the message that it begins, the number of its body, and that body's length.
 
     Raises:

@@ -468,6 +468,8 @@ class Dispatcher:
             agreed=agreed,
             goodbye=self._see_leave,
             first_seq=opening.message.seq,
+            records=self._management.records if self._is_recording else None,
+            peer=client.peer,
             stall_s=self.config.stall_timeout,
             limit=self._settings.max_message_bytes,
         )
@@ -508,9 +510,14 @@ class Dispatcher:
         with self._held(client, conversation):
             await conversation.run((client.sock, b""), client.peer)
 
+    @property
+    def _is_recording(self) -> bool:
+        """Whether a file or somebody at the control socket can want records."""
+        return self.config.access_log is not None or self.config.control is not None
+
     def _watch_for(self, peer: str) -> Callable[[Forwarding], Handle] | None:
-        """Who writes records of this client's calls; nobody where neither file nor socket can want them."""
-        if self.config.access_log is None and self.config.control is None:
+        """Who writes records of this client's calls, if anybody may."""
+        if not self._is_recording:
             return None
         return lambda forwarding: Watcher(forwarding, peer, self._management.records).handle
 

@@ -21,6 +21,7 @@ from ..errors import (
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import Metadata
 from ..serializers.base import SerializerContext, StreamArgumentError
+from ..serializers.blob import SerializedBlob
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..transport.connection import open_connection
@@ -242,6 +243,17 @@ class Proxy:
         if link.connection.broken:
             raise ConnectionClosedError("the connection was lost while the call was queued", outcome=Outcome.NOT_SENT)
         flags, meta = call.flags, link.metadata
+        if (
+            not flags
+            and served is None
+            and deadline is None
+            and call.options is _NO_OPTIONS
+            and call.method in link.plain_methods
+            and not (call.args and isinstance(call.args[0], SerializedBlob))
+        ):
+            small = link.post_small(call.method, call.args, call.kwargs)
+            call.end, call.link = small.end, link
+            return small
         if meta is not None:
             if call.method in meta.oneway:
                 flags |= _ONEWAY

@@ -214,6 +214,14 @@ class Connection:
                 return outgoing
         return self.queue_encoded(codec.encode_head(message, len(message.body)), *buffers_of(message.body))
 
+    def queue_small(self, kind: int, serializer: str, seq: int, body: bytes) -> int:
+        """As `queue`, for a message of these parts only, at most `JOIN_BELOW` bytes, where nothing is signed."""
+        codec = self.decoder.codec or self.codec
+        data = codec.encode_small(kind, serializer, 0, seq, body)
+        self._out.append(data)
+        self.queued += len(data)
+        return self.queued
+
     def queue_encoded(self, *buffers: Body) -> int:
         """Hand encoded bytes over for the next flush; see `queue`."""
         for buffer in buffers:

@@ -57,6 +57,9 @@ class LoggedCodec:
         self._say("sent", message, _annotations(message), len(message.body))
         return data
 
+    def encode_small(self, kind: int, serializer: str, flags: int, seq: int, body: Body) -> bytes:
+        return self.encode(Message(kind, seq, serializer, flags, body))
+
     def encode_head(self, message: Message, body_length: int) -> bytes:
         data = self._codec.encode_head(message, body_length)
         self._say("sent", message, _annotations(message), body_length)

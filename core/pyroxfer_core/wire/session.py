@@ -203,6 +203,19 @@ class ClientSession(Generic[Waiter]):
         Raises:
             ProtocolError: not open, or a second call at once where the peer takes one at a time.
         """
+        message.seq = self.number(waiter, message.serializer)
+        if self._confirm is not None:
+            message.annotations[FEATURES_KEY] = self._confirm
+            self._confirm = None
+        return message
+
+    @property
+    def settled(self) -> bool:
+        """Whether the next message has nothing to confirm."""
+        return self._confirm is None
+
+    def number(self, waiter: Waiter | None, serializer: str) -> int:
+        """The number of a new call, of which nothing else has to be known. Errors as `invoke`."""
         if self.state is not _OPEN:
             raise ProtocolError("the connection is not open")
         pending = self.pending
@@ -212,14 +225,11 @@ class ClientSession(Generic[Waiter]):
                 raise ProtocolError("a call is in flight already, and this peer takes one at a time")
             if seq in pending or len(pending) > _MOST_IN_FLIGHT:
                 seq = self._free_seq(seq)
-        self.seq = message.seq = seq
+        self.seq = seq
         if waiter is not None:
             pending[seq] = waiter
-            self._serializers[seq] = message.serializer
-        if self._confirm is not None:
-            message.annotations[FEATURES_KEY] = self._confirm
-            self._confirm = None
-        return message
+            self._serializers[seq] = serializer
+        return seq
 
     def serves(self, location: str) -> Message:
         """The SERVES message: objects at this location may be called over this connection; empty takes all back."""
@@ -253,9 +263,13 @@ class ClientSession(Generic[Waiter]):
 
     def forget(self, message: Message) -> None:
         """Take back a call that could not be written; what it should have confirmed is left to the next one."""
-        self.pending.pop(message.seq, None)
-        self._serializers.pop(message.seq, None)
+        self.drop(message.seq)
         self.postpone(message)
+
+    def drop(self, seq: int) -> None:
+        """Take back the number of a call."""
+        self.pending.pop(seq, None)
+        self._serializers.pop(seq, None)
 
     def drop_pending(self) -> list[Waiter]:
         """End the session; the waiters of the calls that are still in flight."""

@@ -16,6 +16,7 @@ from ..links import check_link
 from ..names import is_journal, is_partial, printable, split_file_path, split_path
 from ..offer import FileEntry, bounded_mtime
 from .base import StagedFile
+from .ledger import Ledger
 from .leftovers import forget, remove_leftovers
 from .links import make_link
 from .rooted import kind_of, open_folder, open_regular, open_root, translated
@@ -32,10 +33,13 @@ class LocalStore:
         NotFoundError, DeniedError, NoSpaceError, ExistsError, TransferError: what the system said.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, quota: int | None = None) -> None:
-        """``quota``: bytes that all files below the root may have together; None is no limit."""
+    def __init__(
+        self, root: str | os.PathLike[str], *, quota: int | None = None, ledger: Ledger | None = None
+    ) -> None:
+        """``quota``: bytes that all files below the root may have together; None is no limit. ``ledger``: of all
+        processes that serve the root."""
         self._root_fd = open_root(root)
-        self._space = Space(self._used, quota)
+        self._space = Space(self._used, quota, ledger)
 
     def close(self) -> None:
         """Let go of the root. Open files and partial files stay usable."""

@@ -256,11 +256,14 @@ async def _accept(listener: socket.socket, share: Share | None = None) -> socket
 
 async def _first_bytes(sock: StreamSocket, until: float) -> bytes:
     """Enough bytes to tell the kind of connection, or all there are when the peer or the time stopped before."""
+    data = b""
     try:
         data = sock.recv(FIRST_BYTES)  # most clients have spoken before they are accepted
+        if not data or sniff(data) != "need-more":
+            return data
+    except BlockingIOError:
+        pass
     except OSError:
-        data = b""
-    if sniff(data) != "need-more":
         return data
     with trio.move_on_at(until):
         while sniff(data) == "need-more":

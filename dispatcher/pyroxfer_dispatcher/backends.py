@@ -8,6 +8,8 @@ from typing import Final, Protocol
 
 from pyroxfer_core import Uri
 
+from .latency import Recent
+
 FIRST_BACKOFF_S: Final = 0.25
 """A refused backend is left alone this long at first, twice as long after each further refusal ..."""
 MAX_BACKOFF_S: Final = 10.0
@@ -49,6 +51,8 @@ class Backend:
     """Calls it was given so far ..."""
     busy_s: float = 0.0
     """... and for how long it had those that have ended, all together."""
+    times: Recent = field(default_factory=Recent, repr=False)
+    """How long the latest of them took."""
     failures: int = 0
     """Connects that failed in a row."""
     retry_at: float = 0.0

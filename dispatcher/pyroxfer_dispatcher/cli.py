@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import trio
 from pyroxfer_core import ServiceManager, Worker, configure_logging, inherited_listeners, worker_count
 from pyroxfer_core.errors import PyroError
 
-from .config import Config, ConfigError, load_config
+from .config import Config, ConfigError, load_config, overridden
 from .control import CommandError
 from .exits import config_option, insecure_option, load, or_exit
 from .leading import Leader
@@ -103,7 +104,8 @@ def show(path: Path, insecure: bool, origin: bool) -> None:
     """Print every value that is in force, defaults included."""
     config = load(path, insecure)
     text = or_exit(lambda: path.read_text(), path)
-    for name, value, source in origins_of(config, text, flags={"insecure"} if insecure else set()):
+    flags = {"insecure"} if insecure else set()
+    for name, value, source in origins_of(config, text, flags, overridden(os.environ)):
         click.echo(f"{name} = {value}" + (f"    # {source}" if origin else ""))
 
 
@@ -115,7 +117,7 @@ async def _run(config: Config, path: Path, insecure: bool) -> None:
     dispatcher = Dispatcher(config, listeners=inherited_listeners(), predecessor=predecessor, program=program)
     async with manager.alive(), dispatcher, trio.open_nursery() as nursery:
         await nursery.start(_obey_signals, dispatcher, manager, nursery.cancel_scope)
-        read = partial(load_config, path, insecure=insecure)
+        read = partial(load_config, path, insecure=insecure, environ=os.environ)
         await nursery.start(_reload_on_signal, dispatcher, manager, path, read)
         await nursery.start(_restart_on_signal, dispatcher)
         if predecessor is None:  # else it tells the manager, who does not listen to others
@@ -133,7 +135,7 @@ async def _lead(config: Config, workers: int) -> int:
 
 async def _work(worker: Worker, path: Path, insecure: bool) -> None:
     def read() -> Config:
-        return part_of(load_config(path, insecure=insecure), worker)
+        return part_of(load_config(path, insecure=insecure, environ=os.environ), worker)
 
     dispatcher = Dispatcher(read(), worker=worker)
     async with dispatcher, trio.open_nursery() as nursery:

@@ -73,18 +73,19 @@ class Crew:
             raise CommandError(NO_RESTART)
         return self._tell(request)
 
-    async def parts(self) -> dict[str, Answer]:
-        """The status of each worker that answers, by its number."""
-        found = await self._ask_all({"do": "status"})
-        return {str(number): answer for number, answer in sorted(found.items())}
+    async def metrics(self) -> bytes:
+        """The numbers of each, for Prometheus."""
+        from .metrics import labelled, text_of  # needs the extra http
+
+        found = await self._ask_all({"do": "metrics"})
+        return text_of(labelled({str(number): answer["families"] for number, answer in sorted(found.items())}))
 
     async def look(self) -> Answer:
         """The status of all of them together."""
-        return self._together(await self.parts())
-
-    def _together(self, parts: dict[str, Answer]) -> Answer:
+        found = await self._ask_all({"do": "status"})
+        parts = {number: found[number] for number in sorted(found)}
         workers = [
-            {"number": int(number), **{key: status[key] for key in ("pid", "up_s", "lag_s", "clients")}}
+            {"number": number, **{key: status[key] for key in ("pid", "up_s", "lag_s", "clients")}}
             for number, status in parts.items()
         ]
         return {

@@ -386,7 +386,7 @@ class Forwarding:
         return self._choose(now)
 
     def _pass_over(self, reason: str, now: float) -> tuple[Service, Backend]:
-        self._release(now)
+        self._release(now, was_there=False)
         call = self.call
         assert call.backend is not None
         call.passed_over[call.backend] = reason
@@ -483,11 +483,11 @@ class Forwarding:
 
     # -- the ends of a call
 
-    def _release(self, now: float) -> None:
+    def _release(self, now: float, *, was_there: bool = True) -> None:
         call = self.call
         assert call.backend is not None
         assert call.ticket is not None
-        call.service.admission.release(call.ticket, call.backend, now)
+        call.service.admission.release(call.ticket, call.backend, now, was_there=was_there)
 
     def _give_back(self, now: float) -> ReleaseBackend | KeepBackend:
         """The backend has done its part."""

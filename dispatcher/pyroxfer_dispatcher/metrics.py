@@ -2,64 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from .follow import FOLLOWING
+from .latency import ServiceTimes
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _BACKEND: Final = ("service", "backend")
 _SECTION: Final = ("service", "section")
 
 
-Parts = Mapping[str, dict[str, Any]]
-"""What each worker says, by its number; of a dispatcher that is one process, what that says, under no name."""
+Plain = list[Any]
+"""A family as plain values: name, documentation, type, and samples with name, labels and value."""
 
 
 class Metrics:
-    """Writes what `Operations.status` says in the text format of Prometheus.
+    """Makes what `Operations` says into families of Prometheus.
 
-    The numbers of workers have a label each: the counts of one that was replaced begin anew, and a sum would then
-    seem to have begun anew as a whole.
+    Args:
+        status: tells everything, as of now.
+        times: of the calls of each service.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(
+        self, status: Callable[[], dict[str, Any]], times: Callable[[], Iterable[tuple[str, ServiceTimes]]]
+    ) -> None:
+        self._status = status
+        self._times = times
 
-    def text(self) -> bytes:
+    def families(self) -> Iterator[Metric]:
         """All of them."""
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
-        return generate_latest(registry)
+        status = self._status()
+        yield GaugeMetricFamily("pyroxfer_dispatcher_clients", "Connected clients", value=status["clients"])
+        yield GaugeMetricFamily("pyroxfer_dispatcher_draining", "1 while it drains", value=status["draining"])
+        yield GaugeMetricFamily("pyroxfer_dispatcher_loop_lag_seconds", "Delay of the loop", value=status["lag_s"])
+        yield CounterMetricFamily("pyroxfer_dispatcher_cut_clients", "Clients cut by drains", value=status["cut"])
+        yield from _of_services(status["services"])
+        yield from _of_backends(status["services"])
+        yield from _of_registries(status["services"])
+        yield from _of_times(self._times())
+
+
+class _Given:
+    """A collector of families that are there."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = list(families)
 
     def collect(self) -> Iterator[Metric]:
-        """Called by the registry."""
-        several = set(self._parts) != {""}
-        families: dict[str, Metric] = {}
-        for number, status in self._parts.items():
-            for family in _of_status(status):
-                _add(families, family, {"worker": number} if several else {})
-        yield from families.values()
+        yield from self._families
 
 
-def _add(families: dict[str, Metric], family: Metric, labels: dict[str, str]) -> None:
-    """The same samples with further labels."""
-    target = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-    target.samples += [sample._replace(labels={**sample.labels, **labels}) for sample in family.samples]
+def text_of(families: Iterable[Metric]) -> bytes:
+    """In the text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Given(families))
+    return generate_latest(registry)
 
 
-def _of_status(status: dict[str, Any]) -> Iterator[Metric]:
-    yield GaugeMetricFamily("pyroxfer_dispatcher_clients", "Connected clients", value=status["clients"])
-    yield GaugeMetricFamily("pyroxfer_dispatcher_draining", "1 while it drains", value=status["draining"])
-    yield GaugeMetricFamily("pyroxfer_dispatcher_loop_lag_seconds", "Delay of the loop", value=status["lag_s"])
-    yield CounterMetricFamily("pyroxfer_dispatcher_cut_clients", "Clients cut by drains", value=status["cut"])
-    yield from _of_services(status["services"])
-    yield from _of_backends(status["services"])
-    yield from _of_registries(status["services"])
+def plain(families: Iterable[Metric]) -> list[Plain]:
+    """As plain values, for another process."""
+    return [
+        [family.name, family.documentation, family.type, [[s.name, s.labels, s.value] for s in family.samples]]
+        for family in families
+    ]
+
+
+def labelled(parts: Mapping[str, list[Plain]]) -> list[Metric]:
+    """The families of several workers, by their numbers, with a label ``worker``: the counts of one that was replaced
+    begin anew, and a sum would then seem to have begun anew as a whole."""
+    found: dict[str, Metric] = {}
+    for number, families in parts.items():
+        for name, documentation, kind, samples in families:
+            family = found.setdefault(name, Metric(name, documentation, kind))
+            for sample, labels, value in samples:
+                family.add_sample(sample, {**labels, "worker": number}, value)
+    return list(found.values())
 
 
 def _of_services(services: list[dict[str, Any]]) -> Iterator[Metric]:
@@ -72,6 +96,20 @@ def _of_services(services: list[dict[str, Any]]) -> Iterator[Metric]:
         retries.add_metric((service["name"],), service["retries"]["used"])
         waiting.add_metric((service["name"],), service["waiting"])
     yield from (calls, retries, waiting)
+
+
+def _of_times(times: Iterable[tuple[str, ServiceTimes]]) -> Iterator[Metric]:
+    queue = HistogramMetricFamily(
+        "pyroxfer_dispatcher_queue_seconds", "How long calls waited for a backend", labels=("service",)
+    )
+    call = HistogramMetricFamily(
+        "pyroxfer_dispatcher_call_seconds", "How long calls took, waiting included", labels=("service",)
+    )
+    for service, of in times:
+        for family, histogram in ((queue, of.queue), (call, of.call)):
+            buckets = [("+Inf" if bound == inf else repr(bound), count) for bound, count in histogram.cumulative()]
+            family.add_metric((service,), buckets, histogram.total_s)
+    yield from (queue, call)
 
 
 def _of_backends(services: list[dict[str, Any]]) -> Iterator[Metric]:

@@ -14,6 +14,7 @@ import trio
 from .backends import MAX_WEIGHT, Backend
 from .control import Answer, CommandError, Request
 from .departure import Guest, see_off
+from .latency import ServiceTimes
 from .records import Records
 from .routes import Directory, Service
 from .status import describe_backend, describe_service, services_of
@@ -67,6 +68,7 @@ class Operations:
             "disable": self._disable,
             "weight": self._weight,
             "trace": self._trace,
+            "metrics": self._metrics,
         }
 
     def handle(self, request: Request) -> AsyncGenerator[Answer, None]:
@@ -99,9 +101,15 @@ class Operations:
         """As `status`."""
         return self.status()
 
-    async def parts(self) -> dict[str, Answer]:
-        """There are no workers."""
-        return {"": self.status()}
+    async def metrics(self) -> bytes:
+        """The numbers for Prometheus."""
+        from .metrics import Metrics, text_of  # needs the extra http
+
+        return text_of(Metrics(self.status, self.times).families())
+
+    def times(self) -> Iterable[tuple[str, ServiceTimes]]:
+        """How long the calls of each service took, those of all its topics together."""
+        return [(name, one.admission.times) for name, one in self._dispatcher.directory.services.items()]
 
     def take_out(self, service: Service, backend: Backend, *, disabled: bool) -> None:
         """Give it no new calls. Disabled: its clients are cut at once, between calls; else after a while."""
@@ -123,6 +131,12 @@ class Operations:
 
     async def _status(self, request: Request) -> AsyncGenerator[Answer, None]:
         yield self.status()
+
+    async def _metrics(self, request: Request) -> AsyncGenerator[Answer, None]:
+        """For the parent of workers, which gives all of them together."""
+        from .metrics import Metrics, plain  # needs the extra http
+
+        yield {"families": plain(Metrics(self.status, self.times).families())}
 
     async def _drain(self, request: Request) -> AsyncGenerator[Answer, None]:
         if request.get("target") is None:

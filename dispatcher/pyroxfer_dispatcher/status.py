@@ -47,9 +47,15 @@ def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
         "clients": backend.clients,
         "calls": backend.calls,
         "busy_s": round(backend.busy_s, 6),
+        "p50_s": _rounded(backend.times.quantile(0.5, now)),
+        "p99_s": _rounded(backend.times.quantile(0.99, now)),
         "ejections": backend.ejections,
         "ejected_s": None if backend.ejected_until is None else round(max(0.0, backend.ejected_until - now), 3),
     }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
 
 
 def _reason_of(backend: Backend) -> str:

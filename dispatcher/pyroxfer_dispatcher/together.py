@@ -35,7 +35,7 @@ def join_backends(seen: Sequence[Answer]) -> Answer:
         "reason": next((backend["reason"] for backend in seen if backend["reason"]), ""),
         "max_in_flight": None if None in limits else sum(limits),
         **_sums(seen, "in_flight", "clients", "calls", "busy_s", "ejections"),
-        "ejected_s": max((b["ejected_s"] for b in seen if b["ejected_s"] is not None), default=None),
+        **{name: _largest(seen, name) for name in ("p50_s", "p99_s", "ejected_s")},
     }
 
 
@@ -58,6 +58,11 @@ def _join_services(seen: Sequence[Answer]) -> Answer:
 
 def _sums(seen: Sequence[Answer], *names: str) -> Answer:
     return {name: round(sum(one[name] for one in seen), 6) for name in names}
+
+
+def _largest(seen: Sequence[Answer], name: str) -> float | None:
+    """Of those that know: how long calls take at the slowest worker, for example."""
+    return max((one[name] for one in seen if one[name] is not None), default=None)
 
 
 def _by_name(

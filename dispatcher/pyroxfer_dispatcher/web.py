@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from importlib.resources import files
 from typing import Any, Final, Protocol
 
@@ -15,7 +15,7 @@ from pyroxfer_core.gateway.http import HttpServer
 from .config import is_loopback
 from .control import Answer, CommandError, Request
 from .follow import FOLLOWING
-from .metrics import CONTENT_TYPE, Metrics
+from .metrics import CONTENT_TYPE
 
 EVENT_S: Final = 1.0
 """How often the page is told what is new."""
@@ -56,8 +56,8 @@ class Operated(Protocol):
     async def look(self) -> Answer:
         """Everything, as of now."""
 
-    async def parts(self) -> Mapping[str, Answer]:
-        """The same of each worker, by its number, or under no name where there are none."""
+    async def metrics(self) -> bytes:
+        """Its numbers in the text format of Prometheus."""
 
     def handle(self, request: Request) -> AsyncGenerator[Answer, None]:
         """The answers to a request. CommandError: it cannot be done."""
@@ -102,7 +102,7 @@ class Admin:
         if path in self._files:
             return (200, *self._files[path])
         if path == "/metrics":
-            return (200, Metrics(await self._operations.parts()).text(), CONTENT_TYPE)
+            return (200, await self._operations.metrics(), CONTENT_TYPE)
         status = await self._operations.look()
         if path == "/healthz":
             ok = status["lag_s"] < UNHEALTHY_LAG_S

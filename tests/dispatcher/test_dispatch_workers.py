@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pyroxfer_core import Worker
 from pyroxfer_dispatcher.config import Config, ConfigError, parse_config
 from pyroxfer_dispatcher.control import CommandError
 from pyroxfer_dispatcher.control import ask as ask_there
-from pyroxfer_dispatcher.metrics import Metrics
+from pyroxfer_dispatcher.metrics import Metrics, labelled, plain, text_of
 from pyroxfer_dispatcher.shares import check_workers, part_of
 from pyroxfer_dispatcher.together import joined
 
@@ -82,6 +83,8 @@ def backend_seen(state: str = "up", **more: Any) -> dict[str, Any]:
         "busy_s": 0.5,
         "ejections": 0,
         "ejected_s": None,
+        "p50_s": None,
+        "p99_s": 0.25,
     }
     return {**seen, **more}
 
@@ -103,7 +106,7 @@ def status_seen(*backends: dict[str, Any], **calls: int) -> dict[str, Any]:
 
 def test_counts_are_added_up_by_name() -> None:
     """Services and backends that only one worker knows are there, too."""
-    other = backend_seen(name="b", max_in_flight=None)
+    other = backend_seen(name="b", max_in_flight=None, p50_s=0.5)
     whole = joined([status_seen(backend_seen(), ok=2), status_seen(backend_seen(), other, ok=3, failed=1)])
     assert (whole["clients"], whole["cut"]) == (10, 2)
     (service,) = whole["services"]
@@ -113,6 +116,7 @@ def test_counts_are_added_up_by_name() -> None:
     first, second = service["backends"]
     assert (first["in_flight"], first["max_in_flight"], first["calls"], first["clients"]) == (2, 4, 8, 6)
     assert second["max_in_flight"] is None
+    assert (first["p50_s"], first["p99_s"], second["p50_s"]) == (None, 0.25, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -134,12 +138,12 @@ def test_a_backend_is_in_the_state_that_matters(states: tuple[str, str], whole: 
 
 def test_numbers_of_workers_have_a_label_each() -> None:
     """So the counts of one that is replaced begin anew alone; a single process has no such label."""
-    parts = {"0": status_seen(backend_seen(), ok=2), "1": status_seen(backend_seen(), ok=3)}
-    text = Metrics(parts).text().decode()
+    seen = [Metrics(partial(status_seen, backend_seen(), ok=count), list) for count in (2, 3)]
+    text = text_of(labelled({str(number): plain(one.families()) for number, one in enumerate(seen)})).decode()
     assert 'pyroxfer_dispatcher_calls_total{service="orders",what="ok",worker="0"} 2.0' in text
     assert 'pyroxfer_dispatcher_calls_total{service="orders",what="ok",worker="1"} 3.0' in text
     assert text.count("# TYPE pyroxfer_dispatcher_calls_total counter") == 1
-    alone = Metrics({"": parts["0"]}).text().decode()
+    alone = text_of(seen[0].families()).decode()
     assert 'pyroxfer_dispatcher_calls_total{service="orders",what="ok"} 2.0' in alone
 
 

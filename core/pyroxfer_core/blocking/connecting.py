@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from ..client.handshake import name_place
 from ..client.versions import remember_version, versions_to_try
 from ..errors import CommunicationError, ConnectionClosedError, Outcome, ProtocolError, TimeoutError
 from .background import read_in_background
@@ -109,4 +110,5 @@ def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
         return link
     assert failure is not None, "at least one protocol is tried"
     failure.outcome = Outcome.NOT_SENT
+    name_place(failure, location)
     raise failure

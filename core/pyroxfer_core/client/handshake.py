@@ -34,6 +34,13 @@ def connect_message(
     return session.connect(body, serializer.name, flags, dict(options.annotations), options.correlation_id)
 
 
+def name_place(error: CommunicationError, location: str) -> None:
+    """Let the error of a handshake tell where it was tried: its text may come from the bytes alone."""
+    text = str(error)
+    if location not in text:
+        error.args = (f"cannot connect to {location}: {text}", *error.args[1:])
+
+
 @dataclass(frozen=True, slots=True)
 class Welcome:
     """What the daemon answered to CONNECT."""

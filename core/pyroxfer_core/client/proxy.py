@@ -29,6 +29,7 @@ from ..uri import Uri
 from ..wire.features import STOCK, Feature
 from ..wire.message import Flags, Message
 from .calls import CallOptions, StreamStart, belongs_to, encode_call, read_reply
+from .handshake import name_place
 from .items import ItemStream
 from .link import Link, Waiter, greet
 from .member import Call, Member
@@ -396,6 +397,7 @@ class Proxy:
             link.writer = link.serializer(self._pyroSettings.serializer or ("msgpack" if own else "serpent"))
             return link
         assert failure is not None, "at least one protocol is tried"
+        name_place(failure, location)
         raise failure
 
     async def _pyroOpenPipeline(self) -> Link:

@@ -20,7 +20,7 @@ from .shares import SAID, control_of
 from .state import BackendState, State
 from .together import join_backends, joined
 
-ASK_S: Final = 2.0
+ASK_S: Final = 5.0
 """How long a worker may take to answer; one that does not is left out."""
 NOBODY_S: Final = 3600.0
 """What counts as the delay of the loop when no worker answers."""

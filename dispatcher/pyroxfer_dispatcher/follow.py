@@ -118,6 +118,7 @@ class Follower:
             "since_s": round(trio.current_time() - self._since, 3),
             "reason": self.reason,
             "backends": len(self.found),
+            "missing": sum(map(len, self._missing.values())),
             "refused": sum(map(len, self._refused.values())),
             "passed_over": self._passed_over,
         }

@@ -112,6 +112,7 @@ async def test_a_lost_registry_takes_nothing_away(
             "since_s": 0,
             "reason": "gone",
             "backends": 1,
+            "missing": 0,
             "refused": 0,
             "passed_over": 0,
         }
@@ -168,6 +169,7 @@ async def test_an_empty_registry_after_an_outage_takes_away_only_what_does_not_c
         await until_asked(play, 2)
         await play.all_are()
         assert play.found == [ONE, TWO, THREE]
+        assert play.follower.describe()["missing"] == 3
         await trio.sleep(GRACE_S / 2)
         await play.some_are(a=entry(TWO))
         assert play.found == [ONE, TWO, THREE], "ONE may be about to register, too"

@@ -314,6 +314,7 @@ async def test_sections_come_and_go_with_the_file() -> None:
                 dispatcher.reload(parse_config(text_for(port, written)))
                 assert set(backends(dispatcher)) == {one.uri}
                 assert dispatcher.discovered("orders") == []
+                await wait_for(lambda: not names.daemon.statistics().connections)
                 assert (await ask(client, blob(9))).body == POISON
 
 

@@ -237,6 +237,8 @@ async def test_what_cannot_be_used_is_said_once(autojump_clock: MockClock, caplo
             await play.all_are(a=entry(ONE, "PYRO:x@0.0.0.0:1"), b=entry("rubbish"))
         assert play.found == [ONE]
         assert play.follower.describe()["refused"] == 2
+        await play.some_are(b=entry("rubbish", TWO))
+        assert play.follower.describe()["refused"] == 2
         await play.some_are(b=entry(TWO))
         assert play.found == [ONE, TWO]
         assert play.follower.describe()["refused"] == 1

@@ -46,7 +46,7 @@ class Word(msgspec.Struct, frozen=True, omit_defaults=True):
     kept: tuple[str, ...] = ()
     """Names of the sockets that the new process goes on with."""
     cut: int | None = None
-    """How many clients the old process had to cut before it ended."""
+    """How many clients the old process, and those before it, had to cut before it ended."""
 
 
 Said = TypeVar("Said", bound=msgspec.Struct)

@@ -15,6 +15,8 @@ from .records import Records
 
 LAG_LOOK_S: Final = 0.25
 """How often the delay of the loop is measured."""
+LAST_ANSWERS_S: Final = 1.0
+"""How long a process that is through waits for commands that are still being answered."""
 LAG_MEMORY: Final = 0.9
 """Part of the last delay that is remembered until the next look."""
 
@@ -27,19 +29,29 @@ class Management:
         self.records = Records(config.access_log)
         self.operations = Operations(dispatcher, self.records)
         self._retired = trio.Event()
+        self._answered = trio.Event()
 
     async def run(self, doors: Doors) -> None:
         """Answer until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._measure)
-            if doors.control is not None:
-                nursery.start_soon(serve_control, doors.control, self.operations.handle)
+            nursery.start_soon(self._serve_control, doors.control)
             if doors.admin is not None:
                 nursery.start_soon(self._serve_admin, doors.admin)
 
     def retire(self) -> None:
         """Another process answers from now on: the admin page ends, commands that run are answered."""
         self._retired.set()
+
+    async def last_answers(self) -> None:
+        """Once the control socket is closed: wait until those who asked there have their answers, or for a moment."""
+        with trio.move_on_after(LAST_ANSWERS_S):
+            await self._answered.wait()
+
+    async def _serve_control(self, listener: socket.socket | None) -> None:
+        if listener is not None:
+            await serve_control(listener, self.operations.handle)
+        self._answered.set()
 
     async def _serve_admin(self, listener: socket.socket) -> None:
         from .web import serve_admin

@@ -14,6 +14,7 @@ import trio
 from .backends import MAX_WEIGHT, Backend
 from .control import Answer, CommandError, Request
 from .departure import Guest, see_off
+from .latency import ServiceTimes
 from .records import Records
 from .routes import Directory, Service
 from .status import describe_backend, describe_service, services_of
@@ -95,6 +96,10 @@ class Operations:
             ],
         }
 
+    def times(self) -> Iterable[tuple[str, ServiceTimes]]:
+        """How long the calls of each service took, those of all its topics together."""
+        return [(name, one.admission.times) for name, one in self._dispatcher.directory.services.items()]
+
     def take_out(self, service: Service, backend: Backend, *, disabled: bool) -> None:
         """Give it no new calls. Disabled: its clients are cut at once, between calls; else after a while."""
         backend.draining = True
@@ -131,7 +136,12 @@ class Operations:
 
     async def _restart(self, request: Request) -> AsyncGenerator[Answer, None]:
         pid = await self._dispatcher.restart()
-        yield {"restarted": pid, "was": os.getpid(), "clients": self._dispatcher.facts["clients"]}
+        while True:
+            clients = self._dispatcher.facts["clients"]
+            yield {"restarted": pid, "was": os.getpid(), "clients": clients}
+            if not request.get("wait") or not clients:
+                return
+            await trio.sleep(REPORT_S)
 
     async def _undrain(self, request: Request) -> AsyncGenerator[Answer, None]:
         service, backend = self.find(request.get("target"))

@@ -28,6 +28,8 @@ class Predecessor:
     """
 
     def __init__(self, sock: socket.socket, inheritance: Inheritance, passed: Sequence[socket.socket]) -> None:
+        self.pid = _peer_of(sock)
+        """Its number."""
         self._sock = sock
         self._file = sock.makefile("rb")
         self._doors = list(zip(inheritance.doors, passed, strict=True))
@@ -88,7 +90,7 @@ class Predecessor:
             log.warning("the process to be succeeded has ended before: %s", error)
 
     async def cut(self) -> int:
-        """Wait until it ends; how many clients it had to cut."""
+        """Wait until it ends; how many clients it, and those before it, had to cut."""
         self._file.close()
         self._sock.setblocking(False)
         async with trio.SocketStream(trio.socket.from_stdlib_socket(self._sock)) as stream:
@@ -124,9 +126,13 @@ def _pair_end(number: int) -> socket.socket | None:
         sock = socket.socket(fileno=number)
     except OSError:
         return None
-    if sock.family == socket.AF_UNIX:
-        pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if pid == os.getppid():
-            return sock
+    if sock.family == socket.AF_UNIX and _peer_of(sock) == os.getppid():
+        return sock
     sock.detach()
     return None
+
+
+def _peer_of(sock: socket.socket) -> int:
+    """The number of the process that made a pair of unix sockets."""
+    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(pid)

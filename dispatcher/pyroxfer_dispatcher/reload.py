@@ -64,7 +64,9 @@ def _changed(known: Service, made: Service, was: ServiceConfig, config: ServiceC
     Those that a registry told of are left to `Discovery`.
     """
     if config.listeners != "none":
-        return replace(made, listeners=known.listeners, tally=known.tally, retries=known.retries), []
+        return replace(
+            made, admission=known.admission, listeners=known.listeners, tally=known.tally, retries=known.retries
+        ), []
     written = {(entry.name, entry.uri): entry for entry in was.backends}
     kept = {(backend.name, backend.uri): backend for backend in known.group.backends if backend.origin == IN_FILE}
     backends = []

@@ -136,7 +136,7 @@ async def test_a_new_process_goes_on_with_the_same_sockets(tmp_path: Path, how: 
                     main_pid, ready = (await trio.to_thread.run_sync(manager.hears_until, "READY=1"))[-1]
                     status = await old.asked("status")
                     assert [f"MAINPID={status['pid']}", "READY=1"] == [main_pid, ready]
-                    assert status["pid"] != old.process.pid
+                    assert status["pid"] != status["predecessor"] == old.process.pid
                     assert status["services"][0]["backends"][0]["weight"] == 7.0
                     async with raw_client(old.location) as comes:
                         for number in range(1, 4):
@@ -160,24 +160,35 @@ async def test_stock_clients_are_cut_between_calls_and_counted_by_the_successor(
         await go_on.wait()
         await echo(connection, request)
 
+    async def wait_for_the_last() -> None:
+        def restart() -> list[dict[str, Any]]:
+            return list(ask_control(old.control, {"do": "restart", "wait": True}))
+
+        reports = await trio.to_thread.run_sync(restart)
+        assert (reports[0]["clients"], reports[-1]["clients"]) == (2, 0)
+
     async with raw_backend(slow) as backend:
         with running(tmp_path, backend, "drain_timeout = 0.1") as old:
             async with raw_client(old.location) as busy, raw_client(old.location) as idle:
                 await busy.send(blob())
                 await wait_for(lambda: backend.seen)
-                await old.asked("restart")
-                assert await idle.receive() is None
-                go_on.set()
-                answer = await busy.receive()
-                assert isinstance(answer, Message)
-                assert answer.body == POISON
-                assert await busy.receive() is None
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait_for_the_last)
+                    assert await idle.receive() is None
+                    go_on.set()
+                    answer = await busy.receive()
+                    assert isinstance(answer, Message)
+                    assert answer.body == POISON
+                    assert await busy.receive() is None
             assert await trio.to_thread.run_sync(old.process.wait, WITHIN_S) == 0
 
             async def cut() -> int:
                 return int((await old.asked("status"))["cut"])
 
             while await cut() != 2:  # noqa: ASYNC110  # it hears of it a moment later
+                await trio.sleep(0.01)
+            await old.asked("restart", wait=True)
+            while await cut() != 2:  # noqa: ASYNC110  # those that were cut by all of them
                 await trio.sleep(0.01)
 
 

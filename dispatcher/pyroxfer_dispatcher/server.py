@@ -137,8 +137,8 @@ class Dispatcher:
         self.drained = trio.Event()
         """Set when a drain has come to its end."""
         self._all_gone = trio.Event()
-        self._bound: Sequence[tuple[str, int]] = ()
-        """Numeric addresses where it listens."""
+        self._bound: Sequence[tuple[str, int | None]] = ()
+        """See `Doors.addresses`."""
         self._helpers: trio.Nursery | None = None
         self._nursery_manager: Any = None
         self._nursery: trio.Nursery

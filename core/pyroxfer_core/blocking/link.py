@@ -104,7 +104,7 @@ class BlockingLink:
             max_annotations=settings.max_annotations,
             collect=settings.max_message_bytes,
             hmac_key=self._hmac_key,
-            tap=wire_log(settings, location),
+            tap=wire_log(settings, lambda: location),
         )
         assert self._decoder.codec is not None, "it was given"
         self._codec = self._decoder.codec

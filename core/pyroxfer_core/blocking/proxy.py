@@ -426,7 +426,12 @@ class Proxy(Forwarding):
         fresh = self._pyroLink is None
         while True:
             if error is not None:
-                if not fresh and link is not None and not link.released and is_cut_off(error):
+                if (
+                    not fresh
+                    and link is not None
+                    and not link.released
+                    and is_cut_off(error, going_away=link.session.going_away)
+                ):
                     fresh = True
                 else:
                     self._pyroTryAgain(attempts, link, error, deadline, method)

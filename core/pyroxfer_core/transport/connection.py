@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -378,6 +379,6 @@ async def open_connection(
         max_annotations=settings.max_annotations,
         collect=settings.max_message_bytes if collect is None else collect,
         hmac_key=settings.hmac_key if version == 48 else None,
-        tap=wire_log(settings, peer_text(sock)),
+        tap=wire_log(settings, partial(peer_text, sock)),
     )
     return Connection(sock, decoder, hmac_key=settings.hmac_key if version == 48 else None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -45,6 +45,7 @@ class Share(Protocol):
 ConnectionHandler = Callable[[Connection], Awaitable[None]]
 
 _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+FIRST_BYTES: Final = 64 * 1024
 _PAUSE_S: Final = 0.1
 """Pause after running out of descriptors, as other trio servers do."""
 
@@ -121,9 +122,10 @@ class _Door:
             sock.close()
             self._leave(permit)
             return
+        scope = trio.CancelScope()
         try:
-            with self._half_open.watch() as settled:
-                await self._serve_secured(sock, settled)
+            with scope:
+                await self._serve_secured(sock, self._half_open.enter(scope))
         except (PyroError, trio.TooSlowError) as error:
             log.info("connection ended: %s", error)
         except BaseException as error:
@@ -133,6 +135,7 @@ class _Door:
             if travelling is not None:
                 raise travelling from None
         finally:
+            self._half_open.leave(scope)
             if sock.fileno() >= 0:
                 trio.lowlevel.notify_closing(sock)
                 sock.close()
@@ -146,12 +149,13 @@ class _Door:
 
     async def _serve_secured(self, sock: socket.socket, settled: Callable[[], None]) -> None:
         """Serve, under TLS if the settings say so. A unix socket is plain: its file says who may connect."""
-        set_options(sock)
+        sock.setblocking(False)
         greet_by = trio.current_time() + self._settings.connect_timeout_s
         context = self._settings.ssl_server_context
         if context is None or sock.family == socket.AF_UNIX:
             await self._serve_kind(sock, settled, greet_by)
             return
+        set_options(sock)
         try:
             with trio.fail_at(greet_by):
                 secured = await start_tls(sock, context, server_side=True)
@@ -178,7 +182,7 @@ class _Door:
             max_annotations=self._settings.max_annotations,
             collect=self._collect,
             hmac_key=self._settings.hmac_key,
-            tap=wire_log(self._settings, peer_text(sock)),
+            tap=wire_log(self._settings, partial(peer_text, sock)),
         )
         decoder.feed(first)
         connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key)
@@ -192,6 +196,7 @@ class _Door:
         if self._side_handler is None or self._is_a_way_around(sock):
             log.info("raw side stream refused: %s", "no service takes any" if self._side_handler is None else "hmac")
             return
+        set_options(sock)
         stream = side_stream_on(sock, first)
         with trio.fail_at(greet_by):
             preamble = await stream.receive_exactly(PREAMBLE_SIZE)
@@ -213,19 +218,18 @@ class _HalfOpen:
         self._limit = limit
         self._scopes: dict[trio.CancelScope, None] = {}
 
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[Callable[[], None]]:
-        """Count the connection served in this block until the function given out is called."""
-        with trio.CancelScope() as scope:
-            self._scopes[scope] = None
-            if len(self._scopes) > self._limit:
-                oldest = next(iter(self._scopes))
-                del self._scopes[oldest]
-                oldest.cancel()
-            try:
-                yield lambda: self._scopes.pop(scope, None)
-            finally:
-                self._scopes.pop(scope, None)
+    def enter(self, scope: trio.CancelScope) -> Callable[[], None]:
+        """Count the connection that is served in this scope until the function given out is called."""
+        self._scopes[scope] = None
+        if len(self._scopes) > self._limit:
+            oldest = next(iter(self._scopes))
+            del self._scopes[oldest]
+            oldest.cancel()
+        return partial(self.leave, scope)
+
+    def leave(self, scope: trio.CancelScope) -> None:
+        """It does not count any more. Twice is fine."""
+        self._scopes.pop(scope, None)
 
 
 async def _accept(listener: socket.socket, share: Share | None = None) -> socket.socket | None:
@@ -253,10 +257,18 @@ async def _accept(listener: socket.socket, share: Share | None = None) -> socket
 async def _first_bytes(sock: StreamSocket, until: float) -> bytes:
     """Enough bytes to tell the kind of connection, or all there are when the peer or the time stopped before."""
     data = b""
+    try:
+        data = sock.recv(FIRST_BYTES)  # most clients have spoken before they are accepted
+        if not data or sniff(data) != "need-more":
+            return data
+    except BlockingIOError:
+        pass
+    except OSError:
+        return data
     with trio.move_on_at(until):
         while sniff(data) == "need-more":
             try:
-                more = sock.recv(64 * 1024)
+                more = sock.recv(FIRST_BYTES)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(sock)
                 continue

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import trio
 from certificates import Certificates
+from etcds import Etcd
 from hypothesis import HealthCheck, settings
 
 DEFAULT_DEADLINE = 30.0
@@ -45,3 +47,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """Certificates of two authorities, made once for the whole run."""
     return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    """A real etcd with one member; every test takes a prefix of its own."""
+    server = Etcd(tmp_path_factory.mktemp("etcd"), options=["--unsafe-no-fsync"])
+    server.wait()
+    yield server
+    server.close()

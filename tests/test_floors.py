@@ -22,6 +22,7 @@ FLOORS = {
     "wire": 1,
     **dict.fromkeys(("serializers", "objects"), 2),
     "transport": 3,
+    "processes": 3,
     **dict.fromkeys(("client", "server", "nameserver", "futures"), 4),
     **dict.fromkeys(("gateway", "blocking", "cli"), 5),
 }

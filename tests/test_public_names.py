@@ -21,11 +21,11 @@ PUBLIC = {
     """,
     "pyroxfer_core": """
         BatchProxy Connection CutCall Daemon Hello Identity InheritedListener Metadata Proxy SerializedBlob
-        ServerSession ServiceManager Settings SideStream StreamSocket Tokens Uri Verdict load_token
+        ServerSession ServiceManager Settings SideStream StreamSocket Supervisor Tokens Uri Verdict Worker load_token
         accept_handshake authenticate behavior bind_tcp callback configure_logging current_call error_body errors
         expose idempotent inherited_listeners introduce
         keep_registered locate_ns oneway open_connection open_futures open_side_stream resolve serve serve_connections
-        plain_call refusal tls_client_context tls_server_context wanted_object
+        plain_call refusal supervise tls_client_context tls_server_context wanted_object worker_count
     """,
     "pyroxfer_core.blocking": """
         BatchProxy CommunicationError ConnectionClosedError Daemon DaemonError DaemonObject Future FutureResult
@@ -36,8 +36,8 @@ PUBLIC = {
     """,
     "pyroxfer_core.wire": """
         AUTH_KEY BLOB_INFO BlobInfo Body BodyPart Codec codec_for DEADLINE_KEY Decoder End FEATURES_KEY Feature Flags
-        Grant Head HOP_KEYS hops_of Message MessageType OUTCOME_KEY overheard Prover read_blob_info renumber
-        STOCK V48 V502 with_hops write_blob_info
+        Grant Head HOP_KEYS hops_of last_read Message MessageType new_offer OUTCOME_KEY overheard Prover
+        read_blob_info renumber sent_after STOCK V48 V502 with_annotation with_hops write_blob_info
     """,
     "pyroxfer_core.errors": """
         AuthenticationError CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError
@@ -51,7 +51,7 @@ PUBLIC = {
     """,
     "pyroxfer_core.nameserver": """
         Address Changes Entry Lease NameServer Query Registration Registry RunningNameServer keep_registered locate_ns
-        open_registry resolve start_ns
+        open_registry read_entries resolve start_ns
     """,
 }
 PYRO5_API = """

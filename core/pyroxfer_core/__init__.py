@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from .objects.expose import expose as expose
     from .objects.expose import idempotent as idempotent
     from .objects.expose import oneway as oneway
+    from .processes.launch import supervise as supervise
+    from .processes.launch import worker_count as worker_count
+    from .processes.supervisor import Supervisor as Supervisor
+    from .processes.worker import Worker as Worker
     from .serializers.blob import SerializedBlob as SerializedBlob
     from .server.daemon import CutCall as CutCall
     from .server.daemon import Daemon as Daemon
@@ -67,9 +71,11 @@ _WHERE = {
     "Settings": "settings",
     "SideStream": "transport.side",
     "StreamSocket": "transport.sockets",
+    "Supervisor": "processes.supervisor",
     "Tokens": "access",
     "Uri": "uri",
     "Verdict": "server.hello",
+    "Worker": "processes.worker",
     "accept_handshake": "server.handshake",
     "authenticate": "server.handshake",
     "behavior": "objects.expose",
@@ -95,9 +101,11 @@ _WHERE = {
     "resolve": "nameserver.lookup",
     "serve": "server.serving",
     "serve_connections": "transport.listen",
+    "supervise": "processes.launch",
     "tls_client_context": "certificates",
     "tls_server_context": "certificates",
     "wanted_object": "server.handshake",
+    "worker_count": "processes.launch",
 }
 """Public name to the module that has it; none for a module itself. It is imported when the name is first used."""
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Final
 
 from .backends import Backend
@@ -70,18 +71,19 @@ class RoundRobin:
 
     def __init__(self, slow_start_s: float) -> None:
         self._slow_start_s = slow_start_s
-        self._credit: dict[Backend, float] = {}
 
     def __call__(self, candidates: Sequence[Backend], now: float, key: str | None) -> Backend:
-        credit = self._credit
         total = 0.0
         for backend in candidates:
             weight = effective_weight(backend, now, self._slow_start_s)
-            credit[backend] = credit.get(backend, 0.0) + weight
+            backend.turn += weight
             total += weight
-        chosen = max(candidates, key=credit.__getitem__)
-        credit[chosen] -= total
+        chosen = max(candidates, key=_turn)
+        chosen.turn -= total
         return chosen
+
+
+_turn = attrgetter("turn")
 
 
 class Rendezvous:
@@ -94,7 +96,9 @@ class Rendezvous:
 def score(backend: Backend, key: str) -> float:
     """How well a backend suits a key: weights hold, and nobody's score depends on who else is there."""
     name = backend.name.encode("utf-8", "surrogatepass")
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=name[:64], digest_size=8).digest()
+    if len(name) > hashlib.blake2b.MAX_KEY_SIZE:
+        name = hashlib.blake2b(name).digest()
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=name, digest_size=8).digest()
     part = (int.from_bytes(digest, "big") + 0.5) / 2**64
     return -backend.weight / math.log(part)
 

@@ -6,22 +6,29 @@ import difflib
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
 from pyroxfer_core import Uri
 from pyroxfer_core.errors import PyroError
+from pyroxfer_core.nameserver import open_registry
 
+from .backends import MAX_WEIGHT
 from .balance import LEAST_OF_TWO, POLICIES
+from .environment import PREFIX, unknown_in, value_of, variables_in
 from .origin import line_of, lines_of
 from .routes import HERE, check_pattern
 
 DEFAULT_METHODS: Final = ("process", "process_blob", "publish", "submit", "handle")
 MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
 """A larger file is not a configuration."""
+ETCD: Final = "etcd:"
+"""How the place of a registry begins that is no name server."""
 MAX_SOCKET_PATH: Final = 100
 """The kernel has room for 107."""
 
@@ -33,26 +40,37 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 class ConfigError(PyroError):
     """The configuration cannot be used. ``problems`` holds one line each.
 
     Args:
         text: of the file, to tell where in it.
+        variables: by key, those of the environment that took its place.
     """
 
-    def __init__(self, problems: Iterable[str], text: str = "") -> None:
+    def __init__(self, problems: Iterable[str], text: str = "", variables: Mapping[str, str] = _NOTHING) -> None:
         self.problems = tuple(problems)
         self._text = text
+        self._variables = variables
         super().__init__("\n".join(self.problems))
 
     def lines(self, path: str) -> list[str]:
-        """The problems, each with the place of the file where it is."""
+        """The problems, each with the place of the file, or the variable, where it is."""
         places = lines_of(self._text)
-        numbers = [line_of(problem.partition(":")[0], places) for problem in self.problems]
-        return [
-            f"{path}: {problem}" if number is None else f"{path}:{number}: {problem}"
-            for problem, number in zip(self.problems, numbers, strict=True)
-        ]
+        return [self._line(problem, path, places) for problem in self.problems]
+
+    def _line(self, problem: str, path: str, places: dict[str, int]) -> str:
+        place = problem.partition(":")[0]
+        if place.startswith(PREFIX):
+            return problem
+        variable = self._variables.get(re.split(r"[.\[]", place)[0])
+        if variable is not None:
+            return f"{variable}: {problem}"
+        number = line_of(place, places)
+        return f"{path}: {problem}" if number is None else f"{path}:{number}: {problem}"
 
 
 class BackendConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,10 +81,35 @@ class BackendConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``PYRO:object@host:port``, or ``PYRONAME:name[@host:port]``, looked up at every connect."""
     max_in_flight: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Calls it gets at once; beyond it the next backend is taken. Without: no limit."""
-    weight: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1.0
+    weight: Annotated[float, msgspec.Meta(gt=0, le=MAX_WEIGHT)] = 1.0
     """How much it gets, compared with the others."""
     tags: tuple[Text, ...] = ()
     """What the service may prefer it for: a zone, a kind of machine."""
+
+
+class DiscoverConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """``[[services.discover]]``: entries of a registry, each of whose addresses is a backend.
+
+    All conditions that are given must hold. ``discover = "PYRONAME:name"`` and ``"PYROMETA:tag,tag"`` are short for
+    one section with ``name``, or ``all``; a location behind an @ is its registry.
+    """
+
+    name: Text | None = None
+    """The entry of this name."""
+    prefix: Text | None = None
+    """Entries whose names begin so."""
+    all: tuple[Text, ...] = ()
+    """Addresses with all of these metadata tags."""
+    any: tuple[Text, ...] = ()
+    """Addresses with one of these at least."""
+    registry: Text | None = None
+    """``HOST:PORT`` of a name server, or ``etcd:URL``. Default: that of the file."""
+    interval: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 10.0
+    """Seconds between two looks into a name server that cannot tell what changes: a stock one."""
+    max_backends: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
+    """Addresses taken; more are passed over."""
+    max_in_flight: Count | None = None
+    """Calls that each of them gets at once. Without: no limit."""
 
 
 class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +117,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     name: Text
     backends: tuple[BackendConfig, ...] = ()
+    discover: tuple[DiscoverConfig, ...] = ()
+    """Backends that a registry tells of, as long as it does."""
     listeners: Literal["none", "one", "all"] = "none"
     """Whether clients may ``register(topic, listener)``, and who of a topic gets a blob."""
     match: Text | None = None
@@ -157,6 +202,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """A name to register in the name server while running."""
     nameserver: Text | None = None
     """``HOST:PORT`` of the name server. Default: where Pyro looks for it."""
+    registry: Text | None = None
+    """Where backends are discovered: ``HOST:PORT`` of a name server, or ``etcd:URL``. Default: ``nameserver``."""
     connect_timeout: Seconds = 10.0
     """Seconds for reaching a backend, handshake included."""
     control: Text | None = None
@@ -164,7 +211,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     admin: Text | None = None
     """``HOST:PORT`` of health probes, metrics and the status page."""
     access_log: Text | None = None
-    """Path of a file to which each call with a blob, or of a stateless service, adds one line of JSON."""
+    """Path of a file to which each call adds one line of JSON."""
     health_interval: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0.0
     """Seconds between two checks of every backend by a ping; 0 checks none."""
     drain_timeout: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
@@ -201,11 +248,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.nameserver is None else Uri(f"PYRO:Pyro.NameServer@{self.nameserver}")
 
 
-def load_config(path: str | Path, *, insecure: bool = False) -> Config:
+@cache
+def _single_keys() -> dict[str, Any]:
+    """Keys that the environment may have, with their types."""
+    return {field.name: field.type for field in msgspec.structs.fields(Config) if field.name != "services"}
+
+
+def load_config(path: str | Path, *, insecure: bool = False, environ: Mapping[str, str] = _NOTHING) -> Config:
     """Read and check a configuration file.
 
     Args:
         insecure: as ``insecure = true`` in the file.
+        environ: variables that go before the file, such as `os.environ`; by default none do.
 
     Raises:
         FileNotFoundError, PermissionError, OSError: the file cannot be read.
@@ -216,26 +270,34 @@ def load_config(path: str | Path, *, insecure: bool = False) -> Config:
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError([f"{path}: larger than {MAX_CONFIG_BYTES} bytes"])
     try:
-        return parse_config(data.decode(), insecure=insecure)
+        return parse_config(data.decode(), insecure=insecure, environ=environ)
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8 at byte {error.start}"]) from None
 
 
-def parse_config(text: str, *, insecure: bool = False) -> Config:
+def parse_config(text: str, *, insecure: bool = False, environ: Mapping[str, str] = _NOTHING) -> Config:
     """Check the text of a configuration file; see `load_config`."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"not TOML: {error}"]) from None
+    variables = overridden(environ)
+    for key, variable in variables.items():
+        table[key] = value_of(environ[variable], _single_keys()[key])
     if insecure:
         table["insecure"] = True
-    problems: list[str] = []
+    problems = list(unknown_in(environ, _single_keys()))
     config = _build(Config, table, "", problems)
     if config is not None:
-        problems = list(_problems_of(config))
+        problems.extend(_problems_of(config))
     if config is None or problems:
-        raise ConfigError(problems, text)
+        raise ConfigError(problems, text, variables)
     return config
+
+
+def overridden(environ: Mapping[str, str]) -> dict[str, str]:
+    """Keys of the file in whose place variables stand, with those."""
+    return variables_in(environ, _single_keys())
 
 
 def check_config(config: Config) -> None:
@@ -272,6 +334,12 @@ def _build(kind: type[Table], table: object, path: str, problems: list[str]) -> 
 
 def _convert(kind: Any, value: object, path: str, problems: list[str]) -> object:
     inner = get_args(kind)[0] if get_origin(kind) is tuple else None
+    if inner is DiscoverConfig and isinstance(value, str):
+        try:
+            value = [_discover_table(Uri(value))]
+        except (PyroError, ValueError) as error:
+            problems.append(f"{path}: {error}")
+            return None
     if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
         if not isinstance(value, list):
             problems.append(f"{path}: expected an array of tables")
@@ -282,6 +350,16 @@ def _convert(kind: Any, value: object, path: str, problems: list[str]) -> object
     except msgspec.ValidationError as error:
         problems.append(f"{path}: {_plain(str(error))}")
         return None
+
+
+def _discover_table(uri: Uri) -> dict[str, object]:
+    """What the short form of a section stands for."""
+    if uri.protocol == "PYRO":
+        raise ValueError("PYRO names one object, which is no registry's; give PYRONAME or PYROMETA, or use backends")
+    table: dict[str, object] = (
+        {"name": uri.object} if isinstance(uri.object, str) else {"all": sorted(uri.object - {""})}
+    )
+    return table if uri.location is None else {**table, "registry": uri.location}
 
 
 def _from_text(kind: type, value: object) -> object:
@@ -345,6 +423,14 @@ def _check_place(config: Config) -> Iterator[str]:
         yield f"control: the path of a socket has at most {MAX_SOCKET_PATH} bytes, and this one more"
     if config.nameserver is not None:
         yield from _attempt("nameserver", lambda: _host_of(str(config.nameserver)))
+    yield from _check_registry("registry", config.registry)
+
+
+def _check_registry(path: str, place: str | None) -> Iterator[str]:
+    if place is not None and place.startswith(ETCD):
+        yield from _attempt(path, lambda: open_registry(place))  # nothing is connected
+    elif place is not None:
+        yield from _attempt(path, lambda: _host_of(place))
 
 
 def _attempt(path: str, check: Callable[[], Value]) -> Generator[str, None, Value | None]:
@@ -419,12 +505,15 @@ def _check_service(service: ServiceConfig, path: str, own_uri: str) -> Iterator[
         yield f"{path}.eject_at_most: {service.eject_at_most:g} s is shorter than eject_for, {service.eject_for:g} s"
     tags = {tag for backend in service.backends for tag in backend.tags}
     for index, tag in enumerate(service.prefer):
-        if tag not in tags:
+        if tag not in tags and not service.discover:
             yield f"{path}.prefer[{index}]: no backend of the service has the tag {tag!r}"
-    if service.listeners != "none" and service.backends:
-        yield f"{path}.backends: its listeners are its backends; give them a service of their own"
-    if service.listeners == "none" and not service.backends:
-        yield f"{path}.backends: at least one is needed"
+    for key in ("backends", "discover") if service.listeners != "none" else ():
+        if getattr(service, key):
+            yield f"{path}.{key}: its listeners are its backends; give them a service of their own"
+    if service.listeners == "none" and not service.backends and not service.discover:
+        yield f"{path}.backends: at least one is needed, or a section in discover"
+    for index, section in enumerate(service.discover):
+        yield from _check_discover(section, f"{path}.discover[{index}]")
     yield from _duplicates(f"{path}.backends", "name", [backend.name for backend in service.backends])
     yield from _duplicates(f"{path}.backends", "uri", [str(backend.uri) for backend in service.backends])
     for index, backend in enumerate(service.backends):
@@ -432,6 +521,14 @@ def _check_service(service: ServiceConfig, path: str, own_uri: str) -> Iterator[
             yield f"{path}.backends[{index}].uri: PYROMETA names a set; give PYRO or PYRONAME"
         elif str(backend.uri) == own_uri:
             yield f"{path}.backends[{index}].uri: this is the dispatcher itself"
+
+
+def _check_discover(section: DiscoverConfig, path: str) -> Iterator[str]:
+    if section.name is None and section.prefix is None and not section.all and not section.any:
+        yield f"{path}: nothing is asked for; give name, prefix, all or any"
+    if section.name is not None and section.prefix is not None:
+        yield f"{path}.prefix: name says all of it; give one of them"
+    yield from _check_registry(f"{path}.registry", section.registry)
 
 
 def _duplicates(path: str, key: str, values: list[str]) -> Iterator[str]:

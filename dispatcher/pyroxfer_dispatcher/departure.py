@@ -27,6 +27,26 @@ class Guest(Protocol):
         """End between calls."""
 
 
+class Arrival:
+    """A client that is still being greeted.
+
+    Args:
+        scope: of its greeting.
+    """
+
+    home = None
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+
+    def leave(self) -> None:
+        """It will be told as soon as it is there."""
+
+    def stop(self) -> None:
+        """It has no call under way."""
+        self._scope.cancel()
+
+
 async def see_off(guests: Callable[[], Iterable[Guest]], timeout_s: float) -> int:
     """Ask clients to leave, and cut those that are left after a while; a call under way is never cut.
 
@@ -36,11 +56,13 @@ async def see_off(guests: Callable[[], Iterable[Guest]], timeout_s: float) -> in
     Returns:
         How many had to be cut. Some of them may still wait for the end of a call.
     """
-    for guest in tuple(guests()):
-        guest.leave()
+    told: set[Guest] = set()
     with trio.move_on_after(timeout_s):
-        while any(True for _ in guests()):  # noqa: ASYNC110  # they leave in many ways
-            await trio.sleep(LOOK_S)
+        while here := set(guests()):
+            for guest in here - told:
+                guest.leave()
+            told = here
+            await trio.sleep(LOOK_S)  # they leave in many ways
     rest = tuple(guests())
     for guest in rest:
         guest.stop()

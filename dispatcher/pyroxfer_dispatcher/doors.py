@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -91,6 +91,14 @@ class Doors:
         return place(named, port)
 
     @property
+    def addresses(self) -> list[tuple[str, int | None]]:
+        """Numeric host and port of each socket for clients, or path and None."""
+        return [
+            (sock.getsockname(), None) if sock.family == socket.AF_UNIX else sock.getsockname()[:2]
+            for sock in self.clients
+        ]
+
+    @property
     def admin_location(self) -> str | None:
         """``host:port`` of the admin page."""
         return None if self.admin is None else place_of(self.admin)
@@ -101,15 +109,24 @@ class Doors:
         for sock in clients:
             _close(sock)
 
-    def close(self) -> None:
-        """Listen no more."""
+    def hand_over(self, kept: Container[str]) -> None:
+        """Another process goes on with the sockets of these names. The admin page closes its own at its end."""
+        self.owns_control_file = self.owns_control_file and CONTROL not in kept
         self.close_clients()
+        self._close_control()
+
+    def _close_control(self) -> None:
         control, self.control = self.control, None
         if control is not None:
             _close(control)
             if self.owns_control_file and self._config.control is not None:
                 with contextlib.suppress(OSError):
                     Path(self._config.control).unlink()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self.close_clients()
+        self._close_control()
         admin, self.admin = self.admin, None
         if admin is not None:
             _close(admin)

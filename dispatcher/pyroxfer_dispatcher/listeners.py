@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -46,6 +46,10 @@ class Listeners(Generic[Topic]):
         """All that anybody listens to."""
         return self._topics.values()
 
+    def registered(self) -> Iterator[tuple[str, Uri]]:
+        """Each listener, with the topic that it listens to."""
+        return ((name, one.uri) for name, topic in self._topics.items() for one in topic.group.backends)
+
     def topic(self, name: str) -> Topic:
         """What a blob of this topic is meant for."""
         return self._topics.get(name, self.nobody)
@@ -61,7 +65,7 @@ class Listeners(Generic[Topic]):
             raise LookupError(f"{MAX_LISTENERS} listeners are registered already")
         if name not in self._topics:
             self._topics[name] = self._make(name, partial(self._forget, name))
-        self._topics[name].group.add(Backend(str(uri), uri))
+        self._topics[name].group.add(Backend(str(uri), uri, origin="client"))
 
     def unregister(self, name: str, uri: Uri) -> None:
         """Do not call it any more; it need not have been registered."""

@@ -13,12 +13,15 @@ from uuid import UUID
 
 import click
 
+from .backends import IN_FILE
 from .control import ask_control
 from .exits import USAGE, config_option, end, load, or_exit
+from .follow import LOST
 
 Answer = dict[str, Any]
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 target_argument = click.argument("target", metavar="SERVICE/BACKEND")
+_OTHERS: Final = ("missing", "refused", "passed_over")
 CLEAR: Final = "\x1b[H\x1b[2J"
 
 
@@ -44,6 +47,9 @@ def _tell(path: Path, as_json: bool, do: str, **more: Any) -> None:
 
 
 def _line(answer: Answer) -> str:
+    if "restarted" in answer:
+        text = f"process {answer['restarted']} serves; process {answer['was']} sees {answer['clients']} clients off"
+        return f"{text}, and ends"
     if "draining" in answer:
         return f"the dispatcher is draining; {answer['clients']} clients are connected"
     text = f"{answer['service']}/{answer['name']}: {answer['state']}, weight {answer['weight']:g}"
@@ -112,10 +118,15 @@ def _page(status: Answer, before: Answer | None) -> str:
     lines = [
         f"{status['object']}@{status['location']}: {state} for {status['up_s']:.0f} s, {status['clients']} clients"
     ]
+    lines += [
+        f"worker {worker['number']}: process {worker['pid']}, up {worker['up_s']:.0f} s, {worker['clients']} clients"
+        for worker in status.get("workers", ())
+    ]
     for service in status["services"]:
         calls = ", ".join(f"{count} {name}" for name, count in sorted(service["calls"].items())) or "no calls yet"
         lines.append(f"{service['name']}: {service['running']} under way, {service['waiting']} waiting; {calls}")
         lines += [f"  {_backend(backend)}" for backend in service["backends"]]
+        lines += [f"  {_section(section)}" for section in service["discover"]]
     return "\n".join(lines)
 
 
@@ -124,10 +135,23 @@ def _backend(backend: Answer) -> str:
         f"{backend['name']:<16} {backend['state']:<9} weight {backend['weight']:<5g} {backend['in_flight']:>5} calls"
     )
     if "rate" in backend:
-        mean = "" if backend["mean_s"] is None else f" {backend['mean_s'] * 1000:>9.2f} ms"
-        text += f" {backend['rate']:>9.1f}/s{mean}"
+        text += f" {backend['rate']:>9.1f}/s"
+    if backend.get("mean_s") is not None:
+        text += f" {backend['mean_s'] * 1000:>9.2f} ms"
+    if backend["p50_s"] is not None:
+        text += f" p50 {backend['p50_s'] * 1000:.3g} ms p99 {backend['p99_s'] * 1000:.3g} ms"
     text += f" {backend['clients']:>5} clients  {backend['uri']}"
+    text += "" if backend["origin"] == IN_FILE else f" from {backend['origin']}"
     return text + (f"  ({json.dumps(backend['reason'])})" if backend["reason"] else "")
+
+
+def _section(section: Answer) -> str:
+    text = f"registry {section['registry']}: {section['state']} for {section['since_s']:.0f} s"
+    text += f", {section['backends']} back ends"
+    if section["state"] == LOST:
+        text += f" kept ({json.dumps(section['reason'])})"
+    counts = [f", {section[what]} {what.replace('_', ' ')}" for what in _OTHERS if section[what]]
+    return text + "".join(counts)
 
 
 @click.command()
@@ -138,6 +162,15 @@ def _backend(backend: Answer) -> str:
 def drain(path: Path, as_json: bool, wait: bool, target: str | None) -> None:
     """Give a backend no new calls, and see its clients off; without one: drain and end the dispatcher."""
     _tell(path, as_json, "drain", target=target, wait=wait)
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--wait", is_flag=True, help="Report until the old process has no clients left.")
+def restart(path: Path, as_json: bool, wait: bool) -> None:
+    """Have a new process take over, without refusing or losing a connection."""
+    _tell(path, as_json, "restart", wait=wait)
 
 
 @click.command()
@@ -193,4 +226,4 @@ def _record(answer: Answer) -> str:
     return f"{text} {answer['outcome']} {answer['bytes_in']}/{answer['bytes_out']} bytes {steps}{reason}"
 
 
-COMMANDS: Final = (trace, status, top, drain, undrain, disable, set_weight)
+COMMANDS: Final = (trace, status, top, drain, undrain, restart, disable, set_weight)

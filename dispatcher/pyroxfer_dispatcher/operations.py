@@ -11,16 +11,16 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from .backends import Backend
+from .backends import MAX_WEIGHT, Backend
 from .control import Answer, CommandError, Request
 from .departure import Guest, see_off
+from .latency import ServiceTimes
 from .records import Records
 from .routes import Directory, Service
 from .status import describe_backend, describe_service, services_of
 
 REPORT_S: Final = 0.25
 """How often a drain says how far it is."""
-MAX_WEIGHT: Final = 1000.0
 
 
 class Operated(Protocol):
@@ -39,6 +39,10 @@ class Operated(Protocol):
     def facts(self) -> dict[str, Any]: ...
 
     def begin_drain(self) -> None: ...
+
+    async def restart(self) -> int: ...
+
+    def discovered(self, service: str) -> list[dict[str, Any]]: ...
 
     def close_idle(self, backend: Backend) -> None: ...
 
@@ -60,9 +64,11 @@ class Operations:
             "status": self._status,
             "drain": self._drain,
             "undrain": self._undrain,
+            "restart": self._restart,
             "disable": self._disable,
             "weight": self._weight,
             "trace": self._trace,
+            "metrics": self._metrics,
         }
 
     def handle(self, request: Request) -> AsyncGenerator[Answer, None]:
@@ -85,8 +91,25 @@ class Operations:
             "up_s": round(now - self._started_at, 3),
             "lag_s": round(self.lag_s, 6),
             "cut": self.cut + self._dispatcher.facts["cut"],
-            "services": [describe_service(service, now) for service in services_of(self._dispatcher.directory)],
+            "services": [
+                {**describe_service(service, now), "discover": self._dispatcher.discovered(service.name)}
+                for service in services_of(self._dispatcher.directory)
+            ],
         }
+
+    async def look(self) -> Answer:
+        """As `status`."""
+        return self.status()
+
+    async def metrics(self) -> bytes:
+        """The numbers for Prometheus."""
+        from .metrics import Metrics, text_of  # needs the extra http
+
+        return text_of(Metrics(self.status, self.times).families())
+
+    def times(self) -> Iterable[tuple[str, ServiceTimes]]:
+        """How long the calls of each service took, those of all its topics together."""
+        return [(name, one.admission.times) for name, one in self._dispatcher.directory.services.items()]
 
     def take_out(self, service: Service, backend: Backend, *, disabled: bool) -> None:
         """Give it no new calls. Disabled: its clients are cut at once, between calls; else after a while."""
@@ -109,6 +132,12 @@ class Operations:
     async def _status(self, request: Request) -> AsyncGenerator[Answer, None]:
         yield self.status()
 
+    async def _metrics(self, request: Request) -> AsyncGenerator[Answer, None]:
+        """For the parent of workers, which gives all of them together."""
+        from .metrics import Metrics, plain  # needs the extra http
+
+        yield {"families": plain(Metrics(self.status, self.times).families())}
+
     async def _drain(self, request: Request) -> AsyncGenerator[Answer, None]:
         if request.get("target") is None:
             self._dispatcher.begin_drain()
@@ -121,6 +150,15 @@ class Operations:
         while request.get("wait") and backend.draining and (backend.in_flight or backend.clients):
             await trio.sleep(REPORT_S)
             yield self._report(service, backend)
+
+    async def _restart(self, request: Request) -> AsyncGenerator[Answer, None]:
+        pid = await self._dispatcher.restart()
+        while True:
+            clients = self._dispatcher.facts["clients"]
+            yield {"restarted": pid, "was": os.getpid(), "clients": clients}
+            if not request.get("wait") or not clients:
+                return
+            await trio.sleep(REPORT_S)
 
     async def _undrain(self, request: Request) -> AsyncGenerator[Answer, None]:
         service, backend = self.find(request.get("target"))

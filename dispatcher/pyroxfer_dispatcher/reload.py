@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .admission import Later
-from .backends import Backend
+from .backends import IN_FILE, Backend
 from .building import make_directory
 from .config import Config, ConfigError, ServiceConfig
 from .routes import Directory, Service
 
-CHANGEABLE = frozenset({"services", "methods", "oneway", "default", "drain_timeout", "stall_timeout"})
+CHANGEABLE = frozenset({"services", "methods", "oneway", "default", "registry", "drain_timeout", "stall_timeout"})
 """Everything else is what the dispatcher is, and takes a new start."""
 
 Gone = list[tuple[Service, Backend]]
@@ -59,11 +59,16 @@ def change_directory(directory: Directory, old: Config, new: Config, later: Late
 
 
 def _changed(known: Service, made: Service, was: ServiceConfig, config: ServiceConfig) -> tuple[Service, Gone]:
-    """A service with new values, which keeps its queue, its counts, and the backends that are still in it."""
+    """A service with new values, which keeps its queue, its counts, and the backends that are still in it.
+
+    Those that a registry told of are left to `Discovery`.
+    """
     if config.listeners != "none":
-        return replace(made, listeners=known.listeners, tally=known.tally, retries=known.retries), []
+        return replace(
+            made, admission=known.admission, listeners=known.listeners, tally=known.tally, retries=known.retries
+        ), []
     written = {(entry.name, entry.uri): entry for entry in was.backends}
-    kept = {(backend.name, backend.uri): backend for backend in known.group.backends}
+    kept = {(backend.name, backend.uri): backend for backend in known.group.backends if backend.origin == IN_FILE}
     backends = []
     for wanted, entry in zip(made.group.backends, config.backends, strict=True):
         backend = kept.pop((wanted.name, wanted.uri), None)

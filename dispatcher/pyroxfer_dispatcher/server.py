@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final
@@ -21,6 +22,7 @@ from pyroxfer_core import (
     ServerSession,
     Uri,
     Verdict,
+    Worker,
     accept_handshake,
     authenticate,
     serve_connections,
@@ -32,11 +34,14 @@ from .admin import note
 from .backends import Backend
 from .building import make_directory
 from .config import Config, check_config
+from .control import CommandError
 from .conversation import Conversation, Handle
-from .departure import Guest, see_off
+from .departure import Arrival, Guest, see_off
 from .dialects import BlobDialect, SealedDialect
+from .discovery import Discovery
 from .doors import Doors
 from .forwarding import Forwarding
+from .found import leads_to
 from .frames import Splitter
 from .health import Health
 from .hub import Hub
@@ -44,12 +49,27 @@ from .links import COLLECT_BYTES, LinkPool, OwnLinks
 from .management import Management
 from .naming import Names
 from .pinned import Pinned
+from .predecessor import Predecessor
 from .records import Watcher
 from .reload import change_directory, check_reload
 from .routes import Party, Service
 from .security import refresh, settings_for
+from .shares import said_in
+from .state import State, remembered, restore
 from .status import services_of
-from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, agreement, alone, is_looping, read_opening
+from .succession import Program, Succession
+from .transparent import (
+    MAX_HOPS,
+    Link,
+    Opener,
+    Opening,
+    Refused,
+    agreement,
+    alone,
+    is_looping,
+    read_opening,
+    with_own,
+)
 
 LOOK_S: Final = 0.25
 """How often messages in passage are checked for having stopped ..."""
@@ -71,14 +91,27 @@ class Dispatcher:
     Args:
         listeners: sockets that listen already, in place of those that the configuration speaks of. One called
             ``control`` or ``admin`` is that, every other one is for clients. They belong to the dispatcher.
+        predecessor: the process whose place is taken by `take_over`; its sockets go before ``listeners``.
+        program: how `restart` starts this program again.
+        worker: which of several processes this is, that share the load on its ``listeners``.
 
     Raises:
         ConfigError: the values do not go together, or open a door without saying so.
         CommunicationError: on entering: the address cannot be had.
-        NamingError: on entering: the name server to register in is not there.
+        NamingError, SecurityError: on entering: the name server to register in refuses it.
     """
 
-    def __init__(self, config: Config, *, listeners: Sequence[InheritedListener] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        listeners: Sequence[InheritedListener] = (),
+        predecessor: Predecessor | None = None,
+        program: Program | None = None,
+        worker: Worker | None = None,
+    ) -> None:
+        if worker is not None:
+            listeners = [InheritedListener("clients", sock) for sock in worker.listeners]
         check_config(config)
         self.config = config
         self._settings = settings_for(config)
@@ -90,16 +123,29 @@ class Dispatcher:
         self._pools: dict[int, LinkPool] = {}
         """By the number of dispatchers that a client's connection has passed before this one."""
         self._opener = Opener(self._settings, self._names.resolve)
-        self._doors = Doors(config, listeners)
+        self._predecessor = predecessor
+        self._succession = Succession(program)
+        self._worker = worker
+        self._doors = Doors(config, listeners) if predecessor is None else predecessor.doors_for(config)
         self._location: str | None = None
+        self._health = Health(self._settings, self._names.resolve, self._all_services, config.health_interval)
         self._management = Management(config, self)
+        self._inherited = State()
+        self._arrivals: dict[Connection, Arrival] = {}
+        take_out = partial(self._management.operations.take_out, disabled=False)
+        self._discovery = Discovery(config, self._settings, self.directory, take_out, self._is_own)
         self._conversations: set[Conversation | Pinned] = set()
         self._stopping = False
         self._cut = 0
         self._draining = False
+        self._accepts = trio.Event()
+        self._all_served = trio.Event()
+        """Set when it accepts no more, and every connection that it accepted is closed."""
         self.drained = trio.Event()
         """Set when a drain has come to its end."""
         self._all_gone = trio.Event()
+        self._bound: Sequence[tuple[str, int | None]] = ()
+        """See `Doors.addresses`."""
         self._helpers: trio.Nursery | None = None
         self._nursery_manager: Any = None
         self._nursery: trio.Nursery
@@ -134,8 +180,11 @@ class Dispatcher:
     async def __aenter__(self) -> Dispatcher:
         self._doors.open()
         self._location = self._doors.location
+        self._bound = self._doors.addresses
         try:
             self._management.records.open()
+            if self._predecessor is not None:
+                self._inherited = self._predecessor.state()
             await self._names.register(self.uri)
         except BaseException:
             self._doors.close()
@@ -183,12 +232,43 @@ class Dispatcher:
 
     # -- for operators
 
+    async def restart(self) -> int:
+        """Start the program again, hand the sockets over, and see the clients off, as `begin_drain` does.
+
+        Returns:
+            The number of the new process.
+
+        Raises:
+            CommandError: there is no new process; this one goes on.
+        """
+        if self._draining:
+            raise CommandError("the dispatcher is draining")
+        successor = await self._succession.begin(
+            self.config, self._doors, lambda: remembered(self.directory, self.config)
+        )
+        self._draining = True
+        self._names.let_go()
+        self._doors.hand_over(successor.kept)
+        self._management.retire()
+        self.directory.takes_listeners = False  # they would not be known to the other one
+        self.start_soon(self._drain)
+        return successor.pid
+
+    async def take_over(self) -> None:
+        """Tell the predecessor, if there is one, that clients are served here; wait until it has ended."""
+        if self._predecessor is not None:
+            await self._accepts.wait()
+            self._predecessor.ready()
+            self._cut += await self._predecessor.cut()
+            self._predecessor = None
+
     def begin_drain(self) -> None:
         """Take no more clients, and see off those who are there: `drained` is set at the end. Twice is once.
 
         Clients of ours are told, and move between two calls. Others stay until they leave, or for the
         ``drain_timeout`` of the configuration; then they are cut between two calls.
         """
+        self._succession.call_off()
         if not self._draining:
             self._draining = True
             note(logging.INFO, "draining", clients=len(self._conversations))
@@ -196,9 +276,15 @@ class Dispatcher:
             self.start_soon(self._drain)
 
     async def _drain(self) -> None:
+        """Those who are greeted just now are clients, too, and so are those of whom nothing has come yet."""
         await self._names.unregister()
-        self._cut += await see_off(lambda: self._conversations, self.config.drain_timeout)
-        note(logging.INFO, "drained", cut=self._cut)
+        cut = await see_off(lambda: (*self._arrivals.values(), *self._conversations), self.config.drain_timeout)
+        self._cut += cut
+        await self._all_served.wait()
+        note(logging.INFO, "drained", cut=cut)
+        await self._succession.end(self._management.operations.status()["cut"])
+        if self._doors.control is None:
+            await self._management.last_answers()
         self.drained.set()
 
     def reload(self, config: Config) -> None:
@@ -218,6 +304,7 @@ class Dispatcher:
         self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
         for service, backend in gone:
             self._management.operations.take_out(service, backend, disabled=False)
+        self._discovery.change(config)
         for admission in self.directory.admissions():
             admission.changed()
         note(logging.INFO, "reloaded", services=len(config.services), backends_gone=len(gone))
@@ -239,9 +326,21 @@ class Dispatcher:
             "location": self.location,
             "object": self.config.object,
             "draining": self._draining,
+            "predecessor": None if self._predecessor is None else self._predecessor.pid,
+            "registered": self._names.registered,
             "clients": len(self._conversations),
             "cut": self._cut,
         }
+
+    def _take_out(self, service: Service, backend: Backend, disabled: bool) -> None:
+        self._management.operations.take_out(service, backend, disabled=disabled)
+
+    def discovered(self, service: str) -> list[dict[str, Any]]:
+        """The state of the registries from which a service has backends."""
+        return self._discovery.describe(service)
+
+    def _is_own(self, uri: Uri) -> bool:
+        return leads_to(uri, self._bound)
 
     def _all_services(self) -> Iterator[Service]:
         return services_of(self.directory)
@@ -266,14 +365,21 @@ class Dispatcher:
                 nursery.start_soon(self._run_hub)
                 nursery.start_soon(self._management.run, self._doors)
                 if self.config.health_interval:
-                    health = Health(
-                        self._settings, self._names.resolve, self._all_services, self.config.health_interval
-                    )
-                    nursery.start_soon(health.run)
+                    nursery.start_soon(self._health.run)
                 self._helpers = nursery
+                await nursery.start(self._discovery.run)
+                await self._discovery.first_look()
+                said = self._inherited if self._worker is None else said_in(self._worker.folder)
+                restore(self.directory, said, self._take_out)
+                self._accepts.set()
                 await serve_connections(
-                    self._doors.clients, self._greet, settings=self._settings, collect=COLLECT_BYTES
+                    self._doors.clients,
+                    self._greet,
+                    settings=self._settings,
+                    collect=COLLECT_BYTES,
+                    share=None if self._worker is None else self._worker.share,
                 )
+                self._all_served.set()
 
     async def _run_hub(self) -> None:
         """Shielded like the conversations, which need it to their end."""
@@ -281,7 +387,16 @@ class Dispatcher:
             await self._hub.run()
 
     async def _greet(self, client: Connection) -> None:
-        """One client, from its first byte to its last. Of what is our own only the going-away notice is granted."""
+        """One client, from its first byte to its last."""
+        with trio.CancelScope() as scope:
+            self._arrivals[client] = Arrival(scope)
+            try:
+                await self._receive(client)
+            finally:
+                self._arrivals.pop(client, None)
+
+    async def _receive(self, client: Connection) -> None:
+        """Of what is our own only the going-away notice is granted."""
         session, hello = ServerSession(self._epoch, offer=Feature.GOAWAY), None
         opening = await read_opening(client, self._settings)
         if opening is not None and self._settings.tokens is not None:
@@ -296,7 +411,7 @@ class Dispatcher:
         if opening is not None and not self._stopping:
             service = self.directory.service_of(opening.object_id)
             if service is not None:
-                await self._lead(client, opening, service)
+                await self._lead(client, session, opening, service, is_known=hello is not None)
                 return
             client.decoder.feed(opening.rest if hello is not None else opening.message.data + opening.rest)
         hops = 0 if opening is None else hops_of(opening.message.data, opening.codec.version)
@@ -312,40 +427,61 @@ class Dispatcher:
         """The links for calls that have passed so many dispatchers before: the next one counts them."""
         pool = self._pools.get(hops)
         if pool is None:
-            pool = self._pools[hops] = LinkPool(self._settings, self._names.resolve, self._hub, hops + 1)
+            pool = self._pools[hops] = LinkPool(
+                self._settings, self._names.resolve, self._hub, self._see_leave, hops + 1
+            )
         return pool
 
-    async def _lead(self, client: Connection, opening: Opening, service: Service) -> None:
-        """Transparent mode: the client talks to a backend from the first message on."""
+    async def _lead(
+        self, client: Connection, session: ServerSession, opening: Opening, service: Service, *, is_known: bool
+    ) -> None:
+        """Transparent mode: the client talks to a backend from the first message on.
+
+        Args:
+            is_known: the session has heard CONNECT already.
+        """
         opener = self._opener
         if service.stateless:
             opening = alone(opening, self._settings.max_annotations)
         try:
-            link = await opener.open_any(service, opening, Party(client.peer).host)
+            offer = Feature.GOAWAY if service.stateless else 0
+            link = await opener.open_any(service, opening, Party(client.peer).host, offer=offer)
         except Refused as refused:
             service.tally["refused"] += 1
             note(logging.WARNING, "client_refused", client=client.peer, service=service.name, reason=refused)
             with contextlib.suppress(PyroError):
                 await client.finish(refused.answer)
             return
+        own = service.stateless and not opening.signed and opening.codec.version == 502
+        answer = with_own(session, opening, link.answer, is_known=is_known) if own else link.answer
         try:
             with trio.fail_after(self._settings.connect_timeout_s):
-                await client.send_encoded(link.answer)
+                await client.send_encoded(answer)
             client.settled()
-            await (self._spread if service.stateless else self._pin)(client, opening, service, link)
+            if service.stateless:
+                await self._spread(client, session if own else None, opening, service, link)
+            else:
+                await self._pin(client, opening, service, link)
         finally:
             link.connection.close()
 
-    async def _spread(self, client: Connection, opening: Opening, service: Service, link: Link) -> None:
+    async def _spread(
+        self, client: Connection, session: ServerSession | None, opening: Opening, service: Service, link: Link
+    ) -> None:
         """Each call may go to another backend."""
         limit = self._settings.max_message_bytes
-        links = OwnLinks(self._opener, opening, self._hub, limit)
+        links = OwnLinks(self._opener, opening, self._hub, limit, self._see_leave)
         conversation = Conversation(
             self._hub,
             self._nursery,
             links,
             SealedDialect(
-                service, opening.codec.version, link.backend, Party(client.peer).host, signed=opening.signed
+                service,
+                opening.codec.version,
+                link.backend,
+                Party(client.peer).host,
+                signed=opening.signed,
+                session=session,
             ),
             opening.codec,
             Splitter(opening.codec, max_message=limit),
@@ -355,7 +491,7 @@ class Dispatcher:
         )
         links.put(links.adopt(link))
         try:
-            with self._held(conversation):
+            with self._held(client, conversation):
                 await conversation.run((client.sock, opening.rest), client.peer)
         finally:
             links.close()
@@ -371,16 +507,21 @@ class Dispatcher:
             Party(client.peer).key_for(service),
             signed=opening.signed,
             agreed=agreed,
+            goodbye=self._see_leave,
+            first_seq=opening.message.seq,
+            records=self._management.records if self._is_recording else None,
+            peer=client.peer,
             stall_s=self.config.stall_timeout,
             limit=self._settings.max_message_bytes,
         )
-        with self._held(pinned):
+        with self._held(client, pinned):
             await pinned.run((client.sock, opening.rest), (link.connection.sock, link.rest))
 
     @contextlib.contextmanager
-    def _held(self, conversation: Conversation | Pinned) -> Iterator[None]:
+    def _held(self, client: Connection, conversation: Conversation | Pinned) -> Iterator[None]:
         """Known to whoever stops or looks; a dispatcher that stops waits for the end of this block."""
         self._conversations.add(conversation)
+        del self._arrivals[client]
         try:
             if self._stopping:
                 conversation.stop()
@@ -407,12 +548,17 @@ class Dispatcher:
             stall_s=self.config.stall_timeout,
             watch=self._watch_for(client.peer),
         )
-        with self._held(conversation):
+        with self._held(client, conversation):
             await conversation.run((client.sock, b""), client.peer)
 
+    @property
+    def _is_recording(self) -> bool:
+        """Whether a file or somebody at the control socket can want records."""
+        return self.config.access_log is not None or self.config.control is not None
+
     def _watch_for(self, peer: str) -> Callable[[Forwarding], Handle] | None:
-        """Who writes records of this client's calls; nobody where neither file nor socket can want them."""
-        if self.config.access_log is None and self.config.control is None:
+        """Who writes records of this client's calls, if anybody may."""
+        if not self._is_recording:
             return None
         return lambda forwarding: Watcher(forwarding, peer, self._management.records).handle
 
@@ -438,6 +584,14 @@ class Dispatcher:
         for backend in service.ejection.look(monotonic()):
             note(logging.INFO, "backend_returned", backend=backend.name, uri=backend.uri)
             service.admission.changed()
+
+    def _see_leave(self, backend: Backend) -> None:
+        """A backend said that it goes away."""
+        for service in self._all_services():
+            if backend in service.group.backends and service.group.left(backend, monotonic()):
+                note(logging.INFO, "backend_leaving", backend=backend.name, uri=backend.uri)
+                service.admission.changed()
+                self.start_soon(self._health.await_return, service, backend)
 
     async def _end_conversations(self) -> None:
         """Cut between calls; a call under way has its grace."""

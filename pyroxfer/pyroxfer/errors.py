@@ -8,6 +8,7 @@
     ├── LostError                     5   the network broke; a later attempt may work
     │   ├── BusyError                 5   the server is full or stops; try later, or elsewhere
     │   ├── TakenOverError            5   another connection goes on with the transfer
+    │   ├── UnknownTransferError      5   the transfer is over, expired, or the server was restarted
     │   └── OutcomeUnknownError       5   the commit was sent and its receipt was lost
     ├── IntegrityError                6   the two ends count or digest differently
     ├── SourceChangedError            7   the file changed while it was being sent
@@ -16,7 +17,6 @@
     ├── SomeFilesFailedError         10   of many files some were not committed
     ├── StalledError                 11   the time allowed ran out
     └── PeerError                    12   the peer spoke wrongly, or another version
-        └── UnknownTransferError     12   the transfer is over, expired or never was
 
 Between two ends an error travels as a record of plain values, ``{"code": ..., "text": ...}``, inside an ordinary
 reply: class registration differs between RPC libraries, dictionaries do not.
@@ -95,6 +95,12 @@ class BusyError(LostError):
     code = "busy"
 
 
+class UnknownTransferError(LostError):
+    """The other end knows nothing of the transfer (any more): it is over, has expired, or was before a restart."""
+
+    code = "unknown_transfer"
+
+
 class OutcomeUnknownError(LostError):
     """The commit was sent and no receipt came back: the file may or may not be in place."""
 
@@ -164,12 +170,6 @@ class PeerError(TransferError):
 
     exit_code = 12
     code = "peer"
-
-
-class UnknownTransferError(PeerError):
-    """The transfer is over, expired, or never was."""
-
-    code = "unknown_transfer"
 
 
 def _family(root: type[TransferError]) -> Iterator[type[TransferError]]:

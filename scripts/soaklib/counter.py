@@ -6,6 +6,7 @@ call ran, whatever became of its answer.
 
 import contextlib
 import os
+import signal
 import sys
 
 import trio
@@ -46,8 +47,9 @@ async def main() -> None:
     async with Daemon(host, int(port)) as daemon:
         daemon.register(Counter(), "counter")
         daemon.register(Counter(), "spread")
-        print(f"running at {place}", flush=True)
-        await trio.sleep_forever()
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            print(f"running at {place}", flush=True)
+            await anext(signals)
 
 
 with contextlib.suppress(KeyboardInterrupt):

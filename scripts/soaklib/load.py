@@ -200,13 +200,16 @@ class Load:
         await trio.sleep(0.02)
 
     async def _rubbish(self, random: Random) -> None:
-        """A peer that connects, says something senseless and leaves, sometimes without a word."""
+        """A peer that connects, says something senseless and leaves, sometimes without a word.
+
+        The server may hang up in the middle of it, and the one that is killed just now does.
+        """
         place = random.choice((*self.fleet.files, *self.fleet.counters, self.fleet.dispatcher, self.fleet.names))
         host, port = place.split(":")
         stream = await trio.open_tcp_stream(host, int(port))
         async with stream:
             start = random.choice((b"", b"PYRO", b"PYRO\x01\xf6", b"PYRO\x00\x30", b"PXRW"))
-            with trio.move_on_after(1):
+            with trio.move_on_after(1), contextlib.suppress(trio.BrokenResourceError):
                 await stream.send_all(start + random.randbytes(random.randint(0, 200)))
                 await trio.sleep(random.uniform(0, 0.05))
         self.ledger.done["rubbish"] += 1

@@ -106,6 +106,48 @@ async def test_a_stream_that_ends_early(ends: Ends, fd: int, system: str) -> Non
     assert await ends.here.splice_to_file(fd, 5, 100) == 0
 
 
+async def test_what_has_arrived_is_told_whatever_becomes_of_the_rest(fd: int, system: str) -> None:
+    """Cancelled while it waits for more: what was told is in the file, and nothing more was taken."""
+    ends, told = Ends(received=b"first "), 0
+    with trio.CancelScope() as scope:
+
+        def arrived(count: int) -> None:
+            nonlocal told
+            assert count > 0
+            told += count
+            if told == 6 + 1_000_000:
+                scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ends.there.send_all, DATA[:1_000_000])
+            await ends.here.splice_to_file(fd, 0, SIZE, arrived=arrived)
+    assert scope.cancelled_caught
+    assert os.pread(fd, SIZE, 0) == b"first " + DATA[:1_000_000]
+    ends.close()
+
+
+async def test_a_reset_takes_nothing_back(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is reset while bytes are being moved: those before are told, and the stream is over."""
+    ends, told = Ends(), [0]
+    real, calls = os.splice, 0
+
+    def resetting(source: int, target: int, count: int, **kwargs: Any) -> int:
+        nonlocal calls
+        calls += "offset_dst" not in kwargs
+        if calls > 1:
+            raise ConnectionResetError(errno.ECONNRESET, "injected")
+        return real(source, target, count, **kwargs)
+
+    monkeypatch.setattr(os, "splice", resetting)
+    await ends.there.send_all(b"first")
+    ends.there.abort()
+    with pytest.raises(ConnectionClosedError, match="lost"):
+        await ends.here.splice_to_file(fd, 0, 100, arrived=told.append)
+    assert sum(told) == 5
+    assert os.pread(fd, 100, 0) == b"first"
+    ends.close()
+
+
 async def test_bytes_that_came_with_the_preamble_come_first(fd: int, system: str) -> None:
     ends = Ends(received=b"first ")
     await ends.there.send_all(b"second")

@@ -103,8 +103,8 @@ BAD: list[tuple[str, list[str]]] = [
     ("services = []", ["services: at least one is needed"]),
     ("services = 5", ["services: expected an array of tables"]),
     ("services = [5]", ["services[0]: expected a table"]),
-    (HEAD, ["services[0].backends: at least one is needed"]),
-    (HEAD + "backends = []\n", ["services[0].backends: at least one is needed"]),
+    (HEAD, ["services[0].backends: at least one is needed, or a section in discover"]),
+    (HEAD + "backends = []\n", ["services[0].backends: at least one is needed, or a section in discover"]),
     (
         HEAD + "[[services.backends]]\nname='a'\nuri='nonsense'\n",
         [

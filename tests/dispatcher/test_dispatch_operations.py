@@ -76,10 +76,10 @@ async def test_status_tells_of_every_backend(tmp_path: Path) -> None:
         service = answer["services"][0]
         assert (answer["location"], answer["clients"], answer["draining"]) == (dispatcher.location, 1, False)
         assert (service["name"], service["calls"], service["done"]) == ("orders", {"calls": 1}, 1)
-        assert service["backends"][0] | {"busy_s": 0} == {
-            "name": "b0", "uri": backend.uri, "state": "up", "reason": "", "weight": 1.0, "tags": [], "in_flight": 0,
-            "max_in_flight": None, "clients": 0, "calls": 1, "busy_s": 0,
-            "ejections": 0, "ejected_s": None,
+        assert service["backends"][0] | {"busy_s": 0, "p50_s": 0, "p99_s": 0} == {
+            "name": "b0", "uri": backend.uri, "origin": "file", "state": "up", "reason": "", "weight": 1.0,
+            "tags": [], "in_flight": 0, "max_in_flight": None, "clients": 0, "calls": 1, "busy_s": 0,
+            "ejections": 0, "ejected_s": None, "p50_s": 0, "p99_s": 0,
         }  # fmt: skip
 
 
@@ -205,7 +205,7 @@ async def test_our_own_clients_are_told_to_go_when_the_dispatcher_drains(mode: s
 @pytest.mark.parametrize(
     ("request_", "text"),
     [
-        ({"do": "dance"}, "unknown command; known are disable, drain, status, trace"),
+        ({"do": "dance"}, "unknown command; known are disable, drain, metrics, restart, status"),
         ({"do": "undrain", "target": "orders/b7"}, "no backend 'orders/b7'; the nearest one is 'orders/b0'"),
         ({"do": "undrain"}, "say which backend"),
         ({"do": "weight", "target": "b0", "weight": -1}, "a weight is a number above 0"),
@@ -269,12 +269,18 @@ def test_show_tells_where_each_value_comes_from(tmp_path: Path) -> None:
         '# a comment\nlisten = "localhost:7000"\n\n[[services]]\nname = "a"\n[[services.backends]]\nname = "x"\n'
         'uri = "PYRO:x@localhost:1"\n[[services]]\nname = "b"\n[[services.backends]]\nname = "y"\n'
         'uri = "PYRO:x@localhost:2"\nweight = 2\n'
+        '[[services]]\nname = "c"\nbackends = [{name = "z", uri = "PYRO:x@localhost:3"}]\n'
+        'discover = "PYRONAME:orders@names:9090"\n'
     )
     output = CliRunner().invoke(main, ["show", "--origin", "--insecure", "-c", str(path)]).output.splitlines()
     assert 'listen = "localhost:7000"    # line 2' in output
     assert "insecure = true    # --insecure" in output
     assert "services[1].backends[0].weight = 2.0    # line 14" in output
     assert "services[0].backends[0].weight = 1.0    # default" in output
+    assert 'services[2].backends[0].name = "z"    # line 17' in output
+    assert "services[2].backends[0].weight = 1.0    # default" in output
+    assert 'services[2].discover[0].registry = "names:9090"    # line 18' in output
+    assert "services[2].discover[0].interval = 10.0    # default" in output
 
 
 def test_lines_are_found_whatever_strings_hold() -> None:

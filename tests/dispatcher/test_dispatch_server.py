@@ -29,9 +29,9 @@ from doubles_dispatch import (
 
 from pyroxfer_core import Connection, Daemon, Proxy, SerializedBlob, Settings, Uri, expose, introduce, open_connection
 from pyroxfer_core.errors import CommunicationError, NamingError, PyroError
-from pyroxfer_core.nameserver import start_ns
+from pyroxfer_core.nameserver import Registration, start_ns
 from pyroxfer_core.wire import Body, BodyPart, End, Flags, Head, Message, MessageType, codec_for, read_blob_info
-from pyroxfer_dispatcher import Dispatcher, commands, conversation
+from pyroxfer_dispatcher import Dispatcher, commands, conversation, naming
 from pyroxfer_dispatcher.channel import Channel
 from pyroxfer_dispatcher.config import ConfigError
 from pyroxfer_dispatcher.hub import WRITE
@@ -864,21 +864,41 @@ async def test_a_name_taken_over_by_another_dispatcher_is_left_alone() -> None:
     assert name_server.entries == {"the.dispatcher": "PYRO:other@localhost:1"}
 
 
-@pytest.mark.parametrize("loses", [True, False])
-async def test_without_a_name_server_it_does_not_start_but_stops(loses: bool) -> None:
-    """Starting unregistered would hide a mistake; a name server lost later is no reason to fail."""
+async def test_without_a_name_server_it_serves_and_registers_when_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That it is not registered is said, once. A name server lost later is no reason to fail."""
+    monkeypatch.setattr(naming, "FIRST_PAUSE_S", 0.02)
+    name_server = FakeNameServer()
+    tried: list[None] = []
+    begin = Registration.begin
+
+    async def counted(registration: Registration) -> None:
+        tried.append(None)
+        await begin(registration)
+
+    monkeypatch.setattr(Registration, "begin", counted)
     async with Daemon() as names:
-        if loses:
-            names.register(FakeNameServer(), "Pyro.NameServer")
         head = f'register = "x"\nnameserver = "{names.location}"'
-        config = config_for("PYRO:x@localhost:1", head=head)
-        if not loses:
-            with pytest.raises(NamingError):
-                async with Dispatcher(config):
-                    pass
-            return
-        async with Dispatcher(config):
+        async with Dispatcher(config_for("PYRO:x@localhost:1", head=head)) as dispatcher:
+            assert dispatcher.facts["registered"] is False
+            await wait_for(lambda: len(tried) >= 3)
+            names.register(name_server, "Pyro.NameServer")
+            await wait_for(lambda: dispatcher.facts["registered"])
+            assert name_server.entries == {"x": str(dispatcher.uri)}
             names.unregister("Pyro.NameServer")
+    assert [record.getMessage().split()[0] for record in caplog.records if record.levelname == "WARNING"] == [
+        "not_registered"
+    ]
+
+
+async def test_a_name_server_that_refuses_the_name_is_a_mistake_to_be_told() -> None:
+    """Starting unregistered would hide it."""
+    async with start_ns(port=0, broadcast=False) as names:
+        head = f'register = "a\\u0007"\nnameserver = "localhost:{names.uri.port}"'
+        with pytest.raises(NamingError, match="control characters"):
+            async with Dispatcher(config_for("PYRO:x@localhost:1", head=head)):
+                pass
 
 
 async def test_an_open_door_is_refused_to_programs_too() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -38,6 +41,29 @@ def stock_python() -> str:
             "the stock peers are not installed: run ./scripts/test once, or set PYROXFER_PEERS to their python"
         )
     return python
+
+
+def started(stack: ExitStack, pattern: str, *command: str, **environment: str) -> str:
+    """Start a program and wait until it says this; the group of the pattern."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    stack.callback(process.communicate)
+    stack.callback(process.kill)
+    assert process.stdout is not None
+    too_late = threading.Timer(ANSWER_WITHIN_S, process.kill)
+    too_late.start()
+    stack.callback(too_late.cancel)
+    for line in process.stdout:
+        if found := re.search(pattern, line):
+            too_late.cancel()
+            return found[1]
+    raise AssertionError(f"{command} did not start")
 
 
 class PeerProcess:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,7 +14,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import matrix
 import pytest
-from peers import ANSWER_WITHIN_S, PROGRAMS, stock_python
+from peers import ANSWER_WITHIN_S, PROGRAMS, started, stock_python
 
 pytestmark = pytest.mark.interop
 
@@ -75,29 +71,6 @@ class Gateway:
     @staticmethod
     def _reply(status: int, headers: Any, body: bytes) -> Reply:
         return Reply(status, {name.lower(): value for name, value in headers.items()}, body)
-
-
-def started(stack: ExitStack, pattern: str, *command: str, **environment: str) -> str:
-    """Start a program and wait until it says this; the group of the pattern."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, **environment},
-    )
-    stack.callback(process.communicate)
-    stack.callback(process.kill)
-    assert process.stdout is not None
-    too_late = threading.Timer(ANSWER_WITHIN_S, process.kill)
-    too_late.start()
-    stack.callback(too_late.cancel)
-    for line in process.stdout:
-        if found := re.search(pattern, line):
-            too_late.cancel()
-            return found[1]
-    raise AssertionError(f"{command} did not start")
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from pyroxfer import FileServer
 
 
 class Relay:
-    """Forwards TCP connections to a server, and cuts all of them once ``limit`` bytes went one way."""
+    """Forwards TCP connections to a server, and cuts all of them once ``limit`` bytes went one way, or when told."""
 
-    def __init__(self, target: str, limit: int, *, towards_server: bool) -> None:
+    def __init__(self, target: str, limit: float, *, towards_server: bool) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self._left = limit
@@ -33,6 +33,11 @@ class Relay:
                 task_status.started()
                 await trio.serve_listeners(self._serve, listeners, handler_nursery=nursery)
 
+    def cut(self) -> None:
+        """Cut every connection."""
+        self.was_cut = True
+        self._scope.cancel()
+
     async def _serve(self, client: trio.SocketStream) -> None:
         async with client, await trio.open_tcp_stream(*self._target) as server, trio.open_nursery() as nursery:
             nursery.start_soon(self._pump, client, server, self._towards_server, nursery.cancel_scope)
@@ -44,13 +49,12 @@ class Relay:
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while data := await source.receive_some(65536):
                 if counted:
-                    data = data[: self._left]
+                    data = data[: int(min(self._left, len(data)))]
                     self._left -= len(data)
                 if data:
                     await sink.send_all(data)
                 if counted and not self._left:
-                    self.was_cut = True
-                    self._scope.cancel()
+                    self.cut()
         scope.cancel()
 
 
@@ -99,7 +103,7 @@ def settled(server: FileServer) -> Callable[[], Awaitable[None]]:
     """Waits until the server has no transfer under way any more."""
 
     async def settled() -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while server.transfers:  # noqa: ASYNC110  # the server tells nobody
                 await trio.sleep(0.01)
 
@@ -110,7 +114,7 @@ def settled(server: FileServer) -> Callable[[], Awaitable[None]]:
 async def cut_line(nursery: trio.Nursery) -> Callable[..., Awaitable[Relay]]:
     """Opens a relay to a location that cuts its connections after so many bytes one way."""
 
-    async def cut_line(target: str, limit: int, *, towards_server: bool) -> Relay:
+    async def cut_line(target: str, limit: float, *, towards_server: bool = True) -> Relay:
         relay = Relay(target, limit, towards_server=towards_server)
         await nursery.start(relay.run)
         return relay

@@ -148,5 +148,5 @@ def test_exit_codes_are_those_of_the_documentation() -> None:
         "SomeFilesFailedError": 10,
         "StalledError": 11,
         "PeerError": 12,
-        "UnknownTransferError": 12,
+        "UnknownTransferError": 5,
     }

@@ -4,6 +4,7 @@ source."""
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 import trio
 
 import pyroxfer
-from pyroxfer import FileServer, Progress, Receipt, errors
+from pyroxfer import FileServer, Progress, Receipt, errors, transfers
+from pyroxfer.conversation import Conversation
 from pyroxfer.journal import MAGIC, Heading, Writer, read_journal
 from pyroxfer.receipts import KEPT_S, ReceiptsInFile, ReceiptsInMemory
 from pyroxfer.runs import LEAST_STEP, Range, Run, covered, gaps, pieces
@@ -22,7 +24,7 @@ from pyroxfer_core import errors as core_errors
 MIB = 1024 * 1024
 SIZE = 12 * MIB + 5
 HAD = 9 * MIB
-"""Bytes that the interrupted attempt has at least brought, counted where the line was cut."""
+"""Bytes that the interrupted attempt has at least brought, without a gap."""
 Settled = Callable[[], Awaitable[None]]
 RandomBytes = Callable[[int], bytes]
 
@@ -64,6 +66,14 @@ class Interrupted:
         (found,) = [path for path in self.left() if path.suffix == ".journal"]
         return found
 
+    @property
+    def noted(self) -> list[int]:
+        """How long the beginnings are that the journal speaks of: every step, and what there was in the end."""
+        known = read_journal(self.journal.read_bytes())
+        assert known is not None
+        assert all(run.start == 0 for run in known.runs)
+        return [run.length for run in known.runs]
+
     async def resumed(self) -> int:
         """Attempt again; the bytes that were kept. What is committed is the source, and nothing else is left."""
         receipt = await self.attempt()
@@ -83,16 +93,29 @@ async def cut(
     random_bytes: RandomBytes,
     cut_line: Callable[..., Any],
     settled: Settled,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Interrupted:
-    """A transfer cut after three quarters of its bytes."""
+    """A transfer cut once the receiver has three quarters of it. One block is under way at a time, so that what was
+    acknowledged is a beginning of the file."""
     transfer = Interrupted(server, root, here, direction, channel)
     transfer.source.write_bytes(random_bytes(SIZE))
-    relay = await cut_line(server.location, HAD + MIB, towards_server=direction == "send")
-    with pytest.raises((errors.TransferError, core_errors.CommunicationError)):
-        await transfer.attempt(relay.location)
+    relay = await cut_line(server.location, math.inf)
+
+    def watch(event: Progress) -> None:
+        if event.event == "progress" and event.done >= HAD:
+            relay.cut()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfers, "CREDIT_ALL", transfers.LEAST_CREDIT)
+        patch.setattr("pyroxfer.progress.INTERVAL_S", 0)
+        with pytest.raises((errors.TransferError, core_errors.CommunicationError)) as caught:
+            await transfer.attempt(relay.location, progress=watch)
+    assert relay.was_cut, caught.value
     await settled()
     assert not transfer.final.exists()
-    assert transfer.partial.stat().st_size >= HAD - 3 * MIB
+    assert transfer.left(), caught.value
+    assert transfer.noted[:2] == [LEAST_STEP, 2 * LEAST_STEP]
+    assert transfer.noted[-1] >= HAD
     return transfer
 
 
@@ -110,10 +133,10 @@ def flip(path: Path, offset: int) -> None:
 @every_way
 async def test_an_interrupted_transfer_goes_on_where_it_was(cut: Interrupted) -> None:
     """What had arrived without a gap is not moved again, and the receipt says so."""
-    had = cut.partial.stat().st_size
+    had = cut.noted[-1]
     seen: list[Progress] = []
     receipt = await cut.attempt(progress=seen.append)
-    assert had - 5 * MIB <= receipt.resumed <= had
+    assert receipt.resumed == had
     assert cut.final.read_bytes() == cut.source.read_bytes()
     accepted = next(event for event in seen if event.event == "accept")
     assert accepted.resumed == receipt.resumed
@@ -138,16 +161,17 @@ async def test_without_resume_nothing_is_used_and_nothing_kept(cut: Interrupted,
 
 @every_way
 async def test_source_grew(cut: Interrupted, random_bytes: RandomBytes) -> None:
+    had = cut.noted[-1]
     with cut.source.open("ab") as file:
         file.write(random_bytes(3 * MIB))
-    assert await cut.resumed() >= HAD - 3 * MIB
+    assert await cut.resumed() == had
 
 
 @every_way
 async def test_source_shrank_below_what_had_arrived(cut: Interrupted) -> None:
     """Down to a noted beginning of what was there; nothing of the old file is left behind its end."""
     os.truncate(cut.source, LEAST_STEP + 5)
-    assert await cut.resumed() == (LEAST_STEP if (LEAST_STEP <= HAD) else 0)
+    assert await cut.resumed() == LEAST_STEP
 
 
 @every_way
@@ -174,11 +198,11 @@ async def test_partial_truncated(cut: Interrupted) -> None:
 @every_way
 async def test_partial_with_a_tail_of_zeros(cut: Interrupted) -> None:
     """As a file system leaves it after a power failure: the length is right, the bytes are not."""
-    size = cut.partial.stat().st_size
+    *_, before, had = cut.noted
     with cut.partial.open("r+b") as file:
-        file.seek(size - 100)
-        file.write(bytes(100))
-    assert 0 < await cut.resumed() < size - 100
+        file.seek(had - 5)
+        file.write(bytes(5))
+    assert await cut.resumed() == before
 
 
 @every_way
@@ -222,13 +246,11 @@ async def test_journal_lost(cut: Interrupted) -> None:
 @pytest.mark.parametrize("place", ["heading", "first run", "end"])
 async def test_journal_garbled(cut: Interrupted, place: str) -> None:
     """What is behind the damage does not count."""
-    size, known = cut.journal.stat().st_size, read_journal(cut.journal.read_bytes())
-    assert known is not None
-    flip(cut.journal, {"heading": 30, "first run": size - 75 * len(known.runs) + 5, "end": size - 1}[place])
+    size, noted = cut.journal.stat().st_size, cut.noted
+    flip(cut.journal, {"heading": 30, "first run": size - 75 * len(noted) + 5, "end": size - 1}[place])
     orphan = [cut.partial] if place == "heading" else []
     receipt = await cut.attempt()
-    assert receipt.resumed < HAD
-    assert (receipt.resumed > 0) == (place == "end")
+    assert receipt.resumed == (noted[-2] if place == "end" else 0)
     assert cut.final.read_bytes() == cut.source.read_bytes()
     assert cut.left() == orphan
 
@@ -236,11 +258,32 @@ async def test_journal_garbled(cut: Interrupted, place: str) -> None:
 @every_way
 async def test_journal_newer_than_the_data(cut: Interrupted) -> None:
     """The journal reached the disk and the bytes did not: it speaks of an end that is not there."""
-    known = read_journal(cut.journal.read_bytes())
+    known, had = read_journal(cut.journal.read_bytes()), cut.noted[-1]
     assert known is not None
     with cut.journal.open("ab") as file:
         file.write(Writer(known.check).runs([Run(0, SIZE, "ab" * 32), Run(SIZE - MIB, MIB, "cd" * 32)], 1))
-    assert 0 < await cut.resumed() < SIZE
+    assert await cut.resumed() == had
+
+
+@pytest.mark.parametrize(("channel", "direction"), [("annot", "get"), ("raw", "get")])
+async def test_a_download_that_the_server_has_forgotten_is_kept(
+    server: FileServer, root: Path, here: Path, channel: str, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the last call is lost and the call repeated: every byte is here, and the next run only compares
+    them."""
+    transfer, real = Interrupted(server, root, here, direction, channel), Conversation.ask
+    transfer.source.write_bytes(b"x" * SIZE)
+
+    async def repeated(talk: Conversation, method: str, *args: object) -> Any:
+        if method == "end_download":
+            await real(talk, method, *args)
+        return await real(talk, method, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Conversation, "ask", repeated)
+        with pytest.raises(errors.UnknownTransferError):
+            await transfer.attempt()
+    assert await transfer.resumed() == SIZE
 
 
 @every_way

@@ -300,7 +300,7 @@ class Daemon(trio_daemon.Daemon):
             self._nursery = nursery
             nursery.start_soon(self._sweep_streams)
             task_status.started()
-            tap = wire_log(self.settings, "the connected socket")
+            tap = wire_log(self.settings, lambda: "the connected socket")
             decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key, tap=tap)
             connection = Connection(listener, decoder, hmac_key=self.settings.hmac_key)
             await Peer(self, connection).serve(greeted=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -13,14 +15,18 @@ import trio
 
 from ..nameserver.keeping import keep_registered
 from ..nameserver.server import start_ns
-from ..objects.expose import expose, oneway
+from ..objects.expose import behavior, expose, oneway
+from ..processes.launch import supervise
+from ..processes.supervisor import Supervisor
+from ..processes.worker import Worker
 from ..server.daemon import Daemon
 from ..server.door import refuse_open_door
 from ..settings import Settings
-from ..uri import NS_PORT
+from ..uri import NS_PORT, Uri
 from ._run import printable, run
 from .access import ClientAccess, ServerAccess, nameserver_access, server_access
 from .place import HOST_PORT, Place
+from .workers import workers_option
 
 OBJECT_ID: Final = "test.echoserver"
 SLOW_S: Final = 5.0
@@ -28,6 +34,7 @@ SLOW_S: Final = 5.0
 
 
 @expose
+@behavior(stateless=True)
 class EchoServer:
     """What test clients of Pyro expect at ``test.echoserver``."""
 
@@ -116,6 +123,7 @@ class EchoServer:
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
 @click.option("--ns", "place", type=HOST_PORT, help="The name server to register in. Default: looked for.")
 @click.option("--insecure", is_flag=True, help="Allow listening beyond this machine without authentication and TLS.")
+@workers_option
 @server_access
 @nameserver_access
 def echo(
@@ -130,6 +138,7 @@ def echo(
     insecure: bool,
     access: ServerAccess,
     ns_access: ClientAccess,
+    workers: int,
 ) -> None:
     """Run an object that answers test calls, until it is interrupted or told to shut down."""
 
@@ -137,31 +146,76 @@ def echo(
         if verbose or not quiet:
             click.echo(text)
 
-    async def main() -> None:
+    @contextlib.asynccontextmanager
+    async def named(uri: Uri, settings: Settings) -> AsyncIterator[None]:
+        """Known in the name server, and to whoever started this."""
+        async with contextlib.AsyncExitStack() as stack:
+            at = place or Place()
+            if nameserver:
+                names = start_ns(at.host or host, at.port or NS_PORT, settings=settings)
+                own = await stack.enter_async_context(names)
+                await own.name_server.register(OBJECT_ID, uri, protocols=[48, 502])
+            elif naming or place is not None:
+                asked = ns_access.settings(Settings())
+                kept = keep_registered({OBJECT_ID: uri}, host=at.host, port=at.port, settings=asked)
+                await stack.enter_async_context(kept)
+            say(f"object name: {OBJECT_ID}")
+            say(f"echo uri: {uri}")
+            say("echoserver running.")
+            yield
+
+    async def main() -> int:
         settings = access.settings(Settings(insecure=insecure))
+        server = EchoServer(verbose=verbose)
+        worker = Worker.current()
+        if worker is not None:
+            return await _work(worker, server, settings)
         if unixsocket is None:
             refuse_open_door(host, settings)
-        server = EchoServer(verbose=verbose)
         say("Starting the test echo server.")
-        async with Daemon(host, port, unixsocket, settings=settings) as daemon:
-            uri = daemon.register(server, OBJECT_ID)
-            async with contextlib.AsyncExitStack() as stack:
-                at = place or Place()
-                if nameserver:
-                    names = start_ns(at.host or host, at.port or NS_PORT, settings=settings)
-                    own = await stack.enter_async_context(names)
-                    await own.name_server.register(OBJECT_ID, uri, protocols=[48, 502])
-                elif naming or place is not None:
-                    asked = ns_access.settings(Settings())
-                    kept = keep_registered({OBJECT_ID: uri}, host=at.host, port=at.port, settings=asked)
-                    await stack.enter_async_context(kept)
-                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                    say(f"object name: {OBJECT_ID}")
-                    say(f"echo uri: {uri}")
-                    say("echoserver running.")
-                    await _until_told(server, signals)
+        daemon = Daemon(host, port, unixsocket, settings=settings)
+        if workers == 1:
+            return await _serve(daemon, server, lambda uri: named(uri, settings))
+        access.refuse_questions("--workers")
+        return await _supervise(daemon, server, workers, lambda uri: named(uri, settings))
 
-    run(main)
+    if code := run(main):
+        raise SystemExit(code)
+
+
+Named = Callable[[Uri], AbstractAsyncContextManager[None]]
+
+
+async def _serve(daemon: Daemon, server: EchoServer, named: Named) -> int:
+    async with daemon:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with named(daemon.register(server, OBJECT_ID)):
+                await _until_told(server, signals)
+    return 0
+
+
+async def _supervise(daemon: Daemon, server: EchoServer, workers: int, named: Named) -> int:
+    """Bind for the workers, and name what they serve."""
+    daemon.bind()
+    uri = daemon.register(server, OBJECT_ID)
+
+    async def beside(_: Path, supervisor: Supervisor) -> None:
+        async with named(uri):
+            await supervisor.ending.wait()
+
+    try:
+        return await supervise(daemon.listeners, workers, reload=False, beside=beside)
+    finally:
+        daemon.close()
+
+
+async def _work(worker: Worker, server: EchoServer, settings: Settings) -> int:
+    async with Daemon(settings=settings, worker=worker) as daemon:
+        daemon.register(server, OBJECT_ID)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            worker.ready()
+            await _until_told(server, signals)
+    return 0
 
 
 async def _until_told(server: EchoServer, signals: AsyncIterator[int]) -> None:

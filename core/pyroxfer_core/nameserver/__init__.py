@@ -3,6 +3,7 @@
 from .keeping import Registration as Registration
 from .keeping import keep_registered as keep_registered
 from .lookup import locate_ns as locate_ns
+from .lookup import read_entries as read_entries
 from .lookup import resolve as resolve
 from .server import RunningNameServer as RunningNameServer
 from .server import start_ns as start_ns

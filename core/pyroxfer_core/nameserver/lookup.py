@@ -13,6 +13,7 @@ from ..uri import Uri
 from .addresses import is_loopback
 from .broadcast import find_by_broadcast
 from .rules import NAME_SERVER
+from .storage.base import Entry, Query
 
 MAX_HOPS: Final = 8
 """Names that stand for other names, followed one after the other; more is taken for a circle."""
@@ -48,7 +49,7 @@ async def locate_ns(
     if not host:
         if broadcast and ":" not in settings.ns_host and (proxy := await _by_broadcast(port, settings, failures)):
             return proxy
-        where = _uri_at(settings.ns_host, settings.ns_port)
+        where = name_server_uri(settings.ns_host, settings.ns_port)
         if where not in _places(host, port, settings) and (proxy := await _connected(where, settings, failures)):
             return proxy
     raise NamingError(
@@ -72,6 +73,24 @@ async def resolve(uri: Uri | str, settings: Settings | None = None) -> Uri:
             return found
         found = await _resolve_once(found, settings)
     raise NamingError(f"{uri} leads from name to name without end")
+
+
+async def read_entries(ns: Proxy, query: Query) -> dict[str, Entry]:
+    """The entries of a name server that match, by name, each with the one address that any of them tells of.
+
+    Stock name servers of both libraries are asked in their own dialect; where they cannot select by everything at
+    once, the rest is done here.
+
+    Raises:
+        NamingError: the answer is not a listing, or the name server refuses the question.
+        CommunicationError: the connection was lost.
+    """
+    if query.prefix or not (query.all_of or query.any_of):
+        rows = checked_listing(await ns.list(prefix=query.prefix or None, return_metadata=True))
+    else:
+        rows = await search_tags(ns, query.all_of, () if query.all_of else query.any_of)
+    entries = {name: Entry.single(uri, frozenset(tags)) for name, (uri, tags) in rows.items()}
+    return {name: entry for name, entry in entries.items() if query.matches(name, entry)}
 
 
 async def search_tags(ns: Proxy, all_of: Collection[str], any_of: Collection[str]) -> Rows:
@@ -104,14 +123,15 @@ def _places(host: str | None, port: int | None, settings: Settings) -> list[Uri]
     """Where to try first, in order."""
     port = port or settings.ns_port
     if host:
-        return [_uri_at(host, port)]
+        return [name_server_uri(host, port)]
     if not is_loopback(settings.ns_host):
         return []
     hosts = [settings.ns_host] if ":" in settings.ns_host else [settings.ns_host, DEBIAN_HOST]
-    return [_uri_at(candidate, port) for candidate in dict.fromkeys(hosts)]
+    return [name_server_uri(candidate, port) for candidate in dict.fromkeys(hosts)]
 
 
-def _uri_at(host: str, port: int) -> Uri:
+def name_server_uri(host: str, port: int) -> Uri:
+    """Where a name server is asked that listens at a host, or at ``./u:PATH``."""
     if host.startswith("./u:"):
         return Uri(f"PYRO:{NAME_SERVER}@{host}")
     bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host

@@ -129,6 +129,7 @@ def behavior(
     instance_creator: Callable[[type], Any] | None = None,
     *,
     concurrent: bool = False,
+    stateless: bool = False,
 ) -> Callable[[T], T]:
     """How a registered class is turned into objects.
 
@@ -137,6 +138,8 @@ def behavior(
             for each call.
         instance_creator: called with the class, returns the instance; the class itself by default.
         concurrent: calls of one connection on a session object may run at once.
+        stateless: it does not matter which of several objects a call goes to, though there is one for the daemon: so
+            each worker process may have its own.
 
     Raises:
         SyntaxError: used without parentheses.
@@ -155,6 +158,7 @@ def behavior(
             raise TypeError("the behavior decorator is for classes")
         clazz._pyroInstancing = (instance_mode, instance_creator)  # type: ignore[attr-defined]  # Pyro's mark
         clazz._pyroConcurrent = concurrent  # type: ignore[attr-defined]  # our own
+        clazz._pyroStateless = stateless  # type: ignore[attr-defined]  # our own
         return clazz
 
     return decorate

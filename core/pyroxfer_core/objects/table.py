@@ -174,6 +174,21 @@ class ObjectTable:
             return entry.fixed
 
 
+def refuse_to_share(thing: Any) -> None:
+    """Check that it does not matter which of several processes a call comes to.
+
+    Raises:
+        DaemonError: it is one object for all clients, and not said to be stateless.
+    """
+    clazz = thing if inspect.isclass(thing) else type(thing)
+    mode = getattr(thing, "_pyroInstancing", ("session", None))[0] if inspect.isclass(thing) else "single"
+    if mode == "single" and not getattr(clazz, "_pyroStateless", False):
+        raise DaemonError(
+            f"every worker would have a {clazz.__qualname__} of its own: register a class with sessions or percall, "
+            "or declare it @behavior(stateless=True)"
+        )
+
+
 def _make_entry(object_id: str, thing: Any) -> Entry:
     is_class = inspect.isclass(thing)
     mode, creator = getattr(thing, "_pyroInstancing", ("session", None)) if is_class else ("instance", None)

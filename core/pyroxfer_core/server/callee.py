@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .daemon import Daemon
 
 _OF_STREAMS: Final = ("get_next_stream_item", "close_stream")
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 
 class Caller(Protocol):
@@ -128,7 +128,7 @@ class Callee(Peer):
         error = RefusedError("draining: the daemon is closed")
         answer = failure(self, message, self.serializer(message.serializer), error, dispatched=False)
         if answer is not None:
-            self._queue(answer)
+            self.queue(answer)
 
     async def _take_slowly(self, message: Message) -> None:
         job = self._begin(message, await self._read_call(message))

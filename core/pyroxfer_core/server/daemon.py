@@ -18,7 +18,7 @@ import trio
 from ..errors import CommunicationError, ConnectionClosedError, DaemonError, PyroError, RefusedError
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import Metadata, reset_exposed
-from ..objects.table import DAEMON_ID, ObjectTable
+from ..objects.table import DAEMON_ID, ObjectTable, refuse_to_share
 from ..serializers.base import SerializerContext
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
@@ -49,12 +49,16 @@ from .watchdog import Watchdog
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
+    from ..processes.worker import Worker
     from .callee import Callee
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 READERS: Final = 2
 """Large requests read at once: each may inflate to the limit of a message."""
+FIRST_CALL_S: Final = 0.5
+"""How long a daemon that closes waits for the first calls of those who have just connected: until then they cannot be
+told that it goes away, and would not know whether the call that was on its way has run."""
 NAMED_CUTS: Final = 20
 """Calls that are named in the log when a daemon cuts them."""
 SWEEP_S: Final = 2.0
@@ -108,6 +112,9 @@ class Daemon:
         listeners: sockets that listen already (see `inherited_listeners`), instead of ``host``, ``port`` and
             ``unixsocket``; URIs lead to the first. They belong to the daemon, which closes them at its end and leaves
             the file of a unix socket to who made it.
+        worker: which of several processes this is, that serve the same objects on its ``listeners``. Objects there
+            are only one of must be declared ``stateless``. A key is good in all workers together; one that came to
+            another worker before is answered as Unknown.
 
     Raises:
         ValueError: ``nathost``, ``natport`` and ``advertise`` do not go together as given, or there is no host.
@@ -125,7 +132,10 @@ class Daemon:
         *,
         advertise: str | None = None,
         listeners: Sequence[socket.socket] = (),
+        worker: Worker | None = None,
     ) -> None:
+        if worker is not None:
+            listeners = worker.listeners
         for listener in listeners:
             refuse_other_sockets(listener)
         if listeners:
@@ -144,7 +154,8 @@ class Daemon:
         self.streams = StreamTable(self.pool, self.settings.stream_linger_s, self.settings.stream_lifetime_s)
         self.readers = trio.CapacityLimiter(READERS)
         """Threads that read large requests."""
-        self.keys = KeyTable(self.settings)
+        claims = None if worker is None else worker.claims(self.settings.key_lifetime_s)
+        self.keys = KeyTable(self.settings, claims)
         self.epoch = secrets.token_bytes(16)
         """Changes with every daemon."""
         self.peers: set[Peer] = set()
@@ -164,6 +175,7 @@ class Daemon:
         self._nathost = nathost
         self._natport = natport
         self._given = list(listeners)
+        self._worker = worker
         self._listener: socket.socket | None = None
         self._more: list[socket.socket] = []
         """Listeners of further hosts."""
@@ -186,8 +198,10 @@ class Daemon:
 
         Raises:
             DaemonError: the id or the object is taken already (``force`` overrides), or cannot be used, or the daemon
-                has no address yet.
+                has no address yet, or is one of several workers and each would have an object of its own.
         """
+        if self._worker is not None:
+            refuse_to_share(thing)
         where = self.published_location  # before anything is changed: it may not be known yet
         object_id = self.table.register(thing, object_id, force)
         return Uri(f"PYRO:{object_id}@{where}")
@@ -239,6 +253,11 @@ class Daemon:
             return
         self._listener, *self._more = bind_hosts(self._hosts, self._port, self.settings.prefer_ip_version)
         self._port = self._listener.getsockname()[1]
+
+    @property
+    def listeners(self) -> list[socket.socket]:
+        """What it listens on, once it is bound: for a parent that binds for its workers, and never serves."""
+        return [] if self._listener is None else [self._listener, *self._more]
 
     @property
     def _tcp_hosts(self) -> Sequence[str]:
@@ -354,9 +373,10 @@ class Daemon:
             with trio.move_on_after(self.settings.shutdown_grace_s):
                 for peer in (*self.peers, *self.callees):
                     peer.go_away()
-                while self._calls_running:  # an answer that leaves in pieces counts once it has begun to leave
-                    self._drained = trio.Event()
-                    await self._drained.wait()
+                # an answer that leaves in pieces counts once it has begun to leave
+                await self._until(lambda: not self._calls_running)
+                with trio.move_on_after(FIRST_CALL_S):
+                    await self._until(lambda: not any(peer.session.may_confirm for peer in self.peers))
                 await self._send_last_answers()
         finally:
             cut = self._unfinished()
@@ -378,6 +398,12 @@ class Daemon:
             log.warning("%r stops and cuts %s%s", self, "; ".join(map(str, cut[:NAMED_CUTS])), more)
         return cut
 
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what `call_ended` may bring about."""
+        while not condition():
+            self._drained = trio.Event()
+            await self._drained.wait()
+
     @property
     def _calls_running(self) -> bool:
         return self._detached > 0 or any(peer.in_flight for peer in (*self.peers, *self.callees))
@@ -391,7 +417,7 @@ class Daemon:
 
     def call_ended(self) -> None:
         """A call, or a whole connection, tells that it may have been the last to be waited for."""
-        if self._drained is not None and not self._calls_running:
+        if self._drained is not None:
             self._drained.set()
 
     def close(self) -> None:
@@ -399,7 +425,7 @@ class Daemon:
         if self._listener is None:
             return
         for listener in (self._listener, *self._more):
-            if self._nursery is not None or trio.lowlevel.in_trio_run():
+            if listener.fileno() >= 0 and (self._nursery is not None or trio.lowlevel.in_trio_run()):
                 trio.lowlevel.notify_closing(listener)
             listener.close()
         self._listener, self._more = None, []
@@ -415,7 +441,11 @@ class Daemon:
             nursery.start_soon(self._sweep_streams)
             task_status.started()
             await serve_connections(
-                [listener, *self._more], self._serve, settings=self.settings, side_handler=self._serve_side_stream
+                [listener, *self._more],
+                self._serve,
+                settings=self.settings,
+                side_handler=self._serve_side_stream,
+                share=None if self._worker is None else self._worker.share,
             )
 
     async def _serve(self, connection: Connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final
 
 import trio
@@ -17,11 +18,11 @@ from ..errors import (
     SerializeError,
 )
 from ..objects.expose import Metadata
-from ..serializers.base import SerializerContext, text_of
+from ..serializers.base import Serializer, SerializerContext, text_of
 from ..serializers.factory import make_serializer
 from ..serializers.plain import read_plain
 from ..settings import SAFE_SERIALIZERS, Settings
-from ..transport.connection import Connection
+from ..transport.connection import Connection, Event
 from ..wire.codec import codec_for
 from ..wire.features import FEATURES_KEY, Feature
 from ..wire.inflate import deflate_for, inflate
@@ -31,7 +32,7 @@ from ..wire.session import ServerSession
 from .hello import Hello, Judge, Verdict
 from .identify import identify, known_by_connection
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 FALLBACK_SERIALIZER: Final = "marshal"
 """In which a refusal is written while the client's serializer is not known; both libraries do so."""
@@ -78,13 +79,10 @@ async def authenticate(
     """Read CONNECT and find out who it comes from, without answering it yet; limits and refusals as above."""
     greeting = _Greeting(connection, session, settings, context)
     try:
+        if greeting.needs_no_wait():
+            return await greeting.hear_and_identify()
         with trio.fail_at(_latest(connection, settings)):
-            hello = await greeting.hear()
-            if hello is None:
-                if greeting.message is None:  # it may only want to know who is there, and has closed its sending side
-                    await refuse(connection, session, "the client said nothing", None, {})
-                return None
-            return await identify(connection, hello, greeting.challenge, greeting.proof, settings)
+            return await greeting.hear_and_identify()
     except ConnectionClosedError:
         raise
     except Exception as error:
@@ -128,6 +126,27 @@ class _Greeting:
         self.proof: Body | None = None
         self.is_ours = False
         """The client understands what is said about proofs."""
+        self._event: Event | None = None
+        """What came before it was waited for."""
+
+    def needs_no_wait(self) -> bool:
+        """Whether CONNECT is there already, as mostly, and nobody has to be asked: then there is no time to limit.
+
+        Raises:
+            PyroError: it cannot be read.
+        """
+        self._event = self._connection.receive_nowait()
+        settings = self._settings
+        return self._event is not None and settings.tokens is None and settings.authenticator is None
+
+    async def hear_and_identify(self) -> Hello | None:
+        """What the client says, with who it is; None when it leaves without a word, or is refused."""
+        hello = await self.hear()
+        if hello is None:
+            if self.message is None:  # it may only want to know who is there, and has closed its sending side
+                await refuse(self._connection, self._session, "the client said nothing", None, {})
+            return None
+        return await identify(self._connection, hello, self.challenge, self.proof, self._settings)
 
     async def hear(self) -> Hello | None:
         """What the client says; None when it leaves without a word."""
@@ -142,7 +161,9 @@ class _Greeting:
         return await self._hear_once()
 
     async def _hear_once(self) -> Hello | None:
-        event = await self._connection.receive()
+        event, self._event = self._event, None
+        if event is None:
+            event = await self._connection.receive()
         if event is None:
             return None
         if not isinstance(event, Message):
@@ -170,7 +191,7 @@ def _read_hello(
     body = message.body
     if message.flags & Flags.COMPRESSED:
         body = inflate(body, settings.max_handshake_bytes)
-    data = make_serializer(message.serializer, _context_for(connection, settings, context)).loads(body)
+    data = _serializer_for(message.serializer, connection, settings, context).loads(body)
     if not isinstance(data, dict) or "handshake" not in data:
         raise SerializeError("'handshake'")
     object_id = data.get("object")
@@ -179,10 +200,20 @@ def _read_hello(
     return Hello(object_id, data["handshake"], message)
 
 
-def _context_for(connection: Connection, settings: Settings, context: SerializerContext | None) -> SerializerContext:
+def _serializer_for(
+    name: str, connection: Connection, settings: Settings, context: SerializerContext | None
+) -> Serializer:
     """How a client is read that has not been let in: the pickle family only by what its connection proves."""
-    known = known_by_connection(connection, settings) is not None
-    return replace(context or SerializerContext(connection.codec.version), unsafe=settings.unsafe_for(known=known))
+    unsafe = settings.unsafe_for(known=known_by_connection(connection, settings) is not None)
+    if context is None:
+        return _plain_serializer(name, connection.codec.version, unsafe)
+    return make_serializer(name, replace(context, unsafe=unsafe))
+
+
+@lru_cache(maxsize=32)
+def _plain_serializer(name: str, version: int, unsafe: frozenset[str]) -> Serializer:
+    """One for all connections: it knows nothing of any."""
+    return make_serializer(name, SerializerContext(version, unsafe=unsafe))
 
 
 async def _welcome(
@@ -194,7 +225,7 @@ async def _welcome(
     context: SerializerContext | None,
 ) -> None:
     message, version = hello.message, connection.codec.version
-    serializer = make_serializer(message.serializer, _context_for(connection, settings, context))
+    serializer = _serializer_for(message.serializer, connection, settings, context)
     value: Any = verdict.response
     if version != 48 or message.flags & Flags.META_ON_CONNECT:
         meta = metadata_value(verdict.metadata, version, own=session.may_grant(Feature.KEY))

@@ -21,6 +21,7 @@ from ..wire.scattered import buffers_of
 from .execute import Job, KeyedJob, execute, failure
 
 if TYPE_CHECKING:
+    from ..processes.claims import Claims
     from .peer import Peer
 
 _Scope = tuple[object, str, str, bytes]
@@ -54,10 +55,12 @@ class KeyTable:
 
     Args:
         settings: ``key_lifetime_s``, ``max_keys`` and ``max_key_result_bytes`` bound what is remembered.
+        claims: what keeps a key from running in another worker, too; asked before one is reserved here.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, claims: Claims | None = None) -> None:
         self._settings = settings
+        self._claims = claims
         self._known: dict[_Scope, _Execution] = {}
         self._ended: deque[_Execution] = deque()
         """In the order in which they expire."""
@@ -73,7 +76,8 @@ class KeyTable:
 
         Raises:
             ProtocolError: the key belongs to a call with other arguments.
-            RefusedError: too many keys are remembered.
+            RefusedError: too many keys are remembered, or it cannot be made sure that no other worker has this one.
+            CommunicationError: another worker has or had it, so it may have run (outcome Unknown).
         """
         where = (peer.identity, job.entry.object_id, job.method, job.key)
         digest = _digest(job.message)
@@ -89,9 +93,26 @@ class KeyTable:
         self.sweep()
         if len(self._known) >= self._settings.max_keys:
             raise RefusedError(f"busy: {len(self._known)} keys are remembered already; try again later")
+        self._claim(where)
         execution = self._known[where] = _Execution(where, digest, job)
         peer.daemon.run_detached(lambda: self._run(execution, peer, job))
         return execution
+
+    def _claim(self, where: _Scope) -> None:
+        if self._claims is None:
+            return
+        try:
+            taken = self._claims.take(_name(where))
+        except OSError as error:
+            raise RefusedError(f"the key cannot be kept from other workers: {error.strerror}; try again") from error
+        if not taken:
+            text = "a call with this key came to another worker before, which alone knows what became of it"
+            raise CommunicationError(text, outcome=Outcome.UNKNOWN)
+
+    def _forget(self, where: _Scope) -> None:
+        del self._known[where]
+        if self._claims is not None:
+            self._claims.give_up(_name(where))
 
     async def _run(self, execution: _Execution, peer: Peer, job: KeyedJob) -> None:
         try:
@@ -115,7 +136,7 @@ class KeyTable:
             execution.job = None
         execution.done.set()
         if execution.letter == "N":
-            del self._known[execution.where]
+            self._forget(execution.where)
             return
         execution.expires = trio.current_time() + self._settings.key_lifetime_s
         self._ended.append(execution)
@@ -148,7 +169,9 @@ class KeyTable:
             execution.job = None
             self._drop_answer(execution)
             if self._known.get(execution.where) is execution:
-                del self._known[execution.where]
+                self._forget(execution.where)
+        if self._claims is not None:
+            self._claims.sweep(now)
         while self._kept and self._kept[0].answer is None:
             self._kept.popleft()
 
@@ -159,6 +182,12 @@ def _digest(message: Message) -> bytes:
         digest.update(buffer)
     digest.update(f"{message.serializer} {message.flags & ~Flags.ONEWAY}".encode())
     return digest.digest()
+
+
+def _name(where: _Scope) -> str:
+    """The same for the same key in every worker."""
+    identity, object_id, method, key = where
+    return hashlib.blake2b(repr((identity, object_id, method, key)).encode(), digest_size=32).hexdigest()
 
 
 def _size(answer: Message) -> int:
@@ -193,7 +222,8 @@ async def run_keyed(peer: Peer, job: Job) -> Message | None:
     try:
         execution = peer.daemon.keys.enter(peer, job)
     except CommunicationError as error:
-        error.outcome = Outcome.NOT_SENT
+        if error.outcome is not Outcome.UNKNOWN:
+            error.outcome = Outcome.NOT_SENT
         return failure(peer, job.message, job.serializer, error, dispatched=False)
     execution.waiters += 1
     try:

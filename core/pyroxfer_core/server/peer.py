@@ -28,7 +28,7 @@ from ..serializers.base import Call, Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
-from ..transport.connection import Connection
+from ..transport.connection import Connection, Event
 from ..transport.resume import resumed
 from ..transport.tls import TlsSocket
 from ..transport.turns import TurnSender
@@ -36,13 +36,14 @@ from ..wire.features import Feature
 from ..wire.message import Flags, Message, MessageType
 from ..wire.pieces import Outgoing
 from ..wire.session import IN_PIECES, ServerSession, alive
-from .execute import SLOW_BYTES, Job, decode, execute, failure, is_slow_to_read, read_call
+from .execute import KEPT_BYTES, SLOW_BYTES, Job, Read, decode, execute, failure, is_slow_to_read, read_call
 from .handshake import accept_handshake
 from .keys import run_keyed
 from .lanes import Lanes
 from .large import LargeMessages
 from .push import PushedStreams
 from .reverse import ReverseCalls
+from .small import Unusual, Waiting, run_small
 from .streams import StreamTable
 from .uploads import ArgumentStream, ArgumentStreams
 from .workers import WorkerPool
@@ -50,7 +51,7 @@ from .workers import WorkerPool
 if TYPE_CHECKING:
     from .daemon import Daemon
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 IDLE_WORKERS: Final = 64
 """Tasks a connection keeps parked for its next calls; waking one costs half of starting one."""
@@ -76,11 +77,7 @@ def _same(call: Call) -> Call:
     return call
 
 
-KEPT_BYTES: Final = 4096
-"""The largest request that an idle connection may go on holding."""
-
-
-class _Worker:
+class Worker:
     """A task that reads requests and runs calls, one after another."""
 
     __slots__ = ("answer", "cut", "job", "running", "scope", "task")
@@ -131,11 +128,13 @@ class Peer:
         """Who the client is; None when nobody asked."""
         self.annotates = daemon.adds_annotations
         """Whether the daemon adds annotations to every answer."""
-        self._serializers: dict[str, Serializer] = {}
-        self._running: dict[int, _Worker | None] = {}
+        self.known_serializers: dict[str, Serializer] = {}
+        """Those it has used."""
+        self._takes_small = not (self.annotates or self.settings.compression or connection.hmac_key)
+        self._running: dict[int, Worker | None] = {}
         """Calls by sequence number; None while one waits in its lane."""
         self._in_flight = 0
-        self._idle: list[_Worker] = []
+        self._idle: list[Worker] = []
         self._lanes = Lanes()
         self._reading = False
         self._ended = False
@@ -200,11 +199,11 @@ class Peer:
         Raises:
             SerializeError: this daemon does not accept it.
         """
-        serializer = self._serializers.get(name)
+        serializer = self.known_serializers.get(name)
         if serializer is None:
             if name not in self.settings.accepted_serializers:
                 raise SerializeError(f"message used serializer that is not accepted: {name}")
-            serializer = self._serializers[name] = make_serializer(name, self.context())
+            serializer = self.known_serializers[name] = make_serializer(name, self.context())
         return serializer
 
     def context(self) -> SerializerContext:
@@ -252,7 +251,7 @@ class Peer:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                await self._work(_Worker())
+                await self._work(Worker())
         finally:
             daemon.peers.discard(self)
             daemon.call_ended()
@@ -275,7 +274,7 @@ class Peer:
         """The connection's socket, for looking at."""
         return self.connection.sock
 
-    async def _work(self, worker: _Worker) -> None:
+    async def _work(self, worker: Worker) -> None:
         """Read and run until the connection ends or there are enough idle tasks.
 
         A call that is cut short costs its task the cancel scope, so the task goes on with a fresh one.
@@ -288,35 +287,86 @@ class Peer:
                 return
             del self._running[job.message.seq]
             following = await self._answer(job, worker.answer or self._cut_short(job))
-            worker = _Worker(following)
+            worker = Worker(following)
 
-    async def _work_in_scope(self, worker: _Worker) -> None:
+    async def _work_in_scope(self, worker: Worker) -> None:
         while not self._ended:
             job = worker.job
             if job is not None:
                 request = self._run(worker, job)
                 waited = request is not None
                 if waited:
-                    await self._run_on(worker, job, request)
+                    assert worker.running is not None, "it was begun"
+                    await self._run_on(worker, job, resumed(worker.running, request))
                 if worker.cut:
                     return  # what is left to do must not be cancelled
-                del self._running[job.message.seq]
-                if len(job.message.body) > KEPT_BYTES:
-                    job.forget()
-                if waited or self._reading:
-                    worker.job = await self._answer(job, worker.answer)
-                else:  # this task reads on, and sends before it waits
-                    worker.job = self._answer_soon(job, worker.answer)
-                worker.answer = None
+                await self._job_ended(worker, job, waited)
             elif self._reading:
                 if not await self._park(worker):
                     return
             else:
-                worker.job = await self._read()
-                if self._unbegun and worker.job is not None:
+                waiting = await self._read(worker)
+                if waiting is not None:
+                    assert worker.job is not None, "it was begun"
+                    await self._run_on(worker, worker.job, waiting.rest)
+                    if worker.cut:
+                        return
+                    await self._job_ended(worker, worker.job, waited=True)
+                elif self._unbegun and worker.job is not None:
                     await self._let_oneways_begin()
 
-    def _run(self, worker: _Worker, job: Job) -> Any:
+    async def _job_ended(self, worker: Worker, job: Job, waited: bool) -> None:
+        del self._running[job.message.seq]
+        if len(job.message.body) > KEPT_BYTES:
+            job.forget()
+        if waited or self._reading:
+            worker.job = await self._answer(job, worker.answer)
+        else:  # this task reads on, and sends before it waits
+            worker.job = self._answer_soon(job, worker.answer)
+        worker.answer = None
+
+    def _run_arrived(self, worker: Worker, event: Event | None) -> Unusual | Waiting | None:
+        """Run what came, as long as it is usual and waits for nothing; None: there is no more for now.
+
+        Args:
+            event: taken from the decoder already.
+        """
+        connection, decoder = self.connection, self.connection.decoder
+        small = self._takes_small and self.session.settled
+        while True:
+            if event is None:
+                crowded = self._taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT
+                if crowded or self.finishing or not decoder.data or (event := decoder.next_event()) is None:
+                    return None
+            self._taken += 1
+            if not small or type(event) is not Message or event.type != _INVOKE or len(event.body) > SLOW_BYTES:
+                return Unusual(event)
+            self.session.last_seq = event.seq
+            arrived = run_small(self, worker, event)
+            if arrived is not None:
+                return arrived
+            event = None
+
+    def may_begin(self, message: Message) -> bool:
+        """Whether a request may run now, before all others."""
+        return (
+            message.seq not in self._running
+            and self._in_flight < self.settings.max_calls_in_flight
+            and not self._unbegun
+            and not self.daemon.draining
+        )
+
+    def begun(self, worker: Worker, seq: int) -> None:
+        """A worker has begun a request."""
+        self._running[seq] = worker
+        self._in_flight += 1
+
+    def ended(self, seq: int) -> None:
+        """The end of `begun`, before the answer is queued."""
+        del self._running[seq]
+        self._call_ended()
+
+    def _run(self, worker: Worker, job: Job) -> Any:
         """Run the worker's job until it waits for something, which is returned; None when it is done."""
         worker.answer = None
         self._running[job.message.seq] = worker
@@ -332,18 +382,17 @@ class Peer:
             self._unlimit(worker)
         return None
 
-    async def _run_on(self, worker: _Worker, job: Job, request: Any) -> None:
+    async def _run_on(self, worker: Worker, job: Job, rest: Awaitable[Message | None]) -> None:
         """Go on with a job that waits; meanwhile others may read."""
-        assert worker.running is not None, "it was begun"
         # a one-way call that runs here is one too many: reading waits for it
         if self.session.grant.bits & _CONCURRENT and not job.message.flags & _ONEWAY:
             self._hand_over_reading()
-        worker.answer = await resumed(worker.running, request)
+        worker.answer = await rest
         if job.deadline is not None:
             self._unlimit(worker)
 
     @staticmethod
-    def _limit(worker: _Worker, deadline: float) -> bool:
+    def _limit(worker: Worker, deadline: float) -> bool:
         """Let the worker's scope end at a deadline, unless that is over already."""
         if deadline <= trio.current_time():
             return False
@@ -351,7 +400,7 @@ class Peer:
         return True
 
     @staticmethod
-    def _unlimit(worker: _Worker) -> None:
+    def _unlimit(worker: Worker) -> None:
         worker.cut = worker.cut or worker.scope.cancel_called
         worker.scope.deadline = float("inf")
 
@@ -365,7 +414,7 @@ class Peer:
             trio.lowlevel.reschedule(task)
         else:
             assert self._nursery is not None, "the connection is being served"
-            self._nursery.start_soon(self._work, _Worker(job))
+            self._nursery.start_soon(self._work, Worker(job))
 
     def _hand_over_reading(self) -> None:
         """A call is about to wait: let another task read."""
@@ -378,50 +427,77 @@ class Peer:
             trio.lowlevel.reschedule(task)
         else:
             assert self._nursery is not None, "the connection is being served"
-            self._nursery.start_soon(self._work, _Worker())
+            self._nursery.start_soon(self._work, Worker())
 
-    async def _read(self) -> Job | None:
-        """Take one message. The job to run now, if it makes one."""
-        connection, decoder, session = self.connection, self.connection.decoder, self.session
+    async def _read(self, worker: Worker) -> Waiting | None:
+        """Take what comes, and run what is small, until there is a job for the worker, or a call that waits.
+
+        Both may be missing, when the connection has ended, or others shall have a turn.
+        """
+        worker.job = None
         self._reading = True
         try:
-            message: object = decoder.next_event() if decoder.data and not self.finishing else None
-            if message is None and not self.finishing:  # before waiting for one, answers that are queued leave
-                self._taken = 0
-                if not connection.flush_nowait():
-                    await self._make_room()
-                message = await connection.receive_more()
-            elif self._taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
-                self._taken = 0
-                if not connection.flush_nowait():
-                    await self._make_room()
-                await trio.lowlevel.checkpoint()
-            if type(message) is Message:
-                self._taken += 1
-                if message.type != _INVOKE:
-                    session.receive(message)
-                    request = self._take_other(message)
-                    if request is None:
-                        return None
-                    message = request
-                elif not session.settled:
-                    session.receive(message)
-                slow = len(message.body) > SLOW_BYTES and is_slow_to_read(message)
-                return self._begin(message, await self._read_call(message) if slow else None)
-            if message is not None:
-                raise ProtocolError("a message came in pieces that were not asked for")
-            if self.finishing:
-                await connection.finish()
+            arrived = self._run_arrived(worker, None)
+            if arrived is None:
+                event = None if self.finishing else await self._receive()
+                if event is None:
+                    if self.finishing:
+                        await self.connection.finish()
+                    self._end()
+                    return None
+                arrived = self._run_arrived(worker, event)
+            if type(arrived) is Waiting:
+                return arrived
+            worker.job = await self._take(arrived) if type(arrived) is Unusual else None
+            return None
         except ConnectionClosedError as error:
             log.debug("%s", error)
         except PyroError as error:
-            log.info("connection of %s ended: %s", connection.peer, error)
+            log.info("connection of %s ended: %s", self.connection.peer, error)
         finally:
             self._reading = False
         self._end()
         return None
 
-    async def _read_call(self, message: Message) -> Callable[[], Call] | None:
+    async def _receive(self) -> Event | None:
+        """The next event; answers that are queued leave before it is waited for. None: the client has left."""
+        connection = self.connection
+        self._taken = 0
+        if not connection.flush_nowait():
+            await self._make_room()
+        if connection.decoder.data:
+            await trio.lowlevel.checkpoint()  # much came together: others get a turn
+            return await connection.receive()
+        return await connection.receive_more()
+
+    async def _take(self, arrived: Unusual) -> Job | None:
+        """Take a message the long way. The job to run now, if it makes one."""
+        message, read = arrived.event, arrived.read
+        if type(message) is not Message:
+            raise ProtocolError("a message came in pieces that were not asked for")
+        if not self.session.settled:
+            self._settle(message)
+        elif message.type != _INVOKE:
+            self.session.receive(message)
+        if message.type == _INVOKE:
+            self.session.last_seq = message.seq
+        else:
+            request = self._take_other(message)
+            if request is None:
+                return None
+            message = request
+        if len(message.body) > SLOW_BYTES and is_slow_to_read(message):
+            read = await self._read_call(message)
+        return self._begin(message, read)
+
+    def _settle(self, message: Message) -> None:
+        """Judge one of the first messages. Who comes while the daemon goes away is told as soon as it understands."""
+        self.session.receive(message)
+        if self.session.settled and self.daemon.draining:
+            self.go_away()
+            self.daemon.call_ended()
+
+    async def _read_call(self, message: Message) -> Read | None:
         """Read a large request in a thread, so that only its own connection waits."""
         try:
             serializer = self.serializer(message.serializer)
@@ -435,7 +511,7 @@ class Peer:
                     read_call, message, serializer, limit, limiter=readers, abandon_on_cancel=True
                 )
             except Exception as error:
-                read: Callable[[], Call] = partial(_raise, error)
+                read: Read = partial(_raise, error)
             else:
                 read = partial(_same, call)
             nursery.cancel_scope.cancel()
@@ -567,11 +643,11 @@ class Peer:
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
-    def _decode(self, message: Message, read: Callable[[], Call] | None) -> Job | Message | None:
+    def _decode(self, message: Message, read: Read | None) -> Job | Message | None:
         """The job, or the answer to a request that is none."""
         serializer: Serializer | None = None
         try:
-            serializer = self._serializers.get(message.serializer) or self.serializer(message.serializer)
+            serializer = self.known_serializers.get(message.serializer) or self.serializer(message.serializer)
             if self.daemon.draining:
                 raise RefusedError("draining: the daemon is closing")
             return decode(self, message, serializer, read)
@@ -594,7 +670,7 @@ class Peer:
         assert replacement is not None, "the answer to a two-way call"
         return replacement
 
-    def _begin(self, message: Message, read: Callable[[], Call] | None) -> Job | None:
+    def _begin(self, message: Message, read: Read | None) -> Job | None:
         """The job of a request, if it is to run here and now. Other answers are queued."""
         if message.seq in self._running:
             raise ProtocolError(f"the sequence number {message.seq} belongs to a call in flight")
@@ -606,7 +682,7 @@ class Peer:
             job = self._decode(message, read)
         if not isinstance(job, Job):
             if job is not None:
-                self._queue(job)
+                self.queue(job)
             return None
         detached = (
             message.flags & (_ONEWAY | _BATCH) == _ONEWAY
@@ -656,7 +732,7 @@ class Peer:
                 self.connection.queue(self._unwritable(answer, error))
         return None if job.lane is None else self._lanes.leave(job)
 
-    def _queue(self, answer: Message) -> None:
+    def queue(self, answer: Message) -> None:
         """Queue an answer; one that cannot be written is replaced by the reason."""
         try:
             self.connection.queue(answer)
@@ -678,7 +754,7 @@ class Peer:
     async def _send_with_others(self, answer: Message) -> None:
         """Send now when nothing else is running; else let the others of this turn add theirs first."""
         connection = self.connection
-        self._queue(answer)
+        self.queue(answer)
         if self._in_flight == 0 or len(answer.body) > FLUSH_AT:
             await connection.flush()
         elif not self._flush_planned:
@@ -687,7 +763,7 @@ class Peer:
             self._flush_planned = False
             await connection.flush()
 
-    async def _park(self, worker: _Worker) -> bool:
+    async def _park(self, worker: Worker) -> bool:
         """Wait for another job; False when there are enough waiting already."""
         if len(self._idle) >= IDLE_WORKERS:
             return False
@@ -731,7 +807,7 @@ class Peer:
     def _refuse_cancelled(self, job: Job) -> None:
         answer = self._refused(job, "cancelled before it began")
         if answer is not None:
-            self._queue(answer)
+            self.queue(answer)
 
     def go_away(self) -> None:
         """Tell a client that can understand it to make no more calls here."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final, Protocol
 
 import trio
 
@@ -23,11 +23,29 @@ from .sockets import StreamSocket, peer_text, set_options
 from .tls import TlsSocket, start_tls
 from .wirelog import wire_log
 
-log = logging.getLogger("pyroxfer.transport")
+log = logging.getLogger(__name__)
+
+
+class Share(Protocol):
+    """A part in accepting, where other processes accept from the same listeners."""
+
+    async def turn(self) -> None:
+        """Before each look whether a connection is there: let others go first."""
+
+    def entered(self) -> None:
+        """One connection more."""
+
+    def left(self) -> None:
+        """One connection less."""
+
+    def over(self) -> None:
+        """No more are accepted."""
+
 
 ConnectionHandler = Callable[[Connection], Awaitable[None]]
 
 _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+FIRST_BYTES: Final = 64 * 1024
 _PAUSE_S: Final = 0.1
 """Pause after running out of descriptors, as other trio servers do."""
 
@@ -39,6 +57,7 @@ async def serve_connections(
     settings: Settings,
     side_handler: SideStreamHandler | None = None,
     collect: int | None = None,
+    share: Share | None = None,
 ) -> None:
     """Accept until cancelled; each connection gets a task of its own.
 
@@ -49,13 +68,13 @@ async def serve_connections(
             closed when it returns. An exception that escapes it is logged and ends that connection only.
         side_handler: the same for raw side streams; without it they are closed.
         collect: see `open_connection`.
+        share: what other processes are left of the connections.
 
     While ``settings.max_connections`` are open, more wait in the listen queue.
     """
-    door = _Door(handler, side_handler, settings, collect)
+    door = _Door(handler, side_handler, settings, collect, share)
     async with trio.open_nursery() as nursery:
-        for listener in listeners:
-            nursery.start_soon(door.accept_from, listener, nursery)
+        await door.accept_from_all(listeners, nursery)
 
 
 class _Door:
@@ -65,6 +84,7 @@ class _Door:
         side_handler: SideStreamHandler | None,
         settings: Settings,
         collect: int | None,
+        share: Share | None,
     ) -> None:
         self._handler = handler
         self._side_handler = side_handler
@@ -73,25 +93,39 @@ class _Door:
         self._permits = trio.CapacityLimiter(settings.max_connections)
         self._half_open = _HalfOpen(settings.max_half_open)
         self._crowd = Crowd(settings)
+        self._share = share
 
-    async def accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+    async def accept_from_all(self, listeners: Sequence[socket.socket], nursery: trio.Nursery) -> None:
+        """Until the listeners are closed; connections live on in the nursery."""
+        try:
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(self._accept_from, listener, nursery)
+        finally:
+            if self._share is not None:
+                self._share.over()
+
+    async def _accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while True:
             permit = object()
             await self._permits.acquire_on_behalf_of(permit)
-            sock = await _accept(listener)
+            sock = await _accept(listener, self._share)
             if sock is None:
                 return
+            if self._share is not None:
+                self._share.entered()
             nursery.start_soon(self._serve, sock, permit)
 
     async def _serve(self, sock: socket.socket, permit: object) -> None:
         host = host_of(sock)
         if not self._crowd.enter(host):
             sock.close()
-            self._permits.release_on_behalf_of(permit)
+            self._leave(permit)
             return
+        scope = trio.CancelScope()
         try:
-            with self._half_open.watch() as settled:
-                await self._serve_secured(sock, settled)
+            with scope:
+                await self._serve_secured(sock, self._half_open.enter(scope))
         except (PyroError, trio.TooSlowError) as error:
             log.info("connection ended: %s", error)
         except BaseException as error:
@@ -101,20 +135,27 @@ class _Door:
             if travelling is not None:
                 raise travelling from None
         finally:
+            self._half_open.leave(scope)
             if sock.fileno() >= 0:
                 trio.lowlevel.notify_closing(sock)
                 sock.close()
             self._crowd.leave(host)
-            self._permits.release_on_behalf_of(permit)
+            self._leave(permit)
+
+    def _leave(self, permit: object) -> None:
+        self._permits.release_on_behalf_of(permit)
+        if self._share is not None:
+            self._share.left()
 
     async def _serve_secured(self, sock: socket.socket, settled: Callable[[], None]) -> None:
         """Serve, under TLS if the settings say so. A unix socket is plain: its file says who may connect."""
-        set_options(sock)
+        sock.setblocking(False)
         greet_by = trio.current_time() + self._settings.connect_timeout_s
         context = self._settings.ssl_server_context
         if context is None or sock.family == socket.AF_UNIX:
             await self._serve_kind(sock, settled, greet_by)
             return
+        set_options(sock)
         try:
             with trio.fail_at(greet_by):
                 secured = await start_tls(sock, context, server_side=True)
@@ -141,7 +182,7 @@ class _Door:
             max_annotations=self._settings.max_annotations,
             collect=self._collect,
             hmac_key=self._settings.hmac_key,
-            tap=wire_log(self._settings, peer_text(sock)),
+            tap=wire_log(self._settings, partial(peer_text, sock)),
         )
         decoder.feed(first)
         connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key)
@@ -155,6 +196,7 @@ class _Door:
         if self._side_handler is None or self._is_a_way_around(sock):
             log.info("raw side stream refused: %s", "no service takes any" if self._side_handler is None else "hmac")
             return
+        set_options(sock)
         stream = side_stream_on(sock, first)
         with trio.fail_at(greet_by):
             preamble = await stream.receive_exactly(PREAMBLE_SIZE)
@@ -176,24 +218,25 @@ class _HalfOpen:
         self._limit = limit
         self._scopes: dict[trio.CancelScope, None] = {}
 
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[Callable[[], None]]:
-        """Count the connection served in this block until the function given out is called."""
-        with trio.CancelScope() as scope:
-            self._scopes[scope] = None
-            if len(self._scopes) > self._limit:
-                oldest = next(iter(self._scopes))
-                del self._scopes[oldest]
-                oldest.cancel()
-            try:
-                yield lambda: self._scopes.pop(scope, None)
-            finally:
-                self._scopes.pop(scope, None)
+    def enter(self, scope: trio.CancelScope) -> Callable[[], None]:
+        """Count the connection that is served in this scope until the function given out is called."""
+        self._scopes[scope] = None
+        if len(self._scopes) > self._limit:
+            oldest = next(iter(self._scopes))
+            del self._scopes[oldest]
+            oldest.cancel()
+        return partial(self.leave, scope)
+
+    def leave(self, scope: trio.CancelScope) -> None:
+        """It does not count any more. Twice is fine."""
+        self._scopes.pop(scope, None)
 
 
-async def _accept(listener: socket.socket) -> socket.socket | None:
+async def _accept(listener: socket.socket, share: Share | None = None) -> socket.socket | None:
     """The next connection; None once the listener was closed."""
     while True:
+        if share is not None:
+            await share.turn()
         try:
             return listener.accept()[0]
         except BlockingIOError:
@@ -214,10 +257,18 @@ async def _accept(listener: socket.socket) -> socket.socket | None:
 async def _first_bytes(sock: StreamSocket, until: float) -> bytes:
     """Enough bytes to tell the kind of connection, or all there are when the peer or the time stopped before."""
     data = b""
+    try:
+        data = sock.recv(FIRST_BYTES)  # most clients have spoken before they are accepted
+        if not data or sniff(data) != "need-more":
+            return data
+    except BlockingIOError:
+        pass
+    except OSError:
+        return data
     with trio.move_on_at(until):
         while sniff(data) == "need-more":
             try:
-                more = sock.recv(64 * 1024)
+                more = sock.recv(FIRST_BYTES)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(sock)
                 continue

@@ -67,6 +67,11 @@ class SideStream:
         """The descriptor, -1 once closed."""
         return self._sock.fileno()
 
+    def take_received(self) -> bytes:
+        """What came together with the preamble, for somebody who goes on with the descriptor."""
+        data, self._received = self._received, b""
+        return data
+
     async def _retry(self, operation: Callable[..., Any], *args: Any, wait: Callable[[Any], Awaitable[None]]) -> Any:
         """Run a non-blocking system call, waiting as often as the socket is not ready."""
         while True:
@@ -175,8 +180,14 @@ class SideStream:
         if self._aborted:
             raise ConnectionClosedError("the side stream was closed here")
 
-    async def splice_to_file(self, fd: int, offset: int, count: int) -> int:
+    async def splice_to_file(
+        self, fd: int, offset: int, count: int, *, arrived: Callable[[int], object] | None = None
+    ) -> int:
         """Receive into part of a file, without copying through this process where the system can.
+
+        Args:
+            arrived: told after each step of how many more bytes are in the file, in order: they are there whatever
+                becomes of the rest, an error and a cancellation included.
 
         Returns:
             Bytes received; fewer than ``count`` only when the stream ended.
@@ -185,26 +196,31 @@ class SideStream:
             ConnectionClosedError: the stream broke.
             OSError: the file cannot be written (no space, for example).
         """
-        done = await self._write_received(fd, offset, count)
-        try:
-            return done + await self._splice(fd, offset + done, count - done)
-        except _CannotSplice:
-            return done + await self._copy(fd, offset + done, count - done)
+        tell = arrived or _nobody
+        done = await self._write_received(fd, offset, count, tell)
+        return done + await self._splice(fd, offset + done, count - done, tell)
 
-    async def _write_received(self, fd: int, offset: int, count: int) -> int:
+    async def _write_received(self, fd: int, offset: int, count: int, arrived: Callable[[int], object]) -> int:
         """Bytes that came together with the preamble."""
         done = 0
         while self._received and done < count:
             data = await self.receive_some(count - done)
             await self._in_thread(_write_all, fd, data, offset + done)
             done += len(data)
+            arrived(len(data))
         return done
 
-    async def _splice(self, fd: int, offset: int, count: int) -> int:
+    async def _splice(self, fd: int, offset: int, count: int, arrived: Callable[[int], object]) -> int:
         done = 0
         while done < count:
-            moved, over = await self._in_thread(_splice_to_file, self._sock.fileno(), fd, offset + done, count - done)
+            place = (offset + done, count - done)
+            try:
+                moved, over = await self._in_thread(_splice_to_file, self._sock.fileno(), fd, *place)
+            except _CannotSplice:
+                return done + await self._copy(fd, *place, arrived)
             done += moved
+            if moved:
+                arrived(moved)
             if over:
                 break
             if done < count:
@@ -212,7 +228,7 @@ class SideStream:
         self._check_aborted()
         return done
 
-    async def _copy(self, fd: int, offset: int, count: int) -> int:
+    async def _copy(self, fd: int, offset: int, count: int, arrived: Callable[[int], object]) -> int:
         buffer = memoryview(bytearray(RECEIVE_BYTES))
         done = 0
         while done < count:
@@ -221,6 +237,7 @@ class SideStream:
                 break
             await self._in_thread(_write_all, fd, buffer[:got], offset + done)
             done += got
+            arrived(got)
         return done
 
     def abort(self) -> None:
@@ -262,10 +279,13 @@ class TlsSideStream(SideStream):
             done += len(data)
         return done
 
-    async def splice_to_file(self, fd: int, offset: int, count: int) -> int:
+    async def splice_to_file(
+        self, fd: int, offset: int, count: int, *, arrived: Callable[[int], object] | None = None
+    ) -> int:
         """Receive into part of a file; see `SideStream.splice_to_file`."""
-        done = await self._write_received(fd, offset, count)
-        return done + await self._copy(fd, offset + done, count - done)
+        tell = arrived or _nobody
+        done = await self._write_received(fd, offset, count, tell)
+        return done + await self._copy(fd, offset + done, count - done, tell)
 
     def abort(self) -> None:
         """Close at once and without a goodbye, so that the peer sees a stream that was cut."""
@@ -323,8 +343,13 @@ def _send_file(descriptor: int, fd: int, offset: int, count: int) -> tuple[int, 
     return done, False
 
 
+def _nobody(count: int) -> None:
+    """Nobody wants to know what has arrived."""
+
+
 def _splice_to_file(descriptor: int, fd: int, offset: int, count: int) -> tuple[int, bool]:
-    """Receive what the socket gives; how much, and whether it ended. Blocking."""
+    """Receive what the socket gives; how much, and whether it ended. An error after the first byte is left for the
+    next call to find. Blocking."""
     done = 0
     with _borrowed_pipe() as pipe:
         while done < count:
@@ -336,7 +361,9 @@ def _splice_to_file(descriptor: int, fd: int, offset: int, count: int) -> tuple[
                     break
                 continue
             except OSError as error:
-                if done == 0 and error.errno in _NO_SPLICE:
+                if done:
+                    break
+                if error.errno in _NO_SPLICE:
                     raise _CannotSplice from error
                 raise
             if moved == 0:

@@ -43,19 +43,24 @@ function rates(now, service, backend) {
   return [(calls / seconds).toFixed(1) + "/s", mean];
 }
 
+function milliseconds(seconds) {
+  return seconds === null ? "" : Number((seconds * 1000).toPrecision(3)) + " ms";
+}
+
 function row(now, service, backend) {
   const target = service.name + "/" + backend.name;
   const made = element("tr", undefined, { "data-target": target, "data-state": backend.state });
   const name = element("td", backend.name);
-  name.append(element("small", backend.uri));
+  name.append(element("small", backend.uri + (backend.origin === "file" ? "" : " from " + backend.origin)));
   const state = element("td", backend.state, { class: "state" });
   if (backend.reason) state.append(element("small", backend.reason));
   made.append(name, state);
   const [rate, mean] = rates(now, service, backend);
-  for (const text of [backend.in_flight, backend.clients, backend.calls, rate, mean, backend.weight]) {
+  const times = [mean, milliseconds(backend.p50_s), milliseconds(backend.p99_s)];
+  for (const text of [backend.in_flight, backend.clients, backend.calls, rate, ...times, backend.weight]) {
     made.append(element("td", String(text)));
   }
-  const verb = ["up", "down"].includes(backend.state) ? "drain" : "undrain";
+  const verb = ["up", "down", "leaving"].includes(backend.state) ? "drain" : "undrain";
   const button = element("button", verb === "drain" ? "Drain" : "Take back", { "aria-label": verb + " " + target });
   button.addEventListener("click", () => command(verb, target));
   const cell = element("td");
@@ -69,9 +74,13 @@ function section(now, service) {
   const calls = Object.entries(service.calls).map(([what, count]) => count + " " + what).join(", ");
   made.append(element("h2", service.name));
   made.append(element("p", `${service.running} under way, ${service.waiting} waiting; ${calls || "no calls yet"}`));
+  for (const one of service.discover) {
+    const kept = one.state === "lost" ? ` kept (${one.reason})` : "";
+    made.append(element("p", `registry ${one.registry}: ${one.state}, ${one.backends} back ends${kept}`));
+  }
   const table = element("table");
   const head = element("tr");
-  for (const text of ["Back end", "State", "Under way", "Clients", "Calls", "Rate", "Mean", "Weight", ""]) {
+  for (const text of ["Back end", "State", "Under way", "Clients", "Calls", "Rate", "Mean", "p50", "p99", "Weight", ""]) {
     head.append(element("th", text, text === "State" ? { class: "state" } : {}));
   }
   table.append(head, ...service.backends.map((backend) => row(now, service, backend)));

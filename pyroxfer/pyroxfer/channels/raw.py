@@ -143,14 +143,18 @@ async def _receive_range(
     """Receive a range into the sink, and its end record; ``moved`` is told of each step."""
     sink.reserve(*place)
     offset, end, stride = place.offset, sum(place), _Stride(manner)
+
+    def arrived(count: int) -> None:
+        nonlocal offset
+        sink.complete(offset, count)
+        offset += count
+
     try:
         while offset < end:
             step = await stride.next(end - offset)
             with sink.usage:
-                got = await _splice(stream, sink, offset, step)
+                got = await _splice(stream, sink, Range(offset, step), arrived)
             stride.moved(got)
-            sink.complete(offset, got)
-            offset += got
             if got < step:
                 raise LostError(f"the connection ended {end - offset} bytes too early; try again")
             await moved(got)
@@ -169,7 +173,7 @@ async def _receive_stripe(
         for part in pieces([place], manner.pace.step(STEP)):
             await manner.pace.take(part.length)
             with sink.usage:
-                if await _splice(stream, sink, *part) < part.length:
+                if await _splice(stream, sink, part) < part.length:
                     raise LostError("the connection ended in the middle of a stripe; try again")
         _, _, theirs = await _receive_record(stream, END)
         await sink.prove(Run(*place, theirs.hex()))
@@ -179,9 +183,11 @@ async def _receive_stripe(
     await moved(place.length)
 
 
-async def _splice(stream: SideStream, sink: FileSink, offset: int, count: int) -> int:
+async def _splice(
+    stream: SideStream, sink: FileSink, part: Range, arrived: Callable[[int], object] | None = None
+) -> int:
     try:
-        return await stream.splice_to_file(sink.fd, offset, count)
+        return await stream.splice_to_file(sink.fd, *part, arrived=arrived)
     except OSError as error:
         raise from_os_error(error, printable(sink.staged.path)) from error
 

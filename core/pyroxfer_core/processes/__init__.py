@@ -1,0 +1,1 @@
+"""Several worker processes that accept on one listening socket, and their parent."""

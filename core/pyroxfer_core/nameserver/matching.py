@@ -1,9 +1,9 @@
 """Regular expressions from callers, in bounded time.
 
-Python's ``re`` can neither be interrupted nor told a time limit, and holds the interpreter while it matches, and while
-it compiles. A pattern with at most one repetition, option or alternative takes time proportional to the name, so it
-runs right here unless there are many names; any other runs in a child process that is ended when its time is over. So
-does one that would take long to compile: a set of characters that ignores case is written out character by character.
+Python's ``re`` can neither be interrupted nor told a time limit, and holds the interpreter while it matches, and
+while it compiles. A pattern with at most one repetition, option or alternative takes time proportional to the name,
+so it runs right here unless there are many names; any other runs in a child process that is ended when its time is
+over. So does one that would take long to compile: a range that ignores case is written out character by character.
 """
 
 from __future__ import annotations

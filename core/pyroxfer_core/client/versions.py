@@ -14,8 +14,8 @@ _known: dict[str, int] = {}
 def versions_to_try(location: str, settings: Settings) -> tuple[int, ...]:
     """Protocols to speak to this place, the likeliest first. Signing and the pickle family leave only protocol 48.
 
-    Where 502 has worked, a handshake that breaks off is tried once more in it: it was rather cut than refused, and the
-    connection would be without what protocol 48 lacks for as long as it lives.
+    Where 502 has worked, a handshake that breaks off is tried once more in it: it was rather cut than refused, and
+    the connection would be without what protocol 48 lacks for as long as it lives.
     """
     if settings.protocol is not None:
         return (settings.protocol,)

@@ -86,8 +86,8 @@ class PrefixDigest:
         return self._hashed
 
     def offer(self, offset: int, data: memoryview) -> bool:
-        """Take a block from memory when it is the next one, and keep it for its turn when it came a little early. False
-        when it is left for ``catch_up``."""
+        """Take a block from memory when it is the next one, and keep it for its turn when it came a little early.
+        False when it is left for ``catch_up``."""
         with self._lock:
             if offset == self._hashed:
                 self._take(data)

@@ -46,20 +46,12 @@ def measure(effort: Effort) -> dict[str, Any]:
         print("files: 1 GiB", file=sys.stderr)
         large = in_turns(contestants(source), effort.repetitions)
         print(f"files: {SMALL_COUNT} of 16 KiB", file=sys.stderr)
-<<<<<<< HEAD
-        with kept_bytecode():
-            contenders = small_contestants(source)
-            contenders[-1].run()  # compiles what the commands need
-            contenders[-2].run()
-            small = in_turns(contenders, effort.repetitions)
-        print("files: every size over every channel", file=sys.stderr)
-        by_size = sizes.measure(effort, FOLDER)
-=======
         contenders = small_contestants(source)
         contenders[-1].run()  # compiles what the commands need
         contenders[-2].run()
         small = in_turns(contenders, effort.repetitions)
->>>>>>> main
+        print("files: every size over every channel", file=sys.stderr)
+        by_size = sizes.measure(effort, FOLDER)
     return {
         "To a file": report.section(UNIT, large, comparisons()),
         SMALL: report.section("files/s", small, small_comparisons()),

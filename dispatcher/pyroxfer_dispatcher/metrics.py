@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
 from typing import Any, Final
 
@@ -16,10 +16,20 @@ from .latency import ServiceTimes
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _BACKEND: Final = ("service", "backend")
 _SECTION: Final = ("service", "section")
+_ADDRESSES: Final = {
+    "backends": "Backends it told of",
+    "missing": "Addresses that are kept, although it does not tell of them since it is back",
+    "refused": "Addresses that cannot be used",
+    "passed_over": "Addresses that are too many",
+}
+
+
+Plain = list[Any]
+"""A family as plain values: name, documentation, type, and samples with name, labels and value."""
 
 
 class Metrics:
-    """Writes what `Operations` says in the text format of Prometheus.
+    """Makes what `Operations` says into families of Prometheus.
 
     Args:
         status: tells everything, as of now.
@@ -31,15 +41,9 @@ class Metrics:
     ) -> None:
         self._status = status
         self._times = times
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
 
-    def text(self) -> bytes:
+    def families(self) -> Iterator[Metric]:
         """All of them."""
-        return generate_latest(self._registry)
-
-    def collect(self) -> Iterator[Metric]:
-        """Called by the registry."""
         status = self._status()
         yield GaugeMetricFamily("pyroxfer_dispatcher_clients", "Connected clients", value=status["clients"])
         yield GaugeMetricFamily("pyroxfer_dispatcher_draining", "1 while it drains", value=status["draining"])
@@ -49,6 +53,43 @@ class Metrics:
         yield from _of_backends(status["services"])
         yield from _of_registries(status["services"])
         yield from _of_times(self._times())
+
+
+class _Given:
+    """A collector of families that are there."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = list(families)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+def text_of(families: Iterable[Metric]) -> bytes:
+    """In the text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Given(families))
+    return generate_latest(registry)
+
+
+def plain(families: Iterable[Metric]) -> list[Plain]:
+    """As plain values, for another process."""
+    return [
+        [family.name, family.documentation, family.type, [[s.name, s.labels, s.value] for s in family.samples]]
+        for family in families
+    ]
+
+
+def labelled(parts: Mapping[str, list[Plain]]) -> list[Metric]:
+    """The families of several workers, by their numbers, with a label ``worker``: the counts of one that was replaced
+    begin anew, and a sum would then seem to have begun anew as a whole."""
+    found: dict[str, Metric] = {}
+    for number, families in parts.items():
+        for name, documentation, kind, samples in families:
+            family = found.setdefault(name, Metric(name, documentation, kind))
+            for sample, labels, value in samples:
+                family.add_sample(sample, {**labels, "worker": number}, value)
+    return list(found.values())
 
 
 def _of_services(services: list[dict[str, Any]]) -> Iterator[Metric]:
@@ -98,14 +139,14 @@ def _of_backends(services: list[dict[str, Any]]) -> Iterator[Metric]:
 
 def _of_registries(services: list[dict[str, Any]]) -> Iterator[Metric]:
     up = GaugeMetricFamily("pyroxfer_dispatcher_registry_up", "1 while it is heard", labels=_SECTION)
-    known = GaugeMetricFamily("pyroxfer_dispatcher_registry_backends", "Backends it told of", labels=_SECTION)
-    refused = GaugeMetricFamily("pyroxfer_dispatcher_registry_refused", "Addresses of no use", labels=_SECTION)
-    passed_over = GaugeMetricFamily("pyroxfer_dispatcher_registry_passed_over", "Too many", labels=_SECTION)
+    counts = {
+        name: GaugeMetricFamily(f"pyroxfer_dispatcher_registry_{name}", text, labels=_SECTION)
+        for name, text in _ADDRESSES.items()
+    }
     for service in services:
         for index, section in enumerate(service["discover"]):
             labels = (service["name"], str(index))
             up.add_metric(labels, section["state"] == FOLLOWING)
-            known.add_metric(labels, section["backends"])
-            refused.add_metric(labels, section["refused"])
-            passed_over.add_metric(labels, section["passed_over"])
-    yield from (up, known, refused, passed_over)
+            for name, family in counts.items():
+                family.add_metric(labels, section[name])
+    yield from (up, *counts.values())

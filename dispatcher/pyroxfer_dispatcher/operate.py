@@ -21,6 +21,7 @@ from .follow import LOST
 Answer = dict[str, Any]
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 target_argument = click.argument("target", metavar="SERVICE/BACKEND")
+_OTHERS: Final = ("missing", "refused", "passed_over")
 CLEAR: Final = "\x1b[H\x1b[2J"
 
 
@@ -117,6 +118,10 @@ def _page(status: Answer, before: Answer | None) -> str:
     lines = [
         f"{status['object']}@{status['location']}: {state} for {status['up_s']:.0f} s, {status['clients']} clients"
     ]
+    lines += [
+        f"worker {worker['number']}: process {worker['pid']}, up {worker['up_s']:.0f} s, {worker['clients']} clients"
+        for worker in status.get("workers", ())
+    ]
     for service in status["services"]:
         calls = ", ".join(f"{count} {name}" for name, count in sorted(service["calls"].items())) or "no calls yet"
         lines.append(f"{service['name']}: {service['running']} under way, {service['waiting']} waiting; {calls}")
@@ -145,9 +150,8 @@ def _section(section: Answer) -> str:
     text += f", {section['backends']} back ends"
     if section["state"] == LOST:
         text += f" kept ({json.dumps(section['reason'])})"
-    if section["refused"]:
-        text += f", {section['refused']} refused"
-    return text + (f", {section['passed_over']} too many" if section["passed_over"] else "")
+    counts = [f", {section[what]} {what.replace('_', ' ')}" for what in _OTHERS if section[what]]
+    return text + "".join(counts)
 
 
 @click.command()

@@ -22,6 +22,7 @@ from pyroxfer_core import (
     ServerSession,
     Uri,
     Verdict,
+    Worker,
     accept_handshake,
     authenticate,
     serve_connections,
@@ -53,10 +54,22 @@ from .records import Watcher
 from .reload import change_directory, check_reload
 from .routes import Party, Service
 from .security import refresh, settings_for
+from .shares import said_in
 from .state import State, remembered, restore
 from .status import services_of
 from .succession import Program, Succession
-from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, agreement, alone, is_looping, read_opening
+from .transparent import (
+    MAX_HOPS,
+    Link,
+    Opener,
+    Opening,
+    Refused,
+    agreement,
+    alone,
+    is_looping,
+    read_opening,
+    with_own,
+)
 
 LOOK_S: Final = 0.25
 """How often messages in passage are checked for having stopped ..."""
@@ -80,6 +93,7 @@ class Dispatcher:
             ``control`` or ``admin`` is that, every other one is for clients. They belong to the dispatcher.
         predecessor: the process whose place is taken by `take_over`; its sockets go before ``listeners``.
         program: how `restart` starts this program again.
+        worker: which of several processes this is, that share the load on its ``listeners``.
 
     Raises:
         ConfigError: the values do not go together, or open a door without saying so.
@@ -94,7 +108,10 @@ class Dispatcher:
         listeners: Sequence[InheritedListener] = (),
         predecessor: Predecessor | None = None,
         program: Program | None = None,
+        worker: Worker | None = None,
     ) -> None:
+        if worker is not None:
+            listeners = [InheritedListener("clients", sock) for sock in worker.listeners]
         check_config(config)
         self.config = config
         self._settings = settings_for(config)
@@ -108,6 +125,7 @@ class Dispatcher:
         self._opener = Opener(self._settings, self._names.resolve)
         self._predecessor = predecessor
         self._succession = Succession(program)
+        self._worker = worker
         self._doors = Doors(config, listeners) if predecessor is None else predecessor.doors_for(config)
         self._location: str | None = None
         self._health = Health(self._settings, self._names.resolve, self._all_services, config.health_interval)
@@ -126,8 +144,8 @@ class Dispatcher:
         self.drained = trio.Event()
         """Set when a drain has come to its end."""
         self._all_gone = trio.Event()
-        self._bound: Sequence[tuple[str, int]] = ()
-        """Numeric addresses where it listens."""
+        self._bound: Sequence[tuple[str, int | None]] = ()
+        """See `Doors.addresses`."""
         self._helpers: trio.Nursery | None = None
         self._nursery_manager: Any = None
         self._nursery: trio.Nursery
@@ -351,10 +369,15 @@ class Dispatcher:
                 self._helpers = nursery
                 await nursery.start(self._discovery.run)
                 await self._discovery.first_look()
-                restore(self.directory, self._inherited, self._take_out)
+                said = self._inherited if self._worker is None else said_in(self._worker.folder)
+                restore(self.directory, said, self._take_out)
                 self._accepts.set()
                 await serve_connections(
-                    self._doors.clients, self._greet, settings=self._settings, collect=COLLECT_BYTES
+                    self._doors.clients,
+                    self._greet,
+                    settings=self._settings,
+                    collect=COLLECT_BYTES,
+                    share=None if self._worker is None else self._worker.share,
                 )
                 self._all_served.set()
 
@@ -388,7 +411,7 @@ class Dispatcher:
         if opening is not None and not self._stopping:
             service = self.directory.service_of(opening.object_id)
             if service is not None:
-                await self._lead(client, opening, service)
+                await self._lead(client, session, opening, service, is_known=hello is not None)
                 return
             client.decoder.feed(opening.rest if hello is not None else opening.message.data + opening.rest)
         hops = 0 if opening is None else hops_of(opening.message.data, opening.codec.version)
@@ -409,8 +432,14 @@ class Dispatcher:
             )
         return pool
 
-    async def _lead(self, client: Connection, opening: Opening, service: Service) -> None:
-        """Transparent mode: the client talks to a backend from the first message on."""
+    async def _lead(
+        self, client: Connection, session: ServerSession, opening: Opening, service: Service, *, is_known: bool
+    ) -> None:
+        """Transparent mode: the client talks to a backend from the first message on.
+
+        Args:
+            is_known: the session has heard CONNECT already.
+        """
         opener = self._opener
         if service.stateless:
             opening = alone(opening, self._settings.max_annotations)
@@ -423,15 +452,22 @@ class Dispatcher:
             with contextlib.suppress(PyroError):
                 await client.finish(refused.answer)
             return
+        own = service.stateless and not opening.signed and opening.codec.version == 502
+        answer = with_own(session, opening, link.answer, is_known=is_known) if own else link.answer
         try:
             with trio.fail_after(self._settings.connect_timeout_s):
-                await client.send_encoded(link.answer)
+                await client.send_encoded(answer)
             client.settled()
-            await (self._spread if service.stateless else self._pin)(client, opening, service, link)
+            if service.stateless:
+                await self._spread(client, session if own else None, opening, service, link)
+            else:
+                await self._pin(client, opening, service, link)
         finally:
             link.connection.close()
 
-    async def _spread(self, client: Connection, opening: Opening, service: Service, link: Link) -> None:
+    async def _spread(
+        self, client: Connection, session: ServerSession | None, opening: Opening, service: Service, link: Link
+    ) -> None:
         """Each call may go to another backend."""
         limit = self._settings.max_message_bytes
         links = OwnLinks(self._opener, opening, self._hub, limit, self._see_leave)
@@ -440,7 +476,12 @@ class Dispatcher:
             self._nursery,
             links,
             SealedDialect(
-                service, opening.codec.version, link.backend, Party(client.peer).host, signed=opening.signed
+                service,
+                opening.codec.version,
+                link.backend,
+                Party(client.peer).host,
+                signed=opening.signed,
+                session=session,
             ),
             opening.codec,
             Splitter(opening.codec, max_message=limit),

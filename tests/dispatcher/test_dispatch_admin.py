@@ -14,6 +14,7 @@ from browser import browser
 from doubles_dispatch import RawBackend, ask, blob, config_for, echo, raw_backend, raw_client
 from prometheus_client.parser import text_string_to_metric_families
 
+from pyroxfer_core import bind_tcp
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.config import ConfigError, parse_config
 
@@ -22,8 +23,9 @@ COMMAND = ("content-type: application/json",)
 
 
 @asynccontextmanager
-async def administered(*backends: RawBackend, head: str = "") -> AsyncIterator[Dispatcher]:
-    config = config_for(*[one.uri for one in backends], head=f'admin = "localhost:0"\ndrain_timeout = 0.1\n{head}')
+async def administered(*backends: RawBackend, head: str = "", service: str = "") -> AsyncIterator[Dispatcher]:
+    head = f'admin = "localhost:0"\ndrain_timeout = 0.1\n{head}'
+    config = config_for(*[one.uri for one in backends], head=head, service=service)
     async with Dispatcher(config) as dispatcher:
         yield dispatcher
 
@@ -60,6 +62,17 @@ async def test_probes_tell_health_and_readiness() -> None:
         status, body = await http(dispatcher, "/readyz")
         assert (status, json.loads(body)["draining"]) == (503, True)
         assert (await http(dispatcher, "/healthz"))[0] == 200
+
+
+async def test_a_dispatcher_that_nobody_finds_is_not_ready() -> None:
+    """Its back ends are there, but its name could not be registered."""
+    with bind_tcp("localhost", 0) as taken:
+        port = taken.getsockname()[1]
+    head = f'register = "front"\nnameserver = "localhost:{port}"'
+    async with raw_backend(echo) as backend, administered(backend, head=head) as dispatcher:
+        status, body = await http(dispatcher, "/readyz")
+        answer = json.loads(body)
+    assert (status, answer["registered"], answer["services_without_backend"]) == (503, False, [])
 
 
 async def command(dispatcher: Dispatcher, do: str, target: str = "orders/b0") -> tuple[int, str]:
@@ -125,7 +138,7 @@ async def test_the_status_page_shows_what_runs_and_drains(tmp_path: Path, capsys
     async with (
         raw_backend(echo) as first,
         raw_backend(echo) as second,
-        administered(first, second) as dispatcher,
+        administered(first, second, service='discover = "PYRONAME:x@localhost:1"') as dispatcher,
         raw_client(dispatcher.location) as client,
         browser(tmp_path) as page,
     ):
@@ -139,6 +152,7 @@ async def test_the_status_page_shows_what_runs_and_drains(tmp_path: Path, capsys
             await ask(client, blob(number))
         await page.text("#services", "8 calls")
         await page.text(row, "ms")
+        await page.text("#services", "registry localhost:1: lost, 0 back ends kept (Failed to locate")
         await page.screenshot(PICTURES / "dispatcher-status.png")
         await page.click(f"{row} button")
         await page.text(row, "drained")

@@ -297,16 +297,14 @@ async def test_an_active_check_does_not_take_a_refusal_for_a_return() -> None:
 
 
 async def test_what_the_dispatcher_agrees_on_is_its_own_affair() -> None:
-    """It offers to hear a goodbye, and nothing else, to backends; their other clients see no trace of that."""
+    """It offers to hear a goodbye, and nothing else, to backends, and to say one to clients: two agreements, of which
+    either side sees its own."""
     async with raw_backend(echo) as stock, Daemon() as daemon:
         uris = [daemon.register(Worker, "worker")]
         async with Dispatcher(transparent_config(*uris, service="stateless = true")) as dispatcher:
             with closing(await open_connection(dispatcher.location)) as connection:
-                body = b"# serpent utf-8 python3.2\n{'handshake':'hello','object':'worker'}"
-                await connection.send(Message(MessageType.CONNECT, 0, "serpent", 0, body))
-                welcome = await connection.receive()
-                assert isinstance(welcome, Message)
-                assert (welcome.type, welcome.annotations) == (MessageType.CONNECTOK, {})
+                welcome = await introduce(connection, "worker", Settings(), offer=Feature.ALL)
+                assert (welcome.grant.bits, welcome.grant.epoch == daemon.epoch) == (Feature.GOAWAY, False)
                 (peer,) = daemon.peers
                 assert peer.session.may_confirm
                 call = Message(INVOKE, 1, "serpent", 0, b"# serpent utf-8 python3.2\n('worker','work',(),{})")
@@ -319,6 +317,18 @@ async def test_what_the_dispatcher_agrees_on_is_its_own_affair() -> None:
             await doubles_dispatch.ask(client, doubles_dispatch.blob())
             (seen,) = stock.seen
             assert set(seen.annotations) == {"BLBI"}
+
+
+async def test_a_client_that_offers_nothing_sees_no_trace_of_the_grant() -> None:
+    async with Daemon() as daemon:
+        config = transparent_config(daemon.register(Worker, "worker"), service="stateless = true")
+        async with Dispatcher(config) as dispatcher:
+            with closing(await open_connection(dispatcher.location)) as connection:
+                body = b"# serpent utf-8 python3.2\n{'handshake':'hello','object':'worker'}"
+                await connection.send(Message(MessageType.CONNECT, 0, "serpent", 0, body))
+                welcome = await connection.receive()
+                assert isinstance(welcome, Message)
+                assert (welcome.type, welcome.annotations) == (MessageType.CONNECTOK, {})
 
 
 async def test_a_dispatcher_that_goes_away_tells_nothing_of_calls_on_their_way() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
-import importlib.metadata
 import logging
 import signal
 from typing import Any, Final
@@ -24,6 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "ls": ("pyroxfer.cli.look:ls", "List what is in a folder of a file server."),
     "stat": ("pyroxfer.cli.look:stat", "Show what a file server says about one path."),
     "rm": ("pyroxfer.cli.look:rm", "Remove a file or an empty folder on a file server."),
+    "up": ("pyroxfer.cli.up:up", "Run name server, file service and dispatcher from one file."),
     "ns": ("pyroxfer_core.cli.ns:ns", "Run a name server."),
     "nsc": ("pyroxfer_core.cli.nsc:nsc", "Ask or change a name server."),
     "doctor": ("pyroxfer_core.cli.doctor:doctor", "Find what is wrong between here and an object."),
@@ -89,6 +89,8 @@ class LazyGroup(click.Group):
 
 def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
+        import importlib.metadata  # takes as long as much of what a transfer needs
+
         click.echo(f"pyroxfer {importlib.metadata.version('pyroxfer')}")
         ctx.exit()
 

@@ -77,6 +77,11 @@ class SwitchedPool(WorkerPool):
         """Whether a function would have to wait for a thread; the program's own loop is none."""
         return self.own_loop is None and super().full
 
+    @property
+    def lends(self) -> bool:
+        """Never the program's own loop, which serves others."""
+        return self.own_loop is None
+
     async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a function, and wait for it; as `WorkerPool.run`.
 

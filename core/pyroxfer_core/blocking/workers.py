@@ -49,7 +49,7 @@ def serve_in_workers(
 
 
 def _work(worker: Worker, named: Mapping[Any, str]) -> None:
-    """Serve until SIGTERM or SIGINT. A thread shuts down, for a signal handler must not wait for the daemon's lock."""
+    """Serve until SIGTERM or SIGINT. A signal handler must not wait for a lock: a thread does."""
     with Daemon(worker=worker) as daemon:
         for thing, name in named.items():
             daemon.register(thing, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -43,13 +44,14 @@ from .lanes import Lanes
 from .large import LargeMessages
 from .push import PushedStreams
 from .reverse import ReverseCalls
-from .small import Unusual, Waiting, run_small
+from .small import Unusual, Waiting, prepare, run_small
 from .streams import StreamTable
 from .uploads import ArgumentStream, ArgumentStreams
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
     from .daemon import Daemon
+    from .lending import Loan
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +132,10 @@ class Peer:
         """Whether the daemon adds annotations to every answer."""
         self.known_serializers: dict[str, Serializer] = {}
         """Those it has used."""
+        self.loan: Loan | None = None
+        """The thread that has the connection."""
+        self.kept: Event | None = None
+        """What a thread has read of the connection and handed back."""
         self._takes_small = not (self.annotates or self.settings.compression or connection.hmac_key)
         self._running: dict[int, Worker | None] = {}
         """Calls by sequence number; None while one waits in its lane."""
@@ -179,6 +185,16 @@ class Peer:
     def is_own(self) -> bool:
         """Whether the other side is this library, which speaks both protocols."""
         return self.session.grant.bits != 0
+
+    @property
+    def is_serial(self) -> bool:
+        """Whether the client makes one call after another on this connection."""
+        return not self.session.grant.bits & _CONCURRENT
+
+    @property
+    def may_be_lent(self) -> bool:
+        """Whether a thread may use the connection."""
+        return self.is_serial and self.pool.lends and type(self.connection.sock) is socket.socket
 
     @property
     def in_flight(self) -> int:
@@ -356,6 +372,32 @@ class Peer:
             and not self.daemon.draining
         )
 
+    def prepared(self, message: Message) -> tuple[Job, Callable[..., Any]] | None:
+        """What a request that a thread has read calls, if it is another plain function."""
+        prepared = prepare(self, message)
+        if isinstance(prepared, Unusual) or prepared[2].is_async or prepared[2].is_inline:
+            return None
+        self.session.last_seq = message.seq
+        return prepared[:2]
+
+    async def flush(self) -> None:
+        """Send what is queued, and nothing more on the connection of a thread.
+
+        Raises:
+            ConnectionClosedError: the client is gone.
+        """
+        if self.loan is not None:
+            self.loan.recall()
+        await self.connection.flush()
+
+    def pause(self) -> None:
+        """A thread that has the connection has answered a call, and none is in flight until `resume`."""
+        self._in_flight -= 1
+
+    def resume(self) -> None:
+        """The end of `pause`."""
+        self._in_flight += 1
+
     def begun(self, worker: Worker, seq: int) -> None:
         """A worker has begun a request."""
         self._running[seq] = worker
@@ -437,7 +479,8 @@ class Peer:
         worker.job = None
         self._reading = True
         try:
-            arrived = self._run_arrived(worker, None)
+            kept, self.kept = self.kept, None
+            arrived = self._run_arrived(worker, kept)
             if arrived is None:
                 event = None if self.finishing else await self._receive()
                 if event is None:

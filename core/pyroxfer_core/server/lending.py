@@ -100,7 +100,10 @@ class Loan:
             return False
         assert answer is not None, "one-way calls are not lent for"
         with self._lock:
-            return not self._over and self._send(answer)
+            if self._over:
+                self.answer = answer
+                return False
+            return self._send(answer)
 
     def _send(self, answer: Message) -> bool:
         connection = self._peer.connection

@@ -855,6 +855,8 @@ class Peer:
     def go_away(self) -> None:
         """Tell a client that can understand it to make no more calls here."""
         if self.session.grant.bits & Feature.GOAWAY:
+            if self.loan is not None:
+                self.loan.recall()  # or a thread might begin a call behind the one that is told
             try:
                 self.connection.queue(self.session.goaway())
                 self.connection.flush_nowait()

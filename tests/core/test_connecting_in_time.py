@@ -73,6 +73,7 @@ def test_a_daemon_that_does_not_greet(
     with facade(f"PYRO:{at(stopped)}", protocol=protocol) as proxy, pytest.raises(TimeoutError) as caught:
         use(proxy)
     assert caught.value.outcome is Outcome.NOT_SENT
+    assert f"127.0.0.1:{stopped.getsockname()[1]}" in str(caught.value)
 
 
 def test_a_deadline_for_one_call(stopped: socket.socket) -> None:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from doubles import until
 
 from pyroxfer_core import Daemon, Proxy, behavior, expose
+from pyroxfer_core import blocking as pyro
 from pyroxfer_core.cli.echo import echo
 from pyroxfer_core.errors import CommunicationError, DaemonError, Outcome, PyroError
 from pyroxfer_core.processes.claims import Claims
@@ -482,3 +483,63 @@ def test_a_wrong_number_of_workers_is_a_usage_error(text: str) -> None:
     result = CliRunner().invoke(echo, ["--workers", text])
     assert result.exit_code == 2
     assert "neither 'auto' nor a number" in result.output
+
+
+# --- the facade
+
+PROGRAM = """
+import sys
+from pyroxfer_core import blocking as pyro
+
+@pyro.expose
+@pyro.behavior("percall")
+class Adder:
+    def add(self, one, two):
+        return one + two
+
+def main():
+    pyro.serve({Adder: "adder"}, use_ns=False, workers=2)
+    print("over", flush=True)
+
+main()
+"""
+
+
+@contextmanager
+def pyro_program() -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+async def test_a_pyro_program_serves_in_workers() -> None:
+    """`serve` of the facade with ``workers``; a worker that is killed is replaced; SIGTERM ends all, and what stands
+    behind `serve` runs once."""
+    with pyro_program() as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "Object adder:\n"
+        uri = process.stdout.readline().strip().removeprefix("uri = ")
+        assert process.stdout.readline() == "Pyro daemon running.\n"
+        async with AsyncExitStack() as stack:
+            for number in range(6):
+                assert await (await stack.enter_async_context(Proxy(uri))).add(1, number) == number + 1
+            victim = workers_of(process)[1]
+            os.kill(victim, signal.SIGKILL)
+            await until(lambda: len(workers_of(process)) == 2 and victim not in workers_of(process))
+        process.terminate()
+        rest = await trio.to_thread.run_sync(process.stdout.read)
+        assert await trio.to_thread.run_sync(process.wait, 20) == 0
+        assert rest == "over\n"
+
+
+def test_what_workers_cannot_serve_is_told_at_once() -> None:
+    """An object there is only one of, and one without a name, before any process is started."""
+    with pytest.raises(DaemonError, match="stateless=True"):
+        pyro.serve({Plain(): "plain"}, use_ns=False, workers=2)
+    with pytest.raises(ValueError, match="give it a name"):
+        pyro.serve({Plain: None}, use_ns=False, workers=2)
+    with pytest.raises(ValueError, match="neither 'auto'"):
+        pyro.serve({Plain: "plain"}, use_ns=False, workers="many")

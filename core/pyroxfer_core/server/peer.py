@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LEND_LATER: Final = 64
+"""Calls of plain functions before the connection of a client that was busy otherwise is lent to a thread again."""
 IDLE_WORKERS: Final = 64
 """Tasks a connection keeps parked for its next calls; waking one costs half of starting one."""
 TAKE_AT_ONCE: Final = 64
@@ -134,6 +136,7 @@ class Peer:
         """Those it has used."""
         self.loan: Loan | None = None
         """The thread that has the connection."""
+        self._lend_later = 0
         self.kept: Event | None = None
         """What a thread has read of the connection and handed back."""
         self._takes_small = not (self.annotates or self.settings.compression or connection.hmac_key)
@@ -191,10 +194,22 @@ class Peer:
         """Whether the client makes one call after another on this connection."""
         return not self.session.grant.bits & _CONCURRENT
 
-    @property
     def may_be_lent(self) -> bool:
-        """Whether a thread may use the connection."""
-        return self.is_serial and self.pool.lends and type(self.connection.sock) is socket.socket
+        """Whether a thread may use the connection for a call that is about to begin: nobody else does."""
+        if not self.pool.lends or type(self.connection.sock) is not socket.socket:
+            return False
+        if self.is_serial:
+            return True
+        if self._lend_later:
+            self._lend_later -= 1
+            return False
+        is_quiet = self._in_flight == 0 and not self._oneways and not self.connection.decoder.data
+        others = self._large, self._pushed, self._uploads, self.reverse
+        return is_quiet and others == (None, None, None, None)
+
+    def lend_later(self) -> None:
+        """The client does more than one thing at once, or long ones: a thread would be in the way for some time."""
+        self._lend_later = LEND_LATER
 
     @property
     def in_flight(self) -> int:
@@ -203,7 +218,8 @@ class Peer:
 
     def running(self) -> list[Job]:
         """The calls that run."""
-        return [worker.job for worker in self._running.values() if worker is not None and worker.job is not None]
+        workers = list(self._running.values())  # a thread may change it
+        return [job for worker in workers if worker is not None and (job := worker.job) is not None]
 
     def unfinished(self) -> list[Job]:
         """The calls that run or wait."""
@@ -398,6 +414,11 @@ class Peer:
         """The end of `pause`."""
         self._in_flight += 1
 
+    def follows(self, worker: Worker, before: Job, job: Job) -> None:
+        """A thread that has the connection begins another call."""
+        self._running[job.message.seq] = worker
+        del self._running[before.message.seq]
+
     def begun(self, worker: Worker, seq: int) -> None:
         """A worker has begun a request."""
         self._running[seq] = worker
@@ -479,6 +500,8 @@ class Peer:
         worker.job = None
         self._reading = True
         try:
+            if self.loan is not None:
+                await self.loan.until_over()
             kept, self.kept = self.kept, None
             arrived = self._run_arrived(worker, kept)
             if arrived is None:
@@ -856,7 +879,7 @@ class Peer:
         """Tell a client that can understand it to make no more calls here."""
         if self.session.grant.bits & Feature.GOAWAY:
             if self.loan is not None:
-                self.loan.recall()  # or a thread might begin a call behind the one that is told
+                self.loan.recall()
             try:
                 self.connection.queue(self.session.goaway())
                 self.connection.flush_nowait()

@@ -139,7 +139,7 @@ class Peer:
         self._lend_later = 0
         self.kept: Event | None = None
         """What a thread has read of the connection and handed back."""
-        self._takes_small = not (self.annotates or self.settings.compression or connection.hmac_key)
+        self._takes_small = not (self.annotates or self.settings.compression or self.settings.hmac_key)
         self._running: dict[int, Worker | None] = {}
         """Calls by sequence number; None while one waits in its lane."""
         self._in_flight = 0

@@ -26,7 +26,8 @@ from .execute import SLOW_BYTES, Job, failed, result, runner
 from .streams import PLAIN
 
 if TYPE_CHECKING:
-    from .peer import Peer, Worker
+    from .peer import Peer
+    from .worker import Worker
 
 LINGER_MS: Final = 5
 """How long a thread waits for the next request."""

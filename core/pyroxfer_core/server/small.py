@@ -24,7 +24,8 @@ from .lending import lend
 from .streams import PLAIN, is_stream
 
 if TYPE_CHECKING:
-    from .peer import Peer, Worker
+    from .peer import Peer
+    from .worker import Worker
 
 _INVOKE: Final = MessageType.INVOKE
 _RESULT: Final = MessageType.RESULT

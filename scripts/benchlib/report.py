@@ -21,7 +21,7 @@ DATA = ROOT / "docs" / "measurements.json"
 PLOTS = ROOT / "docs" / "measurements"
 PAGE = ROOT / "docs" / "measurements.md"
 DOCUMENTS = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page != PAGE)]
-ORDER = ("rpc", "bulk", "others", "connections", "files", "dispatch", "ns", "gateway", "scale")
+ORDER = ("rpc", "bulk", "others", "connections", "files", "dispatch", "ns", "gateway", "scale", "workers")
 OUR_PACKAGES = ("trio", "serpent", "msgpack", "blake3", "httptools")
 THEIR_PACKAGES = ("Pyro5", "serpent", "msgpack")
 

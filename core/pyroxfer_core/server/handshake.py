@@ -34,6 +34,8 @@ from .identify import identify, known_by_connection
 
 log = logging.getLogger(__name__)
 
+USUAL_RESPONSE: Final = 64
+"""Characters of a handshake response that is no client's own."""
 FALLBACK_SERIALIZER: Final = "marshal"
 """In which a refusal is written while the client's serializer is not known; both libraries do so."""
 
@@ -225,17 +227,33 @@ async def _welcome(
     context: SerializerContext | None,
 ) -> None:
     message, version = hello.message, connection.codec.version
-    serializer = _serializer_for(message.serializer, connection, settings, context)
-    value: Any = verdict.response
-    if version != 48 or message.flags & Flags.META_ON_CONNECT:
-        meta = metadata_value(verdict.metadata, version, own=session.may_grant(Feature.KEY))
-        value = {"handshake": verdict.response, "meta": meta}
-    answer = session.accept(message, serializer.dumps(value), verdict.annotations, message.correlation_id)
+    own = session.may_grant(Feature.KEY)
+    told = version != 48 or message.flags & Flags.META_ON_CONNECT != 0
+    metadata, response, name = verdict.metadata if told else None, verdict.response, message.serializer
+    if context is None and type(response) is str and len(response) <= USUAL_RESPONSE and name in SAFE_SERIALIZERS:
+        body: Body = _usual_welcome(name, version, response, metadata, own)
+    else:
+        serializer = _serializer_for(name, connection, settings, context)
+        body = serializer.dumps(_welcome_value(version, response, metadata, own=own))
+    answer = session.accept(message, body, verdict.annotations, message.correlation_id)
     if settings.compression:
         smaller = deflate_for(version, answer.body, message_type=answer.type, flags=answer.flags)
         if smaller is not None:
             answer.body, answer.flags = smaller, answer.flags | Flags.COMPRESSED
     await connection.send(answer)
+
+
+@lru_cache(maxsize=256)
+def _usual_welcome(name: str, version: int, response: str, metadata: Metadata | None, own: bool) -> Body:
+    """What most clients of an object are welcomed with, written once."""
+    value = _welcome_value(version, response, metadata, own=own)
+    return bytes(_plain_serializer(name, version, frozenset()).dumps(value))
+
+
+def _welcome_value(version: int, response: Any, metadata: Metadata | None, *, own: bool) -> Any:
+    if metadata is None:
+        return response
+    return {"handshake": response, "meta": metadata_value(metadata, version, own=own)}
 
 
 def metadata_value(metadata: Metadata, version: int, *, own: bool = False) -> dict[str, Any]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import trio
-from trio.lowlevel import Abort, RaiseCancelT
 
 from ..access import Identity
 from ..errors import (
@@ -42,11 +40,13 @@ from .handshake import accept_handshake
 from .keys import run_keyed
 from .lanes import Lanes
 from .large import LargeMessages
+from .oneways import OneWays, is_detached
 from .push import PushedStreams
 from .reverse import ReverseCalls
 from .small import Unusual, Waiting, prepare, run_small
 from .streams import StreamTable
 from .uploads import ArgumentStream, ArgumentStreams
+from .worker import IdleWorkers, Worker
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IDLE_WORKERS: Final = 64
-"""Tasks a connection keeps parked for its next calls; waking one costs half of starting one."""
+LEND_LATER: Final = 64
+"""Calls of plain functions before the connection of a client that was busy otherwise is lent to a thread again."""
 TAKE_AT_ONCE: Final = 64
 """Requests in a row that came together before other connections get a turn."""
 _INVOKE, _ONEWAY, _BATCH, _CONCURRENT = MessageType.INVOKE, Flags.ONEWAY, Flags.BATCH, Feature.CONCURRENT
@@ -65,8 +65,6 @@ MAX_UNSENT: Final = 8 * 1024 * 1024
 ALIVE_S: Final = 1.0
 """How often a client is told that its large request is still being read."""
 _ABOUT_REVERSE: Final = (MessageType.SERVES, MessageType.RESULT)
-ONEWAY_BYTES: Final = 16 * 1024 * 1024
-"""With more than this in one-way calls that have not ended, the next one is waited for before more is read."""
 FLUSH_AT: Final = 64 * 1024
 """Replies above this size are sent before the next call is taken."""
 
@@ -77,24 +75,6 @@ def _raise(error: Exception) -> NoReturn:
 
 def _same(call: Call) -> Call:
     return call
-
-
-class Worker:
-    """A task that reads requests and runs calls, one after another."""
-
-    __slots__ = ("answer", "cut", "job", "running", "scope", "task")
-
-    def __init__(self, job: Job | None = None) -> None:
-        self.job = job
-        """What it is running, or shall run next."""
-        self.running: Coroutine[Any, Any, Message | None] | None = None
-        """The job, once it was begun."""
-        self.answer: Message | None = None
-        self.cut = False
-        """Its scope is cancelled, or was when it finished its last job."""
-        self.scope = trio.CancelScope()
-        self.task: trio.lowlevel.Task | None = None
-        """Set while it is parked."""
 
 
 class Peer:
@@ -134,23 +114,19 @@ class Peer:
         """Those it has used."""
         self.loan: Loan | None = None
         """The thread that has the connection."""
+        self._lend_later = 0
         self.kept: Event | None = None
         """What a thread has read of the connection and handed back."""
-        self._takes_small = not (self.annotates or self.settings.compression or connection.hmac_key)
+        self._takes_small = not (self.annotates or self.settings.compression or self.settings.hmac_key)
         self._running: dict[int, Worker | None] = {}
         """Calls by sequence number; None while one waits in its lane."""
         self._in_flight = 0
-        self._idle: list[Worker] = []
+        self._idle = IdleWorkers()
         self._lanes = Lanes()
         self._reading = False
         self._ended = False
         self._taken = 0
-        self._oneways: set[Job] = set()
-        """One-way calls that run in the daemon."""
-        self._oneway_bytes = 0
-        """What the one-way calls that run in tasks of their own hold."""
-        self._unbegun: deque[Job] = deque()
-        """One-way calls whose tasks have not begun to run."""
+        self._oneways = OneWays(self)
         self._flush_planned = False
         self._nursery: trio.Nursery | None = None
         self._large: LargeMessages | None = None
@@ -191,10 +167,22 @@ class Peer:
         """Whether the client makes one call after another on this connection."""
         return not self.session.grant.bits & _CONCURRENT
 
-    @property
     def may_be_lent(self) -> bool:
-        """Whether a thread may use the connection."""
-        return self.is_serial and self.pool.lends and type(self.connection.sock) is socket.socket
+        """Whether a thread may use the connection for a call that is about to begin: nobody else does."""
+        if not self.pool.lends or type(self.connection.sock) is not socket.socket:
+            return False
+        if self.is_serial:
+            return True
+        if self._lend_later:
+            self._lend_later -= 1
+            return False
+        is_quiet = self._in_flight == 0 and not self._oneways.running and not self.connection.decoder.data
+        others = self._large, self._pushed, self._uploads, self.reverse
+        return is_quiet and others == (None, None, None, None)
+
+    def lend_later(self) -> None:
+        """The client does more than one thing at once, or long ones: a thread would be in the way for some time."""
+        self._lend_later = LEND_LATER
 
     @property
     def in_flight(self) -> int:
@@ -203,11 +191,12 @@ class Peer:
 
     def running(self) -> list[Job]:
         """The calls that run."""
-        return [worker.job for worker in self._running.values() if worker is not None and worker.job is not None]
+        workers = list(self._running.values())  # a thread may change it
+        return [job for worker in workers if worker is not None and (job := worker.job) is not None]
 
     def unfinished(self) -> list[Job]:
         """The calls that run or wait."""
-        return [*self.running(), *self._lanes.waiting(), *self._oneways]
+        return [*self.running(), *self._lanes.waiting(), *self._oneways.running]
 
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer.
@@ -318,7 +307,7 @@ class Peer:
                     return  # what is left to do must not be cancelled
                 await self._job_ended(worker, job, waited)
             elif self._reading:
-                if not await self._park(worker):
+                if not await self._idle.park(worker):
                     return
             else:
                 waiting = await self._read(worker)
@@ -328,8 +317,8 @@ class Peer:
                     if worker.cut:
                         return
                     await self._job_ended(worker, worker.job, waited=True)
-                elif self._unbegun and worker.job is not None:
-                    await self._let_oneways_begin()
+                elif self._oneways.unbegun and worker.job is not None:
+                    await self._oneways.let_begin()
 
     async def _job_ended(self, worker: Worker, job: Job, waited: bool) -> None:
         del self._running[job.message.seq]
@@ -368,7 +357,7 @@ class Peer:
         return (
             message.seq not in self._running
             and self._in_flight < self.settings.max_calls_in_flight
-            and not self._unbegun
+            and not self._oneways.unbegun
             and not self.daemon.draining
         )
 
@@ -398,6 +387,11 @@ class Peer:
         """The end of `pause`."""
         self._in_flight += 1
 
+    def follows(self, worker: Worker, before: Job, job: Job) -> None:
+        """A thread that has the connection begins another call."""
+        self._running[job.message.seq] = worker
+        del self._running[before.message.seq]
+
     def begun(self, worker: Worker, seq: int) -> None:
         """A worker has begun a request."""
         self._running[seq] = worker
@@ -412,7 +406,7 @@ class Peer:
         """Run the worker's job until it waits for something, which is returned; None when it is done."""
         worker.answer = None
         self._running[job.message.seq] = worker
-        if job.deadline is not None and not self._limit(worker, job.deadline):
+        if job.deadline is not None and not worker.limit(job.deadline):
             worker.answer = self._refused(job, "the deadline passed before the call began")
             return None
         running = worker.running = execute(self, job) if type(job) is Job else run_keyed(self, job)
@@ -421,7 +415,7 @@ class Peer:
         except StopIteration as finished:
             worker.answer = finished.value
         if job.deadline is not None:
-            self._unlimit(worker)
+            worker.unlimit()
         return None
 
     async def _run_on(self, worker: Worker, job: Job, rest: Awaitable[Message | None]) -> None:
@@ -431,45 +425,20 @@ class Peer:
             self._hand_over_reading()
         worker.answer = await rest
         if job.deadline is not None:
-            self._unlimit(worker)
-
-    @staticmethod
-    def _limit(worker: Worker, deadline: float) -> bool:
-        """Let the worker's scope end at a deadline, unless that is over already."""
-        if deadline <= trio.current_time():
-            return False
-        worker.scope.deadline = deadline
-        return True
-
-    @staticmethod
-    def _unlimit(worker: Worker) -> None:
-        worker.cut = worker.cut or worker.scope.cancel_called
-        worker.scope.deadline = float("inf")
+            worker.unlimit()
 
     def _start(self, job: Job) -> None:
         """Run a call in a task of its own."""
-        if self._idle:
-            worker = self._idle.pop()
-            worker.job = job
-            task, worker.task = worker.task, None
-            assert task is not None, "idle workers are parked"
-            trio.lowlevel.reschedule(task)
-        else:
+        if not self._idle.wake(job):
             assert self._nursery is not None, "the connection is being served"
             self._nursery.start_soon(self._work, Worker(job))
 
     def _hand_over_reading(self) -> None:
         """A call is about to wait: let another task read."""
-        if self._reading or self._ended:
+        if self._reading or self._ended or self._idle.wake(None):
             return
-        if self._idle:
-            worker = self._idle.pop()
-            task, worker.task = worker.task, None
-            assert task is not None, "idle workers are parked"
-            trio.lowlevel.reschedule(task)
-        else:
-            assert self._nursery is not None, "the connection is being served"
-            self._nursery.start_soon(self._work, Worker())
+        assert self._nursery is not None, "the connection is being served"
+        self._nursery.start_soon(self._work, Worker())
 
     async def _read(self, worker: Worker) -> Waiting | None:
         """Take what comes, and run what is small, until there is a job for the worker, or a call that waits.
@@ -479,6 +448,8 @@ class Peer:
         worker.job = None
         self._reading = True
         try:
+            if self.loan is not None:
+                await self.loan.until_over()
             kept, self.kept = self.kept, None
             arrived = self._run_arrived(worker, kept)
             if arrived is None:
@@ -727,36 +698,14 @@ class Peer:
             if job is not None:
                 self.queue(job)
             return None
-        detached = (
-            message.flags & (_ONEWAY | _BATCH) == _ONEWAY
-        )  # a batch keeps its order with later calls, as in Pyro
-        room = len(self._oneways) < self.settings.max_calls_in_flight and self._oneway_bytes < ONEWAY_BYTES
-        if detached and room:
-            self._oneways.add(job)
-            self._oneway_bytes += len(message.body)
-            self._unbegun.append(job)
-            self.daemon.run_detached(self._run_next_oneway)
+        if is_detached(message) and self._oneways.has_room:
+            self._oneways.start(job)
             return None
         self._in_flight += 1  # a flood of one-way calls runs here, which slows it down to what can be done
         if not (self.session.grant.bits & _CONCURRENT and job.entry.keeps_order) or self._lanes.enter(job):
             return job
         self._running[message.seq] = None
         return None
-
-    async def _run_next_oneway(self) -> None:
-        """Whichever task the loop starts first takes the call that came first."""
-        job = self._unbegun.popleft()
-        held = len(job.message.body)
-        try:
-            await (execute(self, job) if type(job) is Job else run_keyed(self, job))
-        finally:
-            self._oneways.discard(job)
-            self._oneway_bytes -= held
-
-    async def _let_oneways_begin(self) -> None:
-        """Calls begin in the order in which they came."""
-        while self._unbegun:
-            await trio.lowlevel.checkpoint()
 
     def _cut_short(self, job: Job) -> Message | None:
         text = "the call was cancelled, or its deadline passed, while it was running"
@@ -806,21 +755,6 @@ class Peer:
             self._flush_planned = False
             await connection.flush()
 
-    async def _park(self, worker: Worker) -> bool:
-        """Wait for another job; False when there are enough waiting already."""
-        if len(self._idle) >= IDLE_WORKERS:
-            return False
-        worker.task = trio.lowlevel.current_task()
-        self._idle.append(worker)
-
-        def abort(_: RaiseCancelT) -> Abort:
-            if worker in self._idle:
-                self._idle.remove(worker)
-            return Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-        return True
-
     def _cancel(self, seq: int) -> None:
         """The caller does not want the answer any more."""
         if seq not in self._running:
@@ -855,6 +789,8 @@ class Peer:
     def go_away(self) -> None:
         """Tell a client that can understand it to make no more calls here."""
         if self.session.grant.bits & Feature.GOAWAY:
+            if self.loan is not None:
+                self.loan.recall()
             try:
                 self.connection.queue(self.session.goaway())
                 self.connection.flush_nowait()

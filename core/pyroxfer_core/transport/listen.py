@@ -90,7 +90,7 @@ class _Door:
         self._side_handler = side_handler
         self._settings = settings
         self._collect = settings.max_message_bytes if collect is None else collect
-        self._permits = trio.CapacityLimiter(settings.max_connections)
+        self._permits = trio.Semaphore(settings.max_connections)
         self._half_open = _HalfOpen(settings.max_half_open)
         self._crowd = Crowd(settings)
         self._share = share
@@ -107,20 +107,22 @@ class _Door:
 
     async def _accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while True:
-            permit = object()
-            await self._permits.acquire_on_behalf_of(permit)
+            try:
+                self._permits.acquire_nowait()  # without a turn of the loop for each connection
+            except trio.WouldBlock:
+                await self._permits.acquire()
             sock = await _accept(listener, self._share)
             if sock is None:
                 return
             if self._share is not None:
                 self._share.entered()
-            nursery.start_soon(self._serve, sock, permit)
+            nursery.start_soon(self._serve, sock)
 
-    async def _serve(self, sock: socket.socket, permit: object) -> None:
+    async def _serve(self, sock: socket.socket) -> None:
         host = host_of(sock)
         if not self._crowd.enter(host):
             sock.close()
-            self._leave(permit)
+            self._leave()
             return
         scope = trio.CancelScope()
         try:
@@ -140,10 +142,10 @@ class _Door:
                 trio.lowlevel.notify_closing(sock)
                 sock.close()
             self._crowd.leave(host)
-            self._leave(permit)
+            self._leave()
 
-    def _leave(self, permit: object) -> None:
-        self._permits.release_on_behalf_of(permit)
+    def _leave(self) -> None:
+        self._permits.release()
         if self._share is not None:
             self._share.left()
 

@@ -65,7 +65,14 @@ def set_options(sock: StreamSocket) -> None:
 
 
 def set_keepalive(sock: StreamSocket) -> None:
-    """Options of a TCP connection: no Nagle delay (two sends without this stall 44 ms), dead peers are found."""
+    """Options of a TCP connection: no Nagle delay (two sends without this stall 44 ms), dead peers are found.
+
+    A listening socket hands them on to the connections that it accepts, which then have them already.
+    """
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and sock.getsockopt(
+        socket.IPPROTO_TCP, socket.TCP_NODELAY
+    ):
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
@@ -165,9 +172,8 @@ def reason_of(error: BaseException) -> str:
     if isinstance(cause, OSError):
         return reason_of(cause)
     if isinstance(error, OSError) and error.strerror:
-        if error.errno and not isinstance(error, socket.gaierror):
-            return os.strerror(error.errno)  # trio's own text has the address, too, which is told anyway
-        return error.strerror
+        known = os.strerror(error.errno or 0)
+        return known if error.strerror.endswith(known) else error.strerror  # trio puts the address before it
     return str(error) or type(error).__name__
 
 
@@ -194,6 +200,7 @@ def bind_tcp(host: str, port: int, prefer: int = 4) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        set_keepalive(sock)
         sock.bind(address)
         sock.listen(BACKLOG)
         sock.setblocking(False)

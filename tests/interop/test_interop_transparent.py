@@ -124,7 +124,7 @@ def test_stock_client(
 
 
 PUSHED = ("trio", "pinned", "stream_linger")
-"""Two ends of ours: items that were pushed go down with their connection, so what comes next is a later one, or none."""
+"""Two ends of ours: items that were pushed go down with their connection; what comes next is a later one, or none."""
 
 
 @matrix.cell("through the dispatcher, {mode}: our trio proxy", column="{backend} msgpack")

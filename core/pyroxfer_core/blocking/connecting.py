@@ -87,8 +87,10 @@ def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
     until = until if deadline is None else min(until, deadline)
     location = uri.location or ""
     failure: CommunicationError | None = None
-    cut = False
+    cut, refused = False, 0
     for version in versions_to_try(location, settings):
+        if version == refused:
+            continue
         sock = open_socket(uri, settings, until)
         args = sock, version, settings, str(uri.object), location, proxy._pyroSeq
         link = BlockingLink(*args, background=proxy._pyroBackground)
@@ -97,12 +99,13 @@ def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
         except (ProtocolError, ConnectionClosedError) as error:
             failure = failure or error
             cut = link.ended or isinstance(error, ConnectionClosedError)
+            refused = refused if cut else version
             continue
         except CommunicationError as error:
             error.outcome = Outcome.NOT_SENT
             name_place(error, location)
             raise
-        if not cut:  # a connection that broke says nothing about what is spoken there
+        if version == 502 or not cut:  # a connection that broke says nothing about what is spoken there
             remember_version(location, version)
         if proxy._pyroBackground and link.session.concurrent:
             read_in_background(link)

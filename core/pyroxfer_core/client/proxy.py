@@ -371,9 +371,11 @@ class Proxy:
         """Try the protocols this place may speak; a stock Pyro4 closes or answers in its own on a 502 hello."""
         location = uri.location or ""
         failure: CommunicationError | None = None
-        cut = False
+        cut, refused = False, 0
         versions = versions_to_try(location, self._pyroSettings)
         for version in versions:
+            if version == refused:
+                continue
             connection = await open_connection(uri, version=version, settings=self._pyroSettings)
             try:
                 link = await greet(
@@ -390,8 +392,11 @@ class Proxy:
             except (ProtocolError, ConnectionClosedError) as error:
                 failure = failure or error
                 cut = connection.ended
+                refused = refused if cut else version
                 continue
-            if len(versions) > 1 and not cut:  # a connection that broke says nothing about what is spoken there
+            if len(versions) > 1 and (
+                version == 502 or not cut
+            ):  # a connection that broke says nothing about what is spoken there
                 remember_version(location, version)
             link.uri, link.object_id = uri, str(uri.object)
             own = link.grant.bits & Feature.TYPED

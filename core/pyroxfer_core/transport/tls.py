@@ -26,6 +26,12 @@ _RECORD: Final = 16 * 1024
 _WANT: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
+_CUT_IS_AN_END: Final = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0x80)
+"""Some versions of Python set this option in every context: a stream that was cut would look finished."""
+_CUT: Final = "UNEXPECTED_EOF_WHILE_READING"
+"""What those versions say instead of raising `ssl.SSLEOFError`."""
+
+
 class TlsSocket:
     """A TLS connection after its handshake, used like a non-blocking socket.
 
@@ -219,7 +225,7 @@ class TlsSocket:
 
 def _meaning(error: Exception, peer: str) -> OSError:
     """An error of a connection whose handshake is done."""
-    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)) or getattr(error, "reason", None) == _CUT:
         return ConnectionResetError(errno.ECONNRESET, "the stream was cut: it ended without a TLS close_notify")
     if isinstance(error, ssl.SSLError):
         if _is_verdict(error):
@@ -246,6 +252,8 @@ def begin_tls(
         ConnectionClosedError: the peer is gone already.
     """
     sock.setblocking(False)
+    if context.options & _CUT_IS_AN_END:
+        context.options &= ~_CUT_IS_AN_END
     try:
         return context.wrap_socket(
             sock,

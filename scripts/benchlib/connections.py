@@ -51,7 +51,8 @@ def measure(effort: Effort) -> dict[str, Any]:
 def weigh(kind: str) -> Sample:
     """What the server's resident size grows by, for one connection."""
     with held(kind, HELD, 0) as (server, before, _):
-        return Sample((resident_kib(server.pid) - before) / HELD)
+        opening = server.cpu_s() / HELD  # with the start of the process, which a thousand connections share
+        return Sample((resident_kib(server.pid) - before) / HELD, {"server CPU µs to open one": opening * 1e6})
 
 
 def callers(effort: Effort) -> Iterator[Contestant]:

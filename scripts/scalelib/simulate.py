@@ -31,7 +31,7 @@ def measured(place: str) -> float:
 
 CALL_S: Final = measured("scale / Routes and back ends / 1 routes / dispatcher CPU µs a call") / 1e6
 """Processor time of a dispatcher for one small blob call."""
-CONNECT_S: Final = measured("rpc / More ways to call, on one core / ours, connect / server CPU µs a call") / 1e6
+CONNECT_S: Final = measured("connections / Memory of an idle connection / ours / server CPU µs to open one") / 1e6
 """Processor time of a server for one connection with its handshake, without TLS."""
 CLIENT_KIB: Final = measured("connections / Memory of an idle connection / ours")
 """Memory of one idle connection."""

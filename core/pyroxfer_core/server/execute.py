@@ -338,7 +338,7 @@ def _stream_result(peer: Peer, job: Job, value: Any) -> Message:
     stream_id = peer.streams.add(value, peer)
     annotations = {**_response_annotations(peer, job), STREAM_KEY: stream_id.encode("ascii")}
     if Feature.PUSH in peer.session.grant:
-        number = peer.pushed_streams().offer(stream_id, job)
+        number = peer.pushed.offer(stream_id, job)
         if number is not None:
             annotations[PUSHED_KEY] = peer.session.grant.stream(number)
     return Message(

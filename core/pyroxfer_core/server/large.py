@@ -16,6 +16,7 @@ from ..wire.pieces import Arrival, Incoming, Outgoing
 from .execute import failure
 
 if TYPE_CHECKING:
+    from .crew import PeerTasks
     from .peer import Peer
 
 log = logging.getLogger("pyroxfer.server")
@@ -27,13 +28,13 @@ class LargeMessages:
     """Made with the first large message of a peer that takes them in pieces.
 
     Args:
-        nursery: where answers leave, each in a task of its own, so that requests are read on meanwhile.
+        tasks: where answers leave, each in a task of its own, so that requests are read on meanwhile.
     """
 
-    def __init__(self, peer: Peer, nursery: trio.Nursery) -> None:
+    def __init__(self, peer: Peer, tasks: PeerTasks) -> None:
         limit = peer.settings.max_message_bytes
         self._peer = peer
-        self._nursery = nursery
+        self._tasks = tasks
         self._incoming = Incoming(limit, limit, _FROM_CLIENT)
         peer.connection.decoder.place_of = self._incoming.place_of
         self.sender = TurnSender(peer.connection)
@@ -93,7 +94,7 @@ class LargeMessages:
         outgoing = Outgoing(answer, self._peer.connection.codec)
         self._leaving[answer.seq] = outgoing
         self._peer.answer_leaves()
-        self._nursery.start_soon(self._send, outgoing)
+        self._tasks.start_soon(self._send, outgoing)
         return outgoing
 
     async def _send(self, outgoing: Outgoing) -> None:

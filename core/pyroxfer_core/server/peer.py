@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import trio
-from trio.lowlevel import Abort, RaiseCancelT
 
 from ..access import Identity
-from ..errors import (
-    CommunicationError,
-    ConnectionClosedError,
-    Outcome,
-    ProtocolError,
-    PyroError,
-    RefusedError,
-    SerializeError,
-)
+from ..errors import PyroError, SerializeError
 from ..objects.context import TrackedResources
 from ..objects.table import Entry, ObjectTable
-from ..serializers.base import Call, Serializer, SerializerContext
+from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection
-from ..transport.resume import resumed
 from ..transport.tls import TlsSocket
 from ..transport.turns import TurnSender
 from ..wire.features import Feature
-from ..wire.message import Flags, Message, MessageType
+from ..wire.message import Message, MessageType
 from ..wire.pieces import Outgoing
-from ..wire.session import IN_PIECES, ServerSession, alive
-from .execute import SLOW_BYTES, Job, decode, execute, failure, is_slow_to_read, read_call
+from ..wire.session import ServerSession
+from .calls import Calls
+from .crew import Crew, PeerTasks
+from .execute import Job
 from .handshake import accept_handshake
-from .keys import run_keyed
-from .lanes import Lanes
 from .large import LargeMessages
+from .poller import Place, Poller
 from .push import PushedStreams
 from .reverse import ReverseCalls
 from .streams import StreamTable
@@ -52,108 +41,78 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyroxfer.server")
 
-IDLE_WORKERS: Final = 64
-"""Tasks a connection keeps parked for its next calls; waking one costs half of starting one."""
-TAKE_AT_ONCE: Final = 64
-"""Requests in a row that came together before other connections get a turn."""
-_INVOKE, _ONEWAY, _BATCH, _CONCURRENT = MessageType.INVOKE, Flags.ONEWAY, Flags.BATCH, Feature.CONCURRENT
-MAX_UNSENT: Final = 8 * 1024 * 1024
-"""Bytes of answers to a peer of ours that may wait for it while its next requests are read."""
-ALIVE_S: Final = 1.0
-"""How often a client is told that its large request is still being read."""
-_ABOUT_REVERSE: Final = (MessageType.SERVES, MessageType.RESULT)
-ONEWAY_BYTES: Final = 16 * 1024 * 1024
-"""With more than this in one-way calls that have not ended, the next one is waited for before more is read."""
-FLUSH_AT: Final = 64 * 1024
-"""Replies above this size are sent before the next call is taken."""
-
-
-def _raise(error: Exception) -> NoReturn:
-    raise error
-
-
-def _same(call: Call) -> Call:
-    return call
-
-
-KEPT_BYTES: Final = 4096
-"""The largest request that an idle connection may go on holding."""
-
-
-class _Worker:
-    """A task that reads requests and runs calls, one after another."""
-
-    __slots__ = ("answer", "cut", "job", "running", "scope", "task")
-
-    def __init__(self, job: Job | None = None) -> None:
-        self.job = job
-        """What it is running, or shall run next."""
-        self.running: Coroutine[Any, Any, Message | None] | None = None
-        """The job, once it was begun."""
-        self.answer: Message | None = None
-        self.cut = False
-        """Its scope is cancelled, or was when it finished its last job."""
-        self.scope = trio.CancelScope()
-        self.task: trio.lowlevel.Task | None = None
-        """Set while it is parked."""
-
 
 class Peer:
-    """Serves one connection. Handlers find it as ``current_call.client``.
+    """One connection, and what belongs to it. Handlers find it as ``current_call.client``.
 
-    Whoever reads a request also runs it. Only when the call waits for something does another task of the connection
-    go on reading: a call that never waits costs no switch between tasks, and requests that came together are answered
-    together.
+    It has no task of its own: the daemon's workers take its turns, and run its calls. Most connections are idle, and
+    what few of them need is made when it is.
 
-    Without agreed features calls run strictly one after another, as in Pyro. With them they run at once, except those
-    on a session object and those that fetch items of one stream, which keep their order.
+    Args:
+        crew: the workers, which must serve as long as the connection.
     """
 
-    def __init__(self, daemon: Daemon, connection: Connection) -> None:
+    def __init__(self, daemon: Daemon, connection: Connection, crew: Crew | None) -> None:
         self.daemon = daemon
         self.connection = connection
-        self.settings: Settings = daemon.settings
-        self.table: ObjectTable = daemon.table
-        self.pool: WorkerPool = daemon.pool
-        self.streams: StreamTable = daemon.streams
+        self._crew = crew
         self.session = ServerSession(daemon.epoch)
-        self.instances: dict[type, Any] = {}
-        """The session objects of this connection."""
-        self._making = trio.Lock()
-        self.resources = TrackedResources()
-        self.reverse: ReverseCalls | None = None
-        """Calls to objects of the client's own daemon."""
+        self.calls = Calls(self)
+        self.place = Place.TAKEN
+        """Who reads."""
+        self.heard = False
+        """The poller has its socket."""
         self.finishing = False
         """Close once the answer that is due has left."""
-        tracebacks = self.settings.remote_tracebacks
+        self.ended = False
+        """Nothing is read any more; the last things are cut."""
+        tracebacks = daemon.settings.remote_tracebacks
         self.sends_tracebacks = connection.is_local if tracebacks is None else tracebacks
         self.identity: Identity | None = None
         """Who the client is; None when nobody asked."""
-        self.annotates = daemon.adds_annotations
-        """Whether the daemon adds annotations to every answer."""
-        self._serializers: dict[str, Serializer] = {}
-        self._running: dict[int, _Worker | None] = {}
-        """Calls by sequence number; None while one waits in its lane."""
-        self._in_flight = 0
-        self._idle: list[_Worker] = []
-        self._lanes = Lanes()
-        self._reading = False
-        self._ended = False
-        self._taken = 0
-        self._oneways: set[Job] = set()
-        """One-way calls that run in the daemon."""
-        self._oneway_bytes = 0
-        """What the one-way calls that run in tasks of their own hold."""
-        self._unbegun: deque[Job] = deque()
-        """One-way calls whose tasks have not begun to run."""
-        self._flush_planned = False
-        self._nursery: trio.Nursery | None = None
+        self.resources = TrackedResources()
+        self.reverse: ReverseCalls | None = None
+        """Calls to objects of the client's own daemon."""
+        self._left = False
+        self._serializers: dict[str, Serializer] = _NONE_YET
+        self._instances: dict[type, Any] | None = None
+        self._making: trio.Lock | None = None
+        self._tasks: PeerTasks | None = None
         self._large: LargeMessages | None = None
         self._pushed: PushedStreams | None = None
         self._uploads: ArgumentStreams | None = None
+        self._release: Callable[[], None] | None = None
+
+    __slots__ = (
+        "__weakref__",
+        "_crew",
+        "_instances",
+        "_large",
+        "_left",
+        "_making",
+        "_pushed",
+        "_release",
+        "_serializers",
+        "_tasks",
+        "_uploads",
+        "calls",
+        "connection",
+        "daemon",
+        "ended",
+        "finishing",
+        "heard",
+        "identity",
+        "place",
+        "resources",
+        "reverse",
+        "sends_tracebacks",
+        "session",
+    )
 
     def __repr__(self) -> str:
         return f"<Peer {self.connection.peer}, protocol {self.version}>"
+
+    # --- who it is --------------------------------------------------------------------------------------------
 
     @property
     def address(self) -> str:
@@ -164,6 +123,11 @@ class Peer:
     def version(self) -> int:
         """48 or 502."""
         return self.connection.codec.version
+
+    @property
+    def sock(self) -> Any:
+        """The connection's socket, for looking at."""
+        return self.connection.sock
 
     def identify(self, identity: Identity | None) -> None:
         """Take note of who the client is."""
@@ -181,18 +145,46 @@ class Peer:
         """Whether the other side is this library, which speaks both protocols."""
         return self.session.grant.bits != 0
 
+    # --- what its daemon has ----------------------------------------------------------------------------------
+
     @property
-    def in_flight(self) -> int:
-        """Calls running or waiting in a lane."""
-        return self._in_flight
+    def settings(self) -> Settings:
+        """Those of the daemon."""
+        return self.daemon.settings
 
-    def running(self) -> list[Job]:
-        """The calls that run."""
-        return [worker.job for worker in self._running.values() if worker is not None and worker.job is not None]
+    @property
+    def table(self) -> ObjectTable:
+        """The daemon's objects."""
+        return self.daemon.table
 
-    def unfinished(self) -> list[Job]:
-        """The calls that run or wait."""
-        return [*self.running(), *self._lanes.waiting(), *self._oneways]
+    @property
+    def pool(self) -> WorkerPool:
+        """The daemon's threads."""
+        return self.daemon.pool
+
+    @property
+    def streams(self) -> StreamTable:
+        """The daemon's item streams."""
+        return self.daemon.streams
+
+    @property
+    def annotates(self) -> bool:
+        """Whether the daemon adds annotations to every answer."""
+        return self.daemon.adds_annotations
+
+    @property
+    def crew(self) -> Crew:
+        """The workers that serve it."""
+        assert self._crew is not None, "served"
+        return self._crew
+
+    @property
+    def poller(self) -> Poller:
+        """What listens to it between its turns."""
+        assert self.crew.poller is not None, "somebody reads for it"
+        return self.crew.poller
+
+    # --- serializers ------------------------------------------------------------------------------------------
 
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer.
@@ -200,12 +192,21 @@ class Peer:
         Raises:
             SerializeError: this daemon does not accept it.
         """
+        return self._serializers.get(name) or self._make_serializer(name)
+
+    def _make_serializer(self, name: str) -> Serializer:
+        if name not in self.settings.accepted_serializers:
+            raise SerializeError(f"message used serializer that is not accepted: {name}")
+        if self._serializers is _NONE_YET:
+            self._serializers = {} if self.is_own else self.daemon.stock_serializers(self.version, self._unsafe)
         serializer = self._serializers.get(name)
         if serializer is None:
-            if name not in self.settings.accepted_serializers:
-                raise SerializeError(f"message used serializer that is not accepted: {name}")
             serializer = self._serializers[name] = make_serializer(name, self.context())
         return serializer
+
+    @property
+    def _unsafe(self) -> frozenset[str]:
+        return self.settings.unsafe_for(known=self.identity is not None or self.daemon.validates)
 
     def context(self) -> SerializerContext:
         """How values are written for and read from this peer."""
@@ -213,12 +214,27 @@ class Peer:
         context = self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
         if Feature.UPLOAD in grant:
             context = replace(context, stream_reader=self._make_stream)
-        unsafe = self.settings.unsafe_for(known=self.identity is not None or self.daemon.validates)
-        context = replace(context, unsafe=unsafe)
+        context = replace(context, unsafe=self._unsafe)
         return replace(context, proxy_factory=self._make_proxy) if Feature.REVERSE in grant else context
 
     def _make_stream(self, number: int) -> ArgumentStream:
         return self.uploads.make(number)
+
+    def _make_proxy(self, state: ProxyState) -> Any:
+        """The proxy that arrived in a value; one for an object of the client's calls over this connection."""
+        proxy = self.daemon.make_proxy(state)
+        if self.reverse is not None:
+            self.reverse.lead(proxy, state)
+        return proxy
+
+    # --- its objects and calls --------------------------------------------------------------------------------
+
+    @property
+    def instances(self) -> dict[type, Any]:
+        """The session objects of this connection."""
+        if self._instances is None:
+            self._instances = {}
+        return self._instances
 
     def known_instance(self, entry: Entry) -> Any:
         """The object that a call goes to if it exists already; None when it must be made."""
@@ -232,288 +248,65 @@ class Peer:
         """
         if entry.mode != "session":
             return await run(self.table.instance, entry, self.instances)
+        if self._making is None:
+            self._making = trio.Lock()
         async with self._making:
             instance = self.known_instance(entry)
             return instance if instance is not None else await run(self.table.instance, entry, self.instances)
 
-    async def serve(self, *, greeted: bool = False) -> None:
-        """Greet the client, unless both ends of a socket were connected by hand, and answer until it leaves.
-
-        Calls that are running when it leaves are cancelled; one-way calls run on in the daemon.
-        """
-        connection, daemon = self.connection, self.daemon
-        if greeted:
-            self.session.assume_connected()
-        elif not await self._greet():
-            return
-        connection.decoder.max_message = self.settings.max_message_bytes
-        connection.in_pieces = self._in_pieces
-        daemon.peers.add(self)
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                await self._work(_Worker())
-        finally:
-            daemon.peers.discard(self)
-            daemon.call_ended()
-            connection.in_pieces = None
-            if self._uploads is not None:
-                self._uploads.lose()
-            connection.close()
-            if self.reverse is not None:
-                self.reverse.end()
-            self.resources.close_all()
-            await self.streams.connection_lost(self)
-            daemon.client_left(self)
-
-    async def _greet(self) -> bool:
-        context, judge = self.daemon.handshake_context(self.connection), self.daemon.judge_for(self)
-        return await accept_handshake(self.connection, self.session, self.settings, context, judge) is not None
+    def check(self, job: Job) -> None:
+        """Whether the client may call this; raises what it is told otherwise."""
 
     @property
-    def sock(self) -> Any:
-        """The connection's socket, for looking at."""
-        return self.connection.sock
+    def in_flight(self) -> int:
+        """Calls running or waiting in a lane."""
+        return self.calls.in_flight
 
-    async def _work(self, worker: _Worker) -> None:
-        """Read and run until the connection ends or there are enough idle tasks.
+    def running(self) -> list[Job]:
+        """The calls that run."""
+        return self.calls.running()
 
-        A call that is cut short costs its task the cancel scope, so the task goes on with a fresh one.
-        """
-        while True:
-            with worker.scope:
-                await self._work_in_scope(worker)
-            job = worker.job
-            if job is None or job.message.seq not in self._running:
-                return
-            del self._running[job.message.seq]
-            following = await self._answer(job, worker.answer or self._cut_short(job))
-            worker = _Worker(following)
+    def unfinished(self) -> list[Job]:
+        """The calls that run or wait."""
+        return self.calls.unfinished()
 
-    async def _work_in_scope(self, worker: _Worker) -> None:
-        while not self._ended:
-            job = worker.job
-            if job is not None:
-                request = self._run(worker, job)
-                waited = request is not None
-                if waited:
-                    await self._run_on(worker, job, request)
-                if worker.cut:
-                    return  # what is left to do must not be cancelled
-                del self._running[job.message.seq]
-                if len(job.message.body) > KEPT_BYTES:
-                    job.forget()
-                if waited or self._reading:
-                    worker.job = await self._answer(job, worker.answer)
-                else:  # this task reads on, and sends before it waits
-                    worker.job = self._answer_soon(job, worker.answer)
-                worker.answer = None
-            elif self._reading:
-                if not await self._park(worker):
-                    return
-            else:
-                worker.job = await self._read()
-                if self._unbegun and worker.job is not None:
-                    await self._let_oneways_begin()
+    def gave_up(self, job: Job) -> bool:
+        """Whether the caller said that it does not want the answer of a running call."""
+        return self.calls.gave_up(job)
 
-    def _run(self, worker: _Worker, job: Job) -> Any:
-        """Run the worker's job until it waits for something, which is returned; None when it is done."""
-        worker.answer = None
-        self._running[job.message.seq] = worker
-        if job.deadline is not None and not self._limit(worker, job.deadline):
-            worker.answer = self._refused(job, "the deadline passed before the call began")
-            return None
-        running = worker.running = execute(self, job) if type(job) is Job else run_keyed(self, job)
-        try:
-            return running.send(None)
-        except StopIteration as finished:
-            worker.answer = finished.value
-        if job.deadline is not None:
-            self._unlimit(worker)
-        return None
+    def cancel_leaving(self, seq: int) -> None:
+        """The caller does not want an answer that may be leaving."""
+        if self._large is not None:
+            self._large.cancel(seq)
 
-    async def _run_on(self, worker: _Worker, job: Job, request: Any) -> None:
-        """Go on with a job that waits; meanwhile others may read."""
-        assert worker.running is not None, "it was begun"
-        # a one-way call that runs here is one too many: reading waits for it
-        if self.session.grant.bits & _CONCURRENT and not job.message.flags & _ONEWAY:
-            self._hand_over_reading()
-        worker.answer = await resumed(worker.running, request)
-        if job.deadline is not None:
-            self._unlimit(worker)
+    def answer_leaves(self) -> None:
+        """A large answer counts as a call in flight until it has left."""
+        self.calls.in_flight += 1
 
-    @staticmethod
-    def _limit(worker: _Worker, deadline: float) -> bool:
-        """Let the worker's scope end at a deadline, unless that is over already."""
-        if deadline <= trio.current_time():
-            return False
-        worker.scope.deadline = deadline
-        return True
+    def answer_left(self) -> None:
+        """The end of `answer_leaves`."""
+        self.calls.ended()
 
-    @staticmethod
-    def _unlimit(worker: _Worker) -> None:
-        worker.cut = worker.cut or worker.scope.cancel_called
-        worker.scope.deadline = float("inf")
+    # --- what few connections need ----------------------------------------------------------------------------
 
-    def _start(self, job: Job) -> None:
-        """Run a call in a task of its own."""
-        if self._idle:
-            worker = self._idle.pop()
-            worker.job = job
-            task, worker.task = worker.task, None
-            assert task is not None, "idle workers are parked"
-            trio.lowlevel.reschedule(task)
-        else:
-            assert self._nursery is not None, "the connection is being served"
-            self._nursery.start_soon(self._work, _Worker(job))
+    @property
+    def tasks(self) -> PeerTasks:
+        """What runs beside its calls."""
+        if self._tasks is None:
+            self._tasks = PeerTasks(self.crew, self.close, self.leave_if_over)
+        return self._tasks
 
-    def _hand_over_reading(self) -> None:
-        """A call is about to wait: let another task read."""
-        if self._reading or self._ended:
-            return
-        if self._idle:
-            worker = self._idle.pop()
-            task, worker.task = worker.task, None
-            assert task is not None, "idle workers are parked"
-            trio.lowlevel.reschedule(task)
-        else:
-            assert self._nursery is not None, "the connection is being served"
-            self._nursery.start_soon(self._work, _Worker())
-
-    async def _read(self) -> Job | None:
-        """Take one message. The job to run now, if it makes one."""
-        connection, decoder, session = self.connection, self.connection.decoder, self.session
-        self._reading = True
-        try:
-            message: object = decoder.next_event() if decoder.data and not self.finishing else None
-            if message is None and not self.finishing:  # before waiting for one, answers that are queued leave
-                self._taken = 0
-                if not connection.flush_nowait():
-                    await self._make_room()
-                message = await connection.receive_more()
-            elif self._taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
-                self._taken = 0
-                if not connection.flush_nowait():
-                    await self._make_room()
-                await trio.lowlevel.checkpoint()
-            if type(message) is Message:
-                self._taken += 1
-                if message.type != _INVOKE:
-                    session.receive(message)
-                    request = self._take_other(message)
-                    if request is None:
-                        return None
-                    message = request
-                elif not session.settled:
-                    session.receive(message)
-                slow = len(message.body) > SLOW_BYTES and is_slow_to_read(message)
-                return self._begin(message, await self._read_call(message) if slow else None)
-            if message is not None:
-                raise ProtocolError("a message came in pieces that were not asked for")
-            if self.finishing:
-                await connection.finish()
-        except ConnectionClosedError as error:
-            log.debug("%s", error)
-        except PyroError as error:
-            log.info("connection of %s ended: %s", connection.peer, error)
-        finally:
-            self._reading = False
-        self._end()
-        return None
-
-    async def _read_call(self, message: Message) -> Callable[[], Call] | None:
-        """Read a large request in a thread, so that only its own connection waits."""
-        try:
-            serializer = self.serializer(message.serializer)
-        except SerializeError:
-            return None  # it will be told so
-        limit, readers = self.settings.max_message_bytes, self.daemon.readers
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._say_alive)  # nobody reads questions meanwhile
-            try:
-                call = await trio.to_thread.run_sync(
-                    read_call, message, serializer, limit, limiter=readers, abandon_on_cancel=True
-                )
-            except Exception as error:
-                read: Callable[[], Call] = partial(_raise, error)
-            else:
-                read = partial(_same, call)
-            nursery.cancel_scope.cancel()
-        return read
-
-    async def _say_alive(self) -> None:
-        """Tell a client again and again that it is not forgotten."""
-        while Feature.HEARTBEAT in self.session.grant:
-            await trio.sleep(ALIVE_S)
-            try:
-                self.connection.queue(alive())
-                self.connection.flush_nowait()
-            except PyroError:
-                return
-
-    def _take_other(self, message: Message) -> Message | None:
-        """Take what is no request; the request that it completes."""
-        if message.type == MessageType.PING:
-            self.connection.queue(Message(MessageType.PING, message.seq, message.serializer, 0, b"pong"))
-        elif message.type in IN_PIECES:
-            whole = self._large_messages().take(message)
-            if whole is None or whole.type == MessageType.INVOKE:
-                return whole
-            self.uploads.take(whole)
-        elif message.type == MessageType.ITEMS:
-            self.uploads.take(message)
-        elif message.type == MessageType.CREDIT:
-            self.pushed_streams().credit(message)
-        elif message.type == MessageType.STOP:
-            self.pushed_streams().stop(message.seq)
-        elif message.type == MessageType.HEARTBEAT:
-            self.connection.queue(alive())
-        elif message.type == MessageType.ALIVE:
-            if self.reverse is not None:
-                self.reverse.alive()
-        elif message.type == MessageType.CANCEL:
-            self._cancel(message.seq)
-        elif message.type in _ABOUT_REVERSE:
-            self._take_reverse(message)
-        return None
-
-    def _large_messages(self) -> LargeMessages:
+    @property
+    def large(self) -> LargeMessages:
+        """Messages in pieces."""
         if self._large is None:
-            assert self._nursery is not None, "the connection is being served"
-            self._large = LargeMessages(self, self._nursery)
+            self._large = LargeMessages(self, self.tasks)
         return self._large
 
     def _in_pieces(self, answer: Message) -> Outgoing | None:
         if not self.takes_pieces or answer.type != MessageType.RESULT:
             return None
-        return self._large_messages().leave(answer)
-
-    def answer_leaves(self) -> None:
-        """A large answer counts as a call in flight until it has left."""
-        self._in_flight += 1
-
-    def answer_left(self) -> None:
-        """The end of `answer_leaves`."""
-        self._call_ended()
-
-    async def _make_room(self) -> None:
-        """See that what is queued leaves, before more is read; wait for it if it is much, or the peer is stock.
-
-        A peer of ours may be sending something large without reading: it would wait for us as we for it.
-        """
-        connection = self.connection
-        if not self.session.grant.bits & _CONCURRENT:
-            await connection.flush()
-            return
-        self.flush_soon()
-        while connection.queued - connection.sent > MAX_UNSENT:
-            await connection.flush()
-
-    def flush_soon(self) -> None:
-        """See that what is queued leaves, in a task of its own."""
-        if not self.connection.flushing:
-            assert self._nursery is not None, "the connection is being served"
-            self._nursery.start_soon(self._flush)
+        return self.large.leave(answer)
 
     @property
     def takes_pieces(self) -> bool:
@@ -522,7 +315,7 @@ class Peer:
 
     def turns(self) -> TurnSender:
         """What sends them."""
-        return self._large_messages().sender
+        return self.large.sender
 
     @property
     def uploads(self) -> ArgumentStreams:
@@ -531,21 +324,14 @@ class Peer:
             self._uploads = ArgumentStreams(self)
         return self._uploads
 
-    def pushed_streams(self) -> PushedStreams:
+    @property
+    def pushed(self) -> PushedStreams:
         """The item streams that this client may be pushed."""
         if self._pushed is None:
-            assert self._nursery is not None, "the connection is being served"
-            self._pushed = PushedStreams(self, self._nursery)
+            self._pushed = PushedStreams(self, self.tasks)
         return self._pushed
 
-    async def _flush(self) -> None:
-        try:
-            await self.connection.flush()
-        except PyroError as error:
-            log.debug("%s", error)
-            self.connection.close()
-
-    def _take_reverse(self, message: Message) -> None:
+    def take_reverse(self, message: Message) -> None:
         """The client serves objects itself, or answers a call to one."""
         if self.reverse is None:
             self.reverse = ReverseCalls(self)
@@ -554,184 +340,30 @@ class Peer:
         else:
             self.reverse.take(message)
 
-    def _make_proxy(self, state: ProxyState) -> Any:
-        """The proxy that arrived in a value; one for an object of the client's calls over this connection."""
-        proxy = self.daemon.make_proxy(state)
-        if self.reverse is not None:
-            self.reverse.lead(proxy, state)
-        return proxy
+    # --- sending ----------------------------------------------------------------------------------------------
 
-    def _end(self) -> None:
-        """The connection is over: running calls are cancelled."""
-        self._ended = True
-        if self._nursery is not None:
-            self._nursery.cancel_scope.cancel()
-
-    def _decode(self, message: Message, read: Callable[[], Call] | None) -> Job | Message | None:
-        """The job, or the answer to a request that is none."""
-        serializer: Serializer | None = None
-        try:
-            serializer = self._serializers.get(message.serializer) or self.serializer(message.serializer)
-            if self.daemon.draining:
-                raise RefusedError("draining: the daemon is closing")
-            return decode(self, message, serializer, read)
-        except Exception as error:
-            if isinstance(error, PyroError) and serializer is None:
-                self.finishing = True
-            if isinstance(error, CommunicationError):
-                error.outcome = Outcome.NOT_SENT
-            return failure(self, message, serializer, error, dispatched=False)
-
-    def _call_ended(self) -> None:
-        self._in_flight -= 1
-        if self.daemon.draining:
-            self.daemon.call_ended()
-
-    def _unwritable(self, answer: Message, error: PyroError) -> Message:
-        text = f"the call ran, but its result cannot be sent: {error}"
-        serializer = self.serializer(answer.serializer)
-        replacement = failure(self, answer, serializer, PyroError(text), dispatched=True)
-        assert replacement is not None, "the answer to a two-way call"
-        return replacement
-
-    def _begin(self, message: Message, read: Callable[[], Call] | None) -> Job | None:
-        """The job of a request, if it is to run here and now. Other answers are queued."""
-        if message.seq in self._running:
-            raise ProtocolError(f"the sequence number {message.seq} belongs to a call in flight")
-        if self._in_flight >= self.settings.max_calls_in_flight:
-            error = RefusedError(f"busy: {self._in_flight} calls are in flight on this connection")
-            serializer = self.serializer(message.serializer)
-            job: Job | Message | None = failure(self, message, serializer, error, dispatched=False)
-        else:
-            job = self._decode(message, read)
-        if not isinstance(job, Job):
-            if job is not None:
-                self._queue(job)
-            return None
-        detached = (
-            message.flags & (_ONEWAY | _BATCH) == _ONEWAY
-        )  # a batch keeps its order with later calls, as in Pyro
-        room = len(self._oneways) < self.settings.max_calls_in_flight and self._oneway_bytes < ONEWAY_BYTES
-        if detached and room:
-            self._oneways.add(job)
-            self._oneway_bytes += len(message.body)
-            self._unbegun.append(job)
-            self.daemon.run_detached(self._run_next_oneway)
-            return None
-        self._in_flight += 1  # a flood of one-way calls runs here, which slows it down to what can be done
-        if not (self.session.grant.bits & _CONCURRENT and job.entry.keeps_order) or self._lanes.enter(job):
-            return job
-        self._running[message.seq] = None
-        return None
-
-    async def _run_next_oneway(self) -> None:
-        """Whichever task the loop starts first takes the call that came first."""
-        job = self._unbegun.popleft()
-        held = len(job.message.body)
-        try:
-            await (execute(self, job) if type(job) is Job else run_keyed(self, job))
-        finally:
-            self._oneways.discard(job)
-            self._oneway_bytes -= held
-
-    async def _let_oneways_begin(self) -> None:
-        """Calls begin in the order in which they came."""
-        while self._unbegun:
-            await trio.lowlevel.checkpoint()
-
-    def _cut_short(self, job: Job) -> Message | None:
-        text = "the call was cancelled, or its deadline passed, while it was running"
-        error = CommunicationError(text, outcome=Outcome.UNKNOWN)
-        return failure(self, job.message, job.serializer, error, dispatched=False)
-
-    def _answer_soon(self, job: Job, answer: Message | None) -> Job | None:
-        """Queue the answer to a call that did not wait: it leaves before this task waits for the next request."""
-        self._in_flight -= 1
-        if self.daemon.draining:
-            self.daemon.call_ended()
-        if answer is not None:
-            try:
-                self.connection.queue(answer)
-            except PyroError as error:
-                self.connection.queue(self._unwritable(answer, error))
-        return None if job.lane is None else self._lanes.leave(job)
-
-    def _queue(self, answer: Message) -> None:
-        """Queue an answer; one that cannot be written is replaced by the reason."""
-        try:
-            self.connection.queue(answer)
-        except PyroError as error:
-            self.connection.queue(self._unwritable(answer, error))
-
-    async def _answer(self, job: Job, answer: Message | None) -> Job | None:
-        """Send the answer to a call that had to wait; returns the next one of its lane, if there is one."""
-        self._call_ended()
-        following = None if job.lane is None else self._lanes.leave(job)
-        if answer is not None:
-            try:
-                await self._send_with_others(answer)
-            except PyroError as error:
-                log.debug("an answer to %s could not be sent: %s", self.connection.peer, error)
-                self.connection.close()
-        return following
-
-    async def _send_with_others(self, answer: Message) -> None:
-        """Send now when nothing else is running; else let the others of this turn add theirs first."""
+    def flush_some(self) -> None:
+        """Let answers that are queued leave before something else is waited for."""
         connection = self.connection
-        self._queue(answer)
-        if self._in_flight == 0 or len(answer.body) > FLUSH_AT:
-            await connection.flush()
-        elif not self._flush_planned:
-            self._flush_planned = True
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            self._flush_planned = False
-            await connection.flush()
+        if connection.unsent:
+            try:
+                if not connection.flush_nowait() and self.session.grant.bits & Feature.CONCURRENT:
+                    self.flush_soon()
+            except PyroError as error:
+                log.debug("%s", error)
+                connection.close()
 
-    async def _park(self, worker: _Worker) -> bool:
-        """Wait for another job; False when there are enough waiting already."""
-        if len(self._idle) >= IDLE_WORKERS:
-            return False
-        worker.task = trio.lowlevel.current_task()
-        self._idle.append(worker)
+    def flush_soon(self) -> None:
+        """See that what is queued leaves, in a task of its own."""
+        if not self.connection.flushing:
+            self.tasks.start_soon(self._flush)
 
-        def abort(_: RaiseCancelT) -> Abort:
-            if worker in self._idle:
-                self._idle.remove(worker)
-            return Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-        return True
-
-    def _cancel(self, seq: int) -> None:
-        """The caller does not want the answer any more."""
-        if seq not in self._running:
-            if self._large is not None:
-                self._large.cancel(seq)
-            return
-        worker = self._running[seq]
-        if worker is not None:
-            worker.cut = True
-            worker.scope.cancel()
-            return
-        job = self._lanes.remove(seq)
-        if job is not None:
-            del self._running[seq]
-            self._call_ended()
-            self._refuse_cancelled(job)
-
-    def gave_up(self, job: Job) -> bool:
-        """Whether the caller said that it does not want the answer of a running call."""
-        worker = self._running.get(job.message.seq)
-        return worker is not None and worker.cut
-
-    def _refused(self, job: Job, text: str) -> Message | None:
-        """The answer to a call that was not begun."""
-        return failure(self, job.message, job.serializer, RefusedError(text), dispatched=False)
-
-    def _refuse_cancelled(self, job: Job) -> None:
-        answer = self._refused(job, "cancelled before it began")
-        if answer is not None:
-            self._queue(answer)
+    async def _flush(self) -> None:
+        try:
+            await self.connection.flush()
+        except PyroError as error:
+            log.debug("%s", error)
+            self.connection.close()
 
     def go_away(self) -> None:
         """Tell a client that can understand it to make no more calls here."""
@@ -742,6 +374,72 @@ class Peer:
             except PyroError as error:
                 log.debug("%s cannot be told to go away: %s", self.connection.peer, error)
 
+    # --- its life ---------------------------------------------------------------------------------------------
+
+    async def greet(self) -> bool:
+        """Do the handshake; False when the client was refused, or left."""
+        context, judge = self.daemon.handshake_context(self.connection), self.daemon.judge_for(self)
+        return await accept_handshake(self.connection, self.session, self.settings, context, judge) is not None
+
+    def begin(self) -> None:
+        """Serve the client, which was greeted, until it leaves.
+
+        Calls that are running when it leaves are cancelled; one-way calls run on in the daemon.
+        """
+        connection = self.connection
+        self._release = connection.keep()
+        connection.decoder.max_message = self.settings.max_message_bytes
+        connection.in_pieces = self._in_pieces
+        connection.when_closed = self._closed
+        self.daemon.peers.add(self)
+        if connection.decoder.data or connection.pending or connection.broken:
+            self.crew.attend(self)
+        else:
+            self.poller.listen(self)
+
     def close(self) -> None:
         """Cut the connection."""
         self.connection.close()
+
+    def _closed(self) -> None:
+        """The connection is being closed, by anybody: whoever reads finds out, and if nobody does, somebody must."""
+        self.poller.forget(self)
+        if self.place is Place.LISTENED and not self.ended:
+            self.place = Place.TAKEN
+            self.crew.attend(self)
+
+    async def end(self) -> None:
+        """The connection is over: what runs is cancelled."""
+        self.ended = True
+        self.connection.close()
+        self.calls.cut_all()
+        if self._tasks is not None:
+            self._tasks.cancel()
+        await self.leave_if_over()
+
+    async def leave_if_over(self) -> None:
+        """Let go of everything, once the last thing that was cut has ended."""
+        if self.ended and not self._tasks and not self.calls.any_running:
+            await self.leave()
+
+    async def leave(self) -> None:
+        """Let go of everything that belongs to the connection. Twice is fine."""
+        if self._left:
+            return
+        self._left = self.ended = True
+        self.daemon.peers.discard(self)
+        self.daemon.call_ended()
+        self.connection.in_pieces = None
+        if self._uploads is not None:
+            self._uploads.lose()
+        self.connection.close()
+        if self._release is not None:
+            self._release()
+        if self.reverse is not None:
+            self.reverse.end()
+        self.resources.close_all()
+        await self.streams.connection_lost(self)
+        self.daemon.client_left(self)
+
+
+_NONE_YET: dict[str, Serializer] = {}

@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -64,7 +65,8 @@ async def serve_connections(
         listeners: listening sockets, non-blocking. They stay open: who made them closes them, which ends accepting
             from them, and leaves the connections alone.
         handler: called with each Pyro connection, nothing read from it but what tells its kind. The connection is
-            closed when it returns. An exception that escapes it is logged and ends that connection only.
+            closed when it returns, unless it was kept (see `Connection.keep`). An exception that escapes it is logged
+            and ends that connection only.
         side_handler: the same for raw side streams; without it they are closed.
         collect: see `open_connection`.
         share: what other processes are left of the connections.
@@ -89,7 +91,7 @@ class _Door:
         self._side_handler = side_handler
         self._settings = settings
         self._collect = settings.max_message_bytes if collect is None else collect
-        self._permits = trio.CapacityLimiter(settings.max_connections)
+        self._permits = trio.Semaphore(settings.max_connections)
         self._half_open = _HalfOpen(settings.max_half_open)
         self._crowd = Crowd(settings)
         self._share = share
@@ -106,24 +108,28 @@ class _Door:
 
     async def _accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while True:
-            permit = object()
-            await self._permits.acquire_on_behalf_of(permit)
+            try:
+                self._permits.acquire_nowait()
+            except trio.WouldBlock:
+                await self._permits.acquire()
             sock = await _accept(listener, self._share)
             if sock is None:
                 return
             if self._share is not None:
                 self._share.entered()
-            nursery.start_soon(self._serve, sock, permit)
+            nursery.start_soon(self._serve, sock)
 
-    async def _serve(self, sock: socket.socket, permit: object) -> None:
+    async def _serve(self, sock: socket.socket) -> None:
         host = host_of(sock)
         if not self._crowd.enter(host):
             sock.close()
-            self._leave(permit)
+            self._permits.release()
+            self._tell_left()
             return
+        kept = False
         try:
             with self._half_open.watch() as settled:
-                await self._serve_secured(sock, settled)
+                kept = await self._serve_secured(sock, settled, partial(self._leave, host))
         except (PyroError, trio.TooSlowError) as error:
             log.info("connection ended: %s", error)
         except BaseException as error:
@@ -133,44 +139,57 @@ class _Door:
             if travelling is not None:
                 raise travelling from None
         finally:
-            if sock.fileno() >= 0:
-                trio.lowlevel.notify_closing(sock)
-                sock.close()
-            self._crowd.leave(host)
-            self._leave(permit)
+            if not kept:
+                if sock.fileno() >= 0:
+                    trio.lowlevel.notify_closing(sock)
+                    sock.close()
+                self._leave(host)
 
-    def _leave(self, permit: object) -> None:
-        self._permits.release_on_behalf_of(permit)
+    def _leave(self, host: str | None) -> None:
+        self._crowd.leave(host)
+        self._permits.release()
+        self._tell_left()
+
+    def _tell_left(self) -> None:
         if self._share is not None:
             self._share.left()
 
-    async def _serve_secured(self, sock: socket.socket, settled: Callable[[], None]) -> None:
-        """Serve, under TLS if the settings say so. A unix socket is plain: its file says who may connect."""
+    async def _serve_secured(
+        self, sock: socket.socket, settled: Callable[[], None], release: Callable[[], None]
+    ) -> bool:
+        """Serve, under TLS if the settings say so. A unix socket is plain: its file says who may connect.
+
+        Returns:
+            Whether the connection was kept.
+        """
         set_options(sock)
         greet_by = trio.current_time() + self._settings.connect_timeout_s
         context = self._settings.ssl_server_context
         if context is None or sock.family == socket.AF_UNIX:
-            await self._serve_kind(sock, settled, greet_by)
-            return
+            return await self._serve_kind(sock, settled, greet_by, release)
         try:
             with trio.fail_at(greet_by):
                 secured = await start_tls(sock, context, server_side=True)
         except (AuthenticationError, ProtocolError) as error:
             log.warning("refused: %s", error)
-            return
+            return False
+        kept = False
         try:
-            await self._serve_kind(secured, settled, greet_by)
+            kept = await self._serve_kind(secured, settled, greet_by, release)
         finally:
-            if secured.fileno() >= 0:
+            if not kept and secured.fileno() >= 0:
                 trio.lowlevel.notify_closing(secured)
                 secured.drop()
+        return kept
 
-    async def _serve_kind(self, sock: StreamSocket, settled: Callable[[], None], greet_by: float) -> None:
+    async def _serve_kind(
+        self, sock: StreamSocket, settled: Callable[[], None], greet_by: float, release: Callable[[], None]
+    ) -> bool:
         first = await _first_bytes(sock, greet_by)
         kind = sniff(first)
         if kind == "raw":
             await self._serve_side(sock, first, settled, greet_by)
-            return
+            return False
         if kind == "tls":
             log.warning("%s speaks TLS to a port that does not: it is refused", peer_text(sock))
         decoder = Decoder(
@@ -184,7 +203,9 @@ class _Door:
         connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key)
         connection.settled = settled
         connection.greet_by = greet_by
+        connection.release = release
         await self._handler(connection)
+        return connection.kept
 
     async def _serve_side(
         self, sock: StreamSocket, first: bytes, settled: Callable[[], None], greet_by: float

@@ -177,26 +177,22 @@ class Calls:
     # --- running ----------------------------------------------------------------------------------------------
 
     async def run(self, worker: Worker, job: Job | None) -> None:
-        """Run a call, and those that waited for it in its lane.
+        """Run a call, and those that waited for it in its lane; for a worker that does not read.
 
-        A worker that reads has lost the reading afterwards when a call of a peer of ours had to wait. One that is cut
-        leaves the end of the call to `end_cut`.
+        One that is cut leaves the end of the call to `end_cut`.
         """
-        running = self._running
         while job is not None:
-            request = self._start(worker, job)
+            request = self.start(worker, job)
             if request is not None:
-                await self._go_on(worker, job, request)
+                await self.go_on(worker, job, request)
             if worker.cut:
                 return
-            answer, worker.answer, worker.job = worker.answer, None, None
-            del running[job.message.seq]
-            if worker.reads is not None:  # it sends before it waits for more
-                job = self._answer_soon(job, answer)
+            if worker.reads is None:
+                job = await self.answer(worker, job)
             else:
-                job = await self._answer(job, answer)
+                job = self.answer_soon(worker, job)
 
-    def _start(self, worker: Worker, job: Job) -> Any:
+    def start(self, worker: Worker, job: Job) -> Any:
         """Run a job until it waits for something, which is returned; None when it is done."""
         worker.job = job
         self._running[job.message.seq] = worker
@@ -216,8 +212,11 @@ class Calls:
         worker.running, worker.context = running, context
         return request
 
-    async def _go_on(self, worker: Worker, job: Job, request: Any) -> None:
-        """Go on with a job that waits; meanwhile others may read."""
+    async def go_on(self, worker: Worker, job: Job, request: Any) -> None:
+        """Go on with a job that waits.
+
+        Meanwhile others may read, if it is the call of a peer of ours: then the worker does not read any more.
+        """
         running, context = worker.running, worker.context
         assert running is not None and context is not None, "it was begun"
         if worker.reads is not None:
@@ -250,13 +249,13 @@ class Calls:
 
     async def end_cut(self, fresh: Worker, job: Job, answer: Message | None) -> None:
         """Answer a call whose worker was cut; what is left to do must not be cancelled, so another one does it."""
-        del self._running[job.message.seq]
+        fresh.answer = answer
         if answer is None and not self._peer.ended:
-            answer = self._cut_short(job)
+            fresh.answer = self._cut_short(job)
         if fresh.reads is not None:
-            fresh.job = self._answer_soon(job, answer)
+            fresh.job = self.answer_soon(fresh, job)
         else:
-            fresh.job = await self._answer(job, answer)
+            fresh.job = await self.answer(fresh, job)
 
     def _cut_short(self, job: Job) -> Message | None:
         text = "the call was cancelled, or its deadline passed, while it was running"
@@ -301,26 +300,27 @@ class Calls:
         if self._peer.daemon.draining:
             self._peer.daemon.call_ended()
 
-    def _answer_soon(self, job: Job, answer: Message | None) -> Job | None:
-        """Queue an answer, which leaves before the worker waits; returns the next call of its lane, if there is one."""
+    def _ended(self, worker: Worker, job: Job) -> Message | None:
+        """A call has ended: its answer."""
+        answer, worker.answer, worker.job = worker.answer, None, None
+        del self._running[job.message.seq]
         self.in_flight -= 1
         if self._peer.daemon.draining:
             self._peer.daemon.call_ended()
+        return answer
+
+    def answer_soon(self, worker: Worker, job: Job) -> Job | None:
+        """Queue an answer, which leaves before the worker waits; gives the next call of its lane, if there is one."""
+        answer = self._ended(worker, job)
         if answer is not None:
-            try:
-                self._peer.connection.queue(answer)
-            except PyroError as error:
-                self._peer.connection.queue(self._unwritable(answer, error))
+            self.queue(answer)
         return None if job.lane is None or self._lanes is None else self._lanes.leave(job)
 
-    async def _answer(self, job: Job, answer: Message | None) -> Job | None:
+    async def answer(self, worker: Worker, job: Job) -> Job | None:
         """Send the answer to a call that had to wait; returns the next one of its lane, if there is one."""
-        self.ended()
+        answer = self._ended(worker, job)
         following = None if job.lane is None or self._lanes is None else self._lanes.leave(job)
-        if self._peer.ended:
-            await self._peer.leave_if_over()
-            return None
-        if answer is not None:
+        if answer is not None and not self._peer.ended:
             connection = self._peer.connection
             try:
                 await self._send_with_others(answer)
@@ -330,7 +330,10 @@ class Calls:
             except Exception:
                 log.exception("an answer to %s could not be sent", connection.peer)
                 connection.close()
-        return None if self._peer.ended else following
+        if self._peer.ended:
+            await self._peer.leave_if_over()
+            return None
+        return following
 
     async def _send_with_others(self, answer: Message) -> None:
         """Send now when nothing else is running; else let the others of this turn add theirs first."""

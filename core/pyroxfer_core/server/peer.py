@@ -52,8 +52,45 @@ class Peer:
         crew: the workers, which must serve as long as the connection.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_crew",
+        "_instances",
+        "_large",
+        "_left",
+        "_making",
+        "_pushed",
+        "_release",
+        "_serializers",
+        "_tasks",
+        "_uploads",
+        "annotates",
+        "calls",
+        "connection",
+        "daemon",
+        "ended",
+        "finishing",
+        "heard",
+        "identity",
+        "place",
+        "pool",
+        "resources",
+        "reverse",
+        "sends_tracebacks",
+        "session",
+        "settings",
+        "streams",
+        "table",
+    )
+
     def __init__(self, daemon: Daemon, connection: Connection, crew: Crew | None) -> None:
         self.daemon = daemon
+        self.settings: Settings = daemon.settings
+        self.table: ObjectTable = daemon.table
+        self.pool: WorkerPool = daemon.pool
+        self.streams: StreamTable = daemon.streams
+        self.annotates = daemon.adds_annotations
+        """Whether the daemon adds annotations to every answer."""
         self.connection = connection
         self._crew = crew
         self.session = ServerSession(daemon.epoch)
@@ -82,32 +119,6 @@ class Peer:
         self._pushed: PushedStreams | None = None
         self._uploads: ArgumentStreams | None = None
         self._release: Callable[[], None] | None = None
-
-    __slots__ = (
-        "__weakref__",
-        "_crew",
-        "_instances",
-        "_large",
-        "_left",
-        "_making",
-        "_pushed",
-        "_release",
-        "_serializers",
-        "_tasks",
-        "_uploads",
-        "calls",
-        "connection",
-        "daemon",
-        "ended",
-        "finishing",
-        "heard",
-        "identity",
-        "place",
-        "resources",
-        "reverse",
-        "sends_tracebacks",
-        "session",
-    )
 
     def __repr__(self) -> str:
         return f"<Peer {self.connection.peer}, protocol {self.version}>"
@@ -145,32 +156,7 @@ class Peer:
         """Whether the other side is this library, which speaks both protocols."""
         return self.session.grant.bits != 0
 
-    # --- what its daemon has ----------------------------------------------------------------------------------
-
-    @property
-    def settings(self) -> Settings:
-        """Those of the daemon."""
-        return self.daemon.settings
-
-    @property
-    def table(self) -> ObjectTable:
-        """The daemon's objects."""
-        return self.daemon.table
-
-    @property
-    def pool(self) -> WorkerPool:
-        """The daemon's threads."""
-        return self.daemon.pool
-
-    @property
-    def streams(self) -> StreamTable:
-        """The daemon's item streams."""
-        return self.daemon.streams
-
-    @property
-    def annotates(self) -> bool:
-        """Whether the daemon adds annotations to every answer."""
-        return self.daemon.adds_annotations
+    # --- who serves it ----------------------------------------------------------------------------------------
 
     @property
     def crew(self) -> Crew:

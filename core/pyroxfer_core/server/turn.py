@@ -67,7 +67,8 @@ async def take_turn(peer: Peer, worker: Worker) -> None:
 
 async def _take_some(peer: Peer, worker: Worker) -> bool:
     """Whether more is there, and the worker still has the reading."""
-    connection, decoder = peer.connection, peer.connection.decoder
+    connection, calls = peer.connection, peer.calls
+    decoder = connection.decoder
     message: object = None
     if not peer.finishing:
         message = decoder.next_event() if decoder.data else None
@@ -75,11 +76,27 @@ async def _take_some(peer: Peer, worker: Worker) -> bool:
             message = connection.receive_available()
     taken = 0
     while message is not None:
-        job = await _job_of(peer, message)
-        if job is not None:
-            await peer.calls.run(worker, job)
-            if worker.reads is None or worker.cut:
+        if (
+            type(message) is Message
+            and message.type == _INVOKE
+            and peer.session.settled
+            and len(message.body) <= SLOW_BYTES
+        ):
+            job = calls.begin(message, None)
+        else:
+            job = await _job_of(peer, message)
+        if job is not None and calls.unbegun:
+            await calls.let_oneways_begin()
+        while job is not None:
+            request = calls.start(worker, job)
+            if request is not None:
+                await calls.go_on(worker, job, request)
+            if worker.cut:
                 return False
+            if worker.reads is None:
+                await calls.run(worker, await calls.answer(worker, job))
+                return False
+            job = calls.answer_soon(worker, job)
         taken += 1
         if peer.finishing or taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
             break
@@ -101,19 +118,14 @@ async def _job_of(peer: Peer, message: object) -> Job | None:
     """The call to run now, if the message makes one."""
     if type(message) is not Message:
         raise ProtocolError("a message came in pieces that were not asked for")
+    peer.session.receive(message)
     if message.type != _INVOKE:
-        peer.session.receive(message)
         request = _take_other(peer, message)
         if request is None:
             return None
         message = request
-    elif not peer.session.settled:
-        peer.session.receive(message)
     slow = len(message.body) > SLOW_BYTES and is_slow_to_read(message)
-    job = peer.calls.begin(message, await read_slowly(peer, message) if slow else None)
-    if job is not None and peer.calls.unbegun:
-        await peer.calls.let_oneways_begin()
-    return job
+    return peer.calls.begin(message, await read_slowly(peer, message) if slow else None)
 
 
 def _take_other(peer: Peer, message: Message) -> Message | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import replace
 from typing import Any, Final
@@ -17,7 +18,7 @@ from ..errors import (
     SerializeError,
 )
 from ..objects.expose import Metadata
-from ..serializers.base import SerializerContext, text_of
+from ..serializers.base import Serializer, SerializerContext, text_of
 from ..serializers.factory import make_serializer
 from ..serializers.plain import read_plain
 from ..settings import SAFE_SERIALIZERS, Settings
@@ -33,6 +34,8 @@ from .identify import identify, known_by_connection
 
 log = logging.getLogger("pyroxfer.server")
 
+USUAL_RESPONSE: Final = 64
+"""Characters of a handshake response that is no client's own."""
 FALLBACK_SERIALIZER: Final = "marshal"
 """In which a refusal is written while the client's serializer is not known; both libraries do so."""
 
@@ -170,7 +173,7 @@ def _read_hello(
     body = message.body
     if message.flags & Flags.COMPRESSED:
         body = inflate(body, settings.max_handshake_bytes)
-    data = make_serializer(message.serializer, _context_for(connection, settings, context)).loads(body)
+    data = _serializer_for(message.serializer, connection, settings, context).loads(body)
     if not isinstance(data, dict) or "handshake" not in data:
         raise SerializeError("'handshake'")
     object_id = data.get("object")
@@ -179,10 +182,19 @@ def _read_hello(
     return Hello(object_id, data["handshake"], message)
 
 
-def _context_for(connection: Connection, settings: Settings, context: SerializerContext | None) -> SerializerContext:
+def _serializer_for(
+    name: str, connection: Connection, settings: Settings, context: SerializerContext | None
+) -> Serializer:
     """How a client is read that has not been let in: the pickle family only by what its connection proves."""
-    known = known_by_connection(connection, settings) is not None
-    return replace(context or SerializerContext(connection.codec.version), unsafe=settings.unsafe_for(known=known))
+    unsafe = settings.unsafe_for(known=known_by_connection(connection, settings) is not None)
+    if context is None:
+        return _usual_serializer(name, connection.codec.version, unsafe)
+    return make_serializer(name, replace(context, unsafe=unsafe))
+
+
+@functools.lru_cache(maxsize=64)
+def _usual_serializer(name: str, version: int, unsafe: frozenset[str]) -> Serializer:
+    return make_serializer(name, SerializerContext(version, unsafe=unsafe))
 
 
 async def _welcome(
@@ -194,17 +206,34 @@ async def _welcome(
     context: SerializerContext | None,
 ) -> None:
     message, version = hello.message, connection.codec.version
-    serializer = make_serializer(message.serializer, _context_for(connection, settings, context))
-    value: Any = verdict.response
-    if version != 48 or message.flags & Flags.META_ON_CONNECT:
-        meta = metadata_value(verdict.metadata, version, own=session.may_grant(Feature.KEY))
-        value = {"handshake": verdict.response, "meta": meta}
-    answer = session.accept(message, serializer.dumps(value), verdict.annotations, message.correlation_id)
+    own = session.may_grant(Feature.KEY)
+    told = version != 48 or message.flags & Flags.META_ON_CONNECT != 0
+    metadata, response, name = verdict.metadata if told else None, verdict.response, message.serializer
+    if context is None and type(response) is str and len(response) <= USUAL_RESPONSE and name in SAFE_SERIALIZERS:
+        body: Body = _usual_welcome(name, version, response, metadata, own)
+    else:
+        body = _serializer_for(name, connection, settings, context).dumps(
+            _welcome_value(version, response, metadata, own=own)
+        )
+    answer = session.accept(message, body, verdict.annotations, message.correlation_id)
     if settings.compression:
         smaller = deflate_for(version, answer.body, message_type=answer.type, flags=answer.flags)
         if smaller is not None:
             answer.body, answer.flags = smaller, answer.flags | Flags.COMPRESSED
     await connection.send(answer)
+
+
+@functools.lru_cache(maxsize=256)
+def _usual_welcome(name: str, version: int, response: str, metadata: Metadata | None, own: bool) -> Body:
+    """What most clients of an object are welcomed with, written once."""
+    value = _welcome_value(version, response, metadata, own=own)
+    return bytes(_usual_serializer(name, version, frozenset()).dumps(value))
+
+
+def _welcome_value(version: int, response: Any, metadata: Metadata | None, *, own: bool) -> Any:
+    if metadata is None:
+        return response
+    return {"handshake": response, "meta": metadata_value(metadata, version, own=own)}
 
 
 def metadata_value(metadata: Metadata, version: int, *, own: bool = False) -> dict[str, Any]:

@@ -7,6 +7,7 @@ stream object does per message.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import os
 import socket
@@ -64,7 +65,14 @@ def set_options(sock: StreamSocket) -> None:
 
 
 def set_keepalive(sock: StreamSocket) -> None:
-    """Options of a TCP connection: no Nagle delay (two sends without this stall 44 ms), dead peers are found."""
+    """Options of a TCP connection: no Nagle delay (two sends without this stall 44 ms), dead peers are found.
+
+    A listening socket hands them on to the connections that it accepts, which then have them already.
+    """
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and sock.getsockopt(
+        socket.IPPROTO_TCP, socket.TCP_NODELAY
+    ):
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
@@ -89,9 +97,14 @@ def is_local(sock: StreamSocket) -> bool:
     if sock.family == socket.AF_UNIX:
         return True
     try:
-        return ipaddress.ip_address(unmapped(sock.getpeername()[0]).partition("%")[0]).is_loopback
+        return _is_loopback(sock.getpeername()[0])
     except (OSError, ValueError):
         return False
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(unmapped(address).partition("%")[0]).is_loopback
 
 
 def unmapped(address: str) -> str:
@@ -182,6 +195,7 @@ def bind_tcp(host: str, port: int, prefer: int = 4) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        set_keepalive(sock)
         sock.bind(address)
         sock.listen(BACKLOG)
         sock.setblocking(False)

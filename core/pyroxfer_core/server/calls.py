@@ -181,16 +181,31 @@ class Calls:
 
         One that is cut leaves the end of the call to `end_cut`.
         """
-        while job is not None:
-            request = self.start(worker, job)
-            if request is not None:
-                await self.go_on(worker, job, request)
-            if worker.cut:
-                return
-            if worker.reads is None:
-                job = await self.answer(worker, job)
-            else:
-                job = self.answer_soon(worker, job)
+        try:
+            while job is not None:
+                request = self.start(worker, job)
+                if request is not None:
+                    await self.go_on(worker, job, request)
+                if worker.cut:
+                    return
+                if worker.reads is None:
+                    job = await self.answer(worker, job)
+                else:
+                    job = self.answer_soon(worker, job)
+        except Exception:
+            self._fail(worker)
+
+    def _fail(self, worker: Worker) -> None:
+        """An error that nobody expected ends the connection, and nothing else."""
+        log.exception("a call of %s ended with an unexpected error", self._peer.address)
+        self.drop(worker)
+        self._peer.close()
+
+    def drop(self, worker: Worker) -> None:
+        """The call of a worker has no end."""
+        job, worker.job, worker.answer = worker.job, None, None
+        if job is not None and self._running.pop(job.message.seq, None) is not None:
+            self.in_flight -= 1
 
     def start(self, worker: Worker, job: Job) -> Any:
         """Run a job until it waits for something, which is returned; None when it is done."""
@@ -250,12 +265,16 @@ class Calls:
     async def end_cut(self, fresh: Worker, job: Job, answer: Message | None) -> None:
         """Answer a call whose worker was cut; what is left to do must not be cancelled, so another one does it."""
         fresh.answer = answer
-        if answer is None and not self._peer.ended:
-            fresh.answer = self._cut_short(job)
-        if fresh.reads is not None:
-            fresh.job = self.answer_soon(fresh, job)
-        else:
-            fresh.job = await self.answer(fresh, job)
+        try:
+            if answer is None and not self._peer.ended:
+                fresh.answer = self._cut_short(job)
+            if fresh.reads is not None:
+                fresh.job = self.answer_soon(fresh, job)
+            else:
+                fresh.job = await self.answer(fresh, job)
+        except Exception:
+            fresh.job = job
+            self._fail(fresh)
 
     def _cut_short(self, job: Job) -> Message | None:
         text = "the call was cancelled, or its deadline passed, while it was running"

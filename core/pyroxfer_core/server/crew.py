@@ -123,7 +123,7 @@ class Crew:
             worker = fresh
 
     async def _work_in_scope(self, worker: Worker) -> None:
-        while not worker.cut:
+        while not (worker.cut or worker.scope.cancel_called):
             job, peer = worker.job, worker.reads
             if job is not None:
                 await job.client.calls.run(worker, job)

@@ -440,6 +440,8 @@ class Daemon:
                 task_status.started()
                 await self._serve_clients(listener)
         finally:  # nobody serves them any more
+            for peer in self.peers:
+                peer.ended = True
             for peer in list(self.peers):
                 await peer.leave()
             poller.close()
@@ -475,9 +477,9 @@ class Daemon:
 
     def run_detached(self, run_call: Callable[[], Awaitable[None]]) -> None:
         """Run a call that goes on when its client leaves."""
-        if self._nursery is not None:
+        if self._nursery is not None and self._crew is not None:
             self._detached += 1
-            self._nursery.start_soon(self._run_detached, run_call)
+            self._crew.spawn(self._run_detached, run_call)
 
     async def _run_detached(self, run_call: Callable[[], Awaitable[None]]) -> None:
         try:

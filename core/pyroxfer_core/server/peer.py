@@ -286,7 +286,7 @@ class Peer:
     def large(self) -> LargeMessages:
         """Messages in pieces."""
         if self._large is None:
-            self._large = LargeMessages(self, self.tasks)
+            self._large = LargeMessages(self, self.tasks.start_soon)
         return self._large
 
     def _in_pieces(self, answer: Message) -> Outgoing | None:
@@ -314,7 +314,7 @@ class Peer:
     def pushed(self) -> PushedStreams:
         """The item streams that this client may be pushed."""
         if self._pushed is None:
-            self._pushed = PushedStreams(self, self.tasks)
+            self._pushed = PushedStreams(self, self.tasks.start_soon)
         return self._pushed
 
     def take_reverse(self, message: Message) -> None:
@@ -373,15 +373,15 @@ class Peer:
         Calls that are running when it leaves are cancelled; one-way calls run on in the daemon.
         """
         connection = self.connection
+        if connection.decoder.data or connection.pending or connection.broken:
+            self.crew.attend(self)
+        else:
+            self.poller.listen(self)
         self._release = connection.keep()
         connection.decoder.max_message = self.settings.max_message_bytes
         connection.in_pieces = self._in_pieces
         connection.when_closed = self._closed
         self.daemon.peers.add(self)
-        if connection.decoder.data or connection.pending or connection.broken:
-            self.crew.attend(self)
-        else:
-            self.poller.listen(self)
 
     def close(self) -> None:
         """Cut the connection."""

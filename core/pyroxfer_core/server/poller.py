@@ -13,8 +13,8 @@ import trio
 if TYPE_CHECKING:
     from .peer import Peer
 
-TURNS_IN_A_ROW: Final = 64
-"""Turns that need no wait before the other tasks of the loop get one."""
+REQUESTS_IN_A_ROW: Final = 64
+"""After so many that needed no wait the other tasks of the loop get a turn."""
 MOST_AT_ONCE: Final = 256
 """Connections that one look finds; the kernel puts those it named behind the others."""
 _READABLE: Final = select.EPOLLIN
@@ -51,8 +51,7 @@ class Poller:
     async def next(self) -> Peer:
         """Wait for the connection whose turn it is; whoever gets it has its reading."""
         queue = self._queue
-        self._in_a_row += 1
-        if self._in_a_row > TURNS_IN_A_ROW:
+        if self._in_a_row >= REQUESTS_IN_A_ROW:
             await self._wait()
         while not queue:
             self._look()
@@ -85,13 +84,18 @@ class Poller:
                 self._epoll.unregister(fd)
                 peer.heard = False
 
-    def put_last(self, peer: Peer) -> None:
-        """It has more to say, which is here already. Only while somebody is about to ask for the next one."""
+    def put_last(self, peer: Peer, requests: int = 1) -> None:
+        """It had its turn, with so many requests, and has more to say, which is here already.
+
+        Only while somebody is about to ask for the next one.
+        """
+        self._in_a_row += requests
         peer.place = Place.QUEUED
         self._again.append(peer)
 
-    def listen(self, peer: Peer) -> None:
-        """Its turn is over."""
+    def listen(self, peer: Peer, requests: int = 1) -> None:
+        """Its turn is over, in which it had so many requests."""
+        self._in_a_row += requests
         peer.place = Place.LISTENED
         if not peer.heard:
             fd = peer.connection.sock.fileno()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +22,6 @@ from .streams import terminated
 from .workers import ThreadEndedError
 
 if TYPE_CHECKING:
-    from .crew import PeerTasks
     from .peer import Peer
 
 log = logging.getLogger("pyroxfer.server")
@@ -35,9 +34,9 @@ _END: Final = object()
 class PushedStreams:
     """The streams of one connection that may be pushed, by number."""
 
-    def __init__(self, peer: Peer, tasks: PeerTasks) -> None:
+    def __init__(self, peer: Peer, start_soon: Callable[..., None]) -> None:
         self._peer = peer
-        self._tasks = tasks
+        self._start_soon = start_soon
         self._streams: dict[int, _Pushed] = {}
         self._last = 0
 
@@ -75,7 +74,7 @@ class PushedStreams:
             pushed.wake()
         else:
             pushed.running = True
-            self._tasks.start_soon(self._push, pushed)
+            self._start_soon(self._push, pushed)
 
     def _unknown(self, number: int) -> Message:
         """The end of a stream that is not there any more; a reader that knows its end by now takes no notice."""
@@ -92,7 +91,7 @@ class PushedStreams:
             self._peer.connection.queue(end_message(number))
         elif not pushed.stopped:
             pushed.stopped = True
-            self._tasks.start_soon(self._close, pushed)
+            self._start_soon(self._close, pushed)
 
     async def _close(self, pushed: _Pushed) -> None:
         await self._peer.streams.close(pushed.stream_id)

@@ -44,10 +44,10 @@ async def take_turn(peer: Peer, worker: Worker) -> None:
         worker.reads = None
         return
     try:
-        while await _take_some(peer, worker):
+        while requests := await _take_some(peer, worker):
             if worker.leads:  # it comes back when everybody else had a turn
                 worker.reads = None
-                peer.poller.put_last(peer)
+                peer.poller.put_last(peer, requests)
                 return
             await trio.lowlevel.checkpoint()
         return
@@ -61,12 +61,14 @@ async def take_turn(peer: Peer, worker: Worker) -> None:
             log.error("the connection of %s ended with an unexpected error", peer.address, exc_info=rest)
         if travelling is not None:
             raise travelling from None
+    if worker.job is not None:
+        peer.calls.drop(worker)
     worker.reads = None
     await peer.end()
 
 
-async def _take_some(peer: Peer, worker: Worker) -> bool:
-    """Whether more is there, and the worker still has the reading."""
+async def _take_some(peer: Peer, worker: Worker) -> int:
+    """How many requests were taken, at least 1, if more is there and the worker still has the reading; else 0."""
     connection, calls = peer.connection, peer.calls
     decoder = connection.decoder
     message: object = None
@@ -92,10 +94,10 @@ async def _take_some(peer: Peer, worker: Worker) -> bool:
             if request is not None:
                 await calls.go_on(worker, job, request)
             if worker.cut:
-                return False
+                return 0
             if worker.reads is None:
                 await calls.run(worker, await calls.answer(worker, job))
-                return False
+                return 0
             job = calls.answer_soon(worker, job)
         taken += 1
         if peer.finishing or taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
@@ -108,10 +110,10 @@ async def _take_some(peer: Peer, worker: Worker) -> bool:
     if connection.broken or (connection.ended and message is None):
         raise ConnectionClosedError(f"{peer.address} has left")
     if message is not None or connection.pending:
-        return True
+        return max(taken, 1)
     worker.reads = None
-    peer.poller.listen(peer)
-    return False
+    peer.poller.listen(peer, taken)
+    return 0
 
 
 async def _job_of(peer: Peer, message: object) -> Job | None:

@@ -396,9 +396,9 @@ class Connection:
         """Close at once. Tasks waiting in this connection get a ConnectionClosedError. Twice is fine."""
         self.broken = True
         if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
             when_closed, self.when_closed = self.when_closed, _nothing
             when_closed()
-            trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
         self._out.clear()
 

@@ -92,11 +92,20 @@ class Seaweed:
             f"http://127.0.0.1:{self.filer_port}/buckets/{bucket}/.uploads/",
             headers={"Accept": "application/json"},
             trust_env=False,
-            timeout=5,
+            timeout=WITHIN_S,
         )
         if answer.status_code == 404:
             return []
         return [entry["FullPath"] for entry in answer.json()["Entries"] or ()]
+
+    def comes_to(self, bucket: str, count: int) -> bool:
+        """Wait until there are so many of them: the server sees to them behind its answers."""
+        until = time.monotonic() + WITHIN_S / 3
+        while len(self.uploads(bucket)) != count:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        return True
 
     def close(self) -> None:
         self._process.kill()

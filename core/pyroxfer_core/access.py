@@ -12,7 +12,7 @@ from typing import Final
 
 from .errors import SecurityError
 
-log = logging.getLogger("pyroxfer.access")
+log = logging.getLogger(__name__)
 
 SHORTEST_TOKEN: Final = 16
 """Characters; a shorter one could be guessed from a conversation that somebody recorded."""

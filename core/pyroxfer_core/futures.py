@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import trio
 
-log = logging.getLogger("pyroxfer.futures")
+log = logging.getLogger(__name__)
 
 ErrorHandler = Callable[[Exception], Any]
 _CANCELLED: Final = "future has been cancelled"

@@ -13,6 +13,7 @@ from math import inf
 from typing import Final
 
 from .backends import Backend, BackendGroup
+from .latency import ServiceTimes
 
 SMOOTHING: Final = 0.1
 """Weight of the newest call in the running mean of how long calls take."""
@@ -65,9 +66,13 @@ class Admission:
 
     Args:
         later: see `Later`; free slots are given out by it.
+        times: takes the times of its calls; by default its own.
     """
 
-    def __init__(self, name: str, group: BackendGroup, limits: Limits, later: Later) -> None:
+    def __init__(
+        self, name: str, group: BackendGroup, limits: Limits, later: Later, times: ServiceTimes | None = None
+    ) -> None:
+        self.times = ServiceTimes() if times is None else times
         self.group = group
         self.limits = limits
         self.waiting = 0
@@ -95,25 +100,37 @@ class Admission:
         Raises:
             NotAdmitted: no backend is live, the queue is full, or the caller's deadline would be over.
         """
+        ticket.asked_at = now
         backend = self._admit(ticket, now)
         if backend is None:
             self._enqueue(ticket, now)
         return backend
 
-    def release(self, ticket: Ticket, backend: Backend, now: float) -> None:
-        """The call has left the backend, or never reached it."""
+    def release(self, ticket: Ticket, backend: Backend, now: float, *, was_there: bool = True) -> None:
+        """The call has left the backend.
+
+        Args:
+            was_there: False for one that never reached it, and says nothing about how long calls take.
+        """
         self.group.release(backend)
         self.running -= 1
         if self.limits.client_max_in_flight is not None:
             self._running_of[ticket.client] -= 1
             if not self._running_of[ticket.client]:
                 del self._running_of[ticket.client]
+        if was_there:
+            self._note_times(ticket, backend, now)
+        self.changed()
+
+    def _note_times(self, ticket: Ticket, backend: Backend, now: float) -> None:
         took = now - ticket.started_at
         self.busy_s += took
         self.done += 1
-        backend.busy_s += took
         self._mean_s += SMOOTHING * (took - self._mean_s) if self._mean_s else took
-        self.changed()
+        self.times.queue.add(ticket.started_at - ticket.asked_at)
+        self.times.call.add(now - ticket.asked_at)
+        backend.busy_s += took
+        backend.times.add(took, now)
 
     def leave(self, ticket: Ticket) -> None:
         """The call is not wanted any more; it had to wait until now."""
@@ -233,7 +250,6 @@ class Admission:
             raise NotAdmitted(self._overloaded("its deadline would pass before a backend is free"))
         if self.waiting >= self.limits.max_queue:
             self._make_room(ticket)
-        ticket.asked_at = now
         self._queues.setdefault(ticket.client, deque()).append(ticket)
         self.waiting += 1
 

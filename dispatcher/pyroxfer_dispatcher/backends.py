@@ -8,6 +8,8 @@ from typing import Final, Protocol
 
 from pyroxfer_core import Uri
 
+from .latency import Recent
+
 FIRST_BACKOFF_S: Final = 0.25
 """A refused backend is left alone this long at first, twice as long after each further refusal ..."""
 MAX_BACKOFF_S: Final = 10.0
@@ -49,6 +51,8 @@ class Backend:
     """Calls it was given so far ..."""
     busy_s: float = 0.0
     """... and for how long it had those that have ended, all together."""
+    times: Recent = field(default_factory=Recent, repr=False)
+    """How long the latest of them took."""
     failures: int = 0
     """Connects that failed in a row."""
     retry_at: float = 0.0
@@ -57,6 +61,8 @@ class Backend:
     """When it last refused a connection."""
     probing: bool = False
     """A call is trying out whether it is back; others do not wait for the same refusal."""
+    leaving: bool = False
+    """It is down because it said that it goes away. Calls that it has go on."""
     reason: str = ""
     """Why it is down, for people."""
     refused_versions: set[int] = field(default_factory=set)
@@ -106,10 +112,11 @@ class Backend:
         if self.draining:
             return f"{self.name} is draining"
         next_try = min(self.retry_at, self.failed_at + FIRST_BACKOFF_S)
+        state = "leaving" if self.leaving else f"down ({self.reason})"
         if self.failures and now < next_try:
-            return f"{self.name} is down ({self.reason}), next try in {next_try - now:.1f} s"
+            return f"{self.name} is {state}, next try in {next_try - now:.1f} s"
         if self.failures:
-            return f"{self.name} is down ({self.reason})"
+            return f"{self.name} is {state}"
         if self.ejected_until is not None:
             return f"{self.name} is ejected ({self.eject_reason})"
         if refusal is not None:
@@ -259,6 +266,7 @@ class BackendGroup:
         """A connection to it works. True when it had been down."""
         was_down = backend.failures > 0
         backend.failures = 0
+        backend.leaving = False
         backend.probing = False
         if was_down:
             backend.up_since = now
@@ -272,12 +280,33 @@ class BackendGroup:
         """
         was_up = backend.failures == 0
         backend.refused_versions.clear()  # whatever comes up there next may speak them
+        backend.leaving = False
+        self._leave_alone(backend, now, reason, at_least_s)
+        return was_up
+
+    def left(self, backend: Backend, now: float) -> bool:
+        """It said that it goes away: it gets nothing more until a connection to it works again.
+
+        Returns:
+            Whether it was up; each of its connections may say so.
+        """
+        was_up = backend.failures == 0
+        if was_up:
+            backend.leaving = True
+            self._leave_alone(backend, now, "it is going away")
+        return was_up
+
+    def refused(self, backend: Backend, now: float) -> None:
+        """It takes no connection just now: it is busy, unless it was leaving, and still is."""
+        if backend.leaving:
+            self._leave_alone(backend, now, backend.reason)
+
+    def _leave_alone(self, backend: Backend, now: float, reason: str, at_least_s: float = 0.0) -> None:
         backend.failures += 1
         backend.reason = reason
         backend.failed_at = now
         pause_s = min(FIRST_BACKOFF_S * 2 ** min(backend.failures - 1, 16), MAX_BACKOFF_S)
         backend.retry_at = now + max(pause_s, at_least_s)
-        return was_up
 
     def describe(self, now: float, refusals: Mapping[Backend, str]) -> str:
         """The state of all its backends for an error text."""

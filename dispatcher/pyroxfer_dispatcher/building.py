@@ -11,6 +11,7 @@ from .backends import Backend, BackendGroup
 from .balance import HASH, choice_for
 from .config import Config, ServiceConfig
 from .ejection import Ejection, Rules
+from .latency import ServiceTimes
 from .listeners import Forget, Listeners
 from .routes import Directory, RouteTable, Service
 
@@ -43,7 +44,7 @@ def _service(config: ServiceConfig, later: Later) -> Service:
         return service
 
     def topic(name: str, forget: Forget) -> Service:
-        admission = _admission(config, f"{config.name}/{name}", [], later)
+        admission = _admission(config, f"{config.name}/{name}", [], later, service.admission.times)
         ejection = Ejection(admission.group, _ejection_rules(config))
         return replace(
             service, admission=admission, ejection=ejection, fan_out=config.listeners == "all", forget=forget
@@ -52,11 +53,13 @@ def _service(config: ServiceConfig, later: Later) -> Service:
     return replace(service, listeners=Listeners(topic))
 
 
-def _admission(config: ServiceConfig, name: str, backends: list[Backend], later: Later) -> Admission:
+def _admission(
+    config: ServiceConfig, name: str, backends: list[Backend], later: Later, times: ServiceTimes | None = None
+) -> Admission:
     choose = choice_for(config.policy, config.slow_start, random.Random())
     group = BackendGroup(backends, choose, config.prefer, sticky=config.policy == HASH)
     limits = Limits(config.max_in_flight, config.client_max_in_flight, config.max_queue, config.queue_timeout)
-    return Admission(name, group, limits, later)
+    return Admission(name, group, limits, later, times)
 
 
 def _ejection_rules(config: ServiceConfig) -> Rules:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import trio
 from pyroxfer_core import ServiceManager, configure_logging, inherited_listeners
 from pyroxfer_core.errors import PyroError
 
-from .config import Config, ConfigError, load_config
+from .config import Config, ConfigError, load_config, overridden
 from .control import CommandError
 from .exits import config_option, insecure_option, load, or_exit
 from .operate import COMMANDS
@@ -71,7 +72,8 @@ def show(path: Path, insecure: bool, origin: bool) -> None:
     """Print every value that is in force, defaults included."""
     config = load(path, insecure)
     text = or_exit(lambda: path.read_text(), path)
-    for name, value, source in origins_of(config, text, flags={"insecure"} if insecure else set()):
+    flags = {"insecure"} if insecure else set()
+    for name, value, source in origins_of(config, text, flags, overridden(os.environ)):
         click.echo(f"{name} = {value}" + (f"    # {source}" if origin else ""))
 
 
@@ -134,7 +136,7 @@ async def _reload_on_signal(
 
 def _reload(dispatcher: Dispatcher, path: Path, insecure: bool) -> None:
     try:
-        dispatcher.reload(load_config(path, insecure=insecure))
+        dispatcher.reload(load_config(path, insecure=insecure, environ=os.environ))
     except ConfigError as error:
         _refused(*error.lines(str(path)))
     except (PyroError, OSError) as error:

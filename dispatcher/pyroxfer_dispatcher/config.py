@@ -6,8 +6,10 @@ import difflib
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
@@ -18,6 +20,7 @@ from pyroxfer_core.nameserver import open_registry
 
 from .backends import MAX_WEIGHT
 from .balance import LEAST_OF_TWO, POLICIES
+from .environment import PREFIX, unknown_in, value_of, variables_in
 from .origin import line_of, lines_of
 from .routes import HERE, check_pattern
 
@@ -37,26 +40,37 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 class ConfigError(PyroError):
     """The configuration cannot be used. ``problems`` holds one line each.
 
     Args:
         text: of the file, to tell where in it.
+        variables: by key, those of the environment that took its place.
     """
 
-    def __init__(self, problems: Iterable[str], text: str = "") -> None:
+    def __init__(self, problems: Iterable[str], text: str = "", variables: Mapping[str, str] = _NOTHING) -> None:
         self.problems = tuple(problems)
         self._text = text
+        self._variables = variables
         super().__init__("\n".join(self.problems))
 
     def lines(self, path: str) -> list[str]:
-        """The problems, each with the place of the file where it is."""
+        """The problems, each with the place of the file, or the variable, where it is."""
         places = lines_of(self._text)
-        numbers = [line_of(problem.partition(":")[0], places) for problem in self.problems]
-        return [
-            f"{path}: {problem}" if number is None else f"{path}:{number}: {problem}"
-            for problem, number in zip(self.problems, numbers, strict=True)
-        ]
+        return [self._line(problem, path, places) for problem in self.problems]
+
+    def _line(self, problem: str, path: str, places: dict[str, int]) -> str:
+        place = problem.partition(":")[0]
+        if place.startswith(PREFIX):
+            return problem
+        variable = self._variables.get(re.split(r"[.\[]", place)[0])
+        if variable is not None:
+            return f"{variable}: {problem}"
+        number = line_of(place, places)
+        return f"{path}: {problem}" if number is None else f"{path}:{number}: {problem}"
 
 
 class BackendConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,7 +211,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     admin: Text | None = None
     """``HOST:PORT`` of health probes, metrics and the status page."""
     access_log: Text | None = None
-    """Path of a file to which each call with a blob, or of a stateless service, adds one line of JSON."""
+    """Path of a file to which each call adds one line of JSON."""
     health_interval: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0.0
     """Seconds between two checks of every backend by a ping; 0 checks none."""
     drain_timeout: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
@@ -234,11 +248,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.nameserver is None else Uri(f"PYRO:Pyro.NameServer@{self.nameserver}")
 
 
-def load_config(path: str | Path, *, insecure: bool = False) -> Config:
+@cache
+def _single_keys() -> dict[str, Any]:
+    """Keys that the environment may have, with their types."""
+    return {field.name: field.type for field in msgspec.structs.fields(Config) if field.name != "services"}
+
+
+def load_config(path: str | Path, *, insecure: bool = False, environ: Mapping[str, str] = _NOTHING) -> Config:
     """Read and check a configuration file.
 
     Args:
         insecure: as ``insecure = true`` in the file.
+        environ: variables that go before the file, such as `os.environ`; by default none do.
 
     Raises:
         FileNotFoundError, PermissionError, OSError: the file cannot be read.
@@ -249,26 +270,34 @@ def load_config(path: str | Path, *, insecure: bool = False) -> Config:
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError([f"{path}: larger than {MAX_CONFIG_BYTES} bytes"])
     try:
-        return parse_config(data.decode(), insecure=insecure)
+        return parse_config(data.decode(), insecure=insecure, environ=environ)
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8 at byte {error.start}"]) from None
 
 
-def parse_config(text: str, *, insecure: bool = False) -> Config:
+def parse_config(text: str, *, insecure: bool = False, environ: Mapping[str, str] = _NOTHING) -> Config:
     """Check the text of a configuration file; see `load_config`."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"not TOML: {error}"]) from None
+    variables = overridden(environ)
+    for key, variable in variables.items():
+        table[key] = value_of(environ[variable], _single_keys()[key])
     if insecure:
         table["insecure"] = True
-    problems: list[str] = []
+    problems = list(unknown_in(environ, _single_keys()))
     config = _build(Config, table, "", problems)
     if config is not None:
-        problems = list(_problems_of(config))
+        problems.extend(_problems_of(config))
     if config is None or problems:
-        raise ConfigError(problems, text)
+        raise ConfigError(problems, text, variables)
     return config
+
+
+def overridden(environ: Mapping[str, str]) -> dict[str, str]:
+    """Keys of the file in whose place variables stand, with those."""
+    return variables_in(environ, _single_keys())
 
 
 def check_config(config: Config) -> None:

@@ -36,6 +36,7 @@ from .commands import (
 )
 from .dialects import NONE, Dialect
 from .events import (
+    BackendLeaves,
     BackendLost,
     BackendOpened,
     BackendRefused,
@@ -249,6 +250,8 @@ class Conversation:
             link.reader.feed(data)  # an answer to a request that is not whole yet: its turn comes
             link.channel.pause()
             return
+        if link is None and self._kept is not None and self._kept.only_leaves(data):
+            return  # what it holds for the client is there until it closes
         if link is None or self._forwarding.phase not in _TAKES_FROM_BACKEND:
             self._lose_silent_link("it spoke without being asked")
             return
@@ -259,7 +262,7 @@ class Conversation:
             self._handle(BackendLost(str(error)))
         else:
             if piece is not None:
-                self._handle(_from_backend(piece))
+                self._handle(_from_backend(link, piece))
         if self._forwarding.phase is not Phase.IDLE or self._needs_care:
             self._go_on()
 
@@ -342,7 +345,7 @@ class Conversation:
         if piece is None:
             link.channel.resume()
             return False
-        self._handle(_from_backend(piece))
+        self._handle(_from_backend(link, piece))
         return True
 
     def _woken(self, verdict: Backend | str) -> None:
@@ -406,8 +409,9 @@ class Conversation:
 
     def _forward(self, command: Forward) -> Event | None:
         link = self._held
+        message = command.message if link.confirmation is None else link.confirmed(command.message)
         try:
-            _write(link.channel, link.codec, command.message, command.body_length)
+            _write(link.channel, link.codec, message, command.body_length)
         except PyroError as error:
             return CannotCarry(f"the call cannot be put into the backend's protocol: {error}")
         if command.body_length is not None:
@@ -559,8 +563,10 @@ def _from_client(piece: Piece) -> Event:
     return BlobArrived(piece.message, piece.body_length) if isinstance(piece, Head) else piece
 
 
-def _from_backend(piece: Piece) -> Event:
+def _from_backend(link: Link, piece: Piece) -> Event:
     if isinstance(piece, Message):
+        if piece.type == MessageType.GOAWAY and link.leaves(piece):
+            return BackendLeaves(link.has_begun(piece))
         return ReplyArrived(piece)
     if isinstance(piece, BodyPart):
         return ReplyPartArrived(piece.data)

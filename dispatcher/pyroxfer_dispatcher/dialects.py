@@ -44,6 +44,11 @@ class Target:
     """When the caller gives up."""
 
 
+def farewell() -> Message:
+    """GOAWAY of a dispatcher, which says nothing of requests that are on their way: all of them are still served."""
+    return Message(MessageType.GOAWAY, 0, "ping", 0, b"")
+
+
 class Dialect(Protocol):
     """What a conversation needs to know of the messages it passes on."""
 
@@ -137,7 +142,7 @@ class BlobDialect:
     def goodbye(self) -> Message | None:
         """The notice that the dispatcher goes away, for a client that has agreed to get it."""
         session = self._session
-        return session.goaway() if session is not None and Feature.GOAWAY in session.grant else None
+        return farewell() if session is not None and Feature.GOAWAY in session.grant else None
 
     def begins_stream(self, reply: Message) -> bool:
         """A stream that can be asked for items has a number."""

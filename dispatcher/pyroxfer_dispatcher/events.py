@@ -63,6 +63,13 @@ class RequestSent:
 
 
 @dataclass(slots=True)
+class BackendLeaves:
+    """The backend said that it goes away, and whether it has begun the call."""
+
+    has_begun: bool
+
+
+@dataclass(slots=True)
 class Overdue:
     """The backend has not answered in time."""
 
@@ -108,6 +115,7 @@ Event = (
     | BackendOpened
     | BackendLost
     | BackendRefused
+    | BackendLeaves
     | Overdue
     | RequestSent
     | CannotCarry

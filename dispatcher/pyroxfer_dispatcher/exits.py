@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ insecure_option = click.option(
 
 def load(path: Path, insecure: bool) -> Config:
     """The configuration, or the end of the command."""
-    return or_exit(lambda: load_config(path, insecure=insecure), path)
+    return or_exit(lambda: load_config(path, insecure=insecure, environ=os.environ), path)
 
 
 def or_exit(function: Callable[[], Value], path: Path | None = None) -> Value:

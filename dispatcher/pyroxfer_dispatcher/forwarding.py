@@ -44,6 +44,7 @@ from .commands import (
 from .dialects import Dialect, Target
 from .ejection import Verdict
 from .events import (
+    BackendLeaves,
     BackendLost,
     BackendOpened,
     BackendRefused,
@@ -285,7 +286,8 @@ class Forwarding:
         call = self.call
         assert call.target is not None
         assert call.backend is not None
-        came_back = call.service.group.opened(call.backend, now)
+        is_new = not (call.uses_kept and call.backend.leaving)
+        came_back = is_new and call.service.group.opened(call.backend, now)
         call.seq = event.seq
         call.version = event.version
         call.sends += 1
@@ -379,17 +381,28 @@ class Forwarding:
 
     def _not_taken(self, event: BackendRefused, now: float) -> list[Command]:
         """Connections it has may go on: only this call looks elsewhere."""
-        self._pass_over(event.reason, now)
+        service, backend = self._pass_over(event.reason, now)
+        service.group.refused(backend, now)
         return self._choose(now)
 
     def _pass_over(self, reason: str, now: float) -> tuple[Service, Backend]:
-        self._release(now)
+        self._release(now, was_there=False)
         call = self.call
         assert call.backend is not None
         call.passed_over[call.backend] = reason
         if call.listeners is not None:
             call.service.tally["not_delivered"] += 1
         return call.service, call.backend
+
+    def _backend_leaves(self, event: BackendLeaves, now: float) -> list[Command]:
+        """It answers what it has begun, and never begins anything else."""
+        if event.has_begun:
+            return []
+        call = self.call
+        if call.uses_kept or not call.is_whole:
+            return self._abandon(Outcome.NOT_SENT, "the backend is going away", now)
+        self._pass_over("it is going away", now)
+        return [CloseBackend(), *self._choose(now)]
 
     def _lost_unsent(self, event: BackendLost, now: float) -> list[Command]:
         """Lost before the request was whole: another backend may have it, if none of the body is gone."""
@@ -470,11 +483,11 @@ class Forwarding:
 
     # -- the ends of a call
 
-    def _release(self, now: float) -> None:
+    def _release(self, now: float, *, was_there: bool = True) -> None:
         call = self.call
         assert call.backend is not None
         assert call.ticket is not None
-        call.service.admission.release(call.ticket, call.backend, now)
+        call.service.admission.release(call.ticket, call.backend, now, was_there=was_there)
 
     def _give_back(self, now: float) -> ReleaseBackend | KeepBackend:
         """The backend has done its part."""
@@ -537,6 +550,7 @@ _TABLE: Final[dict[tuple[Phase, type], _Handler]] = {
     (Phase.SENDING, BackendLost): Forwarding._lost_unsent,
     (Phase.SENDING, CannotCarry): Forwarding._request_cannot_go,
     (Phase.WAITING, ReplyArrived): Forwarding._replied,
+    (Phase.WAITING, BackendLeaves): Forwarding._backend_leaves,
     (Phase.WAITING, Overdue): Forwarding._overdue,
     (Phase.WAITING, BackendLost): Forwarding._lost_waiting,
     (Phase.REPLYING, ReplyPartArrived): Forwarding._reply_part,

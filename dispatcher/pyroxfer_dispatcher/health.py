@@ -14,7 +14,7 @@ from pyroxfer_core.errors import ProtocolError, PyroError, RefusedError
 from pyroxfer_core.wire import Message, MessageType
 
 from .admin import note
-from .backends import Backend
+from .backends import FIRST_BACKOFF_S, MAX_BACKOFF_S, Backend
 from .routes import Service
 
 MOST_AT_ONCE: Final = 20
@@ -39,6 +39,7 @@ class Health:
         self._resolve = resolve
         self._services = services
         self._interval_s = interval_s
+        self._room = trio.CapacityLimiter(MOST_AT_ONCE)
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -48,16 +49,27 @@ class Health:
 
     async def look(self) -> None:
         """Ask everybody once."""
-        room = trio.CapacityLimiter(MOST_AT_ONCE)
         async with trio.open_nursery() as nursery:
             for service in self._services():
                 for backend in service.group.backends:
                     if not backend.draining:
-                        nursery.start_soon(self._check, service, backend, room)
+                        nursery.start_soon(self._check, service, backend)
 
-    async def _check(self, service: Service, backend: Backend, room: trio.CapacityLimiter) -> None:
-        async with room:
-            reason = await self._ask(backend)
+    async def await_return(self, service: Service, backend: Backend) -> None:
+        """Ask one backend again and again until it is back, or belongs to the service no more."""
+        pause_s = FIRST_BACKOFF_S
+        while backend.failures and backend in service.group.backends:
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_BACKOFF_S)
+            await self._check(service, backend)
+
+    async def _check(self, service: Service, backend: Backend) -> None:
+        async with self._room:
+            try:
+                reason = await self._ask(backend)
+            except RefusedError:
+                service.group.refused(backend, monotonic())
+                return
         now = monotonic()
         if reason is None:
             if service.group.opened(backend, now):
@@ -68,19 +80,19 @@ class Health:
             service.admission.changed()
 
     async def _ask(self, backend: Backend) -> str | None:
-        """None when it answers; else why it does not. One that takes no more connections is busy, and up."""
+        """None when it answers; else why it does not. RefusedError: it takes no more connections, and is there."""
         try:
             with trio.fail_after(self._settings.connect_timeout_s):
                 uri = await self._resolve(backend.uri)
                 for version in sorted((502, 48), key=backend.refused_versions.__contains__):
                     try:
                         return await self._ping(uri, version)
-                    except RefusedError:
-                        return None
                     except ProtocolError:
                         backend.refused_versions.add(version)
         except trio.TooSlowError:
             return f"no answer to a ping within {self._settings.connect_timeout_s:g} s"
+        except RefusedError:
+            raise
         except PyroError as error:
             return str(error)
         return "it speaks neither protocol"

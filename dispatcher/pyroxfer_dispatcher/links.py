@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final, Protocol
 
 import trio
 
 from pyroxfer_core import Connection, Settings, Uri, introduce, open_connection
 from pyroxfer_core.errors import ConnectionClosedError, Outcome, ProtocolError, PyroError, TimeoutError
-from pyroxfer_core.wire import Codec
+from pyroxfer_core.wire import FEATURES_KEY, Codec, Feature, Grant, Message, MessageType, last_read, with_annotation
 
 from .backends import Backend
 from .channel import Channel
 from .events import Piece
-from .frames import Splitter
-from .hub import Hub
+from .frames import Sealed, Splitter
+from .hub import READ, Hub
 from .routes import Service
 from .transparent import Link as Opened
 from .transparent import Opener, Opening
@@ -42,6 +43,10 @@ class Reader(Protocol):
     def next_event(self) -> Piece | None: ...
 
 
+Goodbye = Callable[[Backend], None]
+"""Called with a backend that says it goes away."""
+
+
 class Owner(Protocol):
     """Whoever uses a link."""
 
@@ -53,12 +58,29 @@ class Owner(Protocol):
 class Link:
     """One connection to a backend after its handshake."""
 
-    __slots__ = ("_pool", "_seq", "backend", "channel", "codec", "object_id", "owner", "reader")
+    __slots__ = (
+        "_goodbye", "_grant", "_pool", "_seq", "backend", "channel", "codec", "confirmation", "leaving", "object_id",
+        "owner", "reader",
+    )  # fmt: skip
 
     def __init__(
-        self, backend: Backend, hub: Hub, connection: Connection, codec: Codec, reader: Reader, object_id: str
+        self,
+        backend: Backend,
+        hub: Hub,
+        connection: Connection,
+        codec: Codec,
+        reader: Reader,
+        object_id: str,
+        grant: Grant,
+        goodbye: Goodbye,
     ) -> None:
         self.backend = backend
+        self._grant = grant
+        self._goodbye = goodbye
+        self.confirmation = grant.confirmation if grant.bits else None
+        """What the first call has to carry, for the backend to say goodbye; None once it has."""
+        self.leaving = False
+        """The backend has said goodbye, and begins no further call."""
         self.object_id = object_id
         self.codec = codec
         self.reader = reader
@@ -83,6 +105,44 @@ class Link:
         self.owner = None
         self._pool = pool
 
+    def confirmed(self, message: Message) -> Message:
+        """The first call, with what is to be confirmed."""
+        confirmation = self.confirmation
+        if confirmation is None:
+            return message
+        self.confirmation = None
+        if type(message) is Sealed:
+            data = with_annotation(message.data, self.version, FEATURES_KEY, confirmation)
+            return replace(message, data=data)
+        return replace(message, annotations={**message.annotations, FEATURES_KEY: confirmation})
+
+    def leaves(self, piece: Piece) -> bool:
+        """Whether the backend says goodbye by this; everybody is told of it then."""
+        is_notice = isinstance(piece, Message) and piece.type == MessageType.GOAWAY
+        if is_notice and Feature.GOAWAY in self._grant:
+            self.leaving = True
+            self._goodbye(self.backend)
+        return self.leaving and is_notice
+
+    def has_begun(self, notice: Message) -> bool:
+        """Whether the backend may have begun the last call when it said goodbye."""
+        body = notice.data[notice.body_at :] if isinstance(notice, Sealed) else notice.body
+        return last_read(body) in (None, self._seq)
+
+    def only_leaves(self, data: bytes) -> bool:
+        """Whether what came between two calls is a goodbye, and nothing else."""
+        try:
+            piece = self.reader.take(data)
+        except PyroError:
+            return False
+        return piece is not None and self.leaves(piece) and not self.reader.buffered
+
+    def discard(self) -> None:
+        """It is idle and not fresh: close it, and hear what it has to say before."""
+        if not self.channel.closed:
+            self.channel.on_ready(READ)
+        self.channel.close()
+
     @property
     def is_fresh(self) -> bool:
         """Whether an idle link can take a call: an idle backend is silent unless it closed."""
@@ -92,8 +152,9 @@ class Link:
         if self.owner is not None:
             self.owner.link_said(data)
         else:
+            said_goodbye = self.only_leaves(data)
             self.channel.close()
-            self._lost("it spoke without being asked")
+            self._lost("it is going away" if said_goodbye else "it spoke without being asked")
 
     def _lost(self, reason: str) -> None:
         if self.owner is not None:
@@ -123,11 +184,13 @@ class LinkPool:
 
     Args:
         resolve: turns PYRONAME into PYRO; asked at every connect, so that a backend may move.
+        goodbye: called with a backend that says it goes away.
         hops: dispatchers that a call over these links has passed, this one included.
     """
 
-    def __init__(self, settings: Settings, resolve: Resolver, hub: Hub, hops: int = 1) -> None:
+    def __init__(self, settings: Settings, resolve: Resolver, hub: Hub, goodbye: Goodbye, hops: int = 1) -> None:
         self._hops = hops
+        self._goodbye = goodbye
         self._settings = settings
         self._resolve = resolve
         self._hub = hub
@@ -150,7 +213,7 @@ class LinkPool:
 
     def put(self, link: Link) -> None:
         """Take back a link whose call is over."""
-        if link.channel.closed or link.channel.pending or link.backend.draining:
+        if link.channel.closed or link.channel.pending or link.leaving or link.backend.draining:
             link.channel.close()  # and nothing is kept of a backend that is gone
             return
         idle = self._idle.setdefault((link.backend, link.version), [])
@@ -185,7 +248,7 @@ class LinkPool:
             link = idle.pop()
             if link.is_fresh:
                 return link
-            link.channel.close()
+            link.discard()
         return None
 
     async def _open(self, backend: Backend, order: tuple[int, int]) -> Link:
@@ -202,7 +265,8 @@ class LinkPool:
                 return link
             connection = await open_connection(uri, version=version, settings=self._settings, collect=COLLECT_BYTES)
             try:
-                await introduce(connection, str(uri.object), self._settings, hops=self._hops)
+                offer = Feature.GOAWAY if version == 502 else 0  # two ends of ours speak 502 with each other
+                welcome = await introduce(connection, str(uri.object), self._settings, hops=self._hops, offer=offer)
             except (ProtocolError, ConnectionClosedError) as error:
                 connection.close()
                 refusal = refusal or error
@@ -213,7 +277,9 @@ class LinkPool:
                 raise
             else:
                 refused.discard(version)
-                return Link(backend, self._hub, connection, connection.codec, connection.decoder, str(uri.object))
+                codec, reader, object_id = connection.codec, connection.decoder, str(uri.object)
+                grant = welcome.grant
+                return Link(backend, self._hub, connection, codec, reader, object_id, grant, self._goodbye)
         refused.clear()
         assert refusal is not None
         raise refusal
@@ -222,7 +288,8 @@ class LinkPool:
 class OwnLinks:
     """The links of one client in transparent mode: each was opened by the client's own CONNECT, and ends with it."""
 
-    def __init__(self, opener: Opener, opening: Opening, hub: Hub, max_message: int) -> None:
+    def __init__(self, opener: Opener, opening: Opening, hub: Hub, max_message: int, goodbye: Goodbye) -> None:
+        self._goodbye = goodbye
         self._opener = opener
         self._opening = opening
         self._hub = hub
@@ -235,7 +302,8 @@ class OwnLinks:
         reader = Splitter(codec, max_message=self._max_message)
         if opened.rest:
             reader.feed(opened.rest)
-        return Link(opened.backend, self._hub, opened.connection, codec, reader, "")
+        grant = opened.grant
+        return Link(opened.backend, self._hub, opened.connection, codec, reader, "", grant, self._goodbye)
 
     def idle(self, backend: Backend, version: int) -> Link | None:
         """A link that is there, or None."""
@@ -244,16 +312,16 @@ class OwnLinks:
             link = idle.pop()
             if link.is_fresh:
                 return link
-            link.channel.close()
+            link.discard()
         return None
 
     async def open(self, service: Service, backend: Backend, version: int) -> Link:
         """Repeat the client's CONNECT. PyroError: as `Opener.open`."""
-        return self.adopt(await self._opener.open(service, backend, self._opening))
+        return self.adopt(await self._opener.open(service, backend, self._opening, offer=Feature.GOAWAY))
 
     def put(self, link: Link) -> None:
         """Take back a link whose call is over."""
-        if link.channel.closed or link.channel.pending:
+        if link.channel.closed or link.channel.pending or link.leaving:
             link.channel.close()
         else:
             link.rest_in(self)

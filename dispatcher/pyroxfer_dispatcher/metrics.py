@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from math import inf
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from .follow import FOLLOWING
+from .latency import ServiceTimes
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _BACKEND: Final = ("service", "backend")
@@ -17,14 +19,18 @@ _SECTION: Final = ("service", "section")
 
 
 class Metrics:
-    """Writes what `Operations.status` says in the text format of Prometheus.
+    """Writes what `Operations` says in the text format of Prometheus.
 
     Args:
         status: tells everything, as of now.
+        times: of the calls of each service.
     """
 
-    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, status: Callable[[], dict[str, Any]], times: Callable[[], Iterable[tuple[str, ServiceTimes]]]
+    ) -> None:
         self._status = status
+        self._times = times
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -42,6 +48,7 @@ class Metrics:
         yield from _of_services(status["services"])
         yield from _of_backends(status["services"])
         yield from _of_registries(status["services"])
+        yield from _of_times(self._times())
 
 
 def _of_services(services: list[dict[str, Any]]) -> Iterator[Metric]:
@@ -54,6 +61,20 @@ def _of_services(services: list[dict[str, Any]]) -> Iterator[Metric]:
         retries.add_metric((service["name"],), service["retries"]["used"])
         waiting.add_metric((service["name"],), service["waiting"])
     yield from (calls, retries, waiting)
+
+
+def _of_times(times: Iterable[tuple[str, ServiceTimes]]) -> Iterator[Metric]:
+    queue = HistogramMetricFamily(
+        "pyroxfer_dispatcher_queue_seconds", "How long calls waited for a backend", labels=("service",)
+    )
+    call = HistogramMetricFamily(
+        "pyroxfer_dispatcher_call_seconds", "How long calls took, waiting included", labels=("service",)
+    )
+    for service, of in times:
+        for family, histogram in ((queue, of.queue), (call, of.call)):
+            buckets = [("+Inf" if bound == inf else repr(bound), count) for bound, count in histogram.cumulative()]
+            family.add_metric((service,), buckets, histogram.total_s)
+    yield from (queue, call)
 
 
 def _of_backends(services: list[dict[str, Any]]) -> Iterator[Metric]:

@@ -130,8 +130,11 @@ def _backend(backend: Answer) -> str:
         f"{backend['name']:<16} {backend['state']:<9} weight {backend['weight']:<5g} {backend['in_flight']:>5} calls"
     )
     if "rate" in backend:
-        mean = "" if backend["mean_s"] is None else f" {backend['mean_s'] * 1000:>9.2f} ms"
-        text += f" {backend['rate']:>9.1f}/s{mean}"
+        text += f" {backend['rate']:>9.1f}/s"
+    if backend.get("mean_s") is not None:
+        text += f" {backend['mean_s'] * 1000:>9.2f} ms"
+    if backend["p50_s"] is not None:
+        text += f" p50 {backend['p50_s'] * 1000:.3g} ms p99 {backend['p99_s'] * 1000:.3g} ms"
     text += f" {backend['clients']:>5} clients  {backend['uri']}"
     text += "" if backend["origin"] == IN_FILE else f" from {backend['origin']}"
     return text + (f"  ({json.dumps(backend['reason'])})" if backend["reason"] else "")

@@ -14,6 +14,7 @@ import trio
 from .backends import MAX_WEIGHT, Backend
 from .control import Answer, CommandError, Request
 from .departure import Guest, see_off
+from .latency import ServiceTimes
 from .records import Records
 from .routes import Directory, Service
 from .status import describe_backend, describe_service, services_of
@@ -94,6 +95,10 @@ class Operations:
                 for service in services_of(self._dispatcher.directory)
             ],
         }
+
+    def times(self) -> Iterable[tuple[str, ServiceTimes]]:
+        """How long the calls of each service took, those of all its topics together."""
+        return [(name, one.admission.times) for name, one in self._dispatcher.directory.services.items()]
 
     def take_out(self, service: Service, backend: Backend, *, disabled: bool) -> None:
         """Give it no new calls. Disabled: its clients are cut at once, between calls; else after a while."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -55,16 +55,21 @@ def line_of(path: str, lines: dict[str, int]) -> int | None:
     return None
 
 
-def origins_of(config: msgspec.Struct, text: str, flags: Collection[str]) -> Iterator[tuple[str, str, str]]:
-    """Path, value (as in TOML) and origin of everything in force: ``line 3``, ``default`` or ``--insecure``.
+def origins_of(
+    config: msgspec.Struct, text: str, flags: Collection[str], variables: Mapping[str, str]
+) -> Iterator[tuple[str, str, str]]:
+    """Path, value (as in TOML) and origin of everything in force: ``line 3``, ``default``, a variable or a flag.
 
     Args:
         flags: names that were set on the command line.
+        variables: of the environment, by the name that they set.
     """
     lines = lines_of(text)
     for path, value, is_default in _values("", config):
         if path in flags:
             source = f"--{path}"
+        elif path in variables:
+            source = variables[path]
         else:  # what stands in an inline table has the line of the key that it belongs to
             line = lines.get(path) if is_default else line_of(path, lines)
             source = "default" if line is None else f"line {line}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Final
@@ -31,10 +32,12 @@ from .admission import NotAdmitted
 from .backends import Backend
 from .channel import Channel, Opened
 from .commands import Fail
-from .dialects import ANSWERABLE
+from .dialects import ANSWERABLE, farewell
 from .ejection import Verdict
 from .frames import Event, Sealed, Splitter
 from .hub import Hub
+from .recorded import RecordedRelay
+from .records import Records
 from .relay import Relay
 from .routes import Service
 
@@ -47,6 +50,10 @@ class Pinned:
 
     Args:
         agreed: what both ends agreed on.
+        goodbye: called with a backend that says it goes away.
+        records: takes a record of each call; None where nobody ever wants one.
+        peer: the client's address, for them.
+        first_seq: the number of the client's CONNECT.
         signed: the client signs its messages, so nobody else can answer in the backend's place.
         stall_s: seconds without progress within a message after which its sender or receiver counts as lost.
     """
@@ -61,12 +68,20 @@ class Pinned:
         *,
         signed: bool,
         agreed: Grant,
+        goodbye: Callable[[Backend], None],
+        first_seq: int,
+        records: Records | None,
+        peer: str,
         stall_s: float,
         limit: int,
     ) -> None:
         self._hub = hub
         self._service = service
-        self._relay = Relay(service.admission, backend, client, self._woken, has_agreed=bool(agreed.bits))
+        self._goodbye = goodbye
+        make = Relay if records is None else partial(RecordedRelay, records, peer, service.name)
+        self._relay = make(
+            service.admission, backend, client, self._woken, has_agreed=bool(agreed.bits), first_seq=first_seq
+        )
         self._agreed = agreed
         self._codec = codec
         self._signed = signed
@@ -132,7 +147,7 @@ class Pinned:
         if self._leaving and not self._in_answer and not self._client.closed:
             self._leaving = False
             if self._has_confirmed and Feature.GOAWAY in self._agreed:
-                self._client.write(self._codec.encode(Message(MessageType.GOAWAY, 0, "ping", 0, b"")))
+                self._client.write(self._codec.encode(farewell()))
 
     def stop(self) -> None:
         """End between calls: now, or when the last call under way is over."""
@@ -207,11 +222,11 @@ class Pinned:
         """A message begins: the whole of it, or (``length`` given) its head."""
         try:
             now = monotonic()
-            whole = len(message.data) if length is None else self._codec.header_size + length
-            if self._relay.is_dropped(message, whole - message.body_at):
+            size = (len(message.data) if length is None else self._codec.header_size + length) - message.body_at
+            if self._relay.is_dropped(message, size):
                 self._refused = None if length is None else []
                 return
-            if self._relay.asked(message, now, now + self._time_left(message)):
+            if self._relay.asked(message, now, now + self._time_left(message), size):
                 self._hand_over(message, length)
             else:
                 self._waits, self._waiting_length, self._waits_since = True, length, now
@@ -246,7 +261,7 @@ class Pinned:
     def _woken(self, verdict: Backend | str) -> None:
         """The call that waited has its turn, or is refused."""
         self._waits = False
-        message = self._relay.woken(admitted=not isinstance(verdict, str))
+        message = self._relay.woken(monotonic(), admitted=not isinstance(verdict, str))
         if isinstance(verdict, str):
             self._refuse(message, self._waiting_length, verdict)
         else:
@@ -271,7 +286,7 @@ class Pinned:
             self._say(refused)
 
     def _refuse(self, message: Sealed, length: int | None, why: str) -> None:
-        self._relay.refuse(message)
+        self._relay.refuse(message, monotonic(), why)
         fail = Fail(message, Outcome.NOT_SENT, why)
         self._count_fail(fail)
         if length is None:
@@ -281,7 +296,7 @@ class Pinned:
 
     def _client_left(self, reason: str) -> None:
         """The backend is told by the end of its connection, as it would be without us."""
-        self._service.tally["cancelled"] += self._relay.clear(monotonic())
+        self._service.tally["cancelled"] += self._relay.clear(monotonic(), "the client left", "client")
         self._finish(reason)
 
     # -- from the backend
@@ -292,7 +307,7 @@ class Pinned:
         try:
             while (event := events.next_event()) is not None:
                 if type(event) is Sealed:
-                    self._answered(event, whole=True)
+                    self._answered(event, whole=True, size=len(event.data) - event.body_at)
                     client.write(event.data)
                 else:
                     self._answer_in_pieces(event)
@@ -305,15 +320,19 @@ class Pinned:
         elif self._stopping:
             self._stop_if_idle()
 
-    def _answered(self, message: Sealed, *, whole: bool) -> None:
-        if self._relay.answered(message, monotonic(), whole=whole):
+    def _answered(self, message: Sealed, *, whole: bool, size: int) -> None:
+        if message.type == MessageType.GOAWAY and Feature.GOAWAY in self._agreed:
+            self._relay.backend_leaves(message)
+            self._goodbye(self.home)
+        if self._relay.answered(message, monotonic(), whole=whole, size=size):
             self._service.ejection.answered(self.home)
 
     def _answer_in_pieces(self, event: Event) -> None:
         if isinstance(event, Head):
             message = event.message
             assert isinstance(message, Sealed)
-            self._answered(message, whole=False)
+            size = self._codec.header_size + event.body_length - message.body_at
+            self._answered(message, whole=False, size=size)
             self._in_answer = True
             self._client.write(message.data)
         elif isinstance(event, BodyPart):
@@ -379,7 +398,7 @@ class Pinned:
     def _finish(self, reason: str) -> None:
         """Close the backend now, the client when it has what was meant for it."""
         self._backend.close()
-        self._relay.clear(monotonic())
+        self._relay.clear(monotonic(), reason, "dispatcher")
         if self._client.closed or not self._client.pending:
             self._ended.set()
         elif not self._finishing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -15,14 +15,15 @@ import trio
 from pyroxfer_core.errors import CommunicationError
 from pyroxfer_core.wire import End
 
-from .commands import Command, Fail
-from .events import BackendOpened, BlobArrived, ClientLost, Event, ReplyArrived, RequestSent, SlotFree
+from .commands import CloseClient, Command, Fail
+from .events import BackendLost, BackendOpened, BlobArrived, ClientLost, Event, ReplyArrived, RequestSent, SlotFree
 from .forwarding import Forwarding, Phase
 from .frames import Sealed
 
 MAX_BEHIND: Final = 1000
 """Records that wait for somebody who follows calls; more are left out."""
 _OVER: Final = frozenset({Phase.IDLE, Phase.CLOSED})
+_STEPS: Final = ("queue_s", "connect_s", "send_s", "execute_s", "answer_s")
 _ENDED_BY: Final = {"cancelled": "client", "NotSent": "dispatcher", "Unknown": "backend"}
 
 Record = dict[str, Any]
@@ -91,6 +92,45 @@ def correlation_text(correlation_id: bytes | None) -> str | None:
     return str(UUID(bytes=bytes(correlation_id))) if correlation_id and len(correlation_id) == 16 else None
 
 
+def record_of(
+    *,
+    client: str,
+    service: str,
+    backend: str | None,
+    correlation_id: bytes | None,
+    sizes: tuple[int, int],
+    marks: Sequence[float | None],
+    sends: int,
+    outcome: str,
+    reason: str,
+    ended_by: str,
+) -> Record:
+    """One record.
+
+    Args:
+        sizes: bytes of the request's body, and of the answer's.
+        marks: when it came, was admitted, had its connection, had left, was answered, was over; None for what never
+            happened. The step in which it ended has the rest of the time.
+    """
+    times: list[float] = []
+    for mark in reversed(marks):
+        times.append(mark if mark is not None else times[-1])
+    took = [round(later - earlier, 6) for later, earlier in pairwise(times)][::-1]
+    return {
+        "client": client,
+        "service": service,
+        "backend": backend,
+        "correlation_id": correlation_text(correlation_id),
+        "bytes_in": sizes[0],
+        "bytes_out": sizes[1],
+        **dict(zip(_STEPS, took, strict=True)),
+        "sends": sends,
+        "outcome": outcome,
+        "reason": reason,
+        "ended_by": ended_by,
+    }
+
+
 class Watcher:
     """Looks at what a `Forwarding` is told and what it does, and writes records of it.
 
@@ -137,25 +177,19 @@ class Watcher:
         if call is None or call.target is None:
             return
         outcome, reason = self._outcome(event, commands)
-        marks = [at["arrived"]]
-        for name in ("admitted", "opened", "sent", "replied"):
-            marks.append(at.get(name, marks[-1]))
-        marks.append(now)
-        steps = [round(later - earlier, 6) for earlier, later in pairwise(marks)]
         self._records.take(
-            {
-                "client": self._client,
-                "service": call.service.name,
-                "backend": None if call.backend is None else call.backend.name,
-                "correlation_id": correlation_text(call.request.correlation_id),
-                "bytes_in": self._bytes[0],
-                "bytes_out": self._bytes[1],
-                **dict(zip(("queue_s", "connect_s", "send_s", "execute_s", "answer_s"), steps, strict=True)),
-                "sends": call.sends,
-                "outcome": outcome,
-                "reason": reason,
-                "ended_by": _ENDED_BY.get(outcome, "backend"),
-            }
+            record_of(
+                client=self._client,
+                service=call.service.name,
+                backend=None if call.backend is None else call.backend.name,
+                correlation_id=call.request.correlation_id,
+                sizes=(self._bytes[0], self._bytes[1]),
+                marks=[*(at.get(name) for name in ("arrived", "admitted", "opened", "sent", "replied")), now],
+                sends=call.sends,
+                outcome=outcome,
+                reason=reason,
+                ended_by=_ENDED_BY.get(outcome, "backend"),
+            )
         )
 
     def _outcome(self, event: Event, commands: list[Command]) -> tuple[str, str]:
@@ -164,6 +198,8 @@ class Watcher:
         for command in commands:
             if isinstance(command, Fail):
                 return command.outcome.value, command.text
+            if isinstance(event, BackendLost) and isinstance(command, CloseClient):
+                return "Executed", command.reason
         return ("exception" if self._failed else "ok"), ""
 
 

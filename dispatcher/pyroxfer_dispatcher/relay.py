@@ -13,7 +13,7 @@ from math import inf
 from typing import Final
 
 from pyroxfer_core.errors import Outcome, ProtocolError
-from pyroxfer_core.wire import Flags, MessageType
+from pyroxfer_core.wire import Flags, MessageType, last_read, sent_after
 
 from .admission import Admission, Ticket
 from .backends import Backend
@@ -25,6 +25,8 @@ FIRST_OWN_TYPE: Final = 64
 _BEGIN: Final = struct.Struct("!BxHI")
 GRACE_S: Final = 1.0
 """How much later than its caller's deadline an answer may come: the backend itself answers at the deadline."""
+_HALF: Final = 0x8000
+"""Numbers that are further apart tell no order."""
 MAX_UNDER_WAY: Final = 4096
 """Calls of one client that wait for an answer; a client with more breaks every rule."""
 
@@ -33,6 +35,8 @@ MAX_UNDER_WAY: Final = 4096
 class _UnderWay:
     request: Sealed
     ticket: Ticket
+    place: int
+    """Which call of the client it is."""
     end: int = 0
     """Of the request, in bytes handed over to the backend; 0 while its end has not come."""
     sent_at: float = inf
@@ -49,6 +53,7 @@ class Relay:
         client: whose calls these are, for taking turns.
         wake: called with what became of a call that had to wait.
         has_agreed: both ends are of this library and agreed on more than Pyro has: they judge each other.
+        first_seq: the number of CONNECT.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Relay:
         wake: Callable[[Backend | str], None],
         *,
         has_agreed: bool = False,
+        first_seq: int = 0,
     ) -> None:
         self._has_agreed = has_agreed
         self._dropped: dict[int, int] = {}
@@ -71,6 +77,11 @@ class Relay:
         self._queued: _UnderWay | None = None
         self._pings: list[int] = []
         self._answering: int | None = None
+        self._newest = first_seq
+        """The newest number of a call, large ones that come late left out of account."""
+        self._places = 0
+        self._leaves = False
+        self._last_read: int | None = None
         backend.clients += 1
 
     @property
@@ -85,7 +96,9 @@ class Relay:
 
     @property
     def began_at(self) -> float | None:
-        """When the last of the calls under way went to the backend; None when there is none."""
+        """When the last of the calls went to the backend that it should have answered; None when there is none."""
+        if self._leaves:
+            return None
         return max((call.ticket.started_at for call in self._calls.values()), default=None)
 
     def newly_late(self, now: float, answer_timeout_s: float) -> int:
@@ -103,19 +116,28 @@ class Relay:
             call.is_late = True
         return len(late)
 
-    def asked(self, message: Sealed, now: float, deadline: float = inf) -> bool:
+    @staticmethod
+    def is_call(message: Sealed) -> bool:
+        """Whether the client asks for something by this, or begins to."""
+        return message.type == MessageType.INVOKE or (
+            message.type == MessageType.BEGIN and begun(message)[0] == MessageType.INVOKE
+        )
+
+    def asked(self, message: Sealed, now: float, deadline: float = inf, size: int = 0) -> bool:
         """The client sent a message. Whether it may go to the backend now; a call may have to wait for that.
 
         Args:
             deadline: when the caller gives up.
+            size: bytes of its body.
 
         Raises:
             NotAdmitted: it is a call, and refused.
             ProtocolError: a client must not send this.
         """
-        if message.type == MessageType.INVOKE:
-            return bool(message.flags & Flags.ONEWAY) or self._call(message, now, deadline)
-        if message.type == MessageType.BEGIN and _begun(message)[0] == MessageType.INVOKE:
+        if self.is_call(message):
+            self._places += 1
+            if (message.seq - self._newest) & 0xFFFF < _HALF:
+                self._newest = message.seq
             return bool(message.flags & Flags.ONEWAY) or self._call(message, now, deadline)
         if message.type == MessageType.PING:
             if len(self._pings) >= MAX_UNDER_WAY:
@@ -135,24 +157,24 @@ class Relay:
             del self._dropped[message.seq]
         return True
 
-    def refuse(self, message: Sealed) -> None:
-        """The call was refused: what still comes of its body is dropped."""
+    def refuse(self, message: Sealed, now: float, why: str = "") -> None:
+        """The call was refused, and why: what still comes of its body is dropped."""
         if message.type == MessageType.BEGIN:
-            _, number, length = _begun(message)
+            _, number, length = begun(message)
             self._dropped[number] = length
 
     def _call(self, message: Sealed, now: float, deadline: float) -> bool:
         if message.seq in self._calls or len(self._calls) >= MAX_UNDER_WAY:
             raise ProtocolError(f"call number {message.seq} is under way already, or too many are")
         ticket = Ticket(self._client, self._wake, None, self.backend, deadline=deadline)
-        call = _UnderWay(message, ticket)
+        call = _UnderWay(message, ticket, self._places)
         if self._admission.ask(ticket, now) is None:
             self._queued = call
             return False
         self._calls[message.seq] = call
         return True
 
-    def woken(self, *, admitted: bool) -> Sealed:
+    def woken(self, now: float, *, admitted: bool) -> Sealed:
         """The call that had to wait: it goes to the backend now, or is refused."""
         assert self._queued is not None, "no call waits"
         call, self._queued = self._queued, None
@@ -168,15 +190,15 @@ class Relay:
             if message.type == MessageType.INVOKE:
                 call.sent_at = now
 
-    def answered(self, message: Sealed, now: float, *, whole: bool) -> bool:
-        """A message of the backend goes to the client. Whether it answers a call.
+    def answered(self, message: Sealed, now: float, *, whole: bool, size: int = 0) -> bool:
+        """A message of the backend goes to the client, with so many bytes in its body. Whether it answers a call.
 
         Raises:
             ProtocolError: it answers nothing that was asked.
         """
         kind = message.type
         if kind == MessageType.BEGIN and whole:
-            kind = _begun(message)[0]
+            kind = begun(message)[0]
         if self._has_agreed and (kind == MessageType.INVOKE or message.seq not in self._calls):
             return False  # a call in the other direction, an answer after one that broke off: the client knows
         if kind == MessageType.RESULT:
@@ -202,6 +224,16 @@ class Relay:
             self._over(self._answering, now)
             self._answering = None
 
+    def backend_leaves(self, notice: Sealed) -> None:
+        """The backend said that it goes away, and perhaps which call is the last that it has begun."""
+        self._leaves = True
+        self._last_read = last_read(notice.data[notice.body_at :])
+
+    def _unread(self) -> set[int]:
+        """Calls that a backend which goes away has not begun. Of one that is in flight for long nothing is known."""
+        recent = (seq for seq, call in self._calls.items() if self._places - call.place < _HALF)
+        return set(sent_after(self._last_read, recent, self._newest))
+
     def backend_lost(self, sent: int, reason: str, now: float) -> list[Fail]:
         """What to tell the client before its connection ends; nothing when half an answer has reached it.
 
@@ -210,11 +242,12 @@ class Relay:
         """
         half = self._answering is not None
         calls = [*self._calls.values(), *([] if self._queued is None else [self._queued])]
+        unread = self._unread()
         self.clear(now)
-        return [] if half else [_fail(call, sent, reason) for call in calls]
+        return [] if half else [_fail(call, sent, reason, call.request.seq in unread) for call in calls]
 
-    def clear(self, now: float) -> int:
-        """Nothing is under way any more. How many calls were."""
+    def clear(self, now: float, why: str = "", by: str = "") -> int:
+        """Nothing is under way any more, why, and whose doing that is. How many calls were."""
         calls = tuple(self._calls)
         for seq in calls:
             self._over(seq, now)
@@ -233,7 +266,7 @@ class Relay:
         self._admission.release(self._calls.pop(seq).ticket, self.backend, now)
 
 
-def _begun(message: Sealed) -> tuple[int, int, int]:
+def begun(message: Sealed) -> tuple[int, int, int]:
     """Of a BEGIN: the type of the message that it begins, the number of its body, and that body's length.
 
     Raises:
@@ -246,7 +279,9 @@ def _begun(message: Sealed) -> tuple[int, int, int]:
     return kind, number, length
 
 
-def _fail(call: _UnderWay, sent: int, reason: str) -> Fail:
+def _fail(call: _UnderWay, sent: int, reason: str, is_unread: bool) -> Fail:
+    if is_unread:
+        return Fail(call.request, Outcome.NOT_SENT, "the backend went away before it read the call")
     if call.end and call.end <= sent:
         return Fail(call.request, Outcome.UNKNOWN, f"backend lost before it answered: {reason}")
     return Fail(call.request, Outcome.NOT_SENT, f"backend lost while sending: {reason}")

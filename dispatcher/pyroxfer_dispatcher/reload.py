@@ -64,7 +64,9 @@ def _changed(known: Service, made: Service, was: ServiceConfig, config: ServiceC
     So are those that a registry told of, until it is heard again.
     """
     if config.listeners != "none":
-        return replace(made, listeners=known.listeners, tally=known.tally, retries=known.retries), []
+        return replace(
+            made, admission=known.admission, listeners=known.listeners, tally=known.tally, retries=known.retries
+        ), []
     written = {(entry.name, entry.uri): entry for entry in was.backends}
     there = known.group.backends
     kept = {(backend.name, backend.uri): backend for backend in there if backend.origin == IN_FILE}

@@ -110,6 +110,7 @@ class Dispatcher:
         self._succession = Succession(program)
         self._doors = Doors(config, listeners) if predecessor is None else predecessor.doors_for(config)
         self._location: str | None = None
+        self._health = Health(self._settings, self._names.resolve, self._all_services, config.health_interval)
         self._management = Management(config, self)
         self._inherited = State()
         self._arrivals: dict[Connection, Arrival] = {}
@@ -346,10 +347,7 @@ class Dispatcher:
                 nursery.start_soon(self._run_hub)
                 nursery.start_soon(self._management.run, self._doors)
                 if self.config.health_interval:
-                    health = Health(
-                        self._settings, self._names.resolve, self._all_services, self.config.health_interval
-                    )
-                    nursery.start_soon(health.run)
+                    nursery.start_soon(self._health.run)
                 self._helpers = nursery
                 await nursery.start(self._discovery.run)
                 await self._discovery.first_look()
@@ -406,7 +404,9 @@ class Dispatcher:
         """The links for calls that have passed so many dispatchers before: the next one counts them."""
         pool = self._pools.get(hops)
         if pool is None:
-            pool = self._pools[hops] = LinkPool(self._settings, self._names.resolve, self._hub, hops + 1)
+            pool = self._pools[hops] = LinkPool(
+                self._settings, self._names.resolve, self._hub, self._see_leave, hops + 1
+            )
         return pool
 
     async def _lead(self, client: Connection, opening: Opening, service: Service) -> None:
@@ -415,7 +415,8 @@ class Dispatcher:
         if service.stateless:
             opening = alone(opening, self._settings.max_annotations)
         try:
-            link = await opener.open_any(service, opening, Party(client.peer).host)
+            offer = Feature.GOAWAY if service.stateless else 0
+            link = await opener.open_any(service, opening, Party(client.peer).host, offer=offer)
         except Refused as refused:
             service.tally["refused"] += 1
             note(logging.WARNING, "client_refused", client=client.peer, service=service.name, reason=refused)
@@ -433,7 +434,7 @@ class Dispatcher:
     async def _spread(self, client: Connection, opening: Opening, service: Service, link: Link) -> None:
         """Each call may go to another backend."""
         limit = self._settings.max_message_bytes
-        links = OwnLinks(self._opener, opening, self._hub, limit)
+        links = OwnLinks(self._opener, opening, self._hub, limit, self._see_leave)
         conversation = Conversation(
             self._hub,
             self._nursery,
@@ -465,6 +466,10 @@ class Dispatcher:
             Party(client.peer).key_for(service),
             signed=opening.signed,
             agreed=agreed,
+            goodbye=self._see_leave,
+            first_seq=opening.message.seq,
+            records=self._management.records if self._is_recording else None,
+            peer=client.peer,
             stall_s=self.config.stall_timeout,
             limit=self._settings.max_message_bytes,
         )
@@ -505,9 +510,14 @@ class Dispatcher:
         with self._held(client, conversation):
             await conversation.run((client.sock, b""), client.peer)
 
+    @property
+    def _is_recording(self) -> bool:
+        """Whether a file or somebody at the control socket can want records."""
+        return self.config.access_log is not None or self.config.control is not None
+
     def _watch_for(self, peer: str) -> Callable[[Forwarding], Handle] | None:
-        """Who writes records of this client's calls; nobody where neither file nor socket can want them."""
-        if self.config.access_log is None and self.config.control is None:
+        """Who writes records of this client's calls, if anybody may."""
+        if not self._is_recording:
             return None
         return lambda forwarding: Watcher(forwarding, peer, self._management.records).handle
 
@@ -533,6 +543,14 @@ class Dispatcher:
         for backend in service.ejection.look(monotonic()):
             note(logging.INFO, "backend_returned", backend=backend.name, uri=backend.uri)
             service.admission.changed()
+
+    def _see_leave(self, backend: Backend) -> None:
+        """A backend said that it goes away."""
+        for service in self._all_services():
+            if backend in service.group.backends and service.group.left(backend, monotonic()):
+                note(logging.INFO, "backend_leaving", backend=backend.name, uri=backend.uri)
+                service.admission.changed()
+                self.start_soon(self._health.await_return, service, backend)
 
     async def _end_conversations(self) -> None:
         """Cut between calls; a call under way has its grace."""

@@ -47,9 +47,15 @@ def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
         "clients": backend.clients,
         "calls": backend.calls,
         "busy_s": round(backend.busy_s, 6),
+        "p50_s": _rounded(backend.times.quantile(0.5, now)),
+        "p99_s": _rounded(backend.times.quantile(0.99, now)),
         "ejections": backend.ejections,
         "ejected_s": None if backend.ejected_until is None else round(max(0.0, backend.ejected_until - now), 3),
     }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
 
 
 def _reason_of(backend: Backend) -> str:
@@ -59,11 +65,11 @@ def _reason_of(backend: Backend) -> str:
 
 
 def state_of(backend: Backend, now: float) -> str:
-    """``up``, ``down``, ``ejected``, ``draining`` (calls or clients are left), ``drained`` or ``disabled``."""
+    """``up``, ``down``, ``leaving``, ``ejected``, ``draining`` (something is left), ``drained`` or ``disabled``."""
     if backend.disabled:
         return "disabled"
     if backend.draining:
         return "draining" if backend.in_flight or backend.clients else "drained"
     if backend.failures:
-        return "down"
+        return "leaving" if backend.leaving else "down"
     return "up" if backend.ejected_until is None else "ejected"

@@ -24,6 +24,7 @@ from pyroxfer_core.wire import (
     AUTH_KEY,
     FEATURES_KEY,
     HOP_KEYS,
+    STOCK,
     Body,
     Codec,
     Grant,
@@ -31,6 +32,7 @@ from pyroxfer_core.wire import (
     MessageType,
     Prover,
     hops_of,
+    new_offer,
     overheard,
     with_hops,
 )
@@ -72,6 +74,8 @@ class Link:
     connection: Connection
     answer: bytes
     rest: bytes
+    grant: Grant = STOCK
+    """What the dispatcher itself has agreed on with the backend, once the first call confirms it."""
 
 
 class Refused(PyroError):
@@ -130,19 +134,19 @@ def _annotations_of(message: Sealed, codec: Codec, limit: int) -> dict[str, Body
 
 def _with(opening: Opening, annotations: dict[str, Body], limit: int) -> Opening:
     """The same opening with these annotations instead of its own."""
-    message, codec = opening.message, opening.codec
+    message = opening.message
+    data = _rewritten(message, opening.codec, annotations, limit)
+    body_at = len(data) - (len(message.data) - message.body_at)
+    return replace(opening, message=replace(message, data=data, body_at=body_at))
+
+
+def _rewritten(message: Sealed, codec: Codec, annotations: dict[str, Body], limit: int) -> bytes:
+    """A whole message with these annotations instead of its own."""
     correlation_id = codec.parse_annotations(message.data[codec.header_size : message.body_at], limit)[1]
-    hello = Message(
-        message.type,
-        message.seq,
-        message.serializer,
-        message.flags,
-        message.data[message.body_at :],
-        annotations,
-        message.correlation_id or correlation_id,
-    )
-    data = with_hops(codec.encode(hello), codec.version, hops_of(message.data, codec.version))
-    return replace(opening, message=replace(message, data=data, body_at=len(data) - len(hello.body)))
+    body = message.data[message.body_at :]
+    known = message.correlation_id or correlation_id
+    changed = Message(message.type, message.seq, message.serializer, message.flags, body, annotations, known)
+    return with_hops(codec.encode(changed), codec.version, hops_of(message.data, codec.version))
 
 
 async def _receive(connection: Connection) -> bytes:
@@ -171,11 +175,12 @@ class Opener:
         self._settings = settings
         self._resolve = resolve
 
-    async def open_any(self, service: Service, opening: Opening, key: str) -> Link:
+    async def open_any(self, service: Service, opening: Opening, key: str, *, offer: int = 0) -> Link:
         """A connection to a backend chosen by the service's rule.
 
         Args:
             key: what the client is told apart by.
+            offer: see `open`.
 
         Raises:
             Refused: there is none, or every one of them said no.
@@ -184,8 +189,9 @@ class Opener:
         answer: bytes | None = None
         while (backend := service.group.pick_home(monotonic(), passed_over, key)) is not None:
             try:
-                return await self.open(service, backend, opening)
+                return await self.open(service, backend, opening, offer=offer)
             except Refused as refused:
+                service.group.refused(backend, monotonic())
                 answer = refused.answer
                 passed_over[backend] = str(refused)
             except PyroError as error:
@@ -196,8 +202,11 @@ class Opener:
         text = f"NotSent: no live backend of service {service.name!r}: {state}"
         raise Refused(text, answer or self.refuse(opening, text))
 
-    async def open(self, service: Service, backend: Backend, opening: Opening) -> Link:
+    async def open(self, service: Service, backend: Backend, opening: Opening, *, offer: int = 0) -> Link:
         """A connection to this backend.
+
+        Args:
+            offer: feature bits to offer in the dispatcher's own name, where the client offers none.
 
         Raises:
             Refused: it said no.
@@ -208,7 +217,7 @@ class Opener:
             raise ProtocolError(f"does not speak protocol {version}")
         try:
             with trio.fail_after(self._settings.connect_timeout_s):
-                link = await self._greet(backend, opening)
+                link = await self._greet(backend, opening, offer)
         except (Refused, ProtocolError):
             raise
         except (PyroError, trio.TooSlowError) as error:
@@ -225,36 +234,55 @@ class Opener:
         message = opening.message
         return refusal(opening.codec.version, text, message.serializer, message.seq)
 
-    async def _greet(self, backend: Backend, opening: Opening) -> Link:
+    async def _greet(self, backend: Backend, opening: Opening, offer: int) -> Link:
         version = opening.codec.version
+        offered = new_offer(offer) if offer and version == 502 and not opening.signed else None
         uri = await self._resolve(backend.uri)
         connection = await open_connection(uri, version=version, settings=self._settings)
         prover = None if self._settings.token is None or opening.signed else Prover(self._settings.token)
         try:
             try:
-                answer, rest = await self._ask(connection, backend, opening, prover)
+                answer, rest = await self._ask(connection, backend, opening, prover, offered)
             except Refused as refused:
                 if prover is None or not prover.is_challenge(refused.annotations.get(AUTH_KEY)):
                     raise
-                answer, rest = await self._ask(connection, backend, opening, prover)
+                answer, rest = await self._ask(connection, backend, opening, prover, offered)
+            if offered is None:
+                return Link(backend, connection, answer.data, rest)
+            return Link(backend, connection, *self._own(opening, answer, rest, offered))
         except BaseException:
             connection.close()
             raise
-        return Link(backend, connection, answer, rest)
+
+    def _own(self, opening: Opening, answer: Sealed, rest: bytes, offered: bytes) -> tuple[bytes, bytes, Grant]:
+        """The answer without what concerns the dispatcher alone, and what that is."""
+        limit = self._settings.max_annotations
+        annotations = _annotations_of(answer, opening.codec, limit)
+        granted = annotations.pop(FEATURES_KEY, None)
+        if granted is None:
+            return answer.data, rest, STOCK
+        return _rewritten(answer, opening.codec, annotations, limit), rest, overheard(offered, granted)
 
     async def _ask(
-        self, connection: Connection, backend: Backend, opening: Opening, prover: Prover | None
-    ) -> tuple[bytes, bytes]:
-        """Send the client's CONNECT, with what the dispatcher itself can prove, and read the answer."""
+        self,
+        connection: Connection,
+        backend: Backend,
+        opening: Opening,
+        prover: Prover | None,
+        offered: bytes | None,
+    ) -> tuple[Sealed, bytes]:
+        """Send the client's CONNECT, with what the dispatcher itself can prove and offers, and read the answer."""
         limit, version = self._settings.max_annotations, opening.codec.version
-        if prover is not None:
-            known = _annotations_of(opening.message, opening.codec, limit)
-            opening = _with(opening, {**known, AUTH_KEY: prover.annotation()}, limit)
+        own: dict[str, Body] = {} if prover is None else {AUTH_KEY: prover.annotation()}
+        if offered is not None:
+            own[FEATURES_KEY] = offered
+        if own:
+            opening = _with(opening, {**_annotations_of(opening.message, opening.codec, limit), **own}, limit)
         hello = opening.message.data
         await connection.send_encoded(with_hops(hello, version, hops_of(hello, version) + 1))
         return await self._read_welcome(connection, backend, opening)
 
-    async def _read_welcome(self, connection: Connection, backend: Backend, opening: Opening) -> tuple[bytes, bytes]:
+    async def _read_welcome(self, connection: Connection, backend: Backend, opening: Opening) -> tuple[Sealed, bytes]:
         splitter = Splitter(opening.codec, max_message=MAX_WELCOME_BYTES, collect=MAX_WELCOME_BYTES)
         answer: Event | None = None
         try:
@@ -271,7 +299,7 @@ class Opener:
             raise Refused("refused the client's handshake", answer.data, told)
         if answer.type != MessageType.CONNECTOK:
             raise ProtocolError(f"answered CONNECT with a message of type {answer.type}")
-        return answer.data, splitter.take_rest()
+        return answer, splitter.take_rest()
 
 
 def agreement(opening: Opening, answer: bytes, limit: int) -> Grant:

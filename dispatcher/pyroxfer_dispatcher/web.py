@@ -59,7 +59,7 @@ class Admin:
     def __init__(self, operations: Operations, hosts: frozenset[str] = frozenset()) -> None:
         self._operations = operations
         self._hosts = hosts
-        self._metrics = Metrics(operations.status)
+        self._metrics = Metrics(operations.status, operations.times)
         self._files = {
             f"/{name}": (files(__package__).joinpath("static", name).read_bytes(), _TYPES[name.rpartition(".")[2]])
             for name in ("status.html", "status.js", "status.css")

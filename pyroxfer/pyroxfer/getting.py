@@ -226,11 +226,14 @@ class Receiver:
 
         Raises:
             SomeFilesFailedError: some files are not in place; the others are.
+            NoSpaceError: all of it cannot find room here; nothing was fetched.
             TransferError, CommunicationError: the run broke off.
         """
         outcome = Outcome(self._reporter)
         entries, links = select(await self.listing(folder, deep=True), self._options, outcome)
-        self._reporter.offer(folder or ".", sum(entry.size for entry in entries))
+        total = sum(entry.size for entry in entries)
+        self._reporter.offer(folder or ".", total)
+        await in_thread(store.check_room, target, total)
         folders = [joined(target, entry.path) for entry in entries if entry.kind == "folder"]
         files = [entry for entry in entries if entry.kind == "file"]
         inline = [entry for entry in files if self._goes_inline(entry.size)]

@@ -1,4 +1,8 @@
-"""Grants: signed, single-use permissions to open one side stream."""
+"""Grants: signed, single-use permissions to open one side stream.
+
+The key that signs them is made anew for every book and never leaves it, as does the list of those that were used:
+after a restart, or at another server of the same files, no grant from before opens anything.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,12 @@ LIFETIME_S: Final = 30.0
 UPLOAD: Final = 1
 DOWNLOAD: Final = 2
 
-_BODY: Final = struct.Struct(">BB16sQQQ16s")
-"""Layout version, direction, transfer id, offset, length, expiry in milliseconds of the server's clock, nonce."""
-_VERSION: Final = 1
+_BODY: Final = struct.Struct(">BBH16sQQQ16s")
+"""Layout version, direction, issuer, transfer id, offset, length, expiry in milliseconds of its clock, nonce."""
+_VERSION: Final = 2
+_MAX_ISSUER: Final = 2**16 - 1
 TOKEN_BYTES: Final = _BODY.size + hashlib.sha256().digest_size
-"""90: within the 120 opaque bytes that a side stream's preamble carries."""
+"""92: within the 120 opaque bytes that a side stream's preamble carries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +39,28 @@ class Grant:
     length: int
 
 
+def issuer_of(token: bytes) -> int | None:
+    """The number of the book that a token names, which alone can tell whether it is good; None when it is none."""
+    if len(token) < TOKEN_BYTES or token[0] != _VERSION:
+        return None
+    issuer: int = _BODY.unpack_from(token)[2]
+    return issuer
+
+
 class GrantBook:
     """Issues grants under a key of its own and redeems each once.
 
-    ``clock`` gives seconds that never go back; on Linux the monotonic clock is one for all processes of a machine.
+    Args:
+        clock: gives seconds that never go back.
+        issuer: the number of this book, where several serve one folder: up to 65,535.
     """
 
-    def __init__(self, clock: Callable[[], float], key: bytes | None = None) -> None:
+    def __init__(self, clock: Callable[[], float], issuer: int = 0) -> None:
+        if not 0 <= issuer <= _MAX_ISSUER:
+            raise ValueError(f"a book of grants has a number from 0 to {_MAX_ISSUER}")
         self._clock = clock
-        self._key = key or secrets.token_bytes(32)
+        self._issuer = issuer
+        self._key = secrets.token_bytes(32)
         self._used: dict[bytes, float] = {}
 
     def issue(self, grant: Grant) -> bytes:
@@ -51,6 +69,7 @@ class GrantBook:
         body = _BODY.pack(
             _VERSION,
             grant.direction,
+            self._issuer,
             bytes.fromhex(grant.transfer_id),
             grant.offset,
             grant.length,
@@ -68,7 +87,7 @@ class GrantBook:
         body, signature = token[: _BODY.size], token[_BODY.size : TOKEN_BYTES]
         if len(body) < _BODY.size or not hmac.compare_digest(signature, self._sign(body)):
             raise DeniedError("the side stream's grant is not valid")
-        version, direction, transfer_id, offset, length, expiry, nonce = _BODY.unpack(body)
+        version, direction, _, transfer_id, offset, length, expiry, nonce = _BODY.unpack(body)
         now = self._clock()
         if version != _VERSION or expiry / 1000 < now:
             raise DeniedError("the side stream's grant is not valid")

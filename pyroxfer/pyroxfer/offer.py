@@ -129,6 +129,11 @@ def checked_grant(value: object) -> str:
     return _Fields("grant", {"grant": value}).hexadecimal("grant", range(0, MAX_GRANT_HEX + 1, 2))
 
 
+def check_size(value: object) -> int:
+    """``value`` itself, when it is a number of bytes; errors as ``check_transfer_id``."""
+    return _Fields("call", {"size": value}).size("size")
+
+
 def check_range(offset: object, length: object, longest: int) -> tuple[int, int]:
     """Offset and length of a block that a peer asks for.
 

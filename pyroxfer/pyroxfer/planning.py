@@ -93,8 +93,13 @@ class Planner:
             self.note(offer.path, offer.size or 0, WANTED)
 
     async def send_tree(self, store: Store, target: str) -> None:
-        """Everything that is taken of a local folder."""
+        """Everything that is taken of a local folder.
+
+        Raises:
+            NoSpaceError: all of it cannot find room there.
+        """
         files, links = self._selected(await in_thread(lambda: list(store.walk(""))))
+        await self._talk.ask("check_room", target, sum(entry.size for entry in files))
         await self.send(store, [(entry, _below(target, entry.path)) for entry in files])
 
         def check() -> list[tuple[str, TransferError | None]]:
@@ -129,8 +134,14 @@ class Planner:
         return settled.reason if isinstance(settled, Receipt) else WANTED
 
     async def get_tree(self, listed: Sequence[FileEntry], folder: str, store: Store | None, target: str) -> None:
-        """Everything that is taken of a folder of the server."""
+        """Everything that is taken of a folder of the server.
+
+        Raises:
+            NoSpaceError: all of it cannot find room here.
+        """
         files, links = self._selected(listed)
+        if store is not None:
+            await in_thread(store.check_room, target, sum(entry.size for entry in files))
         pairs = [(replace(entry, path=_below(folder, entry.path)), _below(target, entry.path)) for entry in files]
         await self.get(store, pairs)
         for link in links:

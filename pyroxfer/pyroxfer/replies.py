@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from pyroxfer_core import errors as core_errors
 
 from .errors import TransferError, from_os_error, to_record
+
+if TYPE_CHECKING:
+    from .siblings import Siblings
+    from .transfers import Transfers
 
 P = ParamSpec("P")
 logger = logging.getLogger("pyroxfer.service")
@@ -31,6 +35,38 @@ def replies(
             return {"error": to_record(from_os_error(error, "at the server"))}
 
     return answering
+
+
+class OneOfSeveral(Protocol):
+    """A service that may be one of several workers: a transfer belongs to the one that its client opened it at."""
+
+    transfers: Transfers
+    siblings: Siblings | None
+
+
+Service = TypeVar("Service", bound=OneOfSeveral)
+AboutTransfer = Callable[Concatenate[Service, object, P], Awaitable[Mapping[str, Any]]]
+
+
+async def elsewhere(service: OneOfSeveral, transfer_id: object) -> int | None:
+    """The number of the worker to ask about a transfer; None when that is this one, or nobody has it."""
+    if service.siblings is None or not isinstance(transfer_id, str) or service.transfers.has(transfer_id):
+        return None
+    return await service.siblings.find(transfer_id)
+
+
+def about_transfer(method: AboutTransfer[Service, P]) -> AboutTransfer[Service, P]:
+    """As `replies`, for a method whose first argument is the id of a transfer: another worker's is asked there."""
+
+    @replies
+    @functools.wraps(method)
+    async def answering(self: Service, transfer_id: object, *args: P.args, **kwargs: P.kwargs) -> Mapping[str, Any]:
+        number = await elsewhere(self, transfer_id)
+        if number is None or self.siblings is None:
+            return await method(self, transfer_id, *args, **kwargs)
+        return await self.siblings.ask(number, method.__name__, str(transfer_id), args, kwargs)
+
+    return cast("AboutTransfer[Service, P]", answering)  # mypy takes parameters with names for other ones
 
 
 def plain_error(error: TransferError) -> core_errors.PyroError:

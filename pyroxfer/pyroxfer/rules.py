@@ -120,6 +120,10 @@ class GuardedStore:
     def make_folder(self, path: str) -> None:
         self._store.make_folder(self.check(path, "write"))
 
+    def check_room(self, path: str, size: int) -> None:
+        if self._access.level(split_path(path)) == "write":  # else each file is refused, or finds room, by itself
+            self._store.check_room(path, size)
+
     def dress_folder(self, path: str, mode: int, mtime_ns: int) -> None:
         self._store.dress_folder(self.check(path, "write"), mode, mtime_ns)
 

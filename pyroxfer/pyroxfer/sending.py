@@ -199,12 +199,15 @@ class Sender:
 
         Raises:
             SomeFilesFailedError: some files were not committed; the others are.
+            NoSpaceError: all of it cannot find room there; nothing was sent.
             TransferError, CommunicationError: the run broke off.
         """
         outcome = Outcome(self._reporter)
         found = await in_thread(lambda: [replace(store.stat(""), path=""), *store.walk("")])
         entries, links = select(found, self._options, outcome)
-        self._reporter.offer(target or ".", sum(entry.size for entry in entries))
+        total = sum(entry.size for entry in entries)
+        self._reporter.offer(target or ".", total)
+        await self._talk.ask("check_room", target, total)
         inline = [entry for entry in entries if entry.kind == "folder" or self._goes_inline(entry.size)]
         blocks = [entry for entry in entries if entry.kind == "file" and not self._goes_inline(entry.size)]
         jobs: list[Job] = [

@@ -18,8 +18,9 @@ from .names import MAX_PATH_BYTES
 from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_ranges, check_transfer_id, text_argument
 from .packing import ZSTD, find_packing
 from .placing import digest_of_file, place_small
-from .replies import replies
+from .replies import about_transfer, replies
 from .rules import GuardedStore, Rules
+from .siblings import Siblings
 from .small import BATCH_BYTES, BATCH_FILES, read_small
 from .source import FileSource
 from .stock import StockEnd
@@ -36,7 +37,7 @@ LISTED: Final = 512
 
 
 @expose
-@behavior(instance_mode="single")
+@behavior(instance_mode="single", stateless=True)
 class FileService(TreeEnd, StockEnd, ChannelEnds):
     """One served folder.
 
@@ -52,10 +53,12 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
         read_only: bool = False,
         upload_only: bool = False,
         rules: Rules | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         self._store = store
-        self._uploads = Uploads(store, transfers)
+        self.uploads = Uploads(store, transfers, siblings)
         self.transfers = transfers
+        self.siblings = siblings
         self._read_only = read_only
         self._upload_only = upload_only
         self._rules = rules
@@ -137,23 +140,23 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
         store = self._writable()
         wanted = Offer.from_dict(offer)
         receipt = await self.transfers.receipt(wanted.transfer_id)
-        answer = receipt or await self._uploads.open(wanted, current_call.client, store)
+        answer = receipt or await self.uploads.open(wanted, current_call.client, store)
         if isinstance(answer, Receipt):
             return {"receipt": answer.to_dict()}
         if isinstance(answer, str):
             return {"needs": answer}
         current_call.track_resource(answer)
-        return {"ticket": self._uploads.ticket(answer).to_dict()}
+        return {"ticket": self.uploads.ticket(answer).to_dict()}
 
-    @replies
+    @about_transfer
     async def keep(self, transfer_id: object, equal: object) -> Mapping[str, Any]:
         """Take these of the ticket's runs, named by their places, as they are: ``{"resumed": bytes, "grant": …}``.
         Without this call nothing of an earlier attempt is used."""
         if not isinstance(equal, (list, tuple)):
             raise PeerError("expected a list of places")
-        return await self._uploads.keep(self.transfers.upload(check_transfer_id(transfer_id)), equal)
+        return await self.uploads.keep(self.transfers.upload(check_transfer_id(transfer_id)), equal)
 
-    @replies
+    @about_transfer
     async def status(self, transfer_id: object) -> Mapping[str, Any]:
         """``{"received": bytes}`` of an upload under way, ``{}`` of a download; the error that ended it otherwise."""
         name = check_transfer_id(transfer_id)
@@ -161,7 +164,7 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
             return {}
         return {"received": self.transfers.upload(name).sink.received}
 
-    @replies
+    @about_transfer
     async def commit(
         self, transfer_id: object, size: object, digest: object, channel: object, reason: object
     ) -> Mapping[str, Any]:
@@ -178,16 +181,16 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
         if receipt is None:
             upload = self.transfers.upload(name)
             async with upload.committing:
-                receipt = await self.transfers.receipt(name) or await self._uploads.commit(upload, theirs, how, why)
+                receipt = await self.transfers.receipt(name) or await self.uploads.commit(upload, theirs, how, why)
         return {"receipt": receipt.to_dict()}
 
-    @replies
+    @about_transfer
     async def suspend(self, transfer_id: object) -> Mapping[str, Any]:
         """End a transfer and keep what is worth it of an upload for a later attempt: ``{"kept": bytes}``."""
         error = LostError("the transfer was interrupted")
         return {"kept": await self.transfers.fail(check_transfer_id(transfer_id), error)}
 
-    @replies
+    @about_transfer
     async def abort(self, transfer_id: object) -> Mapping[str, Any]:
         """Give up a transfer; nothing of it stays. A finished one is not touched."""
         await self.transfers.fail(check_transfer_id(transfer_id), PeerError("the transfer was given up"))
@@ -228,7 +231,7 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
         )
         return {"ticket": ticket.to_dict()}
 
-    @replies
+    @about_transfer
     async def grant(self, transfer_id: object) -> Mapping[str, Any]:
         """``{"grant": …}``: opens one more side stream of a transfer."""
         name = check_transfer_id(transfer_id)
@@ -236,14 +239,14 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
             return {"grant": self.transfers.grant(DOWNLOAD, name, self.transfers.download(name).source.size)}
         return {"grant": self.transfers.grant(UPLOAD, name, self.transfers.upload(name).sink.size)}
 
-    @replies
+    @about_transfer
     async def compare(self, transfer_id: object, ranges: object) -> Mapping[str, Any]:
         """``{"digests": […]}`` of ranges of a download's file, each ``[offset, length]``; empty text for one that
         reaches over its end. Beginnings in growing order are read once."""
         download = self.transfers.download(check_transfer_id(transfer_id))
         return {"digests": await download.source.digests(check_ranges(ranges))}
 
-    @replies
+    @about_transfer
     async def end_download(self, transfer_id: object) -> Mapping[str, Any]:
         """``{"end": {"size", "digest"}}``: the sender's own; the transfer is over."""
         download = self.transfers.download(check_transfer_id(transfer_id))

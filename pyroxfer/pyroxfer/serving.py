@@ -14,16 +14,19 @@ from typing import Any, Final, Self
 
 import trio
 
-from pyroxfer_core import Daemon, Settings, Uri
+from pyroxfer_core import Daemon, Settings, SideStream, Uri, Worker
 
 from .address import OBJECT_ID, parse_listen
 from .channels.choose import serve_side_stream
 from .conversation import bounded
 from .errors import AddressError, TransferError
+from .grants import issuer_of
 from .receipts import ReceiptsInFile
 from .rules import Rule, Rules
 from .service import FileService
+from .siblings import Siblings, open_door
 from .store.choose import identity, open_store
+from .store.ledger import Ledger
 from .tasks import in_thread
 from .transfers import LEASE_S, Transfers
 
@@ -32,6 +35,9 @@ FOLDERS_PER_VISIT: Final = 64
 GOODBYE_S: Final = 2.0
 TELL_S: Final = 0.2
 """How long a server that stops takes to let go of running transfers, and to tell their clients."""
+STATE: Final = "state"
+"""Folder of workers without a state folder that outlives them."""
+LEDGER: Final = "space"
 CLEAN_EVERY_S: Final = 24 * 3600.0
 
 logger = logging.getLogger("pyroxfer.service")
@@ -52,6 +58,8 @@ class FileServer:
             speaks of is denied. Without any, everybody who is let in may read and write.
         quota: bytes that all files below the root may have together.
         listeners: sockets that listen already, instead of ``listen``; they belong to the server from here on.
+        worker: which of several processes this is, that serve the same folder on its ``listeners``: transfers may
+            arrive at any of them.
 
     Raises:
         AddressError: the root cannot be opened, ``listen`` cannot be read, or ``state`` cannot be written.
@@ -76,17 +84,30 @@ class FileServer:
         quota: int | None = None,
         settings: Settings | None = None,
         listeners: Sequence[socket.socket] = (),
+        worker: Worker | None = None,
     ) -> None:
         if read_only and upload_only:
             raise AddressError("a server cannot be read-only and upload-only at once")
         host, port = parse_listen(listen)
         allowed = Rules([Rule.parse(rule) for rule in rules]) if rules else None
         place = os.fspath(root)
-        self._store = open_store(place, None if state is None else Path(state), quota)
-        receipts = None if state is None else ReceiptsInFile(Path(state), identity(place))
-        self._transfers = Transfers(lease_s=lease_s, receipts=receipts)
+        kept = None if state is None else Path(state)
+        if worker is not None:
+            listeners = worker.listeners
+            kept = kept or worker.folder / STATE
+        self._worker = worker
+        self._siblings = None if worker is None else Siblings(worker)
+        ledger = None if worker is None else Ledger(worker.folder / LEDGER, worker.number, worker.count)
+        self._store = open_store(place, kept, quota, ledger)
+        receipts = None if kept is None else ReceiptsInFile(kept, identity(place))
+        self._transfers = Transfers(lease_s=lease_s, receipts=receipts, issuer=worker.number if worker else 0)
         self._service = FileService(
-            self._store, self._transfers, read_only=read_only, upload_only=upload_only, rules=allowed
+            self._store,
+            self._transfers,
+            read_only=read_only,
+            upload_only=upload_only,
+            rules=allowed,
+            siblings=self._siblings,
         )
         everywhere = (_host_of(listeners[0]) if listeners else host) in ("0.0.0.0", "::")  # noqa: S104  # compared
         self._daemon = Daemon(
@@ -94,9 +115,10 @@ class FileServer:
             port,
             nathost=socket.gethostname() if everywhere else None,
             settings=bounded(settings or Settings()),
-            listeners=listeners,
+            listeners=() if worker else listeners,
+            worker=worker,
         )
-        self._daemon.side_stream_handler = functools.partial(serve_side_stream, self._transfers)
+        self._daemon.side_stream_handler = self._serve_side_stream
         self._object_id = object_id
         self._background: Any = None
         self.uri: Uri
@@ -111,6 +133,11 @@ class FileServer:
     def transfers(self) -> int:
         """Transfers under way."""
         return len(self._transfers)
+
+    @property
+    def listeners(self) -> list[socket.socket]:
+        """What it listens on, once it is bound: for a parent that binds for its workers, and never serves."""
+        return self._daemon.listeners
 
     @property
     def open_door(self) -> str | None:
@@ -133,7 +160,10 @@ class FileServer:
         self._background = trio.open_nursery()
         nursery = await self._background.__aenter__()
         nursery.start_soon(self._transfers.keep_clean)
-        nursery.start_soon(self._clean_leftovers)
+        if self._worker is None or self._worker.number == 0:
+            nursery.start_soon(self._clean_leftovers)
+        if self._worker is not None:
+            await nursery.start(self._answer_siblings, self._worker)
         await self._daemon.__aenter__()
         return self
 
@@ -148,8 +178,27 @@ class FileServer:
         finally:
             with trio.CancelScope(shield=True):
                 await self._transfers.aclose()
-            await self._end_background(kind, error, trace)
-            self._store.close()
+            try:
+                await self._end_background(kind, error, trace)
+            finally:
+                if self._siblings is not None:
+                    self._siblings.close()
+                self._store.close()
+
+    async def _answer_siblings(self, worker: Worker, *, task_status: trio.TaskStatus[None]) -> None:
+        """Take what other workers hand over, and answer for the transfers that are here."""
+        serve = functools.partial(serve_side_stream, self._transfers)
+        async with open_door(worker, self._service), trio.open_nursery() as nursery:
+            await nursery.start(worker.take_handed, serve)
+            task_status.started()
+
+    async def _serve_side_stream(self, stream: SideStream) -> None:
+        """Serve it, or leave it to the worker whose grant it shows."""
+        issuer = issuer_of(bytes(stream.token))
+        if self._worker is not None and issuer in self._worker.others:
+            await self._worker.hand_over(stream, issuer)
+        else:
+            await serve_side_stream(self._transfers, stream)
 
     async def _say_goodbye(self) -> None:
         """End running transfers while their clients can still ask why."""

@@ -148,7 +148,7 @@ AnyTransfer = TypeVar("AnyTransfer", Upload, Download)
 class Transfers:
     """Every transfer of one service, found by its id.
 
-    ``clock`` gives seconds that never go back.
+    ``clock`` gives seconds that never go back; ``issuer`` is the number of its book of grants.
     """
 
     def __init__(
@@ -156,6 +156,7 @@ class Transfers:
         clock: Callable[[], float] = trio.current_time,
         lease_s: float = LEASE_S,
         receipts: Receipts | None = None,
+        issuer: int = 0,
     ) -> None:
         self._clock = clock
         self._lease_s = lease_s
@@ -168,7 +169,7 @@ class Transfers:
         self._stopping = False
         self._active: dict[str, Upload | Download] = {}
         self._failures: _Remembered[str, TransferError] = _Remembered(REMEMBERED)
-        self.grants = GrantBook(clock)
+        self.grants = GrantBook(clock, issuer)
 
     def __len__(self) -> int:
         """Transfers under way, and those whose files are just being let go of."""
@@ -301,6 +302,10 @@ class Transfers:
         if found.deadline > -math.inf:
             found.deadline = self._clock() + self._lease_s
         return found
+
+    def has(self, transfer_id: str) -> bool:
+        """Whether the transfer is under way here, or it is known what ended it."""
+        return transfer_id in self._active or self._failures.get(transfer_id) is not None
 
     def is_download(self, transfer_id: str) -> bool:
         """Whether the id belongs to a file on its way out."""

@@ -13,7 +13,7 @@ from .errors import PeerError, TransferError, from_record, to_record
 from .links import check_link
 from .many import Outcome
 from .names import MAX_PATH_BYTES
-from .offer import IF_EXISTS, FileEntry, Offer, Receipt, text_argument
+from .offer import IF_EXISTS, FileEntry, Offer, Receipt, check_size, text_argument
 from .placing import settle
 from .replies import replies
 from .store.base import Store
@@ -25,7 +25,7 @@ LISTED: Final = 512
 
 @expose
 class TreeEnd:
-    """The calls of the service for trees. Each takes a list of at most 512, and answers with ``{"results": […]}``,
+    """The calls of the service for trees. Those that take a list, of at most 512, answer with ``{"results": […]}``,
     one for each in order: ``{"error": …}`` where it failed."""
 
     def _readable(self) -> Store:
@@ -33,6 +33,13 @@ class TreeEnd:
 
     def _writable(self) -> Store:
         raise NotImplementedError
+
+    @replies
+    async def check_room(self, path: object, size: object) -> Mapping[str, Any]:
+        """``{}`` when files of ``size`` bytes together may find room below a path; nothing is promised."""
+        store, place = self._writable(), text_argument(path, "a path", MAX_PATH_BYTES)
+        await in_thread(store.check_room, place, check_size(size))
+        return {}
 
     @replies
     async def dress_folders(self, folders: object) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from .grants import UPLOAD
 from .offer import End, Offer, Receipt, Ticket
 from .placing import begin, existing, receipt_for, settle_late
 from .runs import Run
+from .siblings import Siblings
 from .sink import FileSink
 from .store.base import StagedFile, Store
 from .tasks import in_thread
@@ -29,6 +30,7 @@ class Uploads:
 
     store: Store
     transfers: Transfers
+    siblings: Siblings | None = None
 
     async def open(self, offer: Offer, holder: object, store: Store) -> Answer:
         """Answer an offer that came over the connection ``holder``, whose caller may use ``store``.
@@ -43,15 +45,17 @@ class Uploads:
         """
         self.transfers.check_id(offer.transfer_id, holder)
         await in_thread(existing, store, offer.path)  # before somebody else's transfer is touched
-        doubt = await self._take_over(offer, holder)
+        doubt = await self.give_way(offer, holder)
+        if self.siblings is not None:
+            doubt = await self.siblings.take_over(offer) or doubt
         async with self.transfers.room():
             begun = await in_thread(begin, store, offer)
             if not isinstance(begun, (Receipt, str)):
                 return await self._let_in(offer, begun, holder, doubt)
         return begun
 
-    async def _take_over(self, offer: Offer, holder: object) -> bool:
-        """End the upload that this one goes on with; whether there was one."""
+    async def give_way(self, offer: Offer, holder: object) -> bool:
+        """End the upload under way here that this offer goes on with; whether there was one."""
         rival = self.transfers.rival(offer, holder)
         if rival is None:
             return False

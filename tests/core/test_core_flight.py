@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from pyroxfer_core import Daemon, Proxy, Settings, behavior, expose
+from pyroxfer_core import Daemon, Proxy, Settings, behavior, current_call, expose
 
 pytestmark = pytest.mark.deadline(10)
 
@@ -48,3 +48,61 @@ async def test_calls_made_on_answers_that_came_together_leave_together(
         for _ in range(8):
             nursery.start_soon(call_again_and_again)
     assert sends <= 30, "one for each round, and a few until all tasks are in step"
+
+
+@expose
+@behavior(instance_mode="single")
+class Mixed:
+    def __init__(self) -> None:
+        self.gate = trio.Event()
+
+    async def at_once(self, value: int) -> int:
+        return value
+
+    async def when_open(self, value: int) -> int:
+        await self.gate.wait()
+        return value
+
+    @expose(inline=True)
+    def open(self) -> str:
+        self.gate.set()
+        return str(current_call.client.address)
+
+    def in_thread(self, value: int) -> int:
+        return value
+
+    async def fail(self, value: int) -> int:
+        raise ValueError(value)
+
+    async def fail_later(self, value: int) -> int:
+        await trio.lowlevel.checkpoint()
+        raise ValueError(value)
+
+    async def items(self, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            yield number
+
+
+@pytest.mark.parametrize("serializer", ["msgpack", "marshal", "serpent"])
+async def test_requests_of_all_kinds_that_came_together_are_answered_each_as_it_is(serializer: str) -> None:
+    """A call that waits holds up none of those behind it; not even the one that ends its wait."""
+    outcomes: dict[str, object] = {}
+
+    async def note(name: str, *args: object) -> None:
+        try:
+            outcomes[name] = await getattr(proxy, name)(*args)
+        except ValueError as error:
+            outcomes[name] = error.args
+
+    settings = Settings(serializer=serializer)
+    async with Daemon(settings=Settings(shutdown_grace_s=1)) as daemon:
+        uri = daemon.register(Mixed)
+        async with Proxy(uri, settings=settings) as proxy, trio.open_nursery() as nursery:
+            await proxy.at_once(0)
+            for name in ("when_open", "at_once", "in_thread", "fail", "fail_later", "items"):
+                nursery.start_soon(note, name, len(name))
+            nursery.start_soon(note, "open")
+        stream = outcomes.pop("items")
+        assert str(outcomes.pop("open")).startswith("127.0.0.1")
+    assert type(stream).__name__ == "PushedStream"
+    assert outcomes == {"when_open": 9, "at_once": 7, "in_thread": 9, "fail": (4,), "fail_later": (10,)}

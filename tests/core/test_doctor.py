@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import trio
 import trustme
+from certificates import Certificates
 from click.testing import CliRunner
 
 from pyroxfer_core import Daemon, Settings, expose, locate_ns
@@ -218,6 +219,47 @@ async def test_something_else_listens(answer: bytes | None, text: str, advice: s
     assert (found.check, found.code) == ("protocol", ExitCode.PROTOCOL)
     assert text in found.text
     assert advice in found.advice
+
+
+async def test_something_else_listens_where_the_name_server_should_be() -> None:
+    """That is said, and not that one has to be started."""
+    async with server_that_says(b"HTTP/1.1 400 Bad Request\r\n\r\n") as where:
+        found = problem(await findings(f"a@{where}"))
+    assert (found.check, found.code) == ("name server", ExitCode.PROTOCOL)
+    assert found.text == f"{where} is a web server"
+    assert "correct the port" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("host", "port"), [("PYROXFER_NS_HOST", "PYROXFER_NS_PORT"), ("PYRO_NS_HOST", "PYRO_NS_PORT")]
+)
+async def test_the_name_server_of_the_environment(host: str, port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked at without an address, and asked for a bare name; an address that says where goes before it."""
+    async with LOCAL() as running, LOCAL() as other:
+        monkeypatch.setenv(host, "127.0.0.1")
+        monkeypatch.setenv(port, str(running.internal_uri.port))
+        for arguments, ns, code in (
+            ([], running, ExitCode.OK),
+            (["nobody"], running, ExitCode.NOT_FOUND),
+            ([f"nobody@{other.internal_uri.location}"], other, ExitCode.NOT_FOUND),
+        ):
+            done = await trio.to_thread.run_sync(CliRunner().invoke, doctor, arguments)
+            assert done.exit_code == code, done.output
+            assert f"name server: found at 127.0.0.1:{ns.internal_uri.port}" in done.stdout.replace(
+                "localhost", "127.0.0.1"
+            )
+
+
+async def test_a_certificate_whose_time_is_over(certificates: Certificates) -> None:
+    """Or whose time has come for one of two clocks only."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificates.expired)
+    client = Settings(ssl_client_context=certificates.client_context())
+    async with Daemon("127.0.0.1", settings=Settings(ssl_server_context=server)) as daemon:
+        found = problem(await findings(daemon.location, client))
+    assert (found.check, found.code) == ("access", ExitCode.REFUSED)
+    assert "expired" in found.text
+    assert "clocks" in found.advice
 
 
 async def test_tls_is_on_there_and_not_here_or_not_trusted() -> None:

@@ -103,7 +103,7 @@ def test_unknown_variables_are_one_line_of_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Pyro5 refuses to be imported with Pyro4's variables around."""
-    caplog.set_level(logging.INFO, "pyroxfer.config")
+    caplog.set_level(logging.INFO, "pyroxfer_core.blocking.config")
     monkeypatch.setenv("PYRO_HMAC_KEY", "secret")
     monkeypatch.setenv("PYRO_SERVERTYPE", "multiplex")
     fresh = Configuration()

@@ -132,7 +132,7 @@ async def test_callers_that_tear_their_connection_harm_nobody(caplog: pytest.Log
         await trio.sleep(1)
         up.things.let_go.set()
         assert (await up.get(THINGS + "add?a=1")).json() == 3
-    assert not [record for record in caplog.records if record.name.startswith("pyroxfer.gateway")]
+    assert not [record for record in caplog.records if record.name.startswith("pyroxfer_core.gateway")]
 
 
 async def tear(up: Running, request: bytes, number: int) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from doubles import connect_bytes, raw_client
+
+import pyroxfer_core
+from pyroxfer_core import Daemon
+from pyroxfer_core.transport import wirelog
 
 LOG = "import logging; logging.getLogger('some').debug('a line')"
 CONFIGURE = f"import pyroxfer_core as core; core.configure_logging(); {LOG}"
@@ -49,3 +55,26 @@ def test_importing_changes_nothing_and_neither_does_a_program_with_a_log_of_its_
 def test_a_level_that_does_not_exist_is_named_with_its_variable() -> None:
     text = stderr_of(CONFIGURE, PYRO_LOGLEVEL="LOUD")
     assert "ValueError: PYRO_LOGLEVEL is 'LOUD'; choose one of: DEBUG" in text
+
+
+def test_each_module_of_the_core_logs_under_its_own_name() -> None:
+    """So that a room, or one module, can be made louder; only the headers of messages have a name apart."""
+    package = Path(pyroxfer_core.__file__).parent
+    apart = package / "transport" / "wirelog.py"
+    named = {
+        path: re.findall(r"getLogger\((.*?)\)", path.read_text()) for path in package.rglob("*.py") if path != apart
+    }
+    assert {name for names in named.values() for name in names} == {"__name__"}
+    assert wirelog.log.name == "pyroxfer.wire"
+
+
+@pytest.mark.parametrize(("level", "said"), [("DEBUG", True), ("WARNING", False)])
+async def test_one_module_can_be_made_louder(caplog: pytest.LogCaptureFixture, level: str, said: bool) -> None:
+    """A client that talks rubbish after its handshake is noted by the module that serves it, at INFO."""
+    caplog.set_level(level, "pyroxfer_core.server")
+    async with Daemon() as daemon, raw_client(daemon.location) as client:
+        await client.send(connect_bytes(object_id="Pyro.Daemon") + bytes(40))
+        while await client.receive():
+            pass
+    names = {record.name for record in caplog.records}
+    assert ("pyroxfer_core.server.peer" in names) is said

@@ -247,13 +247,14 @@ def test_nsc_verbose(running: RunningNs) -> None:
     assert nsc(running, "ping", "-v") == expected
 
 
+@pytest.mark.parametrize("prefix", ["PYROXFER_NS", "PYRO_NS"])
 def test_nsc_takes_the_place_from_the_environment_unless_it_is_told(
-    running: RunningNs, monkeypatch: pytest.MonkeyPatch
+    running: RunningNs, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYROXFER_NS_HOST", "127.0.0.1")
-    monkeypatch.setenv("PYROXFER_NS_PORT", str(running.port))
+    monkeypatch.setenv(f"{prefix}_HOST", "127.0.0.1")
+    monkeypatch.setenv(f"{prefix}_PORT", str(running.port))
     assert CliRunner().invoke(nsc_command, ["ping"]).output == "Name server ping ok.\n"
-    monkeypatch.setenv("PYROXFER_NS_PORT", "1")
+    monkeypatch.setenv(f"{prefix}_PORT", "1")
     assert nsc(running, "ping") == "Name server ping ok.\n"
 
 
@@ -286,6 +287,23 @@ def test_nsc_without_a_name_server(stack: ExitStack) -> None:
     done = run(*NSC, "-n", "127.0.0.1", "-p", str(port), "ping")
     assert done.returncode == 5
     assert done.stderr.startswith("Error: Failed to locate the nameserver")
+    assert done.stderr.count("\n") == 1
+
+
+async def test_nsc_where_something_else_listens() -> None:
+    """The line says where that is."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(functools.partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        done = await trio.to_thread.run_sync(run, *NSC, "-n", "127.0.0.1", "-p", str(port), "list")
+        nursery.cancel_scope.cancel()
+    assert done.returncode == 5
+    assert f"cannot connect to 127.0.0.1:{port}: invalid data" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -73,7 +73,7 @@ async def test_names_are_registered_again_in_a_name_server_that_forgot_them(capl
             await registration.end()
             assert await second.name_server.count() == 1
         nursery.cancel_scope.cancel()
-    said = [record.getMessage() for record in caplog.records if record.name == "pyroxfer.nameserver"]
+    said = [record.getMessage() for record in caplog.records if record.name == "pyroxfer_core.nameserver.keeping"]
     assert [text.partition(":")[0] for text in said] == [
         "the registration of one cannot be renewed",
         "registered again",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyroxfer_core.errors import MessageTooLargeError, ProtocolError, SerializeError
 from pyroxfer_core.wire.blobinfo import BlobInfo, read_blob_info, write_blob_info
-from pyroxfer_core.wire.marshal import read, write
+from pyroxfer_core.wire.marshal import MAX_DEPTH, MAX_ITEMS, _Reader, read, read_small_call, write
 
 leaves = (
     st.none()
@@ -273,3 +273,36 @@ def test_blob_infos_are_small_and_flat() -> None:
     with pytest.raises(ProtocolError, match="nested deeper"):
         read_blob_info(b")\x03" + b")\x01" * 20 + b"N" + b"z\x01az\x01b")
     assert read_blob_info(memoryview(write_blob_info(None, "a", "b"))) == BlobInfo(None, "a", "b")
+
+
+numbers = st.none() | st.booleans() | st.integers(-(2**31), 2**31 - 1) | st.floats(allow_nan=False)
+
+
+@settings(max_examples=300)
+@given(
+    st.tuples(st.text(max_size=40), st.text(max_size=300), st.lists(numbers, max_size=300), st.just({})),
+    st.lists(st.tuples(st.integers(0, 500), st.integers(1, 255)), max_size=2),
+    st.integers(0, 500),
+)
+def test_small_calls_are_read_as_the_full_reader_reads_them_or_left_to_it(
+    call: tuple[str, str, list[object], dict[str, object]], flips: list[tuple[int, int]], cut: int
+) -> None:
+    data = bytearray(marshal.dumps(call, 2))
+    for position, mask in flips:
+        data[position % len(data)] ^= mask
+    data = data[: cut or None]
+    got = read_small_call(bytes(data))
+    assert got is None or repr_sorted(got) == repr_sorted(_Reader(bytes(data), MAX_DEPTH, MAX_ITEMS).read())
+
+
+def test_the_usual_call_is_a_small_one() -> None:
+    call: tuple[str, str, list[object], dict[str, object]] = ("adder", "add", [1, -2.5, None, True], {})
+    assert read_small_call(marshal.dumps(call, 2)) == call
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_call_with_another_number_of_arguments_than_it_says_is_refused(count: int) -> None:
+    data = marshal.dumps(("adder", "add", [1, 2], {}), 2).replace(b"[\2", bytes([ord("["), count]))
+    assert read_small_call(data) is None
+    with pytest.raises(ProtocolError):
+        read(data)

@@ -76,10 +76,10 @@ async def test_status_tells_of_every_backend(tmp_path: Path) -> None:
         service = answer["services"][0]
         assert (answer["location"], answer["clients"], answer["draining"]) == (dispatcher.location, 1, False)
         assert (service["name"], service["calls"], service["done"]) == ("orders", {"calls": 1}, 1)
-        assert service["backends"][0] | {"busy_s": 0} == {
+        assert service["backends"][0] | {"busy_s": 0, "p50_s": 0, "p99_s": 0} == {
             "name": "b0", "uri": backend.uri, "origin": "file", "state": "up", "reason": "", "weight": 1.0,
             "tags": [], "in_flight": 0, "max_in_flight": None, "clients": 0, "calls": 1, "busy_s": 0,
-            "ejections": 0, "ejected_s": None,
+            "ejections": 0, "ejected_s": None, "p50_s": 0, "p99_s": 0,
         }  # fmt: skip
 
 

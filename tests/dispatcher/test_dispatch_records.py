@@ -7,13 +7,32 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pytest
 import trio
-from doubles_dispatch import POISON, answer_to, ask, blob, config_for, echo, raw_backend, raw_client, wait_for
+from doubles_dispatch import (
+    POISON,
+    answer_to,
+    ask,
+    blob,
+    config_for,
+    echo,
+    raw_backend,
+    raw_client,
+    wait_for,
+)
+from test_dispatch_relay import sealed
+from test_dispatch_transparent import call, client_of
+from test_dispatch_transparent import config_for as transparent_config
 
-from pyroxfer_core import Connection
-from pyroxfer_core.wire import Flags, Message
+from pyroxfer_core import Connection, Daemon, Proxy, Uri, behavior, expose
+from pyroxfer_core.wire import Flags, Message, MessageType
 from pyroxfer_dispatcher import Dispatcher
+from pyroxfer_dispatcher.admission import Admission, Limits
+from pyroxfer_dispatcher.backends import Backend, BackendGroup
 from pyroxfer_dispatcher.control import ask_control
+from pyroxfer_dispatcher.recorded import RecordedRelay
+from pyroxfer_dispatcher.records import Records
+from pyroxfer_dispatcher.relay import Relay
 
 ID = str(UUID(bytes=bytes(range(16))))
 STEPS = ("queue_s", "connect_s", "send_s", "execute_s", "answer_s")
@@ -86,3 +105,127 @@ async def test_trace_follows_one_correlation_id(tmp_path: Path) -> None:
                 await wait_for(lambda: found)
             assert (found[0]["correlation_id"], found[0]["outcome"]) == (ID, "ok")
             await wait_for(lambda: not records.wanted)
+
+
+# -- calls of clients that belong to one backend
+
+
+def fresh() -> tuple[RecordedRelay, list[dict[str, Any]]]:
+    """A relay with a reader of its records."""
+    found: list[dict[str, Any]] = []
+
+    class Taken(Records):
+        wanted = True
+
+        def take(self, record: dict[str, Any]) -> None:
+            found.append(record)
+
+    known = Backend("b", Uri("PYRO:x@h:1"), max_in_flight=2)
+    limits = Limits(max_queue=1, queue_timeout_s=5.0)
+    admission = Admission("orders", BackendGroup([known]), limits, lambda call: None)
+    return RecordedRelay(Taken(None), "1.2.3.4:5", "orders", admission, known, None, lambda verdict: None), found
+
+
+def told(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    return [(one["outcome"], one["reason"], one["ended_by"]) for one in found]
+
+
+def test_a_record_has_the_times_and_sizes_of_its_call() -> None:
+    relay, found = fresh()
+    request, answer = sealed(MessageType.INVOKE, 1), sealed(MessageType.RESULT, 1, Flags.EXCEPTION)
+    assert relay.asked(request, 1.0, size=100)
+    relay.handed_over(request, 140, 3.0)
+    relay.answered(answer, 6.0, whole=False, size=1000)
+    relay.answered_whole(10.0)
+    (record,) = found
+    assert record == {
+        "client": "1.2.3.4:5", "service": "orders", "backend": "b", "correlation_id": None,
+        "bytes_in": 100, "bytes_out": 1000, "queue_s": 0.0, "connect_s": 0.0, "send_s": 2.0, "execute_s": 3.0,
+        "answer_s": 4.0, "sends": 1, "outcome": "exception", "reason": "", "ended_by": "backend",
+    }  # fmt: skip
+    assert not relay._entries
+
+
+def test_every_end_of_a_call_is_recorded() -> None:
+    """Answered, one-way, refused, waiting when the client left, and lost with or without an answer begun."""
+    relay, found = fresh()
+    one, two, three, four = (sealed(MessageType.INVOKE, number) for number in (1, 2, 3, 4))
+    for request in (one, two):
+        assert relay.asked(request, 0.0)
+    relay.handed_over(one, 10, 0.0)
+    assert not relay.asked(three, 0.0)
+    relay._admission.look(5.0)
+    relay.woken(5.0, admitted=False)
+    relay.refuse(three, 5.0, "it waited too long")
+    oneway = sealed(MessageType.INVOKE, 4, Flags.ONEWAY)
+    assert relay.asked(oneway, 6.0)
+    relay.handed_over(oneway, 30, 6.0)
+    relay.backend_lost(10, "reset", 7.0)
+    assert relay.asked(four, 8.0)
+    assert relay.clear(9.0) == 1
+    assert told(found) == [
+        ("NotSent", "it waited too long", "dispatcher"),
+        ("ok", "", "backend"),
+        ("Unknown", "backend lost before it answered: reset", "backend"),
+        ("NotSent", "backend lost while sending: reset", "backend"),
+        ("cancelled", "the client left", "client"),
+    ]
+    assert found[0]["queue_s"] == 5.0
+    assert found[0]["sends"] == 0
+
+
+def test_a_backend_lost_within_an_answer_is_no_success() -> None:
+    """The call whose answer was cut ran; of the other one nobody knows."""
+    relay, found = fresh()
+    for number in (1, 2):
+        request = sealed(MessageType.INVOKE, number)
+        relay.asked(request, 0.0)
+        relay.handed_over(request, 10 * number, 0.0)
+    relay.answered(sealed(MessageType.RESULT, 2), 1.0, whole=False)
+    assert relay.backend_lost(20, "reset", 2.0) == []
+    assert told(found) == [
+        ("Executed", "backend lost within its answer: reset", "backend"),
+        ("Unknown", "backend lost within another answer: reset", "backend"),
+    ]
+
+
+async def test_pinned_calls_leave_a_record_each(tmp_path: Path) -> None:
+    """Stock or ours, small or in pieces, an answer or an exception; what passes is not decoded for it."""
+    path = tmp_path / "log"
+
+    @expose
+    @behavior(instance_mode="single")
+    class Worker:
+        def echo(self, value: Any) -> Any:
+            return value
+
+        def fail(self) -> None:
+            raise ValueError("no")
+
+    async with Daemon() as daemon:
+        config = transparent_config(daemon.register(Worker, "worker"), head=f'access_log = "{path}"')
+        async with Dispatcher(config) as dispatcher:
+            async with Proxy(f"PYRO:worker@{dispatcher.location}") as own:
+                assert await own.echo(b"x" * 300_000) == b"x" * 300_000
+                with pytest.raises(ValueError, match="no"):
+                    await own.fail()
+            async with client_of(dispatcher.location) as stock:
+                await ask(stock, call(1, b"# serpent utf-8 python3.2\n('worker','echo',(1,),{})"))
+                await ask(stock, call(2, POISON))
+            await wait_for(lambda: dispatcher.facts["clients"] == 0)
+    found = records_in(path)
+    assert [one["outcome"] for one in found] == ["ok", "exception", "ok", "exception"]
+    assert found[0]["bytes_in"] > 300_000
+    assert found[0]["bytes_out"] > 300_000
+    assert found[2]["bytes_in"] == len(b"# serpent utf-8 python3.2\n('worker','echo',(1,),{})")
+    assert found[2]["correlation_id"] == ID
+    assert {(one["service"], one["backend"], one["ended_by"]) for one in found} == {("work", "b0", "backend")}
+    assert all(one[step] >= 0 for one in found for step in STEPS)
+
+
+async def test_nothing_is_recorded_where_nobody_can_want_it() -> None:
+    async with raw_backend(echo) as backend, Dispatcher(transparent_config(backend.uri)) as dispatcher:
+        async with client_of(dispatcher.location) as client:
+            await ask(client, call())
+            (pinned,) = dispatcher.guests
+            assert type(pinned._relay) is Relay  # type: ignore[attr-defined]  # it looks inside

@@ -244,7 +244,7 @@ def test_the_pieces_of_a_refused_call_are_dropped_and_no_others(relay: Relay) ->
     piece = Sealed(MessageType.PIECE, 5, "msgpack", 0, b"", {}, None, bytes(40), 40)
     other = Sealed(MessageType.PIECE, 6, "msgpack", 0, b"", {}, None, bytes(40), 40)
     for sizes in ([400, 600], [400, 0]):
-        relay.refuse(begin(5, 1000))
+        relay.refuse(begin(5, 1000), 0.0)
         assert not relay.is_dropped(other, 100)
         assert [relay.is_dropped(piece, size) for size in sizes] == [True, True]
         assert not relay.is_dropped(piece, 100)

@@ -103,7 +103,7 @@ def settled(server: FileServer) -> Callable[[], Awaitable[None]]:
     """Waits until the server has no transfer under way any more."""
 
     async def settled() -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while server.transfers:  # noqa: ASYNC110  # the server tells nobody
                 await trio.sleep(0.01)
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyroxfer import FileServer
+from pyroxfer.channels.raw import READY
+from pyroxfer.conversation import open_conversation
 from pyroxfer.errors import DeniedError
 from pyroxfer.grants import DOWNLOAD, LIFETIME_S, TOKEN_BYTES, UPLOAD, Grant, GrantBook
+from pyroxfer_core import Settings, open_side_stream
 
 GRANT = Grant(UPLOAD, "ab" * 16, 5, 2**40)
 
@@ -56,6 +62,23 @@ def test_memory_of_used_grants_is_bounded_by_their_lifetime() -> None:
 def test_another_servers_key_does_not_open() -> None:
     with pytest.raises(DeniedError):
         GrantBook(Clock()).redeem(GrantBook(Clock()).issue(GRANT))
+
+
+async def test_a_grant_ends_with_its_server(root: Path) -> None:
+    """Used or not: a server started again on the same folder takes none that was given out before."""
+    (root / "f").write_bytes(b"x" * 300_000)
+    grants: list[str] = []
+    async with FileServer(root) as server, open_conversation(server.uri, Settings()) as talk:
+        for _ in range(2):
+            grants.append((await talk.ask("open_download", "f", "blake3"))["ticket"]["grant"])
+        used = await open_side_stream(server.uri, bytes.fromhex(grants[0]))
+        assert (await used.receive_some()).startswith(READY)
+        used.abort()
+    async with FileServer(root) as server:
+        for grant in grants:
+            stream = await open_side_stream(server.uri, bytes.fromhex(grant))
+            assert await stream.receive_some() == b""
+            stream.abort()
 
 
 @given(st.integers(0, TOKEN_BYTES - 1), st.integers(1, 255))

@@ -15,6 +15,7 @@ from pyroxfer import FileServer, errors
 from pyroxfer.names import split_path
 from pyroxfer.rules import Rule, Rules
 from pyroxfer.store.local import LocalStore
+from pyroxfer.store.space import Space
 from pyroxfer_core import Settings, Tokens
 
 TOKENS = {"alice": "a-token-of-alice-0", "bob": "b-token-of-bob-000"}
@@ -95,6 +96,57 @@ async def test_a_quota_is_known_before_the_first_byte(root: Path, here: Path) ->
         await pyroxfer.remove(f"{place}/old")
         await pyroxfer.send(here / "small", f"{place}/f")
         assert not list(root.rglob(".pyroxfer-*"))
+
+
+async def test_a_folder_that_cannot_fit_is_refused_as_a_whole(root: Path, here: Path) -> None:
+    """Before its first file, sent or planned; what stands there already, and what is left out, is not counted."""
+    (here / "tree").mkdir()
+    for number in range(5):
+        (here / "tree" / f"{number}").write_bytes(b"%d" % number * 300_000)
+    async with pyroxfer.serve(root, quota=1_300_000) as server:
+        place = f"{server.location}/"
+        with pytest.raises(errors.NoSpaceError, match=r"^tree: 1500000 bytes more are needed and 1300000 are free"):
+            await pyroxfer.send(here / "tree", place)
+        (planned,) = await pyroxfer.plan_send(here / "tree", place)
+        assert isinstance(planned.error, errors.NoSpaceError)
+        assert not list(root.iterdir())
+        await pyroxfer.send(here / "tree", place, exclude=["3", "4"])
+        for number in (3, 4):
+            (here / "tree" / f"{number}").unlink()
+        await pyroxfer.send(here / "tree", place)
+        (here / "tree" / "0").write_bytes(b"other" * 60_000)
+        await pyroxfer.send(here / "tree", place, if_exists="replace")
+        assert (root / "tree" / "0").read_bytes() == b"other" * 60_000
+
+
+async def test_a_folder_that_finds_no_room_here_is_not_fetched(
+    root: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "tree" / "empty").mkdir(parents=True)
+    (root / "tree" / "f").write_bytes(b"x" * 5000)
+    async with pyroxfer.serve(root) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(Space, "_free", lambda *_: 4999)
+            says = "^tree: 5000 bytes more are needed and 4999 are free"
+            with pytest.raises(errors.NoSpaceError, match=says):
+                await pyroxfer.get(f"{server.location}/tree", f"{here}/")
+            with pytest.raises(errors.NoSpaceError, match=says):
+                await pyroxfer.plan_get(f"{server.location}/tree", f"{here}/")
+        assert not list(here.iterdir())
+
+
+async def test_a_folder_of_which_some_is_allowed_is_judged_file_by_file(
+    root: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may write below the target only in places is not told about the room of all of it."""
+    for name in ("public", "private"):
+        (here / "tree" / name).mkdir(parents=True)
+        (here / "tree" / name / "f").write_bytes(b"x" * 100)
+    monkeypatch.chdir(here / "tree")
+    async with FileServer(root, rules=["*:public:write"], quota=150) as server:
+        with pytest.raises(errors.SomeFilesFailedError) as caught:
+            await pyroxfer.send(".", server.location)
+        assert {receipt.path for receipt in caught.value.receipts} == {"public/f"}
 
 
 def test_space_is_promised_once(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ NONSENSE: list[Any] = [None, 5, -1, "x", b"x", [], {}, {"a": 1}, "0" * 32, [None
 METHODS = {
     "about": 1, "is_folder": 1, "digest": 2, "remove": 1, "open_upload": 1, "status": 1, "commit": 5, "abort": 1,
     "put_files": 3, "open_download": 2, "end_download": 1, "get_files": 2, "put_block": 3, "put_annotated": 2,
-    "get_annotated": 3, "keep": 2, "suspend": 1, "grant": 1, "compare": 2,
+    "get_annotated": 3, "keep": 2, "suspend": 1, "grant": 1, "compare": 2, "check_room": 2,
 }  # fmt: skip
 
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from pyroxfer import errors
 from pyroxfer.names import PRIVATE_PREFIX
 from pyroxfer.offer import FileEntry
+from pyroxfer.store.beneath import open_beneath
 from pyroxfer.store.local import LocalStore
+from pyroxfer.store.rooted import open_root
 from pyroxfer.store.staged import numbered
 
 
@@ -25,6 +27,14 @@ def root(tmp_path: Path) -> Path:
     folder = tmp_path / "root"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(params=["openat2", "walk"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How folders are opened: in one step, or one component at a time as where the kernel knows no better."""
+    if request.param == "walk":
+        monkeypatch.setattr("pyroxfer.store.rooted.open_beneath", lambda *_: None)
+    return str(request.param)
 
 
 @pytest.fixture
@@ -126,6 +136,20 @@ def test_links_are_followed_neither_for_writing_nor_for_reading(
     assert (outside / "secret").read_text() == "secret"
     assert not (root / "file").is_symlink()
     assert os.listdir(outside) == ["secret"]
+
+
+def test_a_folder_is_opened_in_one_step_or_by_walking(root: Path, tmp_path: Path) -> None:
+    """openat2(2), which Linux has since 5.6, gives what is below and nothing else."""
+    (root / "a/b").mkdir(parents=True)
+    (root / "link").symlink_to("a")
+    (root / "out").symlink_to(tmp_path)
+    (root / "a/file").touch()
+    top = open_root(root)
+    fd = open_beneath(top, "a/b", os.O_RDONLY | os.O_DIRECTORY)
+    assert fd is not None
+    assert os.path.sameopenfile(fd, os.open(root / "a/b", os.O_RDONLY))
+    for refused in ("..", "a/../..", str(root / "a"), "link/b", "link", "out", "missing", "a/file", "", "a/\udc80"):
+        assert open_beneath(top, refused, os.O_RDONLY | os.O_DIRECTORY) is None
 
 
 def test_the_root_itself_may_be_a_link(root: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +45,10 @@ class AheadIterator(StreamIterator):
 
     def _next(self) -> Any:
         proxy = self._proxy
+        deadline = proxy._pyroDeadline()
         feed = self._feed
         if feed is None:
-            feed = self._feed = proxy._pyroOpenPipeline()
-        limit = proxy._pyroTimeout
-        deadline = time.monotonic() + limit if limit else None
+            feed = self._feed = proxy._pyroOpenPipeline(deadline)
         while len(self._waiting) < self._read_ahead:
             waiter, request = Waiter(), self._request(feed)
             feed.post(waiter, request, deadline)

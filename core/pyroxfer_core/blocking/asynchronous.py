@@ -46,10 +46,10 @@ def _run(proxy: Proxy, method: str, args: tuple[Any, ...], kwargs: dict[str, Any
 def _connect_when_there_is_room(proxy: Proxy) -> None:
     """A stock daemon without a free thread is asked again after growing pauses: it has refused before running."""
     pause = 0.1
-    until = time.monotonic() + proxy._pyroTimeout if proxy._pyroTimeout else None
+    until = proxy._pyroDeadline()
     while True:
         try:
-            proxy._pyroConnected()
+            proxy._pyroConnected(until)
             return
         except CommunicationError as error:
             if _NO_WORKERS not in str(error) or (until is not None and time.monotonic() + pause >= until):

@@ -11,7 +11,7 @@ from typing import Any, Final
 from ..logs import configure_logging
 from ..settings import SAFE_SERIALIZERS, UNSAFE_SERIALIZERS, Settings
 
-log = logging.getLogger("pyroxfer.config")
+log = logging.getLogger(__name__)
 
 PREFIX: Final = "PYRO_"
 BOOLEANS: Final = {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import select
 import socket
 import struct
+import threading
 import time
+from functools import partial
 from typing import Any, Final, Protocol, overload
 
 from ..errors import ConnectionClosedError, Outcome, TimeoutError
@@ -25,22 +28,24 @@ class HasFileno(Protocol):
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
-def connect(uri: Uri, timeout_s: float, ip_version: int = 0) -> socket.socket:
+def connect(uri: Uri, until: float, ip_version: int = 0) -> socket.socket:
     """A connected blocking socket.
 
     Args:
+        until: on the monotonic clock.
         ip_version: 4 or 6 tries addresses of that version first; 0 takes the system's order.
 
     Raises:
         ConnectionClosedError, TimeoutError: nobody there, or no answer in time (outcome NotSent).
     """
+    limit = time_left(until)
     try:
         if uri.sockname is not None:
-            return _connected(socket.AF_UNIX, uri.sockname, timeout_s)
-        sock = _connect_tcp(uri.host or "localhost", uri.port or 0, timeout_s, ip_version)
+            return _connected(socket.AF_UNIX, uri.sockname, until)
+        sock = _connect_tcp(uri.host or "localhost", uri.port or 0, until, ip_version)
         set_keepalive(sock)
     except builtins.TimeoutError as error:
-        text = f"cannot connect to {uri.location}: no answer within {timeout_s:g} s"
+        text = f"cannot connect to {uri.location}: no answer within {limit:.3g} s"
         raise TimeoutError(text, outcome=Outcome.NOT_SENT) from error
     except (OSError, ValueError) as error:
         text = f"cannot connect to {uri.location}: {reason_of(error)}"
@@ -48,24 +53,54 @@ def connect(uri: Uri, timeout_s: float, ip_version: int = 0) -> socket.socket:
     return sock
 
 
-def _connect_tcp(host: str, port: int, timeout_s: float, ip_version: int) -> socket.socket:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+def time_left(until: float) -> float:
+    """Seconds for `socket.settimeout`, which takes 0 for something else."""
+    return max(until - time.monotonic(), 1e-3)
+
+
+def _connect_tcp(host: str, port: int, until: float, ip_version: int) -> socket.socket:
+    found = _addresses(host, port, until)
     preferred = _FAMILIES.get(ip_version)
     found.sort(key=lambda entry: entry[0] != preferred if preferred else False)
-    until = time.monotonic() + timeout_s
     failure: OSError | None = None
     for family, _, _, _, address in found:
         try:
-            return _connected(family, address, max(until - time.monotonic(), 1e-3))
+            return _connected(family, address, until)
         except OSError as error:
             failure = failure or error
     raise failure or OSError(f"no address for {host}")
 
 
-def _connected(family: int, address: object, timeout_s: float) -> socket.socket:
+def _addresses(host: str, port: int, until: float) -> list[Any]:
+    """What a host name stands for. The resolver knows no time limit, so it is asked in a thread that can be left."""
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    if host == "localhost":
+        return ask()
+    with contextlib.suppress(socket.gaierror):
+        return ask(flags=socket.AI_NUMERICHOST)
+    answer: list[list[Any] | OSError] = []
+
+    def look_up() -> None:
+        try:
+            answer.append(ask())
+        except OSError as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=look_up, name=f"pyroxfer: address of {host}", daemon=True)
+    thread.start()
+    thread.join(time_left(until))
+    if not answer:
+        raise builtins.TimeoutError
+    found = answer[0]
+    if isinstance(found, OSError):
+        raise found
+    return found
+
+
+def _connected(family: int, address: object, until: float) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.settimeout(timeout_s)
+        sock.settimeout(time_left(until))
         sock.connect(address)  # type: ignore[arg-type]  # an address of this family
     except BaseException:
         sock.close()
@@ -152,3 +187,28 @@ def send_buffers(sock: BlockingSocket, buffers: list[Body], deadline: float | No
         buffers = buffers[done:]
         if sent:
             buffers[0] = memoryview(buffers[0])[sent:]
+
+
+def send_counted(sock: BlockingSocket, buffers: list[Body], deadline: float | None, sent: list[int]) -> None:
+    """`send_buffers` on a plain socket, such that it can go on after an interrupt. Errors as `send_by`.
+
+    Args:
+        sent: what has left already, and what leaves; every count is there, wherever an interrupt comes.
+    """
+    flags = 0 if deadline is None else socket.MSG_DONTWAIT
+    while rest := _after(buffers, sum(sent)):
+        try:
+            sent.extend(map(sock.sendmsg, (rest[:MAX_BUFFERS],), ((),), (flags,)))  # a step that no interrupt divides
+        except BlockingIOError:
+            if deadline is None:  # the limit on silence is over
+                raise
+            wait_for(sock, select.POLLOUT, deadline)
+
+
+def _after(buffers: list[Body], count: int) -> list[Body]:
+    """What is left of buffers after so many bytes."""
+    for number, buffer in enumerate(buffers):
+        if count < len(buffer):
+            return [memoryview(buffer)[count:], *buffers[number + 1 :]]
+        count -= len(buffer)
+    return []

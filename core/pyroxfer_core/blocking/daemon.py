@@ -294,7 +294,7 @@ class Daemon(trio_daemon.Daemon):
             await super()._serve_clients(listener)
             return
         limit = self.settings.max_message_bytes
-        tap = wire_log(self.settings, "the connected socket")
+        tap = wire_log(self.settings, lambda: "the connected socket")
         decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key, tap=tap)
         connection = Connection(listener, decoder, hmac_key=self.settings.hmac_key)
         left = trio.Event()

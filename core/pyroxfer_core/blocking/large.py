@@ -11,7 +11,8 @@ from ..errors import ConnectionClosedError, Outcome, TimeoutError
 from ..wire import codec_for
 from ..wire.message import Body, Message
 from ..wire.pieces import MAX_BODIES, Outgoing
-from .connect import send_buffers
+from .connect import send_counted
+from .tls import BlockingTls
 from .waiting import Waiter, as_ours
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class LargeMessages:
 
         Raises:
             CommunicationError: with outcome NotSent; the connection is closed if the peer holds half of a piece,
-                which a deadline leaves behind only when the peer takes nothing for a second more.
+                which a deadline or an interrupt leaves behind only when the peer takes nothing for a second more, or
+                (an interrupt under TLS) when it is not known how much has left.
         """
         number: int | None = None
         self.active += 1
@@ -99,15 +101,19 @@ class LargeMessages:
 
     def _send_as(self, number: int, outgoing: Outgoing, waiter: Waiter | None, deadline: float | None) -> None:
         until = None if deadline is None else deadline + GRACE_S
-        self._send_now(outgoing, lambda: [outgoing.begin(number)], until)
         try:
+            self._send_now(outgoing, lambda: [outgoing.begin(number)], until)
             while not outgoing.complete and not (waiter is not None and waiter.settled):
                 self._let_others_go_first(outgoing)
                 if deadline is not None and time.monotonic() > deadline:
                     raise TimeoutError("the call took too long: its request could not leave in time")
                 self._send_now(outgoing, outgoing.next, until)
+        except BaseException:
+            if outgoing.complete and waiter is not None:  # an interrupt, after the last byte
+                self._link.give_up(waiter, outgoing.message)
+            raise
         finally:
-            if not outgoing.complete and not self._link.closed:
+            if outgoing.begun and not outgoing.complete and not self._link.closed:
                 self._send_now(outgoing, lambda: [outgoing.drop()], time.monotonic() + GRACE_S)
 
     def _send_now(self, outgoing: Outgoing, make: Callable[[], list[Body]], deadline: float | None) -> None:
@@ -116,11 +122,25 @@ class LargeMessages:
             self.arrived(outgoing.message)
             if link.closed:
                 raise ConnectionClosedError("the connection was lost while a request was leaving")
+            buffers: list[Body] = []
+            sent: list[int] = []
             try:
-                send_buffers(link.sock, make(), deadline)
-            except BaseException:  # half a piece spoils the stream, whatever stopped it
-                link.fail(ConnectionClosedError("the connection broke while a request was leaving"))
+                buffers = make()
+                send_counted(link.sock, buffers, deadline, sent)
+            except BaseException as error:  # half a piece spoils the stream, whatever stopped it
+                if isinstance(error, OSError) or not self._send_rest(buffers, sent):
+                    link.fail(ConnectionClosedError("the connection broke while a request was leaving"))
                 raise
+
+    def _send_rest(self, buffers: list[Body], sent: list[int]) -> bool:
+        """After an interrupt: whether the piece has left whole after all. Under TLS it is not known what has left."""
+        if not buffers or isinstance(self._link.sock, BlockingTls):
+            return False
+        try:
+            send_counted(self._link.sock, buffers, time.monotonic() + GRACE_S, sent)
+        except BaseException:  # one interrupt is being raised already
+            return False
+        return True
 
     def _let_others_go_first(self, outgoing: Outgoing) -> None:
         until = time.monotonic() + MAX_COURTESY_S

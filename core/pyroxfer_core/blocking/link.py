@@ -49,7 +49,7 @@ from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
 from ..wire.session import IN_PIECES, ClientSession, alive, heartbeat
 from .background import BackgroundLink
-from .connect import BlockingSocket, limit_silence, send_buffers, send_by, wait_for
+from .connect import BlockingSocket, limit_silence, send_buffers, send_by, time_left, wait_for
 from .large import LargeMessages
 from .tls import BlockingTls
 from .waiting import Waiter, as_ours, copy_for, seconds_left
@@ -104,7 +104,7 @@ class BlockingLink:
             max_annotations=settings.max_annotations,
             collect=settings.max_message_bytes,
             hmac_key=self._hmac_key,
-            tap=wire_log(settings, location),
+            tap=wire_log(settings, lambda: location),
         )
         assert self._decoder.codec is not None, "it was given"
         self._codec = self._decoder.codec
@@ -112,6 +112,8 @@ class BlockingLink:
         self._buffer = bytearray(RECEIVE_BYTES)
         """The first byte is 0 while no received bytes can be on their way from the socket to their waiter."""
         self._view = memoryview(self._buffer)
+        self._lossy = int(isinstance(sock, BlockingTls))
+        """Whether an interrupt can lose bytes in the middle of receiving."""
         self.version = version
         self.object_id = object_id
         self.location = location
@@ -158,19 +160,24 @@ class BlockingLink:
         self.first_seq = first_seq
         _links.add(self)
 
-    def greet(self, settings: Settings, make_context: ContextFactory, handshake: Any, options: CallOptions) -> None:
+    def greet(
+        self, settings: Settings, make_context: ContextFactory, handshake: Any, options: CallOptions, until: float
+    ) -> None:
         """Shake hands. The connection is closed when that fails.
 
+        Args:
+            until: on the monotonic clock.
+
         Raises:
-            CommunicationError: the daemon refused, hung up, or was silent for the socket's timeout.
+            CommunicationError: the daemon refused, hung up, or was silent for too long.
             ProtocolError: the peer speaks another protocol, or none.
         """
         try:
             context = make_context(self.version, False)
             hello = make_serializer(settings.serializer or "serpent", context)
             args = self.session, hello, self.version, self.object_id, handshake, settings, options
-            until = time.monotonic() + settings.connect_timeout_s
             while True:
+                self.sock.settimeout(time_left(until))
                 self.sock.sendall(self._encode(connect_message(*args), hmac_key=self._hmac_key))
                 answer = self._receive_one(until)
                 self.session.receive(answer)
@@ -259,7 +266,7 @@ class BlockingLink:
         try:
             work()
         except BaseException as error:
-            self._give_up(waiter, message)
+            self.give_up(waiter, message)
             if isinstance(error, TimeoutError):
                 raise TimeoutError(
                     f"the call took too long ({Outcome.UNKNOWN.value})", outcome=error.outcome
@@ -419,12 +426,12 @@ class BlockingLink:
             if not isinstance(error, builtins.TimeoutError):
                 self._fail(error)
             elif waiter.reply is None and waiter.error is None:
-                self._give_up(waiter, message)
+                self.give_up(waiter, message)
                 text = f"the call took too long ({Outcome.UNKNOWN.value})"
                 raise TimeoutError(text, outcome=Outcome.UNKNOWN) from None
         except BaseException:
             self._settle(waiter)  # the interrupt may have come before it was done above
-            self._give_up(waiter, message)
+            self.give_up(waiter, message)
             raise
         if waiter.reply is None:
             raise waiter.error or ConnectionClosedError("the connection was lost", outcome=Outcome.UNKNOWN)
@@ -461,18 +468,13 @@ class BlockingLink:
             raise listener.error or ConnectionClosedError("the connection was lost", outcome=Outcome.UNKNOWN)
 
     def _read_for_all(self, waiter: Waiter, deadline: float | None) -> None:
-        try:
-            while waiter.reply is None and waiter.error is None:
-                if deadline is not None:
-                    self._wait_readable(deadline)
-                try:
-                    self._receive_and_take()
-                except BlockingIOError:
-                    self._heard_nothing()
-        except BaseException as error:
-            if self._buffer[0]:
-                self._fail(error)
-            raise
+        while waiter.reply is None and waiter.error is None:
+            if deadline is not None:
+                self._wait_readable(deadline)
+            try:
+                self._receive_and_take()
+            except BlockingIOError:
+                self._heard_nothing()
 
     def _wait_readable(self, deadline: float) -> None:
         step = self._heartbeat_s
@@ -527,7 +529,7 @@ class BlockingLink:
             if waiter in self._followers:
                 self._wake(waiter)
 
-    def _give_up(self, waiter: Waiter, message: Message) -> None:
+    def give_up(self, waiter: Waiter, message: Message) -> None:
         """Leave a call that was sent without its answer."""
         waiter.abandoned = True
         if waiter.reply is not None or self.closed:
@@ -557,24 +559,49 @@ class BlockingLink:
         been taken from the socket, and the connection can go on without the interrupted call.
         """
         decoder, buffer = self._decoder, self._buffer
-        place = None if decoder.collected is None else decoder.wanted_buffer()
-        if place is None:
-            buffer[0] = 0
-            count = self.sock.recv_into(buffer)
-            event = decoder.take(self._view[:count].tobytes())
-        else:
+        try:
+            place = None if decoder.collected is None else decoder.wanted_buffer()
+            if place is None:
+                buffer[0] = 0
+                count = self.sock.recv_into(buffer)
+                event = decoder.take(self._view[:count].tobytes())
+            else:
+                count = self._receive_into(place)
+                event = decoder.next_event()
+            if not count:
+                decoder.eof()
+                raise ConnectionClosedError("the peer closed the connection")
+            self._take_all(event)
+        except BaseException as error:
+            if buffer[0]:
+                self._fail(error)
+            raise
+
+    def _receive_into(self, place: memoryview) -> int:
+        """Take in a part of a large body. What came is kept although an interrupt comes right after it."""
+        buffer, decoder = self._buffer, self._decoder
+        buffer[0] = self._lossy
+        counts: list[int] = []
+        try:
+            counts.extend(map(self.sock.recv_into, (place,)))  # a step that no interrupt divides
             buffer[0] = 1
-            count = self.sock.recv_into(place)
-            decoder.received(count)
-            event = decoder.next_event()
-        if not count:
-            decoder.eof()
-            raise ConnectionClosedError("the peer closed the connection")
+        except BaseException:
+            if counts:
+                buffer[0] = 1
+                decoder.received(counts[0])
+                self._take_all(decoder.next_event())
+            raise
+        decoder.received(counts[0])
+        return counts[0]
+
+    def _take_all(self, event: object) -> None:
+        """Give every answer that is complete to its waiter."""
+        decoder = self._decoder
         while event is not None:
             assert type(event) is Message, "a client's decoder collects everything"
             self._take(event)
             event = decoder.next_event() if decoder.data else None
-        buffer[0] = 0
+        self._buffer[0] = 0
 
     def _receive_one(self, deadline: float) -> Message:
         """The answer to the handshake, which nothing can follow; whole by ``deadline``, however it drips in."""
@@ -737,9 +764,11 @@ class BlockingLink:
     def _fail(self, error: BaseException) -> None:
         """The connection is finished: every waiting call gets to know, with what is certain about it."""
         self._close_socket()
-        for waiter in (*self.session.drop_pending(), *self.readers.waiting.values()):
+        session = self.session
+        unread = [session.pending.get(seq) for seq in session.unread]
+        for waiter in (*session.drop_pending(), *self.readers.waiting.values()):
             outcome = Outcome.EXECUTED if waiter.answered else Outcome.UNKNOWN
-            waiter.error = copy_for(error, outcome)
+            waiter.error = copy_for(error, Outcome.NOT_SENT if waiter in unread else outcome)
         with self._guard:
             for follower in list(self._followers):
                 self._wake(follower)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -9,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from ..errors import NamingError
+from ..errors import NamingError, Outcome, TimeoutError
 from ..settings import Settings
 from ..uri import Uri
 from .config import config
@@ -54,21 +55,38 @@ def resolve(uri: Uri | str, delay_time: float = 0.0, *, settings: Settings | Non
     Raises:
         NamingError: no name server was found, or it does not know the name.
     """
+    return resolve_by(uri, settings or config.settings(), None, delay_time)
+
+
+def resolve_by(uri: Uri | str, settings: Settings, deadline: float | None, delay_time: float = 0.0) -> Uri:
+    """`resolve` by a deadline on the monotonic clock.
+
+    Raises:
+        NamingError: as `resolve`.
+        TimeoutError: it took too long (outcome NotSent).
+    """
     uri = uri if isinstance(uri, Uri) else Uri(uri)
     if uri.protocol == "PYRO":
         return uri
-    from ..nameserver.lookup import resolve as resolve_async
-
-    settings = settings or config.settings()
     delay = delay_time or config.NS_LOOKUP_DELAY
     until = time.monotonic() + delay
     while True:
         try:
-            return run_async(resolve_async, uri, settings)
+            return run_async(_resolve_once, uri, settings, deadline)
         except NamingError:
             if time.monotonic() >= until:
                 raise
-        time.sleep(max(_SHORTEST_PAUSE_S, delay / _RETRIES))
+        pause = max(_SHORTEST_PAUSE_S, delay / _RETRIES)
+        time.sleep(pause if deadline is None else min(pause, max(deadline - time.monotonic(), 0)))
+
+
+async def _resolve_once(uri: Uri, settings: Settings, deadline: float | None) -> Uri:
+    from ..nameserver.lookup import resolve as resolve_async
+
+    left = math.inf if deadline is None else max(deadline - time.monotonic(), 0)
+    with trio.move_on_after(left):
+        return await resolve_async(uri, settings)
+    raise TimeoutError(f"cannot find {uri}: no answer within {left:.3g} s", outcome=Outcome.NOT_SENT)
 
 
 def locate_ns(host: str = "", port: int | None = None, broadcast: bool = True) -> Proxy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +13,6 @@ from ..client.handshake import read_metadata
 from ..client.proxy import CLOCK_SLACK_S
 from ..client.retry import Attempts, RetryBudget, is_cut_off, loses_session, pause_before, session_lost
 from ..client.uploads import check_streams_fit
-from ..client.versions import remember_version, versions_to_try
 from ..errors import (
     CommunicationError,
     ConnectionClosedError,
@@ -33,13 +31,12 @@ from ..wire.features import STOCK
 from ..wire.message import Body, Flags, Message, MessageType
 from .ahead import AheadIterator
 from .asynchronous import call_async
-from .background import read_in_background
 from .config import config
+from .connecting import ConnectingTurn, check_time, open_link
 from .context import NO_OPTIONS, call_options, current_context
 from .forwarding import Forwarding
 from .link import BlockingLink
 from .method import Method
-from .open import open_socket
 from .pushed import PushedIterator
 from .streams import StreamIterator
 from .uploads import call_with_streams
@@ -95,7 +92,7 @@ class Proxy(Forwarding):
         self._pyroGreeted: BlockingLink | None = None
         """The connection whose handshake is being judged."""
         self._pyroSeq = 0
-        self._pyroConnecting = threading.RLock()
+        self._pyroConnecting = ConnectingTurn()
         self._pyroSocket = connected_socket
         self._pyroAsynchronous = False
         self._pyroBackground = background
@@ -107,7 +104,7 @@ class Proxy(Forwarding):
             or kind._pyroResponseAnnotations is not Proxy._pyroResponseAnnotations
         )
         if connected_socket is not None:
-            self._pyroConnected()
+            self._pyroConnected(self._pyroDeadline())
 
     def __repr__(self) -> str:
         state = "connected" if self._pyroLink is not None else "not connected"
@@ -234,7 +231,7 @@ class Proxy(Forwarding):
         """Connect now, and stay with the address that a PYRONAME resolved to. False when connected already."""
         if self._pyroLink is not None and self._pyroLink.usable:
             return False
-        link = self._pyroConnected()
+        link = self._pyroConnected(self._pyroDeadline())
         self._pyroUri = Uri(f"PYRO:{link.object_id}@{link.location}")
         return True
 
@@ -258,7 +255,7 @@ class Proxy(Forwarding):
         last: CommunicationError | None = None
         for attempt in range(tries):
             try:
-                self._pyroConnected()
+                self._pyroConnected(self._pyroDeadline())
                 return
             except CommunicationError as error:
                 last = error
@@ -269,14 +266,18 @@ class Proxy(Forwarding):
     def _pyroMetadata(self) -> Metadata | None:
         if self._pyroMeta is not None:
             return self._pyroMeta
-        deadline = time.monotonic() + self._pyroTimeout if self._pyroTimeout else None
-        return self._pyroAttempts(deadline, lambda link: link.metadata)
+        return self._pyroAttempts(self._pyroDeadline(), lambda link: link.metadata)
 
-    def _pyroConnected(self) -> BlockingLink:
+    def _pyroDeadline(self, seconds: float | None = None) -> float | None:
+        """When what begins now must be over, on the monotonic clock; after ``_pyroTimeout`` unless it is said."""
+        limit = seconds or self._pyroTimeout
+        return time.monotonic() + limit if limit else None
+
+    def _pyroConnected(self, deadline: float | None) -> BlockingLink:
         link = self._pyroLink
         if link is not None and link.usable:
             return link
-        with self._pyroConnecting:
+        with self._pyroConnecting.taken(deadline):
             link = self._pyroLink
             if link is not None and link.usable:
                 return link
@@ -285,17 +286,18 @@ class Proxy(Forwarding):
                 if self._pyroLosesSession(link):
                     self._pyroLink = None
                     raise session_lost(self._pyroUri)
-            return self._pyroConnectAnew()
+            return self._pyroConnectAnew(deadline)
 
     def _pyroLosesSession(self, link: BlockingLink) -> bool:
         """Whether an object of the caller's may be gone with a connection. What a parent process had is not ours."""
         used = link.session.seq != link.first_seq and not link.forsaken
         return used and loses_session(link.metadata, link.grant, self._pyroSettings)
 
-    def _pyroConnectAnew(self) -> BlockingLink:
+    def _pyroConnectAnew(self, deadline: float | None) -> BlockingLink:
         link = self._pyroVia() if self._pyroVia is not None else None
         if link is None:
-            link = self._pyroOnSocket(self._pyroSocket) if self._pyroSocket is not None else self._pyroConnect()
+            sock = self._pyroSocket
+            link = self._pyroOnSocket(sock, deadline) if sock is not None else open_link(self, deadline)
         try:
             if link.metadata is not None and not link.metadata.methods and not link.metadata.attrs:
                 raise PyroError(f"remote object at {self._pyroUri} doesn't expose any methods or attributes")
@@ -312,7 +314,7 @@ class Proxy(Forwarding):
         self._pyroLink = link
         return link
 
-    def _pyroOnSocket(self, sock: socket.socket) -> BlockingLink:
+    def _pyroOnSocket(self, sock: socket.socket, deadline: float | None) -> BlockingLink:
         """Use the user's socket, on which the first thing said is a question for the members of the object."""
         if self._pyroLink is not None:
             raise ConnectionClosedError("the connected socket of this proxy is broken", outcome=Outcome.NOT_SENT)
@@ -320,44 +322,11 @@ class Proxy(Forwarding):
         version = self._pyroSettings.protocol or (48 if self._pyroSettings.hmac_key else 502)
         link = BlockingLink(sock, version, self._pyroSettings, object_id, "<<connected-socket>>:0")
         link.assume_connected(self._pyroContext)
-        members = self._pyroCallOn(link, "get_metadata", [object_id], {}, 0, DAEMON_OBJECT)
+        members = self._pyroCallOn(link, "get_metadata", [object_id], {}, 0, DAEMON_OBJECT, deadline)
         if not isinstance(members, dict):
             raise ProtocolError("the daemon answered the question for members with something else")
         link.metadata = read_metadata(members)
         return link
-
-    def _pyroConnect(self) -> BlockingLink:
-        """Try the protocols this place may speak; a stock Pyro4 closes or answers in its own on a 502 hello."""
-        from .names import resolve  # it uses proxies itself
-
-        uri = resolve(self._pyroUri, settings=self._pyroSettings)
-        settings = self._pyroSettings.with_changes(serializer=self._pyroSerializer)
-        location = uri.location or ""
-        failure: CommunicationError | None = None
-        cut = False
-        for version in versions_to_try(location, settings):
-            sock = open_socket(uri, settings)
-            args = sock, version, settings, str(uri.object), location, self._pyroSeq
-            link = BlockingLink(*args, background=self._pyroBackground)
-            try:
-                link.greet(settings, self._pyroContext, self._pyroHandshake, self._pyroOptions())
-            except (ProtocolError, ConnectionClosedError) as error:
-                failure = failure or error
-                cut = link.ended or isinstance(error, ConnectionClosedError)
-                continue
-            except CommunicationError as error:
-                error.outcome = Outcome.NOT_SENT
-                raise
-            if not cut:  # a connection that broke says nothing about what is spoken there
-                remember_version(location, version)
-            if self._pyroBackground and link.session.concurrent:
-                read_in_background(link)
-            if link.welcome is not None and link.welcome.annotations:
-                self._pyroAnswered(link.welcome)
-            return link
-        assert failure is not None, "at least one protocol is tried"
-        failure.outcome = Outcome.NOT_SENT
-        raise failure
 
     def _pyroContext(self, version: int, own: bool) -> SerializerContext:
         settings = self._pyroSettings
@@ -398,7 +367,7 @@ class Proxy(Forwarding):
         """Run one call; once more on a fresh connection when the old one turned out to be gone before it left."""
         link = self._pyroLink
         timeout = self._pyroTimeout
-        deadline = time.monotonic() + timeout if timeout else None
+        deadline = time.monotonic() + timeout if timeout else None  # as `_pyroDeadline`, which would be another step
         failed: CommunicationError | None = None
         if link is not None:
             try:
@@ -423,8 +392,7 @@ class Proxy(Forwarding):
 
     def _pyroCallWith(self, options: CallOptions, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """``proxy.method.options(...)(*args, **kwargs)``."""
-        timeout = options.deadline or self._pyroTimeout
-        deadline = time.monotonic() + timeout if timeout else None
+        deadline = self._pyroDeadline(options.deadline)
 
         def run(link: BlockingLink) -> Any:
             return self._pyroCallOn(link, method, args, kwargs, deadline=deadline, options=options)
@@ -456,8 +424,9 @@ class Proxy(Forwarding):
                     self._pyroTryAgain(attempts, link, error, deadline, method)
             link = None
             try:
-                link = self._pyroConnected()
+                link = self._pyroConnected(deadline)
                 attempts.check_daemon(link.grant)
+                check_time(deadline)
                 return run(link)
             except CommunicationError as caught:
                 error = caught
@@ -533,9 +502,9 @@ class Proxy(Forwarding):
             return AheadIterator(self, link, start.stream_id, read_ahead)
         return StreamIterator(self, link, start.stream_id)
 
-    def _pyroOpenPipeline(self) -> BlockingLink:
+    def _pyroOpenPipeline(self, deadline: float | None) -> BlockingLink:
         """A connection of its own on which item requests to a stock peer may be sent ahead."""
-        link = self._pyroConnect()
+        link = open_link(self, deadline)
         link.session.pipelined = True
         return link
 

@@ -16,7 +16,7 @@ from ..errors import CommunicationError, Outcome, TimeoutError
 from ..transport.sockets import peer_text
 from ..transport.tls import TlsSocket, begin_tls, tls_error
 from ..wire.message import Body
-from .connect import wait_for
+from .connect import time_left, wait_for
 
 
 class BlockingTls:
@@ -137,15 +137,17 @@ class BlockingTls:
         self._tls.drop()
 
 
-def secure(sock: socket.socket, context: ssl.SSLContext, hostname: str, timeout_s: float) -> BlockingTls:
+def secure(sock: socket.socket, context: ssl.SSLContext, hostname: str, until: float) -> BlockingTls:
     """Do the TLS handshake on a connected socket, which is closed when that fails.
+
+    Args:
+        until: on the monotonic clock.
 
     Raises:
         AuthenticationError, ProtocolError, ConnectionClosedError: as `start_tls` (outcome NotSent).
         TimeoutError: it was not done in time (outcome NotSent).
     """
-    peer = peer_text(sock)
-    until = time.monotonic() + timeout_s
+    peer, limit = peer_text(sock), time_left(until)
     try:
         tls = begin_tls(sock, context, server_hostname=hostname)
     except CommunicationError as error:
@@ -163,7 +165,7 @@ def secure(sock: socket.socket, context: ssl.SSLContext, hostname: str, timeout_
     except BaseException as error:
         tls.close()
         if isinstance(error, builtins.TimeoutError):
-            text = f"no TLS handshake with {hostname} within {timeout_s:g} s"
+            text = f"no TLS handshake with {hostname} within {limit:.3g} s"
             raise TimeoutError(text, outcome=Outcome.NOT_SENT) from error
         if isinstance(error, (OSError, ValueError)):
             ours = tls_error(error, peer, client=True, hostname=hostname)

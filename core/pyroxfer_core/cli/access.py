@@ -20,10 +20,11 @@ import trio
 from ..access import Tokens, check_token, load_token
 from ..certificates import load_certificate, tls_client_context, tls_server_context
 from ..errors import SecurityError
+from ..processes.worker import Worker
 from ..server.manager import ServiceManager
 from ..settings import Settings
 
-log = logging.getLogger("pyroxfer.access")
+log = logging.getLogger(__name__)
 
 TOKEN: Final = "PYROXFER_TOKEN"  # noqa: S105  # the name of a variable
 NS_TOKEN: Final = "PYROXFER_NS_TOKEN"  # noqa: S105  # the name of a variable
@@ -81,7 +82,7 @@ class ServerAccess:
         else:
             log.info("certificate and tokens were read again")
 
-    async def reload_on_hangup(self, settings: Settings, manager: ServiceManager) -> None:
+    async def reload_on_hangup(self, settings: Settings, manager: ServiceManager | Worker) -> None:
         """Read certificate and tokens again whenever SIGHUP comes, until cancelled. The manager is told that the
         service is ready, and what it does."""
         with trio.open_signal_receiver(signal.SIGHUP) as signals:

@@ -19,18 +19,36 @@ from .diagnosis.machine import look_at_machine
 from .diagnosis.names import look_at_name_server, look_up
 from .diagnosis.peer import look_at_peer
 from .diagnosis.place import look_at_place
+from .place import NS_HOST_VARIABLES, NS_PORT_VARIABLES
 
 MARKS: Final = {Verdict.OK: "ok      ", Verdict.WARNING: "WARNING ", Verdict.PROBLEM: "PROBLEM "}
 
 
 @click.command()
 @click.argument("address", required=False)
+@click.option(
+    "-n",
+    "--host",
+    envvar=NS_HOST_VARIABLES,
+    show_envvar=True,
+    help="Host of the name server, where ADDRESS has none.",
+)
+@click.option(
+    "-p", "--port", envvar=NS_PORT_VARIABLES, show_envvar=True, type=click.IntRange(0, 65535), help="Its port."
+)
 @click.option("--json", is_flag=True, help="One line of JSON for each finding.")
 @click.option(
     "--hmac-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The shared key of Pyro4."
 )
 @client_access
-def doctor(address: str | None, json: bool, hmac_key_file: Path | None, access: ClientAccess) -> None:
+def doctor(
+    address: str | None,
+    host: str | None,
+    port: int | None,
+    json: bool,
+    hmac_key_file: Path | None,
+    access: ClientAccess,
+) -> None:
     """Find what is wrong between here and ADDRESS, and say what to change.
 
     ADDRESS is HOST:PORT, a name in the name server (NAME or NAME@HOST:PORT), or a Pyro URI. Without it, this machine
@@ -47,7 +65,7 @@ def doctor(address: str | None, json: bool, hmac_key_file: Path | None, access: 
         nonlocal shown
         async with trio.open_nursery() as nursery:
             nursery.start_soon(show)
-            await diagnose(report, address, access.settings(Settings(hmac_key=key)))
+            await diagnose(report, address, access.settings(Settings(hmac_key=key)), host, port)
             nursery.cancel_scope.cancel()
 
     async def show() -> None:
@@ -65,8 +83,13 @@ def doctor(address: str | None, json: bool, hmac_key_file: Path | None, access: 
     raise SystemExit(report.exit_code)
 
 
-async def diagnose(report: Report, address: str | None, settings: Settings) -> None:
+async def diagnose(
+    report: Report, address: str | None, settings: Settings, host: str | None = None, port: int | None = None
+) -> None:
     """Look at everything between here and an address.
+
+    Args:
+        host, port: of the name server, where the address has none. None: it is looked for.
 
     Raises:
         ValueError: the address is none.
@@ -76,8 +99,9 @@ async def diagnose(report: Report, address: str | None, settings: Settings) -> N
     if uri is not None and uri.protocol == "PYRO":
         await _look_at(report, uri, settings)
         return
-    host = None if uri is None else (f"./u:{uri.sockname}" if uri.sockname else uri.host)
-    ns = await look_at_name_server(report, host, None if uri is None else uri.port, settings)
+    if uri is not None and (uri.sockname or uri.host):
+        host, port = f"./u:{uri.sockname}" if uri.sockname else uri.host, uri.port
+    ns = await look_at_name_server(report, host or None, port or None, settings)
     if ns is None:
         return
     async with ns:

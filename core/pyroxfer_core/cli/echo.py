@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -16,6 +17,7 @@ from ..nameserver.keeping import keep_registered
 from ..nameserver.server import start_ns
 from ..objects.expose import behavior, expose, oneway
 from ..processes.launch import supervise
+from ..processes.supervisor import Supervisor
 from ..processes.worker import Worker
 from ..server.daemon import Daemon
 from ..server.door import refuse_open_door
@@ -197,9 +199,9 @@ async def _supervise(daemon: Daemon, server: EchoServer, workers: int, named: Na
     daemon.bind()
     uri = daemon.register(server, OBJECT_ID)
 
-    async def beside(*_: object) -> None:
+    async def beside(_: Path, supervisor: Supervisor) -> None:
         async with named(uri):
-            await trio.sleep_forever()
+            await supervisor.ending.wait()
 
     try:
         return await supervise(daemon.listeners, workers, reload=False, beside=beside)

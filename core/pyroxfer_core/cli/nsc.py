@@ -21,6 +21,7 @@ from ..settings import Settings
 from ._run import Failure, exit_code_of, printable, run
 from ._watch import Watch
 from .access import ClientAccess, client_options
+from .place import NS_HOST_VARIABLES, NS_PORT_VARIABLES
 
 
 @dataclass
@@ -87,8 +88,8 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
         option("--json", is_flag=True, help="Answer as one line of JSON."),
         option("-v", "--verbose", is_flag=True, help="Say what is done."),
         option("-u", "--unixsocket", metavar="PATH", help="Unix socket of the name server, instead."),
-        option("-p", "--port", envvar="PYROXFER_NS_PORT", type=port, help=port_help),
-        option("-n", "--host", envvar="PYROXFER_NS_HOST", help="Host of the name server."),
+        option("-p", "--port", envvar=NS_PORT_VARIABLES, show_envvar=True, type=port, help=port_help),
+        option("-n", "--host", envvar=NS_HOST_VARIABLES, show_envvar=True, help="Host of the name server."),
     ):
         command = decorate(command)
     return command

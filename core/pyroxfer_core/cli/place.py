@@ -6,6 +6,10 @@ from typing import Any, Final, NamedTuple
 
 import click
 
+NS_HOST_VARIABLES: Final = ("PYROXFER_NS_HOST", "PYRO_NS_HOST")
+NS_PORT_VARIABLES: Final = ("PYROXFER_NS_PORT", "PYRO_NS_PORT")
+"""Where commands that talk to a name server find it said in the environment; Pyro's names count, too."""
+
 
 class Place(NamedTuple):
     """Where a name server is; None: where every program looks for it."""

@@ -11,6 +11,7 @@ from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
+from ..wire.features import STOCK, Grant
 from ..wire.message import Body, Flags, Message, MessageType
 from ..wire.proof import AUTH_KEY, is_denial
 from ..wire.session import ClientSession
@@ -33,6 +34,13 @@ def connect_message(
     return session.connect(body, serializer.name, flags, dict(options.annotations), options.correlation_id)
 
 
+def name_place(error: CommunicationError, location: str) -> None:
+    """Let the error of a handshake tell where it was tried: its text may come from the bytes alone."""
+    text = str(error)
+    if location not in text:
+        error.args = (f"cannot connect to {location}: {text}", *error.args[1:])
+
+
 @dataclass(frozen=True, slots=True)
 class Welcome:
     """What the daemon answered to CONNECT."""
@@ -41,6 +49,8 @@ class Welcome:
     """The daemon's handshake response."""
     metadata: Metadata | None
     """Members of the object; None when the daemon did not say."""
+    grant: Grant = STOCK
+    """What was agreed on, once the first call repeats ``grant.confirmation``; where `introduce` offered something."""
 
 
 def read_welcome(

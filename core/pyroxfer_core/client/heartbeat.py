@@ -18,7 +18,7 @@ from ..wire.session import heartbeat
 if TYPE_CHECKING:
     from ..transport.connection import Connection
 
-log = logging.getLogger("pyroxfer.client")
+log = logging.getLogger(__name__)
 
 QUESTIONS: Final = 2
 """Questions in a row that may stay without an answer; the connection is given up an interval after the last."""

@@ -1,7 +1,8 @@
-"""Shaking hands as a stock client does, for forwarders: nothing of this library's own is offered."""
+"""Shaking hands as a stock client does, for forwarders: of this library's own only what is asked for is offered."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..errors import CommunicationError, ConnectionClosedError, RefusedError
@@ -15,11 +16,15 @@ from ..wire.session import ClientSession
 from .handshake import Welcome, connect_message, read_welcome
 
 
-async def introduce(connection: Connection, object_id: str, settings: Settings, *, hops: int = 0) -> Welcome:
+async def introduce(
+    connection: Connection, object_id: str, settings: Settings, *, hops: int = 0, offer: int = 0
+) -> Welcome:
     """Ask a daemon for an object on a fresh connection.
 
     Args:
         hops: forwarders that what comes over the connection has passed.
+        offer: feature bits; what of them is granted is in force when the first call has confirmed it, see
+            ``Welcome.grant``.
 
     Raises:
         RefusedError: the daemon refused, with its text.
@@ -30,7 +35,7 @@ async def introduce(connection: Connection, object_id: str, settings: Settings, 
     """
     version = connection.codec.version
     context = SerializerContext(version)
-    session: ClientSession[Any] = ClientSession(0, offer=0, token=settings.token)
+    session: ClientSession[Any] = ClientSession(0, offer=offer, token=settings.token)
     hello = make_serializer(settings.serializer or "serpent", context)
     while True:
         message = connect_message(session, hello, version, object_id, "hello", settings)
@@ -43,7 +48,7 @@ async def introduce(connection: Connection, object_id: str, settings: Settings, 
         if not session.is_challenged:
             break
     try:
-        return read_welcome(answer, version, connection.peer, settings, context)
+        return replace(read_welcome(answer, version, connection.peer, settings, context), grant=session.grant)
     except CommunicationError as error:
         if answer.type == MessageType.CONNECTFAIL:
             raise RefusedError(str(error)) from error

@@ -21,6 +21,7 @@ from ..errors import (
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import Metadata
 from ..serializers.base import SerializerContext, StreamArgumentError
+from ..serializers.blob import SerializedBlob
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..transport.connection import open_connection
@@ -28,6 +29,7 @@ from ..uri import Uri
 from ..wire.features import STOCK, Feature
 from ..wire.message import Flags, Message
 from .calls import CallOptions, StreamStart, belongs_to, encode_call, read_reply
+from .handshake import name_place
 from .items import ItemStream
 from .link import Link, Waiter, greet
 from .member import Call, Member
@@ -241,6 +243,17 @@ class Proxy:
         if link.connection.broken:
             raise ConnectionClosedError("the connection was lost while the call was queued", outcome=Outcome.NOT_SENT)
         flags, meta = call.flags, link.metadata
+        if (
+            not flags
+            and served is None
+            and deadline is None
+            and call.options is _NO_OPTIONS
+            and call.method in link.plain_methods
+            and not (call.args and isinstance(call.args[0], SerializedBlob))
+        ):
+            small = link.post_small(call.method, call.args, call.kwargs)
+            call.end, call.link = small.end, link
+            return small
         if meta is not None:
             if call.method in meta.oneway:
                 flags |= _ONEWAY
@@ -384,6 +397,7 @@ class Proxy:
             link.writer = link.serializer(self._pyroSettings.serializer or ("msgpack" if own else "serpent"))
             return link
         assert failure is not None, "at least one protocol is tried"
+        name_place(failure, location)
         raise failure
 
     async def _pyroOpenPipeline(self) -> Link:

@@ -16,7 +16,7 @@ from .page import Page
 from .pool import Pool
 from .request import BadRequest, Receive, Request, Scope, Send, read_arguments, read_request, target
 
-log = logging.getLogger("pyroxfer.gateway")
+log = logging.getLogger(__name__)
 
 CALL_METHODS: Final = b"GET, POST, OPTIONS"
 READ_METHODS: Final = b"GET, HEAD"

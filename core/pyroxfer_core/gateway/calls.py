@@ -25,7 +25,7 @@ from .values import error_json, json_bytes
 
 METADATA: Final = "$meta"
 
-log = logging.getLogger("pyroxfer.gateway")
+log = logging.getLogger(__name__)
 
 Render = Callable[[str, bytes], bytes]
 """Makes the text of a stream's part: its kind (item, error, end) and its JSON."""

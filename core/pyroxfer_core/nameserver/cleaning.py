@@ -12,7 +12,7 @@ from ..uri import Uri
 from .rules import NAME_SERVER
 from .storage import Address, Query, Registry
 
-log = logging.getLogger("pyroxfer.nameserver")
+log = logging.getLogger(__name__)
 
 SHORTEST_PERIOD_S: Final = 3.0
 """As in Pyro."""

@@ -16,7 +16,7 @@ from ..settings import Settings
 from ..uri import Uri
 from .lookup import locate_ns
 
-log = logging.getLogger("pyroxfer.nameserver")
+log = logging.getLogger(__name__)
 
 TTL_S: Final = 15.0
 """Seconds after which the name of a program that died is gone."""

@@ -49,7 +49,7 @@ async def locate_ns(
     if not host:
         if broadcast and ":" not in settings.ns_host and (proxy := await _by_broadcast(port, settings, failures)):
             return proxy
-        where = _uri_at(settings.ns_host, settings.ns_port)
+        where = name_server_uri(settings.ns_host, settings.ns_port)
         if where not in _places(host, port, settings) and (proxy := await _connected(where, settings, failures)):
             return proxy
     raise NamingError(
@@ -123,14 +123,15 @@ def _places(host: str | None, port: int | None, settings: Settings) -> list[Uri]
     """Where to try first, in order."""
     port = port or settings.ns_port
     if host:
-        return [_uri_at(host, port)]
+        return [name_server_uri(host, port)]
     if not is_loopback(settings.ns_host):
         return []
     hosts = [settings.ns_host] if ":" in settings.ns_host else [settings.ns_host, DEBIAN_HOST]
-    return [_uri_at(candidate, port) for candidate in dict.fromkeys(hosts)]
+    return [name_server_uri(candidate, port) for candidate in dict.fromkeys(hosts)]
 
 
-def _uri_at(host: str, port: int) -> Uri:
+def name_server_uri(host: str, port: int) -> Uri:
+    """Where a name server is asked that listens at a host, or at ``./u:PATH``."""
     if host.startswith("./u:"):
         return Uri(f"PYRO:{NAME_SERVER}@{host}")
     bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host

@@ -22,7 +22,7 @@ from ..transport.side import SideStream, TlsSideStream, side_stream_on
 from ..transport.sockets import set_options
 from ..wire.preamble import PREAMBLE_SIZE, encode_preamble, parse_preamble
 
-log = logging.getLogger("pyroxfer.workers")
+log = logging.getLogger(__name__)
 
 MAX_EARLY: Final = 16 * 1024
 """Bytes that a client sends behind the preamble before it is answered; ours send none."""

@@ -131,6 +131,7 @@ async def supervise(
     reload: bool = True,
     command: Sequence[str] | None = None,
     beside: Callable[[Path, Supervisor], Awaitable[None]] | None = None,
+    heard: Callable[[int], object] = lambda number: None,
 ) -> int:
     """Run workers until SIGTERM or SIGINT, which they get, too, or until one ends by itself with exit code 0.
 
@@ -140,8 +141,9 @@ async def supervise(
         count: how many.
         reload: they know what to do at SIGHUP, and get it.
         command: what to start; by default what this process was started with.
-        beside: called with the shared folder and the supervisor once the workers serve; cancelled at the end. Its
-            error ends the workers.
+        beside: called with the shared folder and the supervisor once the workers serve; cancelled when all have
+            ended. Its error ends the workers.
+        heard: called with each signal that was passed on.
 
     Returns:
         The highest exit code of a worker.
@@ -159,15 +161,14 @@ async def supervise(
         supervisor = Supervisor(launcher, count, launcher.gone, close_listeners)
         try:
             told = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if reload else []))
-            return await _supervised(
-                supervisor, told, None if beside is None else partial(beside, folder, supervisor)
-            )
+            pass_on = partial(_pass_signals_on, supervisor, told, heard)
+            return await _supervised(supervisor, pass_on, beside and partial(beside, folder, supervisor))
         finally:
             close_listeners()
 
 
 async def _supervised(
-    supervisor: Supervisor, told: Sequence[int], beside: Callable[[], Awaitable[None]] | None
+    supervisor: Supervisor, pass_on: Callable[..., Awaitable[None]], beside: Callable[[], Awaitable[None]] | None
 ) -> int:
     """An error of ``beside`` comes out as it is, not in a group."""
     code = 0
@@ -179,7 +180,7 @@ async def _supervised(
             code = await supervisor.run()
             nursery.cancel_scope.cancel()
 
-        await nursery.start(_pass_signals_on, supervisor, told)
+        await nursery.start(pass_on)
         nursery.start_soon(run)
         await supervisor.serving.wait()
         if beside is not None:
@@ -194,9 +195,14 @@ async def _supervised(
 
 
 async def _pass_signals_on(
-    supervisor: Supervisor, told: Sequence[int], *, task_status: trio.TaskStatus[None]
+    supervisor: Supervisor,
+    told: Sequence[int],
+    heard: Callable[[int], object],
+    *,
+    task_status: trio.TaskStatus[None],
 ) -> None:
     with trio.open_signal_receiver(*told) as signals:
         task_status.started()
         async for number in signals:
             supervisor.tell(number)
+            heard(number)

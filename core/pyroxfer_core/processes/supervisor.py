@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import trio
 
-log = logging.getLogger("pyroxfer.workers")
+log = logging.getLogger(__name__)
 
 LEAST_PAUSE_S: Final = 0.1
 MOST_PAUSE_S: Final = 10.0
@@ -54,6 +54,7 @@ class Supervisor:
 
     Attributes:
         serving: set when the first worker serves, and the others had their chance.
+        ending: set when the workers are told to end.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Supervisor:
         self._gone = gone
         self._on_ending = ending
         self.serving = trio.Event()
+        self.ending = trio.Event()
         self._children: dict[int, Child] = {}
         self._codes = [0]
         self._last_word: int | None = None
@@ -102,16 +104,12 @@ class Supervisor:
         if number in (signal.SIGTERM, signal.SIGINT):
             if self._last_word is None:
                 self._on_ending()
+                self.ending.set()
             self._last_word = number
             for scope in self._pausing:
                 scope.cancel()
         for child in self._children.values():
             child.send_signal(number)
-
-    @property
-    def ending(self) -> bool:
-        """Whether the workers were told to end."""
-        return self._last_word is not None
 
     def pids(self) -> dict[int, int]:
         """Process ids of the workers that run, by their numbers."""
@@ -210,6 +208,6 @@ class _Place:
             log.error("worker %d has ended with %d; another one begins in %g s", number, code, self._pause)
             await supervisor.pause(self._pause)
             self._pause = min(self._pause * 2, MOST_PAUSE_S)
-            if supervisor.ending:
+            if supervisor.ending.is_set():
                 return
             code = await self.begin()

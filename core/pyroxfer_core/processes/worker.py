@@ -73,6 +73,9 @@ class Worker:
             with contextlib.suppress(OSError):  # it is gone, and this process is about to learn that
                 self._tie.send(READY, socket.MSG_NOSIGNAL)
 
+    def reloading(self) -> None:
+        """Nothing: its parent has told it to."""
+
     async def until_told(self) -> None:
         """Be ready, and wait for SIGTERM or SIGINT. A second one does not wait for anything."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

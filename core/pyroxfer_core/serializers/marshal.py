@@ -7,14 +7,15 @@ import marshal
 import uuid
 from typing import Any, Final
 
-from ..wire.marshal import read
+from ..wire.marshal import is_number, read, read_harmless, read_small_call
 from ..wire.message import Body
 from .arrays import CONTAINERS, refuse_arrays
-from .base import Arguments, Serializer
+from .base import Arguments, Call, Serializer
 from .json import array_to_plain
 
 _VERSION: Final = 2
 """The last version without references: equal values give equal bytes, and an endless list is refused."""
+_SCALARS: Final = frozenset({type(None), bool, int, float, str})
 _NATIVE: Final = (str, int, float, type(None), complex, bytes, bytearray, tuple, set, frozenset, list, dict)
 
 
@@ -22,6 +23,24 @@ class MarshalSerializer(Serializer):
     """Objects are converted at the outermost level only: each argument, each keyword argument, the result."""
 
     name = "marshal"
+
+    def dumps_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body:
+        """The body of a call. One with plain arguments only is written at once."""
+        if not kwargs and _SCALARS.issuperset(map(type, args)):
+            try:
+                return marshal.dumps((object_id, method, list(args), kwargs), _VERSION)
+            except ValueError:  # what is wrong is said below
+                pass
+        return super().dumps_call(object_id, method, args, kwargs)
+
+    def loads_call(self, body: Body) -> Call:
+        """The call of a body. One with numbers only is read at once."""
+        call = read_small_call(body) if type(body) is bytes else None
+        return super().loads_call(body) if call is None else call
+
+    def loads(self, body: Body) -> Any:
+        """The value of a body. A number is read at once."""
+        return read_harmless(body) if type(body) is bytes and is_number(body) else super().loads(body)
 
     def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
         plain_args = [self._plain(value) for value in args]

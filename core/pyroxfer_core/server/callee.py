@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .daemon import Daemon
 
 _OF_STREAMS: Final = ("get_next_stream_item", "close_stream")
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 
 class Caller(Protocol):

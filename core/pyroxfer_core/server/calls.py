@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ..errors import CommunicationError, Outcome, ProtocolError, PyroError, RefusedError
-from ..serializers.base import Call, Serializer
+from ..serializers.base import Serializer
 from ..transport.resume import resumed
 from ..wire.features import Feature
 from ..wire.message import Flags, Message
 from .crew import Worker, let_others_read
-from .execute import Job, decode, execute, failure
+from .execute import Job, Read, decode, execute, failure
 from .keys import run_keyed
 from .lanes import Lanes
 
 if TYPE_CHECKING:
     from .peer import Peer
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 _ONEWAY, _BATCH, _CONCURRENT = Flags.ONEWAY, Flags.BATCH, Feature.CONCURRENT
 ONEWAY_BYTES: Final = 16 * 1024 * 1024
@@ -89,7 +89,7 @@ class Calls:
 
     # --- beginning --------------------------------------------------------------------------------------------
 
-    def begin(self, message: Message, read: Callable[[], Call] | None) -> Job | None:
+    def begin(self, message: Message, read: Read | None) -> Job | None:
         """The job of a request, if it is to run here and now. Other answers are queued.
 
         Raises:
@@ -117,7 +117,7 @@ class Calls:
         self._running[message.seq] = None
         return None
 
-    def _decode(self, message: Message, read: Callable[[], Call] | None) -> Job | Message | None:
+    def _decode(self, message: Message, read: Read | None) -> Job | Message | None:
         """The job, or the answer to a request that is none."""
         peer = self._peer
         serializer: Serializer | None = None
@@ -139,6 +139,25 @@ class Calls:
         if self._lanes is None:
             self._lanes = Lanes()
         return self._lanes.enter(job)
+
+    def may_begin(self, message: Message) -> bool:
+        """Whether a request may run now, before all others."""
+        return (
+            message.seq not in self._running
+            and self.in_flight < self._peer.settings.max_calls_in_flight
+            and not self.unbegun
+            and not self._peer.daemon.draining
+        )
+
+    def begun(self, worker: Worker, seq: int) -> None:
+        """A worker has begun a request."""
+        self._running[seq] = worker
+        self.in_flight += 1
+
+    def done(self, seq: int) -> None:
+        """The end of `begun`, when there was nothing to wait for, before the answer is queued."""
+        del self._running[seq]
+        self.ended()
 
     # --- one-way calls ----------------------------------------------------------------------------------------
 
@@ -183,9 +202,9 @@ class Calls:
         """
         try:
             while job is not None:
-                request = self.start(worker, job)
-                if request is not None:
-                    await self.go_on(worker, job, request)
+                rest = self.start(worker, job)
+                if rest is not None:
+                    await self.go_on(worker, job, rest)
                 if worker.cut:
                     return
                 if worker.reads is None:
@@ -207,8 +226,8 @@ class Calls:
         if job is not None and self._running.pop(job.message.seq, None) is not None:
             self.in_flight -= 1
 
-    def start(self, worker: Worker, job: Job) -> Any:
-        """Run a job until it waits for something, which is returned; None when it is done."""
+    def start(self, worker: Worker, job: Job) -> Awaitable[Message | None] | None:
+        """Run a job until it waits for something; the rest, to be awaited by the worker, or None when it is done."""
         worker.job = job
         self._running[job.message.seq] = worker
         if job.deadline is not None and not self._limit(worker, job.deadline):
@@ -224,28 +243,27 @@ class Calls:
             if job.deadline is not None:
                 self._unlimit(worker)
             return None
-        worker.running, worker.context = running, context
-        return request
+        worker.context = context
+        return resumed(running, request)
 
-    async def go_on(self, worker: Worker, job: Job, request: Any) -> None:
+    async def go_on(self, worker: Worker, job: Job, rest: Awaitable[Message | None]) -> None:
         """Go on with a job that waits.
 
         Meanwhile others may read, if it is the call of a peer of ours: then the worker does not read any more.
         """
-        running, context = worker.running, worker.context
-        assert running is not None and context is not None, "it was begun"
+        assert worker.context is not None, "it was begun"
         if worker.reads is not None:
             # a one-way call that runs here is one too many: reading waits for it
             if self._peer.session.grant.bits & _CONCURRENT and not job.message.flags & _ONEWAY:
                 let_others_read(self._peer, worker)
             self._peer.flush_some()
         task = trio.lowlevel.current_task()
-        usual, task.context = task.context, context
+        usual, task.context = task.context, worker.context
         try:
-            worker.answer = await resumed(running, request)
+            worker.answer = await rest
         finally:
             task.context = usual
-            worker.running = worker.context = None
+            worker.context = None
         if job.deadline is not None:
             self._unlimit(worker)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -19,7 +19,7 @@ from .turn import take_turn
 if TYPE_CHECKING:
     from .peer import Peer
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 IDLE_WORKERS: Final = 64
 """Tasks kept parked for calls to come; waking one costs half of starting one."""
@@ -28,16 +28,15 @@ IDLE_WORKERS: Final = 64
 class Worker:
     """A task that takes turns of connections and runs calls, one after another."""
 
-    __slots__ = ("answer", "context", "cut", "job", "leads", "reads", "running", "scope", "task")
+    __slots__ = ("answer", "context", "cut", "job", "leads", "reads", "scope", "task")
 
     def __init__(self, *, job: Job | None = None, reads: Peer | None = None) -> None:
         self.job = job
         """The call that it runs, or shall run next."""
         self.reads = reads
         """The connection whose turn it has: nobody else reads from it."""
-        self.running: Coroutine[Any, Any, Message | None] | None = None
-        """The call while it waits, and its context variables."""
         self.context: contextvars.Context | None = None
+        """That of the call, while it waits."""
         self.answer: Message | None = None
         self.cut = False
         """Its scope is cancelled, or was when it finished its last call."""

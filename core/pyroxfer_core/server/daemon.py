@@ -54,10 +54,13 @@ if TYPE_CHECKING:
     from ..processes.worker import Worker
     from .callee import Callee
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 READERS: Final = 2
 """Large requests read at once: each may inflate to the limit of a message."""
+FIRST_CALL_S: Final = 0.5
+"""How long a daemon that closes waits for the first calls of those who have just connected: until then they cannot be
+told that it goes away, and would not know whether the call that was on its way has run."""
 NAMED_CUTS: Final = 20
 """Calls that are named in the log when a daemon cuts them."""
 SWEEP_S: Final = 2.0
@@ -374,9 +377,10 @@ class Daemon:
             with trio.move_on_after(self.settings.shutdown_grace_s):
                 for peer in (*self.peers, *self.callees):
                     peer.go_away()
-                while self._calls_running:  # an answer that leaves in pieces counts once it has begun to leave
-                    self._drained = trio.Event()
-                    await self._drained.wait()
+                # an answer that leaves in pieces counts once it has begun to leave
+                await self._until(lambda: not self._calls_running)
+                with trio.move_on_after(FIRST_CALL_S):
+                    await self._until(lambda: not any(peer.session.may_confirm for peer in self.peers))
                 await self._send_last_answers()
         finally:
             cut = self._unfinished()
@@ -398,6 +402,12 @@ class Daemon:
             log.warning("%r stops and cuts %s%s", self, "; ".join(map(str, cut[:NAMED_CUTS])), more)
         return cut
 
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what `call_ended` may bring about."""
+        while not condition():
+            self._drained = trio.Event()
+            await self._drained.wait()
+
     @property
     def _calls_running(self) -> bool:
         return self._detached > 0 or any(peer.in_flight for peer in (*self.peers, *self.callees))
@@ -411,7 +421,7 @@ class Daemon:
 
     def call_ended(self) -> None:
         """A call, or a whole connection, tells that it may have been the last to be waited for."""
-        if self._drained is not None and not self._calls_running:
+        if self._drained is not None:
             self._drained.set()
 
     def close(self) -> None:

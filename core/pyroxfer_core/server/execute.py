@@ -31,7 +31,7 @@ from .workers import PoolBusyError, ThreadEndedError
 if TYPE_CHECKING:
     from .peer import Peer
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 BLOB_KEY: Final = "BLBI"
 STREAM_KEY: Final = "STRM"
@@ -40,10 +40,12 @@ _RESULT: Final = MessageType.RESULT
 SLOW_BYTES: Final = 64 * 1024
 """Text formats take some 100 ns a byte and more, and a compressed body inflates to a thousand times its size."""
 SLOW_MSGPACK_BYTES: Final = 4 * 1024 * 1024
+Read = Callable[[], Call]
+"""Gives, or raises, what `read_call` did when it ran already."""
 _Hop = tuple[float | None, bytes | None, bytes | None]
 """Deadline, key and chain of a call."""
 _NO_HOP: Final[_Hop] = (None, None, None)
-_SPECIAL: Final = ("_", "<", "")
+SPECIAL: Final = ("_", "<", "")
 """First letters of methods that are more than a method of the object."""
 _OUTCOME_LETTERS: Final = {Outcome.NOT_SENT: b"N", Outcome.UNKNOWN: b"U"}
 
@@ -75,11 +77,6 @@ class Job(CallContext):
         self.kwargs = kwargs
         self.deadline = deadline
         self.lane: Any = None
-
-    def forget(self) -> None:
-        """Let go of what was asked: as the context of the task that ran it, a job outlives its call."""
-        self.message = replace(self.message, body=b"")
-        self.args, self.kwargs = (), None
 
     @property
     def oneway(self) -> bool:
@@ -119,11 +116,8 @@ def read_call(message: Message, serializer: Serializer, limit: int) -> Call:
     return serializer.loads_call(body)
 
 
-def decode(peer: Peer, message: Message, serializer: Serializer, read: Callable[[], Call] | None = None) -> Job:
+def decode(peer: Peer, message: Message, serializer: Serializer, read: Read | None = None) -> Job:
     """Read a request.
-
-    Args:
-        read: gives, or raises, what `read_call` did when it ran already.
 
     Raises:
         SerializeError, SecurityError, ProtocolError, DaemonError: it cannot be read, or names no object.
@@ -194,7 +188,7 @@ async def execute(peer: Peer, job: Job) -> Message | None:
             instance = peer.known_instance(entry)
             if instance is None:
                 instance = await peer.make_instance(entry, _runner(peer, job))
-        if job.method[:1] in _SPECIAL or job.message.flags & _BATCH or job.kwargs is None:
+        if job.method[:1] in SPECIAL or job.message.flags & _BATCH or job.kwargs is None:
             value = await _run_special(peer, job, instance)
         else:
             function, kind = entry.exposed.find(instance, job.method)
@@ -202,22 +196,27 @@ async def execute(peer: Peer, job: Job) -> Message | None:
                 value = await function(*job.args, **job.kwargs)
             else:
                 value = await _run_plain(peer, job, kind, function, job.args, job.kwargs)
-        return None if job.message.flags & _ONEWAY else _result(peer, job, value)
-    except PoolBusyError as error:
+        return result(peer, job, value)
+    except BaseException as error:
+        return failed(peer, job, error)
+
+
+def failed(peer: Peer, job: Job, error: BaseException) -> Message | None:
+    """The answer to a job that raised; raises on what is not the method's own, as being cancelled is."""
+    if isinstance(error, PoolBusyError):
         return failure(peer, job.message, job.serializer, RefusedError(*error.args), dispatched=False)
-    except ThreadEndedError as error:
+    if isinstance(error, ThreadEndedError):
         hang_up(peer, error)
         return None
-    except Exception as error:
+    if isinstance(error, Exception):
         return failure(peer, job.message, job.serializer, error, dispatched=True)
-    except BaseException as error:  # a method's wish to end the process, for instance; Pyro hangs up on one, too
-        travelling, rest = part(error)
-        if travelling is None:
-            hang_up(peer, error)
-            return None
-        if rest is not None:
-            log.warning("a call of %s failed while it was cut short", peer.connection.peer, exc_info=rest)
-        raise travelling from None
+    travelling, rest = part(error)  # a method's wish to end the process, for instance; Pyro hangs up on one, too
+    if travelling is None:
+        hang_up(peer, error)
+        return None
+    if rest is not None:
+        log.warning("a call of %s failed while it was cut short", peer.connection.peer, exc_info=rest)
+    raise travelling from None
 
 
 def hang_up(peer: Peer, error: BaseException) -> None:
@@ -308,7 +307,10 @@ def _lines_of(peer: Peer, error: BaseException) -> list[str]:
     return traceback_lines(error) if peer.sends_tracebacks else [f"{type(error).__name__}: {text_of(error)}\n"]
 
 
-def _result(peer: Peer, job: Job, value: Any) -> Message:
+def result(peer: Peer, job: Job, value: Any) -> Message | None:
+    """The answer to a job that returned a value; None for a one-way call."""
+    if job.message.flags & _ONEWAY:
+        return None
     if type(value) not in PLAIN and is_stream(value):
         return _stream_result(peer, job, value)
     message = job.message

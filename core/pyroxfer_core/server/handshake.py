@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final
 
 import trio
@@ -22,7 +22,7 @@ from ..serializers.base import Serializer, SerializerContext, text_of
 from ..serializers.factory import make_serializer
 from ..serializers.plain import read_plain
 from ..settings import SAFE_SERIALIZERS, Settings
-from ..transport.connection import Connection
+from ..transport.connection import Connection, Event
 from ..wire.codec import codec_for
 from ..wire.features import FEATURES_KEY, Feature
 from ..wire.inflate import deflate_for, inflate
@@ -32,7 +32,7 @@ from ..wire.session import ServerSession
 from .hello import Hello, Judge, Verdict
 from .identify import identify, known_by_connection
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 USUAL_RESPONSE: Final = 64
 """Characters of a handshake response that is no client's own."""
@@ -81,13 +81,10 @@ async def authenticate(
     """Read CONNECT and find out who it comes from, without answering it yet; limits and refusals as above."""
     greeting = _Greeting(connection, session, settings, context)
     try:
+        if greeting.needs_no_wait():
+            return await greeting.hear_and_identify()
         with trio.fail_at(_latest(connection, settings)):
-            hello = await greeting.hear()
-            if hello is None:
-                if greeting.message is None:  # it may only want to know who is there, and has closed its sending side
-                    await refuse(connection, session, "the client said nothing", None, {})
-                return None
-            return await identify(connection, hello, greeting.challenge, greeting.proof, settings)
+            return await greeting.hear_and_identify()
     except ConnectionClosedError:
         raise
     except Exception as error:
@@ -131,6 +128,27 @@ class _Greeting:
         self.proof: Body | None = None
         self.is_ours = False
         """The client understands what is said about proofs."""
+        self._event: Event | None = None
+        """What came before it was waited for."""
+
+    def needs_no_wait(self) -> bool:
+        """Whether CONNECT is there already, as mostly, and nobody has to be asked: then there is no time to limit.
+
+        Raises:
+            PyroError: it cannot be read.
+        """
+        self._event = self._connection.receive_nowait()
+        settings = self._settings
+        return self._event is not None and settings.tokens is None and settings.authenticator is None
+
+    async def hear_and_identify(self) -> Hello | None:
+        """What the client says, with who it is; None when it leaves without a word, or is refused."""
+        hello = await self.hear()
+        if hello is None:
+            if self.message is None:  # it may only want to know who is there, and has closed its sending side
+                await refuse(self._connection, self._session, "the client said nothing", None, {})
+            return None
+        return await identify(self._connection, hello, self.challenge, self.proof, self._settings)
 
     async def hear(self) -> Hello | None:
         """What the client says; None when it leaves without a word."""
@@ -145,7 +163,9 @@ class _Greeting:
         return await self._hear_once()
 
     async def _hear_once(self) -> Hello | None:
-        event = await self._connection.receive()
+        event, self._event = self._event, None
+        if event is None:
+            event = await self._connection.receive()
         if event is None:
             return None
         if not isinstance(event, Message):
@@ -188,12 +208,13 @@ def _serializer_for(
     """How a client is read that has not been let in: the pickle family only by what its connection proves."""
     unsafe = settings.unsafe_for(known=known_by_connection(connection, settings) is not None)
     if context is None:
-        return _usual_serializer(name, connection.codec.version, unsafe)
+        return _plain_serializer(name, connection.codec.version, unsafe)
     return make_serializer(name, replace(context, unsafe=unsafe))
 
 
-@functools.lru_cache(maxsize=64)
-def _usual_serializer(name: str, version: int, unsafe: frozenset[str]) -> Serializer:
+@lru_cache(maxsize=32)
+def _plain_serializer(name: str, version: int, unsafe: frozenset[str]) -> Serializer:
+    """One for all connections: it knows nothing of any."""
     return make_serializer(name, SerializerContext(version, unsafe=unsafe))
 
 
@@ -212,9 +233,8 @@ async def _welcome(
     if context is None and type(response) is str and len(response) <= USUAL_RESPONSE and name in SAFE_SERIALIZERS:
         body: Body = _usual_welcome(name, version, response, metadata, own)
     else:
-        body = _serializer_for(name, connection, settings, context).dumps(
-            _welcome_value(version, response, metadata, own=own)
-        )
+        serializer = _serializer_for(name, connection, settings, context)
+        body = serializer.dumps(_welcome_value(version, response, metadata, own=own))
     answer = session.accept(message, body, verdict.annotations, message.correlation_id)
     if settings.compression:
         smaller = deflate_for(version, answer.body, message_type=answer.type, flags=answer.flags)
@@ -223,11 +243,11 @@ async def _welcome(
     await connection.send(answer)
 
 
-@functools.lru_cache(maxsize=256)
+@lru_cache(maxsize=256)
 def _usual_welcome(name: str, version: int, response: str, metadata: Metadata | None, own: bool) -> Body:
     """What most clients of an object are welcomed with, written once."""
     value = _welcome_value(version, response, metadata, own=own)
-    return bytes(_usual_serializer(name, version, frozenset()).dumps(value))
+    return bytes(_plain_serializer(name, version, frozenset()).dumps(value))
 
 
 def _welcome_value(version: int, response: Any, metadata: Metadata | None, *, own: bool) -> Any:

@@ -36,7 +36,7 @@ async def identify(
         whatever ``settings.authenticator`` raises.
     """
     known = _by_token(connection, hello, challenge, proof, settings) or known_by_connection(connection, settings)
-    hello = replace(hello, identity=known, address=connection.peer)
+    hello = Hello(hello.object_id, hello.handshake, hello.message, known, connection.peer)
     if settings.authenticator is not None:
         hello = replace(hello, identity=await _ask(settings.authenticator, hello) or known)
     guarded = settings.tokens is not None or settings.authenticator is not None

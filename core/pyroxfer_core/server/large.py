@@ -19,7 +19,7 @@ from .execute import failure
 if TYPE_CHECKING:
     from .peer import Peer
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 _FROM_CLIENT: Final = frozenset({MessageType.INVOKE, MessageType.ITEMS})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, MutableMapping
@@ -14,7 +15,7 @@ import trio
 
 from .background import in_background
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 SEND_S: Final = 1.0
 """How long a manager that does not read may hold the service up."""
@@ -67,6 +68,14 @@ class ServiceManager:
     def stopping(self, status: str | None = None) -> None:
         """The service takes no more work, and ends when what is under way has ended."""
         self._tell("STOPPING=1", *_status(status))
+
+    def heard(self, number: int) -> None:
+        """A signal came for the workers of the service, who do what has to be done: SIGHUP reloads, others stop."""
+        if number == signal.SIGHUP:
+            self.reloading()
+            self.ready()
+        else:
+            self.stopping()
 
     def status(self, text: str) -> None:
         """A line for people."""

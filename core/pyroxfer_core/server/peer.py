@@ -39,7 +39,7 @@ from .workers import WorkerPool
 if TYPE_CHECKING:
     from .daemon import Daemon
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 
 class Peer:
@@ -61,7 +61,6 @@ class Peer:
         "_making",
         "_pushed",
         "_release",
-        "_serializers",
         "_tasks",
         "_uploads",
         "annotates",
@@ -72,6 +71,7 @@ class Peer:
         "finishing",
         "heard",
         "identity",
+        "known_serializers",
         "place",
         "pool",
         "resources",
@@ -81,6 +81,7 @@ class Peer:
         "settings",
         "streams",
         "table",
+        "takes_small",
     )
 
     def __init__(self, daemon: Daemon, connection: Connection, crew: Crew | None) -> None:
@@ -91,6 +92,8 @@ class Peer:
         self.streams: StreamTable = daemon.streams
         self.annotates = daemon.adds_annotations
         """Whether the daemon adds annotations to every answer."""
+        self.takes_small = not (self.annotates or self.settings.compression or connection.hmac_key)
+        """Whether usual requests may take the short way."""
         self.connection = connection
         self._crew = crew
         self.session = ServerSession(daemon.epoch)
@@ -111,7 +114,8 @@ class Peer:
         self.reverse: ReverseCalls | None = None
         """Calls to objects of the client's own daemon."""
         self._left = False
-        self._serializers: dict[str, Serializer] = _NONE_YET
+        self.known_serializers: dict[str, Serializer] = _NONE_YET
+        """Those it has used."""
         self._instances: dict[type, Any] | None = None
         self._making: trio.Lock | None = None
         self._tasks: PeerTasks | None = None
@@ -178,16 +182,16 @@ class Peer:
         Raises:
             SerializeError: this daemon does not accept it.
         """
-        return self._serializers.get(name) or self._make_serializer(name)
+        return self.known_serializers.get(name) or self._make_serializer(name)
 
     def _make_serializer(self, name: str) -> Serializer:
         if name not in self.settings.accepted_serializers:
             raise SerializeError(f"message used serializer that is not accepted: {name}")
-        if self._serializers is _NONE_YET:
-            self._serializers = {} if self.is_own else self.daemon.stock_serializers(self.version, self._unsafe)
-        serializer = self._serializers.get(name)
+        if self.known_serializers is _NONE_YET:
+            self.known_serializers = {} if self.is_own else self.daemon.stock_serializers(self.version, self._unsafe)
+        serializer = self.known_serializers.get(name)
         if serializer is None:
-            serializer = self._serializers[name] = make_serializer(name, self.context())
+            serializer = self.known_serializers[name] = make_serializer(name, self.context())
         return serializer
 
     @property

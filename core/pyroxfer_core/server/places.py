@@ -13,7 +13,7 @@ from ..errors import CommunicationError
 from ..transport.sockets import StreamSocket, bind_tcp, is_loopback_host, unmapped
 from ..uri import Uri
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 PORT_TRIES: Final = 20
 """How often another free port is tried that is free on every address."""

@@ -24,7 +24,7 @@ from .workers import ThreadEndedError
 if TYPE_CHECKING:
     from .peer import Peer
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 ROUND_S: Final = 0.05
 """How long a plain iterator may have a thread before others get it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -15,13 +15,14 @@ from ..transport.faults import part
 from ..wire.features import Feature
 from ..wire.message import Message, MessageType
 from ..wire.session import IN_PIECES, alive
-from .execute import SLOW_BYTES, Job, is_slow_to_read, read_call
+from .execute import SLOW_BYTES, Job, Read, is_slow_to_read, read_call
+from .small import Unusual, run_small
 
 if TYPE_CHECKING:
     from .crew import Worker
     from .peer import Peer
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 TAKE_AT_ONCE: Final = 64
 """Requests that came together before other connections get their turn."""
@@ -69,7 +70,7 @@ async def take_turn(peer: Peer, worker: Worker) -> None:
 
 async def _take_some(peer: Peer, worker: Worker) -> int:
     """How many requests were taken, at least 1, if more is there and the worker still has the reading; else 0."""
-    connection, calls = peer.connection, peer.calls
+    connection, calls, session = peer.connection, peer.calls, peer.session
     decoder = connection.decoder
     message: object = None
     if not peer.finishing:
@@ -78,21 +79,28 @@ async def _take_some(peer: Peer, worker: Worker) -> int:
             message = connection.receive_available()
     taken = 0
     while message is not None:
+        waiting: Awaitable[Message | None] | None = None
         if (
             type(message) is Message
             and message.type == _INVOKE
-            and peer.session.settled
+            and session.settled
             and len(message.body) <= SLOW_BYTES
         ):
-            job = calls.begin(message, None)
+            session.last_seq = message.seq
+            arrived = run_small(peer, worker, message) if peer.takes_small else Unusual(message)
+            if isinstance(arrived, Unusual):
+                job = calls.begin(message, arrived.read)
+            else:
+                job, waiting = worker.job, None if arrived is None else arrived.rest
         else:
             job = await _job_of(peer, message)
         if job is not None and calls.unbegun:
             await calls.let_oneways_begin()
         while job is not None:
-            request = calls.start(worker, job)
-            if request is not None:
-                await calls.go_on(worker, job, request)
+            waiting = waiting or calls.start(worker, job)
+            if waiting is not None:
+                await calls.go_on(worker, job, waiting)
+                waiting = None
             if worker.cut:
                 return 0
             if worker.reads is None:
@@ -120,14 +128,25 @@ async def _job_of(peer: Peer, message: object) -> Job | None:
     """The call to run now, if the message makes one."""
     if type(message) is not Message:
         raise ProtocolError("a message came in pieces that were not asked for")
-    peer.session.receive(message)
-    if message.type != _INVOKE:
+    _settle(peer, message)
+    if message.type == _INVOKE:
+        peer.session.last_seq = message.seq
+    else:
         request = _take_other(peer, message)
         if request is None:
             return None
         message = request
     slow = len(message.body) > SLOW_BYTES and is_slow_to_read(message)
     return peer.calls.begin(message, await read_slowly(peer, message) if slow else None)
+
+
+def _settle(peer: Peer, message: Message) -> None:
+    """Judge a message. Who comes while the daemon goes away is told as soon as it understands."""
+    session, settled = peer.session, peer.session.settled
+    session.receive(message)
+    if session.settled and not settled and peer.daemon.draining:
+        peer.go_away()
+        peer.daemon.call_ended()
 
 
 def _take_other(peer: Peer, message: Message) -> Message | None:
@@ -180,7 +199,7 @@ def _same(call: Call) -> Call:
     return call
 
 
-async def read_slowly(peer: Peer, message: Message) -> Callable[[], Call] | None:
+async def read_slowly(peer: Peer, message: Message) -> Read | None:
     """Read a large request in a thread, so that only its own connection waits."""
     try:
         serializer = peer.serializer(message.serializer)
@@ -194,7 +213,7 @@ async def read_slowly(peer: Peer, message: Message) -> Callable[[], Call] | None
                 read_call, message, serializer, limit, limiter=readers, abandon_on_cancel=True
             )
         except Exception as error:
-            read: Callable[[], Call] = partial(_raise, error)
+            read: Read = partial(_raise, error)
         else:
             read = partial(_same, call)
         nursery.cancel_scope.cancel()

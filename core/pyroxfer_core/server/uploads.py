@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 class ArgumentStream:
     """What a handler gets for an iterator that its caller passed: ``async for`` in coroutines, ``for`` in threads.
 
-    Items come as they are read, at most 256 or 1 MiB ahead. It ends with the call; reading on raises PyroError.
+    Items come as they are read, at most 256 or 1 MiB ahead, and those of one message: a thread
+    goes to the loop once for all of them. It ends with the call; reading on raises PyroError.
 
     Raises while iterating:
         the exception that ended the caller's iterator.
@@ -30,7 +32,9 @@ class ArgumentStream:
         self._peer = peer
         self._inbox = Inbox(number)
         self._arrived: trio.Event | None = None
-        self._finished = False
+        self._fetched: deque[Any] = deque()
+        self._ending: BaseException | None = None
+        """What to raise after the items that were fetched."""
         self._lost = False
 
     def __repr__(self) -> str:
@@ -54,24 +58,38 @@ class ArgumentStream:
         return self
 
     async def __anext__(self) -> Any:
-        if self._finished:
-            raise StopAsyncIteration
+        if not self._fetched:
+            await self._fetch()
+        return self._next()
+
+    async def _fetch(self) -> None:
+        """Wait until something has arrived, and take the items of one message, or the end."""
         inbox = self._inbox
-        while not inbox.ready:
+        while not inbox.ready and self._ending is None:
             if self._lost:
                 raise ConnectionClosedError("the caller whose stream this is has gone")
             self._give_credit()
             self._arrived = trio.Event()
             await self._arrived.wait()
+        if self._ending is not None:
+            return
         try:
-            item = inbox.pop(self._read)
+            self._fetched.append(inbox.pop(self._read))
         except BaseException as error:
-            self._finished = True
-            if isinstance(error, EndOfItems):
-                raise StopAsyncIteration from None
-            raise
+            self._ending = error
+            return
+        while inbox.partly_read:
+            self._fetched.append(inbox.pop(self._read))
         self._give_credit()
-        return item
+
+    def _next(self) -> Any:
+        """The next of the items that were fetched, or what ended them, which is told once."""
+        if self._fetched:
+            return self._fetched.popleft()
+        ending, self._ending = self._ending, EndOfItems()
+        if ending is None or isinstance(ending, EndOfItems):
+            raise StopAsyncIteration from None
+        raise ending
 
     def _give_credit(self) -> None:
         credit = self._inbox.credit_due()
@@ -105,8 +123,9 @@ class ArgumentStream:
 
     async def aclose(self) -> None:
         """Want no more: the caller's iterator is closed."""
-        if not self._finished:
-            self._finished = True
+        if self._ending is None:
+            self._ending = EndOfItems()
+            self._fetched.clear()
             if self._inbox.started and not self._inbox.ended:
                 self._send(stop_message(self._inbox.number))
         await trio.lowlevel.checkpoint()
@@ -116,7 +135,9 @@ class ArgumentStream:
 
     def __next__(self) -> Any:
         try:
-            return trio.from_thread.run(self.__anext__)
+            if not self._fetched:  # going to the loop takes longer than many an item
+                trio.from_thread.run(self._fetch)
+            return self._next()
         except StopAsyncIteration:
             raise StopIteration from None
 

@@ -15,12 +15,14 @@ from typing import Final
 import trio
 
 from .execute import Job, execute
+from .small import _run, rest_of_small
 
-log = logging.getLogger("pyroxfer.server")
+log = logging.getLogger(__name__)
 
 LOOKS: Final = 5
 """How often the loop is looked at within the time that a handler may block it."""
-_EXECUTE: Final = execute.__code__
+_EXECUTE: Final = frozenset({execute.__code__, _run.__code__, rest_of_small.__code__})
+"""Where handlers are called."""
 
 
 _watchdogs: trio.lowlevel.RunVar[dict[float, Watchdog] | None] = trio.lowlevel.RunVar("pyroxfer watchdogs", None)
@@ -97,7 +99,7 @@ class Watchdog:
 def running_job(frame: FrameType | None) -> Job | None:
     """The call whose handler this stack is in; None when it is in none."""
     while frame is not None:
-        if frame.f_code is _EXECUTE:
+        if frame.f_code in _EXECUTE:
             job = frame.f_locals.get("job")
             return job if isinstance(job, Job) else None
         frame = frame.f_back

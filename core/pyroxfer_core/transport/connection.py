@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -255,6 +256,14 @@ class Connection:
                 return outgoing
         return self.queue_encoded(codec.encode_head(message, len(message.body)), *buffers_of(message.body))
 
+    def queue_small(self, kind: int, serializer: str, seq: int, body: bytes) -> int:
+        """As `queue`, for a message of these parts only, at most `JOIN_BELOW` bytes, where nothing is signed."""
+        codec = self.decoder.codec or self.codec
+        data = codec.encode_small(kind, serializer, 0, seq, body)
+        self._out.append(data)
+        self.queued += len(data)
+        return self.queued
+
     def queue_encoded(self, *buffers: Body) -> int:
         """Hand encoded bytes over for the next flush; see `queue`."""
         for buffer in buffers:
@@ -424,6 +433,6 @@ async def open_connection(
         max_annotations=settings.max_annotations,
         collect=settings.max_message_bytes if collect is None else collect,
         hmac_key=settings.hmac_key if version == 48 else None,
-        tap=wire_log(settings, peer_text(sock)),
+        tap=wire_log(settings, partial(peer_text, sock)),
     )
     return Connection(sock, decoder, hmac_key=settings.hmac_key if version == 48 else None)

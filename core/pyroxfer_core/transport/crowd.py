@@ -8,7 +8,7 @@ from collections import Counter
 from ..settings import Settings
 from .sockets import StreamSocket, is_local
 
-log = logging.getLogger("pyroxfer.transport")
+log = logging.getLogger(__name__)
 
 
 def host_of(sock: StreamSocket) -> str | None:

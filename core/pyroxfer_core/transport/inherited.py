@@ -12,7 +12,7 @@ from typing import Final
 from ..errors import CommunicationError
 from .sockets import reason_of
 
-log = logging.getLogger("pyroxfer.transport")
+log = logging.getLogger(__name__)
 
 FIRST_FD: Final = 3
 """They follow standard input, output and error."""

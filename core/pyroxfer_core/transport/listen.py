@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -24,7 +23,7 @@ from .sockets import StreamSocket, peer_text, set_options
 from .tls import TlsSocket, start_tls
 from .wirelog import wire_log
 
-log = logging.getLogger("pyroxfer.transport")
+log = logging.getLogger(__name__)
 
 
 class Share(Protocol):
@@ -46,6 +45,7 @@ class Share(Protocol):
 ConnectionHandler = Callable[[Connection], Awaitable[None]]
 
 _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+FIRST_BYTES: Final = 64 * 1024
 _PAUSE_S: Final = 0.1
 """Pause after running out of descriptors, as other trio servers do."""
 
@@ -127,9 +127,10 @@ class _Door:
             self._tell_left()
             return
         kept = False
+        scope = trio.CancelScope()
         try:
-            with self._half_open.watch() as settled:
-                kept = await self._serve_secured(sock, settled, partial(self._leave, host))
+            with scope:
+                kept = await self._serve_secured(sock, self._half_open.enter(scope), partial(self._leave, host))
         except (PyroError, trio.TooSlowError) as error:
             log.info("connection ended: %s", error)
         except BaseException as error:
@@ -139,6 +140,7 @@ class _Door:
             if travelling is not None:
                 raise travelling from None
         finally:
+            self._half_open.leave(scope)
             if not kept:
                 if sock.fileno() >= 0:
                     trio.lowlevel.notify_closing(sock)
@@ -162,11 +164,12 @@ class _Door:
         Returns:
             Whether the connection was kept.
         """
-        set_options(sock)
+        sock.setblocking(False)
         greet_by = trio.current_time() + self._settings.connect_timeout_s
         context = self._settings.ssl_server_context
         if context is None or sock.family == socket.AF_UNIX:
             return await self._serve_kind(sock, settled, greet_by, release)
+        set_options(sock)
         try:
             with trio.fail_at(greet_by):
                 secured = await start_tls(sock, context, server_side=True)
@@ -197,7 +200,7 @@ class _Door:
             max_annotations=self._settings.max_annotations,
             collect=self._collect,
             hmac_key=self._settings.hmac_key,
-            tap=wire_log(self._settings, peer_text(sock)),
+            tap=wire_log(self._settings, partial(peer_text, sock)),
         )
         decoder.feed(first)
         connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key)
@@ -213,6 +216,7 @@ class _Door:
         if self._side_handler is None or self._is_a_way_around(sock):
             log.info("raw side stream refused: %s", "no service takes any" if self._side_handler is None else "hmac")
             return
+        set_options(sock)
         stream = side_stream_on(sock, first)
         with trio.fail_at(greet_by):
             preamble = await stream.receive_exactly(PREAMBLE_SIZE)
@@ -234,19 +238,18 @@ class _HalfOpen:
         self._limit = limit
         self._scopes: dict[trio.CancelScope, None] = {}
 
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[Callable[[], None]]:
-        """Count the connection served in this block until the function given out is called."""
-        with trio.CancelScope() as scope:
-            self._scopes[scope] = None
-            if len(self._scopes) > self._limit:
-                oldest = next(iter(self._scopes))
-                del self._scopes[oldest]
-                oldest.cancel()
-            try:
-                yield lambda: self._scopes.pop(scope, None)
-            finally:
-                self._scopes.pop(scope, None)
+    def enter(self, scope: trio.CancelScope) -> Callable[[], None]:
+        """Count the connection that is served in this scope until the function given out is called."""
+        self._scopes[scope] = None
+        if len(self._scopes) > self._limit:
+            oldest = next(iter(self._scopes))
+            del self._scopes[oldest]
+            oldest.cancel()
+        return partial(self.leave, scope)
+
+    def leave(self, scope: trio.CancelScope) -> None:
+        """It does not count any more. Twice is fine."""
+        self._scopes.pop(scope, None)
 
 
 async def _accept(listener: socket.socket, share: Share | None = None) -> socket.socket | None:
@@ -274,10 +277,18 @@ async def _accept(listener: socket.socket, share: Share | None = None) -> socket
 async def _first_bytes(sock: StreamSocket, until: float) -> bytes:
     """Enough bytes to tell the kind of connection, or all there are when the peer or the time stopped before."""
     data = b""
+    try:
+        data = sock.recv(FIRST_BYTES)  # most clients have spoken before they are accepted
+        if not data or sniff(data) != "need-more":
+            return data
+    except BlockingIOError:
+        pass
+    except OSError:
+        return data
     with trio.move_on_at(until):
         while sniff(data) == "need-more":
             try:
-                more = sock.recv(64 * 1024)
+                more = sock.recv(FIRST_BYTES)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(sock)
                 continue

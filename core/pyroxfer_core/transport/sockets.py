@@ -83,28 +83,32 @@ def set_keepalive(sock: StreamSocket) -> None:
 
 def peer_text(sock: StreamSocket) -> str:
     """The other side for people: ``127.0.0.1:4711``, ``[::1]:4711`` or ``unix``."""
-    if sock.family == socket.AF_UNIX:
-        return "unix"
     try:
-        host, port = sock.getpeername()[:2]
+        address = sock.getpeername()
     except OSError:
-        return "gone"
+        return "unix" if sock.family == socket.AF_UNIX else "gone"
+    if not isinstance(address, tuple):
+        return "unix"
+    host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_local(sock: StreamSocket) -> bool:
     """Whether the peer is on this machine: a unix socket or a loopback address."""
-    if sock.family == socket.AF_UNIX:
-        return True
     try:
-        return _is_loopback(sock.getpeername()[0])
-    except (OSError, ValueError):
-        return False
+        address = sock.getpeername()
+    except OSError:
+        return sock.family == socket.AF_UNIX
+    return not isinstance(address, tuple) or _is_loopback(address[0])
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(unmapped(address).partition("%")[0]).is_loopback
+    """Remembered: taking an address apart costs more than everything else that is looked at for a connection."""
+    try:
+        return ipaddress.ip_address(unmapped(address).partition("%")[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def unmapped(address: str) -> str:
@@ -168,6 +172,8 @@ def reason_of(error: BaseException) -> str:
     if isinstance(cause, OSError):
         return reason_of(cause)
     if isinstance(error, OSError) and error.strerror:
+        if error.errno and not isinstance(error, socket.gaierror):
+            return os.strerror(error.errno)  # trio's own text has the address, too, which is told anyway
         return error.strerror
     return str(error) or type(error).__name__
 

@@ -16,13 +16,16 @@ log: Final = logging.getLogger("pyroxfer.wire")
 _TYPES: Final = {number: name for name, number in vars(MessageType).items() if isinstance(number, int)}
 
 
-def wire_log(settings: Settings, peer: str) -> Callable[[Codec], Codec] | None:
+def wire_log(settings: Settings, peer: Callable[[], str]) -> Callable[[Codec], Codec] | None:
     """What a decoder puts around its codec so that headers are logged; None when nobody wants them.
+
+    Args:
+        peer: gives the other side, for people.
 
     They are wanted with ``settings.log_wire``, and when the logger ``pyroxfer.wire`` itself has the level DEBUG.
     """
     if settings.log_wire or log.level == logging.DEBUG:
-        return lambda codec: LoggedCodec(codec, peer)
+        return lambda codec: LoggedCodec(codec, peer())
     return None
 
 
@@ -56,6 +59,9 @@ class LoggedCodec:
         data = self._codec.encode(message, hmac_key=hmac_key)
         self._say("sent", message, _annotations(message), len(message.body))
         return data
+
+    def encode_small(self, kind: int, serializer: str, flags: int, seq: int, body: Body) -> bytes:
+        return self.encode(Message(kind, seq, serializer, flags, body))
 
     def encode_head(self, message: Message, body_length: int) -> bytes:
         data = self._codec.encode_head(message, body_length)

@@ -16,6 +16,7 @@ from .features import OUTCOME_KEY as OUTCOME_KEY
 from .features import STOCK as STOCK
 from .features import Feature as Feature
 from .features import Grant as Grant
+from .features import new_offer as new_offer
 from .features import overheard as overheard
 from .message import Body as Body
 from .message import BodyPart as BodyPart
@@ -26,8 +27,11 @@ from .message import Message as Message
 from .message import MessageType as MessageType
 from .patch import hops_of as hops_of
 from .patch import renumber as renumber
+from .patch import with_annotation as with_annotation
 from .patch import with_hops as with_hops
 from .proof import AUTH_KEY as AUTH_KEY
 from .proof import Prover as Prover
+from .session import last_read as last_read
+from .session import sent_after as sent_after
 from .v48 import V48 as V48
 from .v502 import V502 as V502

@@ -59,6 +59,9 @@ class Codec(Protocol):
         out of range. MessageTooLargeError: body or annotations exceed what the header can announce.
         """
 
+    def encode_small(self, kind: int, serializer: str, flags: int, seq: int, body: Body) -> bytes:
+        """As ``encode``, for a message of these parts only."""
+
     def encode_head(self, message: Message, body_length: int) -> bytes:
         """Header and annotations only; ``message.body`` is not looked at. Errors as ``encode``."""
 

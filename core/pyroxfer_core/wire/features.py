@@ -7,6 +7,7 @@ daemons they call, so a grant can arrive where nobody asked.
 from __future__ import annotations
 
 import hmac
+import secrets
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -72,6 +73,11 @@ class Grant:
         answer = read_offer(annotation)
         return answer is not None and answer[1] == self.nonce
 
+    @property
+    def confirmation(self) -> bytes:
+        """The ``PXFT`` with which the client's first message puts this grant into force."""
+        return write_offer(self.bits, self.nonce)
+
     def deadline(self, milliseconds: int) -> bytes:
         """The value of a ``PXDL`` annotation on this connection."""
         return _DEADLINE.pack(self.nonce[:4], max(0, min(milliseconds, MAX_DEADLINE_MS)))
@@ -134,6 +140,11 @@ STOCK: Final = Grant()
 def write_offer(bits: int, nonce: bytes) -> bytes:
     """The annotation of CONNECT, and (with the daemon's nonce) of the client's first message."""
     return _OFFER.pack(_VERSION, bits, nonce)
+
+
+def new_offer(bits: int) -> bytes:
+    """The annotation of CONNECT on a new connection."""
+    return write_offer(bits, secrets.token_bytes(NONCE_SIZE))
 
 
 def read_offer(annotation: Body | None) -> tuple[int, bytes] | None:

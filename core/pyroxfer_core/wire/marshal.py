@@ -7,6 +7,7 @@ blob infos. This reader builds only None, bool, int, float, complex, str, bytes,
 from __future__ import annotations
 
 import marshal
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,13 @@ _TUPLE, _SMALL_TUPLE, _LIST, _DICT = b"()[{"
 _ENCODINGS: Final = {"u": "utf-8", "t": "utf-8", "a": "ascii", "A": "ascii", "z": "ascii", "Z": "ascii"}
 _SHORT: Final = 4096
 """Bytes of a value that is tried as a flat one first."""
+_NUMBER: Final = rb"[NTF]|[i\xe9].{4}|[g\xe7].{8}"
+is_number: Final = re.compile(_NUMBER, re.DOTALL).fullmatch
+_are_numbers: Final = re.compile(rb"\[.\0\0\0(?:" + _NUMBER + rb")*\{0", re.DOTALL).fullmatch
+"""A list of them and an empty dict."""
+read_harmless: Final = marshal.loads  # for bytes that one of the two knows: it takes a tenth of the time
+_CALL: Final = b"(\x04\0\0\0u"
+_TEXT: Final = ord("u")
 _DIGIT_BITS: Final = 15
 _WRITE_VERSION: Final = 2
 """The last version without references: the same value gives the same bytes, and every Python reads it."""
@@ -46,6 +54,8 @@ def read(data: Body, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITEMS) 
     unhashable key, digits or text out of range, over a limit, cut short, or bytes left over.
     """
     data = bytes(data)
+    if is_number(data):
+        return read_harmless(data)
     if len(data) <= _SHORT and max_items == MAX_ITEMS and max_depth == MAX_DEPTH:
         try:
             return _read_flat(data)
@@ -56,6 +66,20 @@ def read(data: Body, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITEMS) 
         return reader.read()
     except RecursionError as error:
         raise ProtocolError("marshal: nested too deep for the stack in use") from error
+
+
+def read_small_call(data: bytes) -> tuple[str, str, list[object], dict[str, object]] | None:
+    """Object, method, arguments and keywords of a call with numbers only; None: it takes `read` to tell."""
+    try:
+        if data[:6] != _CALL or len(data) > _SHORT or data[7:10] != b"\0\0\0":
+            return None
+        at = 10 + data[6]
+        if data[at] != _TEXT or data[at + 2 : at + 5] != b"\0\0\0" or not _are_numbers(data, at + 5 + data[at + 1]):
+            return None
+        call: tuple[str, str, list[object], dict[str, object]] = read_harmless(data)
+    except (IndexError, EOFError, ValueError):  # cut short, fewer arguments than it says, or no text
+        return None
+    return call if type(call[3]) is dict else None  # else more of them
 
 
 def write(value: object) -> bytes:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import enum
 import secrets
+from collections.abc import Iterable, Iterator
 from typing import Final, Generic, TypeVar
 
 from ..errors import Outcome, ProtocolError, SerializeError
@@ -42,6 +43,8 @@ class State(enum.Enum):
 _OPEN: Final = State.OPEN
 _INVOKE, _RESULT, _CONCURRENT = MessageType.INVOKE, MessageType.RESULT, Feature.CONCURRENT
 """Looked up for every message, and found faster here than in their classes."""
+_NUMBER_SIZE: Final = 2
+_HALF: Final = 0x8000
 _MOST_IN_FLIGHT: Final = 0xFFFE
 """One sequence number always stays free."""
 
@@ -120,6 +123,18 @@ def alive() -> Message:
     return Message(MessageType.ALIVE, 0, "ping", 0, b"")
 
 
+def last_read(goaway: Body) -> int | None:
+    """The number of the last request that was read before a GOAWAY with this body; None when it does not tell."""
+    return int.from_bytes(goaway, "big") if len(goaway) == _NUMBER_SIZE else None
+
+
+def sent_after(last: int | None, numbers: Iterable[int], newest: int) -> Iterator[int]:
+    """Those of the numbers of calls that were given out after ``last``, up to ``newest``, without leaving one out."""
+    if last is not None:
+        span = (newest - last) & 0xFFFF
+        yield from (number for number in numbers if 0 < (number - last) & 0xFFFF <= span)
+
+
 def _next_state(table: dict[tuple[State, int], State], state: State, message: Message) -> State:
     try:
         return table[state, message.type]
@@ -142,6 +157,10 @@ class ClientSession(Generic[Waiter]):
         self.seq = first_seq
         self.grant: Grant = STOCK
         self.going_away = False
+        self.unread: frozenset[int] = frozenset()
+        """Calls in flight that a daemon which goes away will not begin, as far as it told."""
+        self._skipped = False
+        """A number was left out, because its call is in flight for 65,000 calls: numbers tell no order then."""
         self.pipelined = False
         """Set on a connection that only asks a stock peer for items: requests may be sent ahead of the answers."""
         self.pending: dict[int, Waiter] = {}
@@ -184,6 +203,19 @@ class ClientSession(Generic[Waiter]):
         Raises:
             ProtocolError: not open, or a second call at once where the peer takes one at a time.
         """
+        message.seq = self.number(waiter, message.serializer)
+        if self._confirm is not None:
+            message.annotations[FEATURES_KEY] = self._confirm
+            self._confirm = None
+        return message
+
+    @property
+    def settled(self) -> bool:
+        """Whether the next message has nothing to confirm."""
+        return self._confirm is None
+
+    def number(self, waiter: Waiter | None, serializer: str) -> int:
+        """The number of a new call, of which nothing else has to be known. Errors as `invoke`."""
         if self.state is not _OPEN:
             raise ProtocolError("the connection is not open")
         pending = self.pending
@@ -193,14 +225,11 @@ class ClientSession(Generic[Waiter]):
                 raise ProtocolError("a call is in flight already, and this peer takes one at a time")
             if seq in pending or len(pending) > _MOST_IN_FLIGHT:
                 seq = self._free_seq(seq)
-        self.seq = message.seq = seq
+        self.seq = seq
         if waiter is not None:
             pending[seq] = waiter
-            self._serializers[seq] = message.serializer
-        if self._confirm is not None:
-            message.annotations[FEATURES_KEY] = self._confirm
-            self._confirm = None
-        return message
+            self._serializers[seq] = serializer
+        return seq
 
     def serves(self, location: str) -> Message:
         """The SERVES message: objects at this location may be called over this connection; empty takes all back."""
@@ -227,15 +256,20 @@ class ClientSession(Generic[Waiter]):
     def _free_seq(self, seq: int) -> int:
         if len(self.pending) > _MOST_IN_FLIGHT:
             raise ProtocolError("65535 calls are in flight on this connection already")
+        self._skipped = True
         while seq in self.pending:
             seq = (seq + 1) & 0xFFFF
         return seq
 
     def forget(self, message: Message) -> None:
         """Take back a call that could not be written; what it should have confirmed is left to the next one."""
-        self.pending.pop(message.seq, None)
-        self._serializers.pop(message.seq, None)
+        self.drop(message.seq)
         self.postpone(message)
+
+    def drop(self, seq: int) -> None:
+        """Take back the number of a call."""
+        self.pending.pop(seq, None)
+        self._serializers.pop(seq, None)
 
     def drop_pending(self) -> list[Waiter]:
         """End the session; the waiters of the calls that are still in flight."""
@@ -276,6 +310,9 @@ class ClientSession(Generic[Waiter]):
         _check_agreed(_FROM_DAEMON, self.grant, message)
         if message.type == MessageType.GOAWAY:
             self.going_away = True
+            self.unread = frozenset(
+                () if self._skipped else sent_after(last_read(message.body), self.pending, self.seq)
+            )
         return None
 
     @staticmethod
@@ -289,7 +326,7 @@ class ClientSession(Generic[Waiter]):
         annotation = message.annotations.pop(FEATURES_KEY, None)
         self.grant = features.read_grant(annotation, self._nonce, self._offer)
         if self.grant.bits:
-            self._confirm = features.write_offer(self.grant.bits, self.grant.nonce)
+            self._confirm = self.grant.confirmation
 
 
 class ServerSession:
@@ -310,6 +347,8 @@ class ServerSession:
         self._offer = offer
         self._granted: Grant | None = None
         self._client_nonce = b""
+        self.last_seq = 0
+        """Number of the last request that was read, in the order in which they came."""
 
     def receive(self, message: Message) -> None:
         """Judge a message from the client; hop-by-hop annotations of CONNECT are taken out of it.
@@ -325,11 +364,14 @@ class ServerSession:
         if message.type == MessageType.CONNECT:
             self._consider(message)
         else:
+            if message.type == MessageType.BEGIN and (message.seq - self.last_seq) & 0xFFFF < _HALF:
+                self.last_seq = message.seq  # small requests may overtake large ones
             if message.type in (MessageType.SERVES, MessageType.BEGIN) and self._granted is not None:
                 self._confirm(message)
             _check_agreed(_FROM_CLIENT, self.grant, message)
 
     def _consider(self, message: Message) -> None:
+        self.last_seq = message.seq
         offer = features.read_offer(message.annotations.pop(FEATURES_KEY, None))
         if offer is not None:
             bits, self._client_nonce = offer
@@ -359,8 +401,13 @@ class ServerSession:
         self.grant = grant
 
     def goaway(self) -> Message:
-        """The GOAWAY message; only for a peer that was granted it."""
-        return Message(MessageType.GOAWAY, 0, "ping", 0, b"")
+        """The GOAWAY message; only for a peer that was granted it. No request behind the last one may be begun."""
+        return Message(MessageType.GOAWAY, 0, "ping", 0, self.last_seq.to_bytes(2, "big"))
+
+    @property
+    def may_confirm(self) -> bool:
+        """Whether a first message of the client is due that puts into force what was granted."""
+        return self._granted is not None and self._granted.bits != 0
 
     def accept(
         self, request: Message, body: Body, annotations: dict[str, Body], correlation_id: bytes | None

@@ -115,6 +115,11 @@ class Inbox:
         """Whether `pop` has something."""
         return bool(self._items or self._arrived)
 
+    @property
+    def partly_read(self) -> bool:
+        """Whether the next item is one of a message that was read already."""
+        return bool(self._items)
+
     def take(self, message: Message) -> None:
         """An ITEMS of this stream has arrived.
 

@@ -118,6 +118,10 @@ class CodecV48:
         annotations = self._annotations(message, hmac_key)
         return b"".join((self._header(message, size, len(annotations)), annotations, body))
 
+    def encode_small(self, kind: int, serializer: str, flags: int, seq: int, body: Body) -> bytes:
+        """A message without annotations, correlation id and signature."""
+        return self.encode(Message(kind, seq, serializer, flags, body))
+
     def encode_head(self, message: Message, body_length: int) -> bytes:
         """Header and annotations of a message whose body of ``body_length`` bytes is sent separately, unsigned."""
         annotations = self._annotations(message, None)

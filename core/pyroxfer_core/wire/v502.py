@@ -112,20 +112,25 @@ class CodecV502:
         """The whole message. ``hmac_key`` has no effect: this protocol cannot sign."""
         body = message.body
         if type(body) is bytes and not message.annotations and message.correlation_id is None:
-            number = _NUMBERS.get(message.serializer)
-            if number is not None:  # most messages, in one step
-                kind, seq, flags, size = message.type, message.seq, message.flags & _NEUTRAL_BITS, len(body)
-                try:
-                    return (
-                        _pack(TAG, VERSION, kind, number, flags, seq, size, 0, _NO_CORRELATION_ID, 0, _MAGIC) + body
-                    )
-                except struct.error:
-                    pass  # what is wrong is said below
+            return self.encode_small(message.type, message.serializer, message.flags, message.seq, body)
         size = len(body) if type(body) is bytes else body_size(body)
         if not message.annotations:
             return self._header(message, size, 0) + body
         annotations = join_chunks(message.annotations.items(), _CHUNK, _MAX_U32)
         return b"".join((self._header(message, size, len(annotations)), annotations, body))
+
+    def encode_small(self, kind: int, serializer: str, flags: int, seq: int, body: Body) -> bytes:
+        """A message without annotations and correlation id, as most are, in one step."""
+        number = _NUMBERS.get(serializer)
+        if number is not None and type(body) is bytes:
+            bits = flags & _NEUTRAL_BITS
+            try:
+                return (
+                    _pack(TAG, VERSION, kind, number, bits, seq, len(body), 0, _NO_CORRELATION_ID, 0, _MAGIC) + body
+                )
+            except struct.error:
+                pass  # what is wrong is said below
+        return self._header(Message(kind, seq, serializer, flags, body), body_size(body), 0) + body
 
     def encode_head(self, message: Message, body_length: int) -> bytes:
         """Header and annotations of a message whose body of ``body_length`` bytes is sent separately."""

@@ -43,6 +43,10 @@ function rates(now, service, backend) {
   return [(calls / seconds).toFixed(1) + "/s", mean];
 }
 
+function milliseconds(seconds) {
+  return seconds === null ? "" : Number((seconds * 1000).toPrecision(3)) + " ms";
+}
+
 function row(now, service, backend) {
   const target = service.name + "/" + backend.name;
   const made = element("tr", undefined, { "data-target": target, "data-state": backend.state });
@@ -52,10 +56,11 @@ function row(now, service, backend) {
   if (backend.reason) state.append(element("small", backend.reason));
   made.append(name, state);
   const [rate, mean] = rates(now, service, backend);
-  for (const text of [backend.in_flight, backend.clients, backend.calls, rate, mean, backend.weight]) {
+  const times = [mean, milliseconds(backend.p50_s), milliseconds(backend.p99_s)];
+  for (const text of [backend.in_flight, backend.clients, backend.calls, rate, ...times, backend.weight]) {
     made.append(element("td", String(text)));
   }
-  const verb = ["up", "down"].includes(backend.state) ? "drain" : "undrain";
+  const verb = ["up", "down", "leaving"].includes(backend.state) ? "drain" : "undrain";
   const button = element("button", verb === "drain" ? "Drain" : "Take back", { "aria-label": verb + " " + target });
   button.addEventListener("click", () => command(verb, target));
   const cell = element("td");
@@ -75,7 +80,7 @@ function section(now, service) {
   }
   const table = element("table");
   const head = element("tr");
-  for (const text of ["Back end", "State", "Under way", "Clients", "Calls", "Rate", "Mean", "Weight", ""]) {
+  for (const text of ["Back end", "State", "Under way", "Clients", "Calls", "Rate", "Mean", "p50", "p99", "Weight", ""]) {
     head.append(element("th", text, text === "State" ? { class: "state" } : {}));
   }
   table.append(head, ...service.backends.map((backend) => row(now, service, backend)));

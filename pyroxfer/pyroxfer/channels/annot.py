@@ -14,7 +14,8 @@ from ..errors import PeerError, TransferError
 from ..offer import End, Ticket, check_range, check_transfer_id
 from ..pace import Pace
 from ..packing import ZSTD, Packing, Trial, find_packing
-from ..replies import replies
+from ..replies import about_transfer
+from ..siblings import Siblings
 from ..sink import Sink
 from ..source import Source
 from ..tasks import in_thread
@@ -107,8 +108,9 @@ class AnnotEnd:
     """The server's half."""
 
     transfers: Transfers
+    siblings: Siblings | None
 
-    @replies
+    @about_transfer
     async def put_annotated(self, transfer_id: object, offset: object, packed: object = None) -> Mapping[str, Any]:
         """Write the block in the request's annotation ``XFER``; ``{"received": bytes so far, "credit": bytes}``. A
         block packed with zstd comes with the number of bytes that it was."""
@@ -127,7 +129,7 @@ class AnnotEnd:
             raise
         return {"received": upload.sink.received, "credit": self.transfers.credit()}
 
-    @replies
+    @about_transfer
     async def get_annotated(
         self, transfer_id: object, offset: object, length: object, packing: object = None
     ) -> Mapping[str, Any]:

@@ -14,8 +14,9 @@ from pyroxfer_core import expose
 from ..conversation import Conversation, opened
 from ..errors import LostError, PeerError, TransferError, to_record
 from ..offer import End, Ticket, check_range, check_ranges, check_transfer_id
-from ..replies import replies
+from ..replies import about_transfer, elsewhere
 from ..runs import Range, pieces
+from ..siblings import Siblings
 from ..sink import Sink
 from ..source import Source
 from ..transfers import Transfers
@@ -71,8 +72,9 @@ class IterEnd:
     """The server's half."""
 
     transfers: Transfers
+    siblings: Siblings | None
 
-    @replies
+    @about_transfer
     async def put_block(self, transfer_id: object, offset: object, data: object) -> Mapping[str, Any]:
         """Write one block of an upload; ``{"received": bytes so far, "credit": bytes}``."""
         upload = self.transfers.upload(check_transfer_id(transfer_id))
@@ -90,6 +92,12 @@ class IterEnd:
         """The blocks of these ranges of a download in order, or of all of it, then ``{"end": {"size", "digest"}}``;
         at any point ``{"error": …}``. Each range is a list of offset and length."""
         try:
+            number = await elsewhere(self, transfer_id)
+            if number is not None and self.siblings is not None:
+                async with contextlib.aclosing(self.siblings.blocks(number, str(transfer_id), ranges)) as items:
+                    async for item in items:
+                        yield item
+                return
             download = self.transfers.download(check_transfer_id(transfer_id))
             download.channel = NAME
             source = download.source

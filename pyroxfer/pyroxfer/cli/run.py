@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -10,6 +11,7 @@ from typing import Final, NoReturn
 import click
 import trio
 
+from pyroxfer_core import Worker
 from pyroxfer_core import errors as core_errors
 
 from ..errors import SomeFilesFailedError, TransferError
@@ -53,9 +55,26 @@ def run(main: Callable[[], Awaitable[None]], *, json: bool = False, term_is_succ
     SIGINT and SIGTERM cancel it, so that it tidies up, and then count as its end: 130 and 143, or for
     ``term_is_success`` a SIGTERM is 0. A second signal ends the process at once.
     """
+    _finish(functools.partial(_supervised, main, term_is_success), json=json)
+
+
+def run_parent(main: Callable[[], Awaitable[int]]) -> NoReturn:
+    """Run a command's coroutine function that passes signals on, and exit with the code that it returns."""
+    _finish(main)
+
+
+def current_worker() -> Worker | None:
+    """Which worker this process is, None when it is none; or the end of the command."""
+    try:
+        return Worker.current()
+    except core_errors.PyroError as error:
+        raise SystemExit(report(error, json=False)) from None
+
+
+def _finish(main: Callable[[], Awaitable[int]], *, json: bool = False) -> NoReturn:
     _keep_standard_descriptors()
     try:
-        code = trio.run(_supervised, main, term_is_success)
+        code = trio.run(main)
     except KeyboardInterrupt:
         code = SIGNALLED + signal.SIGINT
     except (core_errors.PyroError, OSError) as error:

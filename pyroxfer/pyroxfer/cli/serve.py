@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import click
+import trio
 
-from pyroxfer_core import ServiceManager, Settings, configure_logging, inherited_listeners
+from pyroxfer_core import ServiceManager, Settings, Worker, configure_logging, inherited_listeners, supervise
 from pyroxfer_core import errors as core_errors
 from pyroxfer_core.cli.access import ClientAccess, ServerAccess, nameserver_access, server_access
+from pyroxfer_core.cli.workers import workers_option
+from pyroxfer_core.processes.supervisor import Supervisor
 
 from ..address import parse_listen
 from ..errors import TransferError
 from ..names import printable
 from ..serving import FileServer
 from ..store.choose import identity
-from .run import run
+from .run import current_worker, run, run_parent
 from .shared import size_option
 
 logger = logging.getLogger("pyroxfer.service")
@@ -47,6 +51,7 @@ logger = logging.getLogger("pyroxfer.service")
 @click.option(
     "--state", metavar="DIR", help="Where receipts are kept for a week; by default in the user's state folder."
 )
+@workers_option
 @server_access
 @nameserver_access
 def serve(
@@ -59,6 +64,7 @@ def serve(
     quota: int | None,
     insecure: bool,
     state: str | None,
+    workers: int,
     access: ServerAccess,
     ns_access: ClientAccess,
 ) -> None:
@@ -71,9 +77,11 @@ def serve(
         raise click.UsageError("--read-only and --upload-only exclude each other.")
     configure_logging("INFO")
 
-    async def main() -> None:
-        settings = access.settings(Settings(insecure=insecure))
-        server = FileServer(
+    manager = ServiceManager.from_environment()
+    worker = current_worker()
+
+    def make(settings: Settings) -> FileServer:
+        return FileServer(
             folder,
             listen=listen,
             read_only=read_only,
@@ -83,18 +91,50 @@ def serve(
             state=state or _usual_state(),
             settings=settings,
             listeners=[listener.sock for listener in inherited_listeners()],
+            worker=worker,
         )
-        ns_settings = ns_access.settings(Settings())
-        _bind(server)
-        manager = ServiceManager.from_environment()
-        async with manager.alive(), server, _registered(server, name, ns_settings):
+
+    @contextlib.asynccontextmanager
+    async def known(server: FileServer) -> AsyncIterator[None]:
+        """In the name server, and to whoever started this."""
+        async with _registered(server, name, ns_access.settings(Settings())):
             _announce(server, folder, name, server.open_door)
+            yield
+
+    async def serve_alone() -> None:
+        settings = access.settings(Settings(insecure=insecure))
+        server = make(settings)
+        _bind(server)
+        async with manager.alive(), server, known(server):
             try:
                 await access.reload_on_hangup(settings, manager)
             finally:
                 manager.stopping()
 
-    run(main, term_is_success=True)
+    async def work(worker: Worker) -> None:
+        settings = access.settings(Settings(insecure=insecure))
+        async with make(settings):
+            await access.reload_on_hangup(settings, worker)
+
+    async def lead() -> int:
+        access.refuse_questions("--workers")
+        server = make(access.settings(Settings(insecure=insecure)))
+        _bind(server)
+
+        async def beside(_: Path, supervisor: Supervisor) -> None:
+            async with manager.alive():
+                async with known(server):
+                    manager.ready()
+                    await supervisor.ending.wait()
+                await trio.sleep_forever()
+
+        return await supervise(server.listeners, workers, beside=beside, heard=manager.heard)
+
+    if worker is not None:
+        run(functools.partial(work, worker), term_is_success=True)
+    if workers > 1:
+        run_parent(lead)
+    run(serve_alone, term_is_success=True)
 
 
 def _usual_state() -> str | None:

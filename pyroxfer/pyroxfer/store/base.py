@@ -93,6 +93,13 @@ class Store(Protocol):
     def make_folder(self, path: str) -> None:
         """Make the folder and its parents, as far as they are missing."""
 
+    def check_room(self, path: str, size: int) -> None:
+        """Whether files of ``size`` bytes together can come below a path, which need not be there yet.
+
+        Raises:
+            NoSpaceError: not even if all that stands there is equal to them or makes room for them.
+        """
+
     def dress_folder(self, path: str, mode: int, mtime_ns: int) -> None:
         """Give a folder its permission bits and its modification time."""
 

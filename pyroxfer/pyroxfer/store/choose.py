@@ -10,6 +10,7 @@ from blake3 import blake3
 
 from ..errors import AddressError
 from .base import Store
+from .ledger import Ledger
 from .local import LocalStore
 
 BUCKET_SCHEME: Final = "s3://"
@@ -22,16 +23,16 @@ def identity(root: str) -> str:
     return root.rstrip("/") if root.startswith(BUCKET_SCHEME) else os.path.realpath(root)
 
 
-def open_store(root: str, state: Path | None, quota: int | None) -> Store:
+def open_store(root: str, state: Path | None, quota: int | None, ledger: Ledger | None = None) -> Store:
     """The store of a root: a path, or ``s3://BUCKET/PREFIX``. With a ``state`` folder, what is left of interrupted
-    uploads to a bucket outlives the server.
+    uploads to a bucket outlives the server. The ``ledger`` is that of all processes which serve the root.
 
     Raises:
         AddressError: it cannot be opened, or what it needs is not installed.
         TransferError: what the object store said.
     """
     if not root.startswith(BUCKET_SCHEME):
-        return LocalStore(root, quota=quota)
+        return LocalStore(root, quota=quota, ledger=ledger)
     if quota is not None:
         raise AddressError("a bucket takes no quota from here; set one at the object store")
     try:
@@ -39,4 +40,4 @@ def open_store(root: str, state: Path | None, quota: int | None) -> Store:
     except ImportError as error:
         raise AddressError(f"serving {BUCKET_SCHEME}… needs obstore: pip install 'pyroxfer[s3]' ({error})") from error
     name = blake3(identity(root).encode(errors="surrogateescape")).hexdigest()[:16]
-    return ObjectStore(root, None if state is None else state / SPOOLS / name)
+    return ObjectStore(root, None if state is None else state / SPOOLS / name, ledger)

@@ -16,6 +16,7 @@ from ..links import check_link
 from ..names import is_journal, is_partial, printable, split_file_path, split_path
 from ..offer import FileEntry, bounded_mtime
 from .base import StagedFile
+from .ledger import Ledger
 from .leftovers import forget, remove_leftovers
 from .links import make_link
 from .rooted import kind_of, open_folder, open_regular, open_root, translated
@@ -32,10 +33,13 @@ class LocalStore:
         NotFoundError, DeniedError, NoSpaceError, ExistsError, TransferError: what the system said.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, quota: int | None = None) -> None:
-        """``quota``: bytes that all files below the root may have together; None is no limit."""
+    def __init__(
+        self, root: str | os.PathLike[str], *, quota: int | None = None, ledger: Ledger | None = None
+    ) -> None:
+        """``quota``: bytes that all files below the root may have together; None is no limit. ``ledger``: of all
+        processes that serve the root."""
         self._root_fd = open_root(root)
-        self._space = Space(self._used, quota)
+        self._space = Space(self._used, quota, ledger)
 
     def close(self) -> None:
         """Let go of the root. Open files and partial files stay usable."""
@@ -92,6 +96,20 @@ class LocalStore:
         """Make the folder and its parents, as far as they are missing."""
         with translated(path):
             os.close(open_folder(self._root_fd, split_path(path), create=True))
+
+    def check_room(self, path: str, size: int) -> None:
+        """Whether files of ``size`` bytes together can come below a path, which need not be there yet.
+
+        Raises:
+            NoSpaceError: not even if all that stands there is equal to them or makes room for them.
+        """
+        parts = split_path(path)
+        with translated(path):
+            folder = self._open_deepest(parts)
+            try:
+                self._space.check(folder, size, lambda: self._used(parts), path)
+            finally:
+                os.close(folder)
 
     def dress_folder(self, path: str, mode: int, mtime_ns: int) -> None:
         """Give a folder its permission bits, by the umask, and its modification time; its owner can use it always."""
@@ -191,10 +209,17 @@ class LocalStore:
         finally:
             os.close(folder)
 
-    def _used(self) -> int:
-        """Bytes of all files below the root, partial ones among them."""
+    def _open_deepest(self, parts: Sequence[str]) -> int:
+        """A descriptor of the last folder on the way to a path that is there already."""
+        for depth in range(len(parts), 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                return open_folder(self._root_fd, parts[:depth])
+        return open_folder(self._root_fd, ())
+
+    def _used(self, below: tuple[str, ...] = ()) -> int:
+        """Bytes of all files below a folder, partial ones among them."""
         total = 0
-        waiting: list[tuple[str, ...]] = [()]
+        waiting = [below]
         while waiting:
             parts = waiting.pop()
             with contextlib.suppress(OSError), self._folder(parts) as folder, os.scandir(folder) as entries:

@@ -23,6 +23,7 @@ from ..names import PRIVATE_PREFIX, check_component, is_partial, printable, spli
 from ..offer import FileEntry
 from .base import StagedFile
 from .bucket import PLAIN_MODE, Bucket, Found, modified
+from .ledger import Ledger
 from .leftovers import forget, remove_leftovers
 from .rooted import open_folder, open_root, translated
 from .space import Space
@@ -112,13 +113,14 @@ class ObjectStore:
     Args:
         url: ``s3://BUCKET/PREFIX``; everything else comes from the environment, see `Bucket`.
         spool: the folder for files on their way in, made when missing; None takes one of its own that ends with it.
+        ledger: of all processes that use the spool.
 
     Raises (every method that takes a path):
         NameRefusedError: the path leaves the root, leads through a file, or is not portable.
         NotFoundError, DeniedError, NoSpaceError, ExistsError, LostError, TransferError: what the store said.
     """
 
-    def __init__(self, url: str, spool: Path | None = None) -> None:
+    def __init__(self, url: str, spool: Path | None = None, ledger: Ledger | None = None) -> None:
         self._bucket = Bucket(url)
         self._own_spool = tempfile.TemporaryDirectory(prefix="pyroxfer-spool-") if spool is None else None
         place = Path(self._own_spool.name) if self._own_spool is not None else spool
@@ -126,7 +128,7 @@ class ObjectStore:
         with translated("the spool folder"):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._spool_fd = open_root(place)
-        self._space = Space(lambda: 0)
+        self._space = Space(lambda: 0, ledger=ledger)
 
     def close(self) -> None:
         """Let go of the bucket and the spool. Open files stay usable."""
@@ -202,6 +204,9 @@ class ObjectStore:
         self.check_parents((*parts, ""))
         if parts:
             self._bucket.mark("/".join((*parts, FOLDER_MARK)))
+
+    def check_room(self, path: str, size: int) -> None:
+        """A bucket takes what it is given, and the spool holds a few files at a time: each asks for itself."""
 
     def dress_folder(self, path: str, mode: int, mtime_ns: int) -> None:
         """A folder has neither mode nor time here: nothing is changed."""

@@ -1,4 +1,5 @@
-"""Opening things below a held directory, one component at a time, without ever following a link. Blocking."""
+"""Opening things below a held directory without ever following a link: in one step where the kernel can, else one
+component at a time. Blocking."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import Final
 
 from ..errors import AddressError, DeniedError, NameRefusedError, from_os_error
 from ..names import printable
+from .beneath import open_beneath
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -49,6 +51,8 @@ def open_folder(root_fd: int, parts: Sequence[str], *, create: bool = False) -> 
     Raises:
         OSError: a component is missing, a link, not a folder, or may not be entered.
     """
+    if parts and (found := open_beneath(root_fd, "/".join(parts), _FOLDER)) is not None:
+        return found
     current = os.open(".", _FOLDER, dir_fd=root_fd)  # not dup(): two listings would share one position
     try:
         for part in parts:

@@ -11,12 +11,13 @@ import trio
 from ...client.proxy import Proxy
 from ...errors import NamingError, PyroError
 from ...nameserver.addresses import is_loopback, is_this_machine, is_wildcard, local_address_towards
-from ...nameserver.lookup import checked_listing, locate_ns
+from ...nameserver.lookup import checked_listing, locate_ns, name_server_uri
 from ...nameserver.rules import NAME_SERVER
 from ...settings import Settings
 from ...uri import Uri
 from .._run import ExitCode, exit_code_of
 from .findings import Report
+from .place import first_bytes, what_speaks
 
 REACH_BACK_S: Final = 10.0
 
@@ -26,13 +27,7 @@ async def look_at_name_server(report: Report, host: str | None, port: int | None
     try:
         ns = await locate_ns(host, port, settings=settings)
     except PyroError as error:
-        report.problem(
-            "name server",
-            str(error),
-            "start one with 'pyroxfer ns' (beyond this machine: -n ADDRESS), say where it is (NAME@HOST:PORT, or "
-            "PYROXFER_NS_HOST), and let TCP port 9090 and, for broadcasts, UDP port 9091 through the firewall",
-            ExitCode.NETWORK,
-        )
+        await _say_why(report, error, host, port or settings.ns_port)
         return None
     here = ns._pyroUri
     report.ok("name server", f"found at {here.location}")
@@ -44,6 +39,23 @@ async def look_at_name_server(report: Report, host: str | None, port: int | None
         ns._pyroRelease()
         return None
     return ns
+
+
+async def _say_why(report: Report, error: PyroError, host: str | None, port: int) -> None:
+    """There is no name server: because something else is where it should be, or for want of one."""
+    where = None if host is None else name_server_uri(host, port)
+    first = b"" if where is None else await first_bytes(where)
+    if where is not None and first and not first.startswith(b"PYRO"):
+        what, advice = what_speaks(first)
+        report.problem("name server", f"{where.location} is {what}", advice, ExitCode.PROTOCOL)
+        return
+    report.problem(
+        "name server",
+        str(error),
+        "start one with 'pyroxfer ns' (beyond this machine: -n ADDRESS), say where it is (NAME@HOST:PORT, or "
+        "PYROXFER_NS_HOST), and let TCP port 9090 and, for broadcasts, UDP port 9091 through the firewall",
+        ExitCode.NETWORK,
+    )
 
 
 async def look_up(report: Report, ns: Proxy, name: str) -> list[Uri]:

@@ -18,7 +18,7 @@ from .limits import Budget, HttpError, Limits
 from .parser import Received, RequestParser
 from .wire import PlainWire, TlsWire, Wire
 
-log = logging.getLogger("pyroxfer.gateway")
+log = logging.getLogger(__name__)
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 

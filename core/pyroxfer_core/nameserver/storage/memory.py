@@ -14,7 +14,7 @@ from .base import Changes, Entry, Lease, Query, Registry, Update
 from .history import History
 from .leases import LeaseTable
 
-log = logging.getLogger("pyroxfer.nameserver")
+log = logging.getLogger(__name__)
 
 MIN_TTL_S: Final = 1.0
 """Seconds of the shortest lease."""

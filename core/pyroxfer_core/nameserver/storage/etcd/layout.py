@@ -16,7 +16,7 @@ from typing import Any
 from ..base import Address, Entry
 from .client import b64, from_b64
 
-log = logging.getLogger("pyroxfer.nameserver")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from .layout import Layout, Row, entry_of
 from .mirror import Mirror
 from .place import parse_place
 
-log = logging.getLogger("pyroxfer.nameserver")
+log = logging.getLogger(__name__)
 
 Entries = dict[str, Entry | None]
 

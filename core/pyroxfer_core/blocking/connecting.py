@@ -1,0 +1,114 @@
+"""How a proxy gets its connection: one thread makes it, the others wait, nobody longer than its call may take."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from ..client.handshake import name_place
+from ..client.versions import remember_version, versions_to_try
+from ..errors import CommunicationError, ConnectionClosedError, Outcome, ProtocolError, TimeoutError
+from .background import read_in_background
+from .link import BlockingLink
+from .open import open_socket
+
+if TYPE_CHECKING:
+    from .proxy import Proxy
+
+CHECK_S: Final = 1.0
+"""How often a thread that waits for another one's connection looks whether that one still tries."""
+
+
+def check_time(deadline: float | None) -> None:
+    """Look at the clock before a call is sent.
+
+    Raises:
+        TimeoutError: its deadline passed while there was no connection (outcome NotSent).
+    """
+    if deadline is not None and time.monotonic() >= deadline:
+        raise TimeoutError("connecting took as long as the call may take", outcome=Outcome.NOT_SENT)
+
+
+class ConnectingTurn:
+    """Which thread connects a proxy.
+
+    It is a name that is written down, not a lock that is held: an interrupt between two steps leaves nothing locked.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._thread: int | None = None
+
+    @contextmanager
+    def taken(self, deadline: float | None) -> Iterator[None]:
+        """Have the turn. Who has it already may ask for it again, as the hooks of a proxy do.
+
+        Raises:
+            TimeoutError: another thread was still connecting at the deadline (outcome NotSent).
+        """
+        me = threading.get_ident()
+        if self._thread == me:
+            yield
+            return
+        try:
+            with self._changed:
+                while self._thread is not None:
+                    check_time(deadline)
+                    left = CHECK_S if deadline is None else min(deadline - time.monotonic(), CHECK_S)
+                    self._changed.wait(max(left, 0))
+                self._thread = me
+            yield
+        finally:
+            if self._thread == me:
+                self._thread = None
+                with self._changed:
+                    self._changed.notify_all()
+
+
+def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
+    """Find the place, connect and shake hands, in one of the protocols that may be spoken there.
+
+    A stock Pyro4 closes, or answers in its own protocol, on a 502 hello.
+
+    Args:
+        deadline: of the call it is for, on the monotonic clock.
+
+    Raises:
+        CommunicationError: there is no connection (outcome NotSent).
+    """
+    from .names import resolve_by  # it uses proxies itself
+
+    settings = proxy._pyroSettings.with_changes(serializer=proxy._pyroSerializer)
+    uri = resolve_by(proxy._pyroUri, proxy._pyroSettings, deadline)
+    until = time.monotonic() + settings.connect_timeout_s
+    until = until if deadline is None else min(until, deadline)
+    location = uri.location or ""
+    failure: CommunicationError | None = None
+    cut = False
+    for version in versions_to_try(location, settings):
+        sock = open_socket(uri, settings, until)
+        args = sock, version, settings, str(uri.object), location, proxy._pyroSeq
+        link = BlockingLink(*args, background=proxy._pyroBackground)
+        try:
+            link.greet(settings, proxy._pyroContext, proxy._pyroHandshake, proxy._pyroOptions(), until)
+        except (ProtocolError, ConnectionClosedError) as error:
+            failure = failure or error
+            cut = link.ended or isinstance(error, ConnectionClosedError)
+            continue
+        except CommunicationError as error:
+            error.outcome = Outcome.NOT_SENT
+            raise
+        if not cut:  # a connection that broke says nothing about what is spoken there
+            remember_version(location, version)
+        if proxy._pyroBackground and link.session.concurrent:
+            read_in_background(link)
+        if link.welcome is not None and link.welcome.annotations:
+            proxy._pyroAnswered(link.welcome)
+        return link
+    assert failure is not None, "at least one protocol is tried"
+    failure.outcome = Outcome.NOT_SENT
+    name_place(failure, location)
+    raise failure

@@ -1,0 +1,210 @@
+"""The deadline of a call bounds connecting, too: every step of it, in both kinds of proxy; and nothing was sent."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import trio
+from certificates import Certificates
+from doubles import until
+from facade_doubles import WITHIN_S, Service, serving
+
+from pyroxfer_core import Proxy, Settings, blocking
+from pyroxfer_core.blocking.connecting import ConnectingTurn
+from pyroxfer_core.errors import Outcome, TimeoutError
+
+FAR = 1000.0
+"""Seconds that no test takes: what connecting may take by itself."""
+SHORT = 0.05
+
+
+@pytest.fixture
+def stopped() -> Iterator[socket.socket]:
+    """A daemon that was stopped: the system accepts connections for it, and nobody says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+def at(listener: socket.socket, name: str = "thing") -> str:
+    return f"{name}@127.0.0.1:{listener.getsockname()[1]}"
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(connect_timeout_s=FAR, **changes)
+
+
+def facade(where: str, **changes: Any) -> blocking.Proxy:
+    proxy = blocking.Proxy(where, settings=settings(**changes))
+    proxy._pyroTimeout = SHORT
+    return proxy
+
+
+def _call(proxy: Any) -> Any:
+    return proxy.echo(1)
+
+
+def _call_with_deadline(proxy: Any) -> Any:
+    proxy._pyroTimeout = None
+    return proxy.echo.options(deadline=SHORT)(1)
+
+
+def _batch(proxy: Any) -> Any:
+    batch = blocking.BatchProxy(proxy)
+    batch.echo(1)
+    return batch()
+
+
+def _set(proxy: Any) -> Any:
+    proxy.level = 3
+
+
+@pytest.mark.parametrize("use", [_call, _batch, _set, blocking.Proxy._pyroBind])
+@pytest.mark.parametrize("protocol", [None, 48])
+def test_a_daemon_that_does_not_greet(
+    stopped: socket.socket, use: Callable[[Any], Any], protocol: int | None
+) -> None:
+    """Whatever a proxy is asked to do before it knows the object."""
+    with facade(f"PYRO:{at(stopped)}", protocol=protocol) as proxy, pytest.raises(TimeoutError) as caught:
+        use(proxy)
+    assert caught.value.outcome is Outcome.NOT_SENT
+
+
+def test_a_deadline_for_one_call(stopped: socket.socket) -> None:
+    """Of a method whose proxy knows its members already, and lost its connection."""
+    service = Service()
+    daemon = blocking.Daemon()
+    with facade(str(daemon.register(service, "thing"))) as proxy:
+        with serving(daemon):
+            proxy._pyroTimeout = None
+            assert proxy.echo(1) == 1
+            proxy._pyroRelease()
+        proxy._pyroUri = blocking.URI(f"PYRO:{at(stopped)}")
+        with pytest.raises(TimeoutError) as caught:
+            _call_with_deadline(proxy)
+        assert caught.value.outcome is Outcome.NOT_SENT
+        assert service.ran == 1
+
+
+@pytest.mark.parametrize("use", [_call, blocking.Proxy._pyroBind])
+def test_a_name_server_that_does_not_answer(stopped: socket.socket, use: Callable[[Any], Any]) -> None:
+    with facade(f"PYRONAME:{at(stopped)}") as proxy, pytest.raises(TimeoutError) as caught:
+        use(proxy)
+    assert caught.value.outcome is Outcome.NOT_SENT
+
+
+def test_a_daemon_that_does_not_answer_under_tls(stopped: socket.socket, certificates: Certificates) -> None:
+    context = certificates.client_context()
+    with facade(f"PYRO:{at(stopped)}", ssl_client_context=context) as proxy, pytest.raises(TimeoutError) as caught:
+        _call(proxy)
+    assert caught.value.outcome is Outcome.NOT_SENT
+
+
+def test_a_place_that_takes_no_more_connections() -> None:
+    """The connection itself is not made: the queue of the listener is full."""
+    with socket.socket() as listener, contextlib.ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        with facade(f"PYRO:{at(listener)}") as proxy, pytest.raises(TimeoutError) as caught:
+            _call(proxy)
+        assert caught.value.outcome is Outcome.NOT_SENT
+
+
+def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+    known = socket.getaddrinfo
+
+    def look_up(host: Any, port: Any, *, type: int, flags: int = 0) -> Any:
+        if flags & socket.AI_NUMERICHOST:
+            return known(host, port, type=type, flags=flags)
+        answer.wait(WITHIN_S)
+        raise socket.gaierror("nobody knows")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with facade("PYRO:thing@far.invalid:4711") as proxy, pytest.raises(TimeoutError) as caught:
+        _call(proxy)
+    assert caught.value.outcome is Outcome.NOT_SENT
+    answer.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("pyroxfer: address"):
+            thread.join(WITHIN_S)
+
+
+def test_a_call_waits_for_another_threads_connection_as_long_as_it_may(stopped: socket.socket) -> None:
+    with facade(f"PYRO:{at(stopped)}") as proxy:
+        proxy._pyroTimeout = None
+        patient: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                proxy.echo(1)
+            except BaseException as error:
+                patient.append(error)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        accepted, _ = stopped.accept()  # the other thread waits for the greeting
+        proxy._pyroTimeout = SHORT
+        with pytest.raises(TimeoutError) as caught:
+            proxy.echo(1)
+        assert caught.value.outcome is Outcome.NOT_SENT
+        accepted.close()
+        stopped.close()
+        thread.join(WITHIN_S)
+        assert len(patient) == 1
+
+
+def test_whoever_has_the_turn_may_ask_for_it_again() -> None:
+    """As a hook does that uses the proxy it belongs to; afterwards others have it."""
+    turn = ConnectingTurn()
+    with turn.taken(None):
+        with turn.taken(None):
+            pass
+        other = threading.Thread(target=_take, args=(turn,))
+        other.start()
+    other.join(WITHIN_S)
+    assert not other.is_alive()
+    with pytest.raises(KeyError), turn.taken(None):
+        raise KeyError
+    _take(turn)
+
+
+def _take(turn: ConnectingTurn) -> None:
+    with turn.taken(None):
+        pass
+
+
+async def test_trio_proxies(stopped: socket.socket, certificates: Certificates) -> None:
+    """Each of their steps, by the call's own deadline, the proxy's, and that of another call."""
+    context = certificates.client_context()
+    for where, changed in (
+        (f"PYRO:{at(stopped)}", settings()),
+        (f"PYRO:{at(stopped)}", settings(protocol=48)),
+        (f"PYRO:{at(stopped)}", settings(ssl_client_context=context)),
+        (f"PYRONAME:{at(stopped)}", settings()),
+    ):
+        async with Proxy(where, settings=changed) as proxy, trio.open_nursery() as nursery:
+            nursery.start_soon(_wait_for_ever, proxy)
+            await until(lambda: proxy._pyroConnecting.locked())
+            with pytest.raises(TimeoutError) as caught:
+                await proxy.echo.options(deadline=SHORT)(1)
+            assert caught.value.outcome is Outcome.NOT_SENT
+            nursery.cancel_scope.cancel()
+        async with Proxy(where, settings=changed.with_changes(call_timeout_s=SHORT)) as proxy:
+            with pytest.raises(TimeoutError) as caught:
+                await proxy.echo(1)
+            assert caught.value.outcome is Outcome.NOT_SENT
+
+
+async def _wait_for_ever(proxy: Proxy) -> None:
+    with trio.fail_after(math.inf):
+        await proxy.echo(1)

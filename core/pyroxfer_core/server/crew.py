@@ -114,11 +114,11 @@ class Crew:
             with worker.scope:
                 await self._work_in_scope(worker)
             self.pass_lead(worker)
-            job = worker.job
-            if job is None:
+            job, fresh = worker.job, Worker(reads=worker.reads)
+            if job is not None:
+                await job.client.calls.end_cut(fresh, job, worker.answer)
+            elif fresh.reads is None:
                 return
-            fresh = Worker(reads=worker.reads)
-            await job.client.calls.end_cut(fresh, job, worker.answer)
             worker = fresh
 
     async def _work_in_scope(self, worker: Worker) -> None:

@@ -61,7 +61,9 @@ def check(path: Path, insecure: bool) -> None:
     config = load(path, insecure)
     or_exit(lambda: settings_for(config))
     backends = sum(len(service.backends) for service in config.services)
-    click.echo(f"{path}: fine; {len(config.services)} services, {backends} backends, listens on {config.listen}")
+    registries = sum(len(service.discover) for service in config.services)
+    found = f"{backends} backends" + (f" and those of {registries} questions to registries" if registries else "")
+    click.echo(f"{path}: fine; {len(config.services)} services, {found}, listens on {config.listen}")
 
 
 @main.command()

@@ -143,9 +143,9 @@ class Conversation:
     def _say_goodbye(self) -> None:
         """Between two messages, never inside one."""
         if self._leaving and self._forwarding.phase not in (Phase.REPLYING, Phase.CLOSED):
-            self._leaving = False
             notice = self._dialect.goodbye()
             if notice is not None:
+                self._leaving = False
                 self._client.write(self._codec.encode(notice))
 
     def stop(self) -> None:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from dataclasses import dataclass
 from math import inf
 from typing import Final, Protocol
 
 from pyroxfer_core import ServerSession, plain_call
-from pyroxfer_core.wire import BLOB_INFO, HOP_KEYS, Body, Feature, Flags, Message, MessageType, renumber
+from pyroxfer_core.errors import ProtocolError
+from pyroxfer_core.wire import (
+    BLOB_INFO,
+    FEATURES_KEY,
+    HOP_KEYS,
+    Body,
+    Feature,
+    Flags,
+    Message,
+    MessageType,
+    codec_for,
+    renumber,
+)
 
 from .backends import Backend
-from .frames import Sealed
+from .frames import Sealed, rewritten
 from .routes import Aim, Directory, Service
 
 ANSWERABLE: Final = frozenset({"serpent", "json", "marshal", "msgpack"})
 """Serializers in which the dispatcher can write an error."""
 NONE: Final = {"serpent": b"# serpent utf-8 python3.2\nNone", "json": b"null", "marshal": b"N", "msgpack": b"\xc0"}
 """None in each of them."""
+MAX_ANNOTATIONS: Final = 64
+"""Of one message, where the dispatcher looks for what concerns it."""
 MAX_OWN_CALL: Final = 16 * 1024
 """Bytes of the body of a call to the dispatcher itself."""
 STREAM_KEY: Final = "STRM"
@@ -160,13 +175,24 @@ class SealedDialect:
         home: the backend that answered the client's CONNECT; it gets the calls to its daemon.
         key: what the client is told apart by.
         signed: the client signs its messages.
+        session: what the dispatcher itself has offered to the client, if anything.
     """
 
     same_protocol = True
 
-    def __init__(self, service: Service, version: int, home: Backend, key: str, *, signed: bool) -> None:
+    def __init__(
+        self,
+        service: Service,
+        version: int,
+        home: Backend,
+        key: str,
+        *,
+        signed: bool,
+        session: ServerSession | None = None,
+    ) -> None:
         self._version = version
         self._signed = signed
+        self._session = session
         idempotent = "*" in service.idempotent
         self._anywhere = Target(service, None, None, idempotent, key)
         self._home = Target(service, None, home, idempotent)
@@ -181,8 +207,28 @@ class SealedDialect:
         return self._home if _is_for_daemon(request) else self._anywhere
 
     def request_for(self, request: Message, target: Target, seq: int, object_id: str) -> Message:
-        """Another number."""
+        """Another number. What the first call says of the agreement with the dispatcher is for that alone."""
+        if self._session is not None and not self._session.settled:
+            assert isinstance(request, Sealed)
+            self._settle(self._session, request)
         return self._renumbered(request, seq)
+
+    def _settle(self, session: ServerSession, request: Sealed) -> None:
+        """Hear what the first call confirms, and take it out. Of a large one the annotations have not come yet: what
+        they confirm is not in force."""
+        codec = codec_for(self._version)
+        annotations: dict[str, Body] = {}
+        if request.body_at <= len(request.data):
+            with contextlib.suppress(ProtocolError):  # the backend says so, too
+                area = request.data[codec.header_size : request.body_at]
+                annotations = dict(codec.parse_annotations(area, MAX_ANNOTATIONS)[0])
+        confirmed = annotations.pop(FEATURES_KEY, None)
+        said = {} if confirmed is None else {FEATURES_KEY: confirmed}
+        session.receive(Message(MessageType.INVOKE, request.seq, request.serializer, 0, b"", said))
+        if confirmed is not None:
+            body_size = len(request.data) - request.body_at
+            request.data = rewritten(request, codec, annotations, MAX_ANNOTATIONS)
+            request.body_at = len(request.data) - body_size
 
     def reply_for(self, request: Message, reply: Message) -> Message:
         """Another number."""
@@ -204,8 +250,9 @@ class SealedDialect:
         )
 
     def goodbye(self) -> Message | None:
-        """Its calls move without it."""
-        return None
+        """The notice that the dispatcher goes away, for a client that has agreed to get it."""
+        session = self._session
+        return farewell() if session is not None and Feature.GOAWAY in session.grant else None
 
     def begins_stream(self, reply: Message) -> bool:
         """The flag says so."""

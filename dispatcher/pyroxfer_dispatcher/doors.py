@@ -91,9 +91,12 @@ class Doors:
         return place(named, port)
 
     @property
-    def addresses(self) -> list[tuple[str, int]]:
-        """Numeric host and port of each socket for clients that is reached over TCP."""
-        return [sock.getsockname()[:2] for sock in self.clients if sock.family != socket.AF_UNIX]
+    def addresses(self) -> list[tuple[str, int | None]]:
+        """Numeric host and port of each socket for clients, or path and None."""
+        return [
+            (sock.getsockname(), None) if sock.family == socket.AF_UNIX else sock.getsockname()[:2]
+            for sock in self.clients
+        ]
 
     @property
     def admin_location(self) -> str | None:

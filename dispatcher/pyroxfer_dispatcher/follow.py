@@ -21,8 +21,8 @@ MAX_PAUSE_S: Final = 15.0
 """After a failure a registry is left alone for about this long at first, twice as long after each further one, but
 not longer than that; a random part of it is taken off, so that dispatchers do not all come back at once."""
 GRACE_S: Final = 15.0
-"""A registry that was away and comes back without an address may have been restarted empty: so long the address is
-kept, in which every program that lives has registered again."""
+"""A registry that was away and comes back without an address may have been restarted empty, or have stood still while
+leases ended: so long the address is kept, in which every program that lives has registered again."""
 MAX_ENTRIES: Final = 10_000
 """Entries that are looked at; what there is beyond them is passed over."""
 MAX_LINES: Final = 20
@@ -93,12 +93,13 @@ class Follower:
         self._labels = {"service": service, "registry": registry}
         self._since = trio.current_time()
         self._failures = 0
-        self._knows_all = False
         self._said: dict[str, tuple[Address, ...]] = {}
         """What the registry says, by name."""
+        self._unsure: set[tuple[str, str]] = set()
+        """Names and URIs it has not spoken of since it is back ..."""
         self._missing: dict[str, tuple[Address, ...]] = {}
-        """What it does not say any more since it came back, see GRACE_S."""
-        self._misses = trio.Event()
+        """... and the addresses of those of them that are gone there, but kept; see GRACE_S."""
+        self._returned = trio.Event()
         self._usable: dict[str, tuple[Found, ...]] = {}
         """What of both can be used ..."""
         self._refused: dict[str, dict[str, str]] = {}
@@ -118,6 +119,7 @@ class Follower:
             "since_s": round(trio.current_time() - self._since, 3),
             "reason": self.reason,
             "backends": len(self.found),
+            "missing": sum(map(len, self._missing.values())),
             "refused": sum(map(len, self._refused.values())),
             "passed_over": self._passed_over,
         }
@@ -149,33 +151,30 @@ class Follower:
 
     def all_are(self, entries: Mapping[str, Entry]) -> None:
         """Everything there is."""
+        self.is_well()
         said = {name: some for name, entry in entries.items() if (some := self.addresses(name, entry))}
-        if self.state == LOST and self._knows_all:
-            self._miss(said)
         for name in self._said.keys() - said.keys():
             self._take(name, ())
         for name, addresses in said.items():
             self._take(name, addresses)
-        self._knows_all = True
         self._count()
-        self.is_well()
 
     def some_are(self, entries: Mapping[str, Entry | None]) -> None:
         """What changed: entries as they are now, None for those that are gone."""
+        self.is_well()
         for name, entry in entries.items():
             self._take(name, () if entry is None else self.addresses(name, entry))
         self._count()
-        self.is_well()
 
     def is_well(self) -> None:
-        """The registry answers."""
+        """The registry answers. One that was away is not believed at once that something is gone."""
         self._failures = 0
+        if self.state == LOST:
+            note(logging.WARNING, "registry_back", **self._labels, backends=len(self.found))
+            self._unsure.update((name, address.uri) for name, some in self._said.items() for address in some)
+            self._returned.set()
         if self.state != FOLLOWING:
-            if self.state == LOST:
-                note(logging.WARNING, "registry_back", **self._labels, backends=len(self.found))
             self._become(FOLLOWING, "")
-            if self._missing:
-                self._misses.set()
 
     def is_lost(self, reason: str) -> None:
         """The registry cannot be reached: what it said last counts."""
@@ -190,20 +189,16 @@ class Follower:
 
     # -- what counts
 
-    def _miss(self, said: Mapping[str, tuple[Address, ...]]) -> None:
-        """Keep for a while what a registry that was away does not say any more."""
-        for name in self._said.keys() | self._missing.keys():
-            there = {address.uri for address in said.get(name, ())}
-            known = (*self._said.get(name, ()), *self._missing.get(name, ()))
-            _set(self._missing, name, tuple(address for address in known if address.uri not in there))
-
     async def _let_go(self) -> None:
-        """End the time for which missing addresses are kept; it begins when the registry is back."""
+        """End the time for which missing addresses are kept; it begins anew each time the registry is back."""
         while True:
-            await self._misses.wait()
-            self._misses = trio.Event()
-            await trio.sleep(GRACE_S)
-            if self.state == FOLLOWING and not self._misses.is_set():
+            await self._returned.wait()
+            self._returned = trio.Event()
+            with trio.move_on_after(GRACE_S):
+                await self._returned.wait()
+                continue
+            if self.state == FOLLOWING:
+                self._unsure.clear()
                 names, self._missing = tuple(self._missing), {}
                 for name in names:
                     self._read(name)
@@ -211,14 +206,15 @@ class Follower:
 
     def _take(self, name: str, addresses: tuple[Address, ...]) -> None:
         """What the registry says of a name."""
-        if addresses == self._said.get(name, ()):
-            return
-        if not addresses:
-            del self._said[name]
-        elif name in self._said or len(self._said) < MAX_ENTRIES:
-            self._said[name] = addresses
         there = {address.uri for address in addresses}
-        _set(self._missing, name, tuple(one for one in self._missing.get(name, ()) if one.uri not in there))
+        self._unsure.difference_update((name, uri) for uri in there)
+        known = self._said.get(name, ())
+        if addresses == known:
+            return
+        gone = [address for address in (*known, *self._missing.get(name, ())) if address.uri not in there]
+        _set(self._missing, name, tuple(address for address in gone if (name, address.uri) in self._unsure))
+        if not addresses or name in self._said or len(self._said) < MAX_ENTRIES:
+            _set(self._said, name, addresses)
         self._read(name)
 
     def _read(self, name: str) -> None:

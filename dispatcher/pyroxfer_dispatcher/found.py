@@ -130,9 +130,16 @@ def _is_wildcard(host: str) -> bool:
         return False
 
 
-def leads_to(uri: Uri, listening: Iterable[tuple[str, int]]) -> bool:
-    """Whether a URI is one of the numeric addresses where this process listens. Host names are not looked up."""
-    return any(uri.port == port and _is_same(uri.host or "", host) for host, port in listening)
+def leads_to(uri: Uri, listening: Iterable[tuple[str, int | None]]) -> bool:
+    """Whether a URI is one of the places where this process listens. Host names are not looked up.
+
+    Args:
+        listening: numeric hosts and ports, or paths of unix sockets and None.
+    """
+    return any(
+        uri.sockname == place if port is None else uri.port == port and _is_same(uri.host or "", place)
+        for place, port in listening
+    )
 
 
 def _is_same(host: str, bound: str) -> bool:

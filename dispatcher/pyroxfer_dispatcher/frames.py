@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pyroxfer_core.errors import MessageTooLargeError, ProtocolError
-from pyroxfer_core.wire import Body, BodyPart, Codec, End, Head, Message, codec_for
+from pyroxfer_core.wire import Body, BodyPart, Codec, End, Head, Message, codec_for, hops_of, with_hops
 
 COLLECT_BYTES: Final = 64 * 1024
 """Messages up to here pass as one; of larger ones nothing is kept."""
@@ -172,3 +172,12 @@ def unseal(message: Sealed, codec: Codec, limit: int) -> tuple[Body, dict[str, b
     data = message.data
     annotations, _, signature = codec.parse_annotations(data[codec.header_size : message.body_at], limit)
     return data[message.body_at :], annotations, signature is not None
+
+
+def rewritten(message: Sealed, codec: Codec, annotations: dict[str, Body], limit: int) -> bytes:
+    """A whole message with these annotations instead of its own."""
+    correlation_id = codec.parse_annotations(message.data[codec.header_size : message.body_at], limit)[1]
+    body = message.data[message.body_at :]
+    known = message.correlation_id or correlation_id
+    changed = Message(message.type, message.seq, message.serializer, message.flags, body, annotations, known)
+    return with_hops(codec.encode(changed), codec.version, hops_of(message.data, codec.version))

@@ -16,6 +16,12 @@ from .latency import ServiceTimes
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _BACKEND: Final = ("service", "backend")
 _SECTION: Final = ("service", "section")
+_ADDRESSES: Final = {
+    "backends": "Backends it told of",
+    "missing": "Addresses that are kept, although it does not tell of them since it is back",
+    "refused": "Addresses that cannot be used",
+    "passed_over": "Addresses that are too many",
+}
 
 
 class Metrics:
@@ -98,14 +104,14 @@ def _of_backends(services: list[dict[str, Any]]) -> Iterator[Metric]:
 
 def _of_registries(services: list[dict[str, Any]]) -> Iterator[Metric]:
     up = GaugeMetricFamily("pyroxfer_dispatcher_registry_up", "1 while it is heard", labels=_SECTION)
-    known = GaugeMetricFamily("pyroxfer_dispatcher_registry_backends", "Backends it told of", labels=_SECTION)
-    refused = GaugeMetricFamily("pyroxfer_dispatcher_registry_refused", "Addresses of no use", labels=_SECTION)
-    passed_over = GaugeMetricFamily("pyroxfer_dispatcher_registry_passed_over", "Too many", labels=_SECTION)
+    counts = {
+        name: GaugeMetricFamily(f"pyroxfer_dispatcher_registry_{name}", text, labels=_SECTION)
+        for name, text in _ADDRESSES.items()
+    }
     for service in services:
         for index, section in enumerate(service["discover"]):
             labels = (service["name"], str(index))
             up.add_metric(labels, section["state"] == FOLLOWING)
-            known.add_metric(labels, section["backends"])
-            refused.add_metric(labels, section["refused"])
-            passed_over.add_metric(labels, section["passed_over"])
-    yield from (up, known, refused, passed_over)
+            for name, family in counts.items():
+                family.add_metric(labels, section[name])
+    yield from (up, *counts.values())

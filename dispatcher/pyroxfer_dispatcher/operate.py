@@ -21,6 +21,7 @@ from .follow import LOST
 Answer = dict[str, Any]
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 target_argument = click.argument("target", metavar="SERVICE/BACKEND")
+_OTHERS: Final = ("missing", "refused", "passed_over")
 CLEAR: Final = "\x1b[H\x1b[2J"
 
 
@@ -145,9 +146,8 @@ def _section(section: Answer) -> str:
     text += f", {section['backends']} back ends"
     if section["state"] == LOST:
         text += f" kept ({json.dumps(section['reason'])})"
-    if section["refused"]:
-        text += f", {section['refused']} refused"
-    return text + (f", {section['passed_over']} too many" if section["passed_over"] else "")
+    counts = [f", {section[what]} {what.replace('_', ' ')}" for what in _OTHERS if section[what]]
+    return text + "".join(counts)
 
 
 @click.command()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import Final
 
 import trio
 
@@ -32,7 +31,7 @@ from .admission import NotAdmitted
 from .backends import Backend
 from .channel import Channel, Opened
 from .commands import Fail
-from .dialects import ANSWERABLE, farewell
+from .dialects import ANSWERABLE, MAX_ANNOTATIONS, farewell
 from .ejection import Verdict
 from .frames import Event, Sealed, Splitter
 from .hub import Hub
@@ -40,9 +39,6 @@ from .recorded import RecordedRelay
 from .records import Records
 from .relay import Relay
 from .routes import Service
-
-MAX_ANNOTATIONS: Final = 64
-"""Of one message, where the dispatcher looks for the time that its caller waits."""
 
 
 class Pinned:
@@ -144,10 +140,10 @@ class Pinned:
 
     def _say_goodbye(self) -> None:
         """Between two messages, never inside one."""
-        if self._leaving and not self._in_answer and not self._client.closed:
+        understands = self._has_confirmed and Feature.GOAWAY in self._agreed
+        if self._leaving and understands and not self._in_answer and not self._client.closed:
             self._leaving = False
-            if self._has_confirmed and Feature.GOAWAY in self._agreed:
-                self._client.write(self._codec.encode(farewell()))
+            self._client.write(self._codec.encode(farewell()))
 
     def stop(self) -> None:
         """End between calls: now, or when the last call under way is over."""

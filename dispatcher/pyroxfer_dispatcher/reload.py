@@ -61,15 +61,14 @@ def change_directory(directory: Directory, old: Config, new: Config, later: Late
 def _changed(known: Service, made: Service, was: ServiceConfig, config: ServiceConfig) -> tuple[Service, Gone]:
     """A service with new values, which keeps its queue, its counts, and the backends that are still in it.
 
-    So are those that a registry told of, until it is heard again.
+    Those that a registry told of are left to `Discovery`.
     """
     if config.listeners != "none":
         return replace(
             made, admission=known.admission, listeners=known.listeners, tally=known.tally, retries=known.retries
         ), []
     written = {(entry.name, entry.uri): entry for entry in was.backends}
-    there = known.group.backends
-    kept = {(backend.name, backend.uri): backend for backend in there if backend.origin == IN_FILE}
+    kept = {(backend.name, backend.uri): backend for backend in known.group.backends if backend.origin == IN_FILE}
     backends = []
     for wanted, entry in zip(made.group.backends, config.backends, strict=True):
         backend = kept.pop((wanted.name, wanted.uri), None)
@@ -80,7 +79,7 @@ def _changed(known: Service, made: Service, was: ServiceConfig, config: ServiceC
             backend.weight, backend.tags = wanted.weight, wanted.tags
             backend.max_in_flight = wanted.max_in_flight
         backends.append(backend)
-    known.group.become(made.group, (*backends, *(backend for backend in there if backend.origin != IN_FILE)))
+    known.group.become(made.group, backends)
     known.admission.limits = made.admission.limits
     known.ejection.rules = made.ejection.rules
     service = replace(

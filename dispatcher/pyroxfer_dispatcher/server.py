@@ -56,7 +56,18 @@ from .security import refresh, settings_for
 from .state import State, remembered, restore
 from .status import services_of
 from .succession import Program, Succession
-from .transparent import MAX_HOPS, Link, Opener, Opening, Refused, agreement, alone, is_looping, read_opening
+from .transparent import (
+    MAX_HOPS,
+    Link,
+    Opener,
+    Opening,
+    Refused,
+    agreement,
+    alone,
+    is_looping,
+    read_opening,
+    with_own,
+)
 
 LOOK_S: Final = 0.25
 """How often messages in passage are checked for having stopped ..."""
@@ -126,8 +137,8 @@ class Dispatcher:
         self.drained = trio.Event()
         """Set when a drain has come to its end."""
         self._all_gone = trio.Event()
-        self._bound: Sequence[tuple[str, int]] = ()
-        """Numeric addresses where it listens."""
+        self._bound: Sequence[tuple[str, int | None]] = ()
+        """See `Doors.addresses`."""
         self._helpers: trio.Nursery | None = None
         self._nursery_manager: Any = None
         self._nursery: trio.Nursery
@@ -388,7 +399,7 @@ class Dispatcher:
         if opening is not None and not self._stopping:
             service = self.directory.service_of(opening.object_id)
             if service is not None:
-                await self._lead(client, opening, service)
+                await self._lead(client, session, opening, service, is_known=hello is not None)
                 return
             client.decoder.feed(opening.rest if hello is not None else opening.message.data + opening.rest)
         hops = 0 if opening is None else hops_of(opening.message.data, opening.codec.version)
@@ -409,8 +420,14 @@ class Dispatcher:
             )
         return pool
 
-    async def _lead(self, client: Connection, opening: Opening, service: Service) -> None:
-        """Transparent mode: the client talks to a backend from the first message on."""
+    async def _lead(
+        self, client: Connection, session: ServerSession, opening: Opening, service: Service, *, is_known: bool
+    ) -> None:
+        """Transparent mode: the client talks to a backend from the first message on.
+
+        Args:
+            is_known: the session has heard CONNECT already.
+        """
         opener = self._opener
         if service.stateless:
             opening = alone(opening, self._settings.max_annotations)
@@ -423,15 +440,22 @@ class Dispatcher:
             with contextlib.suppress(PyroError):
                 await client.finish(refused.answer)
             return
+        own = service.stateless and not opening.signed and opening.codec.version == 502
+        answer = with_own(session, opening, link.answer, is_known=is_known) if own else link.answer
         try:
             with trio.fail_after(self._settings.connect_timeout_s):
-                await client.send_encoded(link.answer)
+                await client.send_encoded(answer)
             client.settled()
-            await (self._spread if service.stateless else self._pin)(client, opening, service, link)
+            if service.stateless:
+                await self._spread(client, session if own else None, opening, service, link)
+            else:
+                await self._pin(client, opening, service, link)
         finally:
             link.connection.close()
 
-    async def _spread(self, client: Connection, opening: Opening, service: Service, link: Link) -> None:
+    async def _spread(
+        self, client: Connection, session: ServerSession | None, opening: Opening, service: Service, link: Link
+    ) -> None:
         """Each call may go to another backend."""
         limit = self._settings.max_message_bytes
         links = OwnLinks(self._opener, opening, self._hub, limit, self._see_leave)
@@ -440,7 +464,12 @@ class Dispatcher:
             self._nursery,
             links,
             SealedDialect(
-                service, opening.codec.version, link.backend, Party(client.peer).host, signed=opening.signed
+                service,
+                opening.codec.version,
+                link.backend,
+                Party(client.peer).host,
+                signed=opening.signed,
+                session=session,
             ),
             opening.codec,
             Splitter(opening.codec, max_message=limit),

@@ -20,8 +20,8 @@ LOOK_S: Final = 1.0
 """How often it is checked whether etcd is still there."""
 AGAIN_S: Final = 0.1
 """Before everything is read anew, because too much has changed to be told."""
-NOT_KNOWN: Final = "not known any more"
-"""In the error of a registry that cannot tell what changed since."""
+SILENCE_S: Final = 1.0
+"""After which a name server that is asked for changes, and says nothing, has none to tell."""
 
 
 class NameServerSource:
@@ -55,25 +55,45 @@ class NameServerSource:
 
     async def _watch(self, ns: Proxy, hearing: Hearing) -> float:
         """Go on where it was left, or from the beginning."""
+        failure: Exception
+        async with trio.open_nursery() as nursery:
+            if self._revision is not None:
+                nursery.start_soon(_note_silence, hearing)
+            try:
+                await self._follow(ns, hearing)
+                failure = NamingError(f"{ns._pyroUri.location} ended its list of changes")
+            except Exception as error:
+                failure = error  # as it is, not in a group
+            nursery.cancel_scope.cancel()
+        if self._revision is None or not _is_forgotten(failure):
+            raise failure
+        self._revision = None
+        return AGAIN_S
+
+    async def _follow(self, ns: Proxy, hearing: Hearing) -> None:
         beginning: dict[str, Entry] | None = {} if self._revision is None else None
-        try:
-            async for item in ns.watch(after=self._revision, prefix=self._query.prefix):
-                revision, entries = _read_item(item)
-                if beginning is None:
-                    hearing.some_are(entries)
-                else:
-                    _add_wanted(beginning, entries, hearing)
-                    if revision is None:
-                        continue
-                    hearing.all_are(beginning)
-                    beginning = None
-                self._revision = revision
-        except NamingError as error:
-            if self._revision is None or NOT_KNOWN not in str(error):
-                raise
-            self._revision = None
-            return AGAIN_S
-        raise NamingError(f"{ns._pyroUri.location} ended its list of changes")
+        async for item in ns.watch(after=self._revision, prefix=self._query.prefix):
+            revision, entries = _read_item(item)
+            if beginning is None:
+                hearing.some_are(entries)
+            else:
+                _add_wanted(beginning, entries, hearing)
+                if revision is None:
+                    continue
+                hearing.all_are(beginning)
+                beginning = None
+            self._revision = revision
+
+
+async def _note_silence(hearing: Hearing) -> None:
+    """Where nothing has changed nothing is told, while an error comes at once."""
+    await trio.sleep(SILENCE_S)
+    hearing.is_well()
+
+
+def _is_forgotten(error: Exception) -> bool:
+    """Whether a registry cannot tell what changed since."""
+    return isinstance(error, NamingError) and "not known any more" in str(error)
 
 
 def _add_wanted(found: dict[str, Entry], entries: Mapping[str, Entry | None], hearing: Hearing) -> None:
@@ -143,7 +163,7 @@ async def _read_on(registry: Registry, revision: int, entries: Mapping[str, Entr
                 async for change in changes:
                     hearing.some_are(change.entries)
         except NamingError as error:
-            if NOT_KNOWN not in str(error):
+            if not _is_forgotten(error):
                 raise
         await trio.sleep(AGAIN_S)
         revision, entries = await registry.snapshot()

@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from pyroxfer_core import Connection, Settings, Uri, open_connection, refusal, wanted_object
+from pyroxfer_core import Connection, ServerSession, Settings, Uri, open_connection, refusal, wanted_object
 from pyroxfer_core.errors import (
     ConnectionClosedError,
     MessageTooLargeError,
@@ -34,12 +34,13 @@ from pyroxfer_core.wire import (
     hops_of,
     new_offer,
     overheard,
+    with_annotation,
     with_hops,
 )
 
 from .admin import note
 from .backends import Backend
-from .frames import Event, Sealed, Splitter, unseal
+from .frames import Event, Sealed, Splitter, rewritten, unseal
 from .routes import Service
 
 MAX_HOPS: Final = 4
@@ -135,18 +136,24 @@ def _annotations_of(message: Sealed, codec: Codec, limit: int) -> dict[str, Body
 def _with(opening: Opening, annotations: dict[str, Body], limit: int) -> Opening:
     """The same opening with these annotations instead of its own."""
     message = opening.message
-    data = _rewritten(message, opening.codec, annotations, limit)
+    data = rewritten(message, opening.codec, annotations, limit)
     body_at = len(data) - (len(message.data) - message.body_at)
     return replace(opening, message=replace(message, data=data, body_at=body_at))
 
 
-def _rewritten(message: Sealed, codec: Codec, annotations: dict[str, Body], limit: int) -> bytes:
-    """A whole message with these annotations instead of its own."""
-    correlation_id = codec.parse_annotations(message.data[codec.header_size : message.body_at], limit)[1]
-    body = message.data[message.body_at :]
-    known = message.correlation_id or correlation_id
-    changed = Message(message.type, message.seq, message.serializer, message.flags, body, annotations, known)
-    return with_hops(codec.encode(changed), codec.version, hops_of(message.data, codec.version))
+def with_own(session: ServerSession, opening: Opening, answer: bytes, *, is_known: bool) -> bytes:
+    """A backend's answer to CONNECT together with what the dispatcher itself grants the client.
+
+    Args:
+        session: of the dispatcher and the client.
+        is_known: it has heard the client's CONNECT.
+    """
+    request = opening.message
+    if not is_known:
+        offer: dict[str, Body] = {} if opening.offer is None else {FEATURES_KEY: opening.offer}
+        session.receive(Message(MessageType.CONNECT, request.seq, request.serializer, 0, b"", offer))
+    grant = session.accept(request, b"", {}, None).annotations.get(FEATURES_KEY)
+    return answer if grant is None else with_annotation(answer, opening.codec.version, FEATURES_KEY, bytes(grant))
 
 
 async def _receive(connection: Connection) -> bytes:
@@ -261,7 +268,7 @@ class Opener:
         granted = annotations.pop(FEATURES_KEY, None)
         if granted is None:
             return answer.data, rest, STOCK
-        return _rewritten(answer, opening.codec, annotations, limit), rest, overheard(offered, granted)
+        return rewritten(answer, opening.codec, annotations, limit), rest, overheard(offered, granted)
 
     async def _ask(
         self,

@@ -95,11 +95,15 @@ def _problem(name: str) -> str | None:
         return "empty, '.' and '..' are not names"
     if "/" in name or "\\" in name:
         return "it has a slash or backslash in it"
-    if any(unicodedata.category(char) in _INVISIBLE and char not in _JOINERS for char in name):
+    if not (name.isascii() and name.isprintable()) and any(map(_is_invisible, name)):
         return "it has control or invisible characters in it"
     if len(name.encode()) > MAX_COMPONENT_BYTES:
         return f"it is over {MAX_COMPONENT_BYTES} bytes"
     return _trap(name)
+
+
+def _is_invisible(char: str) -> bool:
+    return unicodedata.category(char) in _INVISIBLE and char not in _JOINERS
 
 
 def _trap(name: str) -> str | None:

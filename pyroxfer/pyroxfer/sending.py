@@ -65,11 +65,20 @@ class Sender:
         self._reporter = reporter
         self._packing = find_packing() if options.compress and talk.packs else None
 
-    def _offer(self, target: str, size: int | None, mode: int, mtime_ns: int | None, origin: str = "") -> Offer:
+    def _offer(
+        self,
+        target: str,
+        size: int | None,
+        mode: int,
+        mtime_ns: int | None,
+        origin: str = "",
+        digest: str | None = None,
+    ) -> Offer:
         return Offer(
             target,
             size,
             self._talk.algorithm,
+            digest,
             mode=mode,
             mtime_ns=mtime_ns,
             if_exists=self._options.if_exists,
@@ -243,36 +252,35 @@ class Sender:
             if isinstance(item, TransferError):
                 outcome.failed(entry.path, item)
             else:
-                files.append((entry, item))
-        reply = await self._talk.ask("put_files", [item for _, item in files], folders, INLINE_REASON)
+                files.append((entry, *item))
+        items = [{"offer": offer.to_dict(), "data": data} for _, offer, data in files]
+        reply = await self._talk.ask("put_files", items, folders, INLINE_REASON)
         results = _results(reply, len(files) + len(folders))
-        for (entry, item), result in zip(files, results, strict=False):
-            self._take_result(entry, item, result, outcome)
+        for (entry, offer, _), result in zip(files, results, strict=False):
+            self._take_result(entry, offer, result, outcome)
         for path, result in zip(folders, results[len(files) :], strict=True):
             if "error" in result:
                 outcome.failed(path, from_record(result["error"]))
 
     def _read_batch(
         self, store: Store, target: str, entries: list[FileEntry]
-    ) -> list[tuple[FileEntry, dict[str, Any] | TransferError]]:
+    ) -> list[tuple[FileEntry, tuple[Offer, bytes] | TransferError]]:
         with store.whole_files() as whole:
             return [(entry, self._read_item(whole, target, entry)) for entry in entries]
 
-    def _read_item(self, whole: WholeFiles, target: str, entry: FileEntry) -> dict[str, Any] | TransferError:
+    def _read_item(self, whole: WholeFiles, target: str, entry: FileEntry) -> tuple[Offer, bytes] | TransferError:
         try:
             small = read_small(whole, entry.path, self._talk.algorithm)
         except TransferError as error:
             return error
-        offer = self._offer(joined(target, entry.path), len(small.data), small.mode, small.mtime_ns)
-        return {"offer": replace(offer, digest=small.digest).to_dict(), "data": small.data}
+        size, place = len(small.data), joined(target, entry.path)
+        return self._offer(place, size, small.mode, small.mtime_ns, digest=small.digest), small.data
 
-    def _take_result(self, entry: FileEntry, item: dict[str, Any], result: Any, outcome: Outcome) -> None:
-        end = End(len(item["data"]), item["offer"]["digest"])
+    def _take_result(self, entry: FileEntry, offer: Offer, result: Any, outcome: Outcome) -> None:
+        end = End(offer.size or 0, offer.digest or "")
         self._reporter.file(entry.path, end.size)
         try:
-            outcome.receipts.append(
-                self._finished(_read_result(result, end, Offer.from_dict(item["offer"])), moved=False)
-            )
+            outcome.receipts.append(self._finished(_read_result(result, end, offer), moved=False))
         except TransferError as error:
             outcome.failed(entry.path, error)
 
@@ -306,11 +314,14 @@ def _read_result(result: Any, end: End, offer: Offer) -> Receipt:
     return _check_receipt(Receipt.from_dict(result.get("receipt")), end, offer)
 
 
+def _is_placed(where: PurePosixPath, there: PurePosixPath, offer: Offer) -> bool:
+    return there.parent == where.parent if offer.if_exists == "rename" else there == where
+
+
 def _check_receipt(receipt: Receipt, end: End, offer: Offer) -> Receipt:
     """A receipt for other bytes than were sent, or for another offer, is no receipt; one for a skipped file speaks of
     what was there."""
-    where, there = PurePosixPath(offer.path), PurePosixPath(receipt.path)
-    placed = there.parent == where.parent if offer.if_exists == "rename" else there == where
+    placed = receipt.path == offer.path or _is_placed(PurePosixPath(offer.path), PurePosixPath(receipt.path), offer)
     if (receipt.transfer_id, receipt.algorithm) != (offer.transfer_id, offer.algorithm) or not placed:
         raise IntegrityError(f"{printable(offer.path)}: the receipt speaks of another file than was sent")
     if receipt.digest and End(receipt.size, receipt.digest) != end:

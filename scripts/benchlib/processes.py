@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,21 @@ def command(name: str, *arguments: object) -> list[str]:
 
 def program(python: str, name: str, *arguments: object) -> list[str]:
     return [python, str(PROGRAMS / name), *map(str, arguments)]
+
+
+@contextmanager
+def kept_bytecode() -> Iterator[None]:
+    """Programs started inside find their modules compiled once one of them was started: an installation has them so,
+    an environment that was just made, or is told not to write, compiles everything at every start."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="pyroxfer-bench-") as folder:
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = folder
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 @contextmanager

@@ -32,11 +32,9 @@ from pyroxfer_dispatcher.control import ask_control
 
 BACKENDS: Final = 5
 WAYS: Final = ("blob", "pinned", "spread")
-CALLERS: Final = 2
-"""Of each kind, for each way."""
 BETWEEN_S: Final = 0.2
 """Two restarts, at least."""
-DRAIN_TIMEOUT_S: Final = 0.5
+DRAIN_TIMEOUT_S: Final = 0.3
 CALL_DEADLINE_S: Final = 30.0
 STOCK_FIRST: Final = 1_000_000_000
 """Where the numbers of stock clients begin; each has as many."""
@@ -48,12 +46,14 @@ class Campaign:
 
     Args:
         count: restarts.
+        callers: clients of each kind, for each way.
         peers: a Python with Pyro5; None: no stock clients.
     """
 
-    def __init__(self, work: Path, count: int, seed: int, peers: str | None) -> None:
+    def __init__(self, work: Path, count: int, seed: int, callers: int, peers: str | None) -> None:
         *ports, own = free_ports(BACKENDS + 1)
         self._count = count
+        self._callers = callers
         self._random = Random(seed)
         self._peers = peers
         self._numbers = itertools.count()
@@ -104,7 +104,7 @@ class Campaign:
                 nursery.start_soon(trio.to_thread.run_sync, service.start)
         try:
             async with trio.open_nursery() as callers:
-                for number, way in enumerate(WAYS * CALLERS):
+                for number, way in enumerate(WAYS * self._callers):
                     callers.start_soon(self._call_in_trio, way)
                     callers.start_soon(trio.to_thread.run_sync, self._call_blocking, way)
                     if self._peers is not None:
@@ -264,13 +264,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="./scripts/rolling", description="Restarts under load that nobody notices.")
     parser.add_argument("--count", type=int, default=60, help="restarts (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="decides who is restarted when (default: %(default)s)")
+    parser.add_argument("--callers", type=int, default=2, help="of each kind, for each way (default: %(default)s)")
     parser.add_argument("--own", action="store_true", help="no stock clients; back ends are not always drained first")
     chosen = parser.parse_args()
     peers = None if chosen.own else os.environ.get("PYROXFER_PEERS")
     if peers is None and not chosen.own:
         parser.error("PYROXFER_PEERS must name a Python with Pyro5; or say --own")
     with tempfile.TemporaryDirectory() as folder:
-        campaign = Campaign(Path(folder), chosen.count, chosen.seed, peers)
+        campaign = Campaign(Path(folder), chosen.count, chosen.seed, chosen.callers, peers)
         trio.run(until_signalled, campaign.run)
         wrong = broken(campaign.told, campaign.executions())
         errors = (Path(folder) / "errors.log").read_text()

@@ -10,9 +10,9 @@ from doubles import until
 from own_doubles import OWN, OwnServer, own_client, own_server
 
 from pyroxfer_core import Daemon, Proxy, Settings, blocking, expose
-from pyroxfer_core.errors import ConnectionClosedError, Outcome
-from pyroxfer_core.wire.features import Feature
-from pyroxfer_core.wire.message import Message, MessageType
+from pyroxfer_core.errors import ConnectionClosedError, Outcome, RefusedError
+from pyroxfer_core.wire.features import OUTCOME_KEY, Feature
+from pyroxfer_core.wire.message import Body, Flags, Message, MessageType
 from pyroxfer_core.wire.session import ClientSession, ServerSession, last_read
 
 EMPTY = Message(MessageType.GOAWAY, 0, "ping", 0, b"")
@@ -126,6 +126,39 @@ async def test_the_same_without_an_event_loop(tells: bool) -> None:
     async with own_server(play, {"total"}) as uri:
         result = await trio.to_thread.run_sync(call, uri)
     assert result == ("second daemon" if tells else Outcome.UNKNOWN)
+
+
+@pytest.mark.parametrize(("facade", "says_goodbye"), [(False, True), (True, True), (True, False)])
+async def test_a_call_that_is_refused_after_the_goodbye_is_made_again(facade: bool, says_goodbye: bool) -> None:
+    """At once, and whatever is said about other retries: the daemon has gone, not this call failed. The facade makes
+    a call that was refused for any other reason once, as Pyro does."""
+    connections = 0
+
+    async def play(server: OwnServer) -> None:
+        nonlocal connections
+        connections += 1
+        while (request := await server.hear()) is not None:
+            if connections > 1 or request.seq == 1:
+                await server.answer(request, f"daemon {connections}")
+                continue
+            if says_goodbye:
+                await server.say(EMPTY)
+            body = OWN.dumps_exception(RefusedError("draining"), [])
+            refused: dict[str, Body] = {OUTCOME_KEY: server.session.grant.outcome(b"N")}
+            await server.say(Message(MessageType.RESULT, request.seq, "msgpack", Flags.EXCEPTION, body, refused))
+
+    def call_twice(uri: str) -> list[Any]:
+        with blocking.Proxy(uri) as proxy:
+            return [proxy.total(), proxy.total()]
+
+    async with own_server(play, {"total"}) as uri, Proxy(uri) as proxy:
+        if not facade:
+            assert [await proxy.total(), await proxy.total()] == ["daemon 1", "daemon 2"]
+        elif says_goodbye:
+            assert await trio.to_thread.run_sync(call_twice, uri) == ["daemon 1", "daemon 2"]
+        else:
+            with pytest.raises(RefusedError, match="draining"):
+                await trio.to_thread.run_sync(call_twice, uri)
 
 
 @expose

@@ -14,6 +14,7 @@ from browser import browser
 from doubles_dispatch import RawBackend, ask, blob, config_for, echo, raw_backend, raw_client
 from prometheus_client.parser import text_string_to_metric_families
 
+from pyroxfer_core import bind_tcp
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.config import ConfigError, parse_config
 
@@ -60,6 +61,17 @@ async def test_probes_tell_health_and_readiness() -> None:
         status, body = await http(dispatcher, "/readyz")
         assert (status, json.loads(body)["draining"]) == (503, True)
         assert (await http(dispatcher, "/healthz"))[0] == 200
+
+
+async def test_a_dispatcher_that_nobody_finds_is_not_ready() -> None:
+    """Its back ends are there, but its name could not be registered."""
+    with bind_tcp("localhost", 0) as taken:
+        port = taken.getsockname()[1]
+    head = f'register = "front"\nnameserver = "localhost:{port}"'
+    async with raw_backend(echo) as backend, administered(backend, head=head) as dispatcher:
+        status, body = await http(dispatcher, "/readyz")
+        answer = json.loads(body)
+    assert (status, answer["registered"], answer["services_without_backend"]) == (503, False, [])
 
 
 async def command(dispatcher: Dispatcher, do: str, target: str = "orders/b0") -> tuple[int, str]:

@@ -193,3 +193,11 @@ def test_every_policy_has_a_rule_and_others_have_none() -> None:
         assert choice_for(policy, 0.0, random.Random(1))(backends(1), 0.0, "k")
     with pytest.raises(ValueError, match="choose one of"):
         choice_for("best", 0.0, random.Random(1))
+
+
+def test_keys_are_spread_over_backends_whose_names_begin_alike() -> None:
+    """Names out of a registry may be long."""
+    members = [Backend("n" * 100 + str(n), Uri(f"PYRO:x@h:{n}")) for n in range(4)]
+    chosen = Counter(Rendezvous()(members, 0.0, f"key {number}").name for number in range(400))
+    assert len(chosen) == 4
+    assert min(chosen.values()) > 50

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from click.testing import CliRunner
 from doubles_dispatch import POISON, RawBackend, ask, blob, echo, raw_backend, raw_client, wait_for
 from test_dispatch_admin import http
 
@@ -17,6 +21,7 @@ from pyroxfer_core.nameserver import RunningNameServer, start_ns
 from pyroxfer_core.wire import Message
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.backends import Backend
+from pyroxfer_dispatcher.cli import main
 from pyroxfer_dispatcher.config import ConfigError, parse_config
 from pyroxfer_dispatcher.status import describe_service
 
@@ -27,6 +32,22 @@ SECTION = 'discover = "PYRONAME:orders"'
 async def name_server(port: int = 0) -> AsyncIterator[RunningNameServer]:
     async with start_ns("localhost", port, broadcast=False) as running:
         yield running
+
+
+@asynccontextmanager
+async def mortal_name_server() -> AsyncIterator[tuple[RunningNameServer, Callable[[], None]]]:
+    """A name server, and what ends it."""
+
+    async def run(task_status: trio.TaskStatus[tuple[RunningNameServer, Callable[[], None]]]) -> None:
+        with trio.CancelScope() as scope:
+            async with name_server() as names:
+                task_status.started((names, scope.cancel))
+                await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        names, kill = await nursery.start(run)
+        yield names, kill
+        kill()
 
 
 def text_for(port: int | None, *sections: str, head: str = "", service: str = "") -> str:
@@ -218,6 +239,44 @@ async def test_a_registry_that_is_not_there_yet() -> None:
             assert (status, list(json.loads(text)["registries_away"])) == (200, [f"localhost:{port}"])
 
 
+async def test_the_commands_say_what_comes_from_where(tmp_path: Path) -> None:
+    """For people: the origin of each backend, and what is kept of a registry that is away."""
+    path = tmp_path / "d.toml"
+
+    async def run(command: str) -> str:
+        done = await trio.to_thread.run_sync(lambda: CliRunner().invoke(main, [command, "-c", str(path)]))
+        return str(done.output)
+
+    async with raw_backend(echo) as one, mortal_name_server() as (names, kill):
+        await names.name_server.register("orders", one.uri)
+        await names.name_server.register("orders", "PYRONAME:other", add=True)
+        text = text_for(names.uri.port, head=f'control = "{tmp_path / "control"}"')
+        path.write_text(text)
+        assert "1 services, 0 backends and those of 1 questions to registries" in await run("check")
+        async with Dispatcher(parse_config(text)) as dispatcher:
+            await wait_for(lambda: told(dispatcher).get("state") == "following")
+            assert f"{one.uri} from ns\n" in await run("status")
+            kill()
+            await wait_for(lambda: told(dispatcher)["state"] == "lost")
+            page = await run("status")
+    assert re.search(r"registry \S+: lost for \d+ s, 1 back ends kept \(.*\), 1 refused\n", page)
+
+
+async def test_nothing_is_kept_of_backends_that_are_gone() -> None:
+    """However many come, are called, and go."""
+    async with name_server() as names, Dispatcher(parse_config(text_for(names.uri.port))) as dispatcher:
+        async with raw_client(dispatcher.location) as client:
+            for number in range(10):
+                async with raw_backend(echo) as one:
+                    await names.name_server.register("orders", one.uri)
+                    await wait_for(has(dispatcher, one))
+                    assert (await ask(client, blob(number))).body == POISON
+                    await names.name_server.remove("orders")
+                    await wait_for(has(dispatcher))
+        gc.collect()
+        assert sum(isinstance(one, Backend) for one in gc.get_objects()) <= 2
+
+
 def metric(answer: tuple[int, str], name: str) -> float:
     label = f'pyroxfer_dispatcher_{name}{{section="0",service="orders"}} '
     (line,) = [line for line in answer[1].splitlines() if line.startswith(label)]
@@ -255,6 +314,7 @@ async def test_sections_come_and_go_with_the_file() -> None:
                 dispatcher.reload(parse_config(text_for(port, written)))
                 assert set(backends(dispatcher)) == {one.uri}
                 assert dispatcher.discovered("orders") == []
+                await wait_for(lambda: not names.daemon.statistics().connections)
                 assert (await ask(client, blob(9))).body == POISON
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pyroxfer_core import Uri
@@ -112,6 +116,7 @@ async def test_a_lost_registry_takes_nothing_away(
             "since_s": 0,
             "reason": "gone",
             "backends": 1,
+            "missing": 0,
             "refused": 0,
             "passed_over": 0,
         }
@@ -168,12 +173,30 @@ async def test_an_empty_registry_after_an_outage_takes_away_only_what_does_not_c
         await until_asked(play, 2)
         await play.all_are()
         assert play.found == [ONE, TWO, THREE]
+        assert play.follower.describe()["missing"] == 3
         await trio.sleep(GRACE_S / 2)
         await play.some_are(a=entry(TWO))
         assert play.found == [ONE, TWO, THREE], "ONE may be about to register, too"
         await trio.sleep(GRACE_S)
         await wait_all_tasks_blocked()
         assert play.found == [TWO]
+
+
+async def test_a_registry_that_stood_still_takes_away_only_what_does_not_come_back(autojump_clock: MockClock) -> None:
+    """It goes on where it was, and tells first that all leases have ended: nobody could renew them."""
+    async with playing() as play:
+        await play.all_are(a=entry(ONE, TWO), b=entry(THREE))
+        await play.fail()
+        await until_asked(play, 2)
+        await play.some_are(a=entry(TWO))
+        await play.some_are(a=None, b=None)
+        assert play.found == [ONE, THREE], "TWO was said since it is back"
+        await play.some_are(b=entry(THREE))
+        await trio.sleep(GRACE_S)
+        await wait_all_tasks_blocked()
+        assert play.found == [THREE]
+        await play.some_are(b=None)
+        assert play.found == []
 
 
 async def test_what_came_back_and_leaves_leaves_at_once(autojump_clock: MockClock) -> None:
@@ -209,12 +232,78 @@ async def test_a_registry_lost_again_within_the_grace_takes_nothing_away(autojum
         assert play.found == [TWO]
 
 
+async def test_a_while_after_an_outage_it_is_believed_again(autojump_clock: MockClock) -> None:
+    """Also of addresses that it has not spoken of since."""
+    async with playing() as play:
+        await play.all_are(a=entry(ONE))
+        await play.fail()
+        await until_asked(play, 2)
+        play.follower.is_well()
+        await trio.sleep(1.1 * GRACE_S)
+        await play.some_are(a=None)
+        assert play.found == []
+
+
 async def test_without_an_outage_a_whole_listing_needs_no_grace(autojump_clock: MockClock) -> None:
     """As one of a name server that is asked again and again."""
     async with playing() as play:
         await play.all_are(a=entry(ONE), b=entry(TWO))
         await play.all_are(b=entry(TWO))
         assert play.found == [TWO]
+
+
+NAMES = st.sampled_from("ab")
+URIS = st.frozensets(st.sampled_from([ONE, TWO, THREE]), max_size=3)
+CHANGE = st.tuples(st.just("change"), NAMES, URIS)
+OTHER = st.sampled_from([("lose",), ("resume",), ("begin anew",), ("wait", 0.4), ("wait", 1.1)])
+STEPS = st.lists(CHANGE | OTHER, max_size=30)
+
+
+@settings(max_examples=50)
+@given(STEPS)
+def test_whatever_happens_nothing_is_lost_that_lives_and_nothing_stays_that_is_gone(steps: list[Any]) -> None:
+    """Compared with a registry that is changed, lost, found again where it was, or anew.
+
+    While it is lost all stays as it is; for a while after that what was there may stay; then it is exact.
+    """
+    trio.run(_compare, steps, clock=MockClock(autojump_threshold=0))
+
+
+async def _compare(steps: list[Any]) -> None:
+    truth: dict[str, frozenset[str]] = {}
+    missed: dict[str, Entry | None] = {}
+    at_loss: set[str] = set()
+    sure_at = -math.inf
+    async with playing() as play:
+        await play.all_are()
+        follower = play.follower
+        for what, *values in steps:
+            if what == "change":
+                name, uris = values
+                truth[name] = uris
+                missed[name] = entry(*sorted(uris)) if uris else None
+            elif what == "lose":
+                at_loss = at_loss if follower.state == "lost" else set(play.found)
+                follower.is_lost("gone")
+            elif what == "wait":
+                await trio.sleep(values[0] * GRACE_S)
+            if follower.state == "lost" and what in ("resume", "begin anew"):
+                sure_at = trio.current_time() + GRACE_S
+                follower.is_well()
+                if what == "begin anew":
+                    follower.all_are({name: entry(*sorted(uris)) for name, uris in truth.items() if uris})
+                    missed = {}
+            if follower.state == "following":
+                follower.some_are(missed)
+                missed = {}
+            await wait_all_tasks_blocked()
+            found, said = set(play.found), set().union(*truth.values())
+            if follower.state == "lost":
+                assert found == at_loss
+            elif trio.current_time() < sure_at:
+                assert said <= found <= said | at_loss
+            elif trio.current_time() > sure_at:
+                assert found == said
 
 
 async def test_what_an_earlier_section_knew_counts_until_the_first_word(autojump_clock: MockClock) -> None:
@@ -234,6 +323,8 @@ async def test_what_cannot_be_used_is_said_once(autojump_clock: MockClock, caplo
         for _ in range(3):
             await play.all_are(a=entry(ONE, "PYRO:x@0.0.0.0:1"), b=entry("rubbish"))
         assert play.found == [ONE]
+        assert play.follower.describe()["refused"] == 2
+        await play.some_are(b=entry("rubbish", TWO))
         assert play.follower.describe()["refused"] == 2
         await play.some_are(b=entry(TWO))
         assert play.found == [ONE, TWO]

@@ -130,4 +130,8 @@ def test_any_address_is_used_or_refused(name: str, uri: str, tags: frozenset[str
     ],
 )
 def test_the_own_address_is_known_by_its_place(uri: str, bound: str, is_own: bool) -> None:
-    assert leads_to(Uri(uri), [(bound, 9095)]) is is_own
+    assert leads_to(Uri(uri), [("/run/other", None), (bound, 9095)]) is is_own
+
+
+def test_the_own_unix_socket_is_known() -> None:
+    assert leads_to(Uri("PYRO:x@./u:/run/d.sock"), [("127.0.0.1", 9095), ("/run/d.sock", None)])

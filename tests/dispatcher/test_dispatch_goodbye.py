@@ -283,13 +283,14 @@ async def test_an_active_check_does_not_take_a_refusal_for_a_return() -> None:
 
 
 async def test_what_the_dispatcher_agrees_on_is_its_own_affair() -> None:
-    """It offers to hear a goodbye, and nothing else, to backends; their other clients see no trace of that."""
+    """It offers to hear a goodbye, and nothing else, to backends, and to say one to clients: two agreements, of which
+    either side sees its own."""
     async with raw_backend(echo) as stock, Daemon() as daemon:
         uris = [daemon.register(Worker, "worker")]
         async with Dispatcher(transparent_config(*uris, service="stateless = true")) as dispatcher:
             with closing(await open_connection(dispatcher.location)) as connection:
                 welcome = await introduce(connection, "worker", Settings(), offer=Feature.ALL)
-                assert welcome.grant.bits == 0
+                assert (welcome.grant.bits, welcome.grant.epoch == daemon.epoch) == (Feature.GOAWAY, False)
                 (peer,) = daemon.peers
                 assert peer.session.may_confirm
                 call = Message(INVOKE, 1, "serpent", 0, b"# serpent utf-8 python3.2\n('worker','work',(),{})")

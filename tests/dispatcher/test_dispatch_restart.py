@@ -202,15 +202,17 @@ class Worker:
         return 2 * number
 
 
-@pytest.mark.parametrize("mode", ["blob", "pinned"])
+@pytest.mark.parametrize("mode", ["blob", "pinned", "spread"])
 async def test_clients_of_ours_do_not_notice(tmp_path: Path, mode: str) -> None:
     """They are told, move between two calls, and no call fails; the old process ends although it waits for hours."""
     path = tmp_path / "dispatcher.toml"
     async with Daemon() as daemon:
         uri = daemon.register(Worker(), "worker")
+        stateless = "true" if mode == "spread" else "false"
         path.write_text(
             f'listen = "localhost:0"\ncontrol = "{tmp_path / "control"}"\ndrain_timeout = 3600\n[[services]]\n'
-            f'name = "orders"\nobjects = ["worker"]\n[[services.backends]]\nname = "a"\nuri = "{uri}"\n'
+            f'name = "orders"\nobjects = ["worker"]\nstateless = {stateless}\n'
+            f'[[services.backends]]\nname = "a"\nuri = "{uri}"\n'
         )
         old = Running(path)
         try:

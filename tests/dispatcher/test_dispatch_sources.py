@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import trio
+from doubles import fault_proxy, until
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pyroxfer_core import Daemon, Settings, expose
-from pyroxfer_core.errors import NamingError, PyroError
-from pyroxfer_core.nameserver import Address, Entry, Query, Registry
+from pyroxfer_core.errors import CommunicationError, NamingError, PyroError
+from pyroxfer_core.nameserver import Address, Entry, Query, Registry, start_ns
 from pyroxfer_core.nameserver.storage import MemoryStorage
 from pyroxfer_dispatcher import sources
 from pyroxfer_dispatcher.sources import EtcdSource, NameServerSource, Registries
@@ -122,6 +123,38 @@ async def test_one_registry_is_opened_once_and_closed_after_its_last_use(monkeyp
             assert anew is not first
         await wait_all_tasks_blocked()
         assert all(one.is_closed for one in opened)
+
+
+async def test_a_lost_connection_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a name server that is still the same only what has changed meanwhile is told; silence is a good sign."""
+    monkeypatch.setattr(sources, "SILENCE_S", 0.01)
+    recorder = Recorder()
+    async with start_ns("localhost", 0, broadcast=False) as names:
+        register = names.name_server.register
+        await register("orders", "PYRO:x@localhost:1")
+        async with fault_proxy(f"localhost:{names.uri.port}") as relay:
+            host, _, port = relay.location.partition(":")
+            source = NameServerSource(host, int(port), Query("orders"), 10.0, Settings())
+            relay.cut_next()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lost, source, recorder)
+                await until(lambda: recorder.said)
+                relay.cut_in(0, 0)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(source, recorder)
+                await until(lambda: recorder.said[-1] == "well")
+                nursery.cancel_scope.cancel()
+            await register("orders.b", "PYRO:x@localhost:1")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(source, recorder)
+                await until(lambda: isinstance(recorder.said[-1], tuple))
+                nursery.cancel_scope.cancel()
+    assert recorder.said == [("all", ["orders"]), "well", ("some", ["orders.b"])]
+
+
+async def lost(source: NameServerSource, recorder: Recorder) -> None:
+    with pytest.raises(CommunicationError):
+        await source(recorder)
 
 
 @expose

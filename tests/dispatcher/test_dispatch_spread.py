@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import trio
 from doubles_dispatch import POISON, RawBackend, answer_to, ask, echo, raw_backend, wait_for
 from test_dispatch_server import end_of, text_of
 from test_dispatch_transparent import call, client_of, config_for
 
-from pyroxfer_core import Connection, Daemon, Proxy, behavior, expose
+from pyroxfer_core import Connection, Daemon, Proxy, Settings, behavior, expose
+from pyroxfer_core.errors import CommunicationError, Outcome
 from pyroxfer_core.settings import MIB
 from pyroxfer_core.wire import Flags, Message, MessageType
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.config import Config
+from pyroxfer_dispatcher.dialects import NONE
+from pyroxfer_dispatcher.frames import COLLECT_BYTES
 
 DAEMON_CALLS = {
     "serpent": b"# serpent utf-8 python3.2\n('Pyro.Daemon','ping',(),{})",
@@ -68,6 +73,42 @@ async def test_nothing_is_agreed_on_with_a_single_backend() -> None:
         ):
             for _ in range(20):
                 assert await proxy.echo(value) == value
+
+
+async def done(connection: Connection, request: Message) -> None:
+    await connection.send(answer_to(request, NONE["serpent"]))
+
+
+@pytest.mark.parametrize("token", [None, "correct-horse-battery"])
+@pytest.mark.parametrize("first", ["small", "large"])
+async def test_the_dispatcher_itself_agrees_to_say_goodbye(tmp_path: Path, first: str, token: str | None) -> None:
+    """To a client of ours, however that proves who it is, and no back end sees anything of it. One whose first call
+    is large, so that its annotations come late, is not told; its call passes all the same."""
+    settings = Settings(token=token)
+    head = ""
+    if token is not None:
+        (tmp_path / "tokens").write_text(f"alice {token}")
+        head = f'token_file = "{tmp_path / "tokens"}"'
+    async with (
+        raw_backend(done) as backend,
+        Dispatcher(spread(backend, head=head)) as dispatcher,
+        Proxy(f"PYRO:worker@{dispatcher.location}", settings=settings) as proxy,
+    ):
+        await proxy.process(b"" if first == "small" else bytes(COLLECT_BYTES))
+        await proxy.process(b"")
+        if first == "small":
+            assert [message.annotations for message in backend.seen] == [{}, {}]
+        dispatcher.begin_drain()
+        (conversation,) = dispatcher._conversations
+        if first == "large":
+            await wait_for(lambda: conversation._leaving)
+            await proxy.process(b"")
+        else:
+            with pytest.raises(CommunicationError, match="cannot connect") as caught:
+                for _ in range(1000):
+                    await proxy.process(b"")
+                    await trio.sleep(0.01)
+            assert caught.value.outcome is Outcome.NOT_SENT
 
 
 async def test_calls_of_one_client_are_spread_and_streams_stay() -> None:

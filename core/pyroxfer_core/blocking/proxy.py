@@ -322,7 +322,15 @@ class Proxy(Forwarding):
         version = self._pyroSettings.protocol or (48 if self._pyroSettings.hmac_key else 502)
         link = BlockingLink(sock, version, self._pyroSettings, object_id, "<<connected-socket>>:0")
         link.assume_connected(self._pyroContext)
-        members = self._pyroCallOn(link, "get_metadata", [object_id], {}, 0, DAEMON_OBJECT, deadline)
+        until = time.monotonic() + self._pyroSettings.connect_timeout_s
+        until = until if deadline is None else min(until, deadline)
+        try:
+            members = self._pyroCallOn(link, "get_metadata", [object_id], {}, 0, DAEMON_OBJECT, until)
+        except TimeoutError as error:
+            text = (
+                "the daemon at the other end of the socket does not answer; one of Pyro4 needs Settings(protocol=48)"
+            )
+            raise TimeoutError(text, outcome=Outcome.NOT_SENT) from error
         if not isinstance(members, dict):
             raise ProtocolError("the daemon answered the question for members with something else")
         link.metadata = read_metadata(members)
@@ -418,7 +426,12 @@ class Proxy(Forwarding):
         fresh = self._pyroLink is None
         while True:
             if error is not None:
-                if not fresh and link is not None and not link.released and is_cut_off(error):
+                if (
+                    not fresh
+                    and link is not None
+                    and not link.released
+                    and is_cut_off(error, going_away=link.session.going_away)
+                ):
                     fresh = True
                 else:
                     self._pyroTryAgain(attempts, link, error, deadline, method)

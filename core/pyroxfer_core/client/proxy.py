@@ -200,9 +200,10 @@ class Proxy:
                     raise
                 return await call_with_streams(self, link, call, deadline, served)
             except CommunicationError as error:
-                if not fresh and link is not None and not link.released and is_cut_off(error):
-                    fresh = True
-                    continue
+                if not fresh and link is not None and not link.released:
+                    fresh = is_cut_off(error, going_away=link.session.going_away)
+                    if fresh:
+                        continue
                 attempts = attempts or Attempts(self._pyroBudget, keyed=call.options.key is not None)
                 await self._pyroTryAgain(call, link, error, attempts, deadline)
 

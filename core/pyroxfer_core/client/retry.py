@@ -145,9 +145,15 @@ class Attempts:
         return error
 
 
-def is_cut_off(error: CommunicationError) -> bool:
-    """Whether a connection turned out to be gone before the call left on it."""
-    return type(error) is ConnectionClosedError and error.outcome is _NOT_SENT and not error.final
+def is_cut_off(error: CommunicationError, *, going_away: bool) -> bool:
+    """Whether a connection turned out to be gone before the call left on it, or its daemon began no more calls.
+
+    Args:
+        going_away: the daemon has said that it goes away.
+    """
+    if error.outcome is not _NOT_SENT or error.final:
+        return False
+    return type(error) is ConnectionClosedError or (going_away and isinstance(error, RefusedError))
 
 
 def loses_session(metadata: Metadata | None, grant: Grant, settings: Settings) -> bool:

@@ -291,13 +291,15 @@ def _holds_marked(values: Iterable[Any]) -> bool:
 
 
 def _mark(value: Any, parts: PartWriter) -> Any:
-    """A copy of the containers of ``value`` in which every bytearray is an extension, and large bytes are gone."""
+    """``value`` with every bytearray in it an extension, and large bytes gone; containers of those are copies."""
     kind = type(value)
     if kind in _RAW:
         if is_large(value) and not parts.full:
             return parts.reference(value)
         return msgpack.ExtType(_BYTEARRAY, bytes(value)) if kind is bytearray else value
     if kind is dict:
+        if _TEXT_AND_NUMBERS.issuperset(map(type, value.values())):
+            return value
         return {key: _mark(item, parts) for key, item in value.items()}
     if kind is list or kind is tuple:
         return kind([_mark(item, parts) for item in value])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
-import importlib.metadata
 import logging
 import signal
 from typing import Any, Final
@@ -89,6 +88,8 @@ class LazyGroup(click.Group):
 
 def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
+        import importlib.metadata  # takes as long as much of what a transfer needs
+
         click.echo(f"pyroxfer {importlib.metadata.version('pyroxfer')}")
         ctx.exit()
 

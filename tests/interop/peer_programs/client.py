@@ -10,6 +10,7 @@ import importlib
 import json
 import sys
 import threading
+import time
 import uuid
 
 library = sys.argv[1]
@@ -294,6 +295,60 @@ def stream_linger(proxy, asked):
     proxy._pyroRelease()
     with open_proxy("PYRO:Pyro.Daemon@" + asked["uris"]["shared"].split("@")[1], asked) as daemon:
         return [first, daemon.get_next_stream_item(stream_id)]
+
+
+def over_the_daemon(asked, stream_id):
+    """An item, or why there is none, over a connection of its own."""
+    with open_proxy("PYRO:Pyro.Daemon@" + asked["uris"]["shared"].split("@")[1], asked) as daemon:
+        try:
+            return daemon.get_next_stream_item(stream_id)
+        except errors.PyroError as error:
+            return str(error)
+
+
+def begun(proxy):
+    """A stream without end from which an item was read, and its id."""
+    items = proxy.endless()
+    next(items)
+    return items, items._id if library == "pyroxfer" else items.streamId
+
+
+def stream_no_linger(proxy, asked):
+    """The daemon drops a stream with its connection, as soon as it has noticed."""
+    _, stream_id = begun(proxy)
+    proxy._pyroRelease()
+    while isinstance(found := over_the_daemon(asked, stream_id), int):
+        pass
+    return found
+
+
+def stream_linger_is_over(proxy, asked):
+    """Daemons look every two seconds; each question lets the stream linger anew."""
+    _, stream_id = begun(proxy)
+    proxy._pyroRelease()
+    for pause in (2.5, 5, 10):
+        time.sleep(pause)
+        if not isinstance(found := over_the_daemon(asked, stream_id), int):
+            return found
+    return "never over"
+
+
+def stream_lifetime_is_over(proxy, asked):
+    """Also while it is read."""
+    items, _ = begun(proxy)
+    try:
+        for _ in items:
+            pass
+    except errors.PyroError as error:
+        return str(error)
+
+
+def array(proxy, asked):
+    """Nobody here knows what an array is."""
+    try:
+        proxy.array()
+    except errors.PyroError as error:
+        return [".tolist()" in str(error), proxy.add(1, 2)]
 
 
 def autoproxy(proxy, asked):

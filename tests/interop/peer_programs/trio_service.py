@@ -140,6 +140,11 @@ class Shared:
     async def streams_closed(self):
         return self._closed_streams
 
+    def array(self):
+        import numpy  # for the test of it alone
+
+        return numpy.arange(3)
+
     async def exchange(self):
         """Answer the user's annotations and send one back."""
         current_call.response_annotations["RESP"] = b"from the service"
@@ -217,12 +222,15 @@ def read_options():
     options.add_argument("--tls", nargs=2, metavar=("CERT", "CA"))
     options.add_argument("--mutual", action="store_true")
     options.add_argument("--tokens")
+    options.add_argument("--config", type=json.loads, default={})
     return options.parse_args()
 
 
 async def main():
     arguments = read_options()
     settings = Settings(compression=arguments.compression, hmac_key=arguments.key and arguments.key.encode())
+    names = {"ITER_STREAM_LINGER": "stream_linger_s", "ITER_STREAM_LIFETIME": "stream_lifetime_s"}
+    settings = settings.with_changes(**{names[item]: value for item, value in arguments.config.items()})
     if arguments.tokens:
         settings = settings.with_changes(tokens=Tokens.load(arguments.tokens))
     if arguments.tls:

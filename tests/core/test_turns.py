@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from certificates import Certificates
 from doubles import RawClient, connect_bytes, invoke_bytes, raw_client, run, until
 
 from pyroxfer_core import Daemon, Proxy, Settings, behavior, expose
@@ -336,3 +337,23 @@ async def test_a_call_after_the_deadline_of_another_one_is_not_cut() -> None:
             await until(lambda: service.log.count("cut") == done + 1)  # noqa: B023  # it is waited for here
         service.gate.set()
         assert await run(proxy.wait) == "waited"
+
+
+async def test_what_was_decrypted_is_not_left_behind(certificates: Certificates) -> None:
+    """The end of a large request and the next one may share a record: the kernel has then nothing more to tell."""
+    async with served(ssl_server_context=certificates.server_context()) as (daemon, service):
+        context = certificates.client_context()
+        stream = trio.SSLStream(
+            await trio.open_tcp_stream("127.0.0.1", int(daemon.location.rpartition(":")[2])),
+            context,
+            server_hostname="127.0.0.1",
+        )
+        async with stream:
+            client = RawClient(stream)  # type: ignore[arg-type]  # it sends and receives like any other
+            await client.send(connect_bytes())
+            await client.messages(502, 1)
+            for size in (100_000, 300_001, 1_000_003):
+                word = "'" + "x" * size + "'"
+                await client.send(invoke_bytes("note", f"({word},)") + invoke_bytes("note", "('next',)", seq=2))
+                assert [message.seq for message in await client.messages(502, 2)] == [1, 2]
+            assert service.log[1::2] == ["next"] * 3

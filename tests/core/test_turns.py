@@ -64,6 +64,10 @@ class Service:
 
         current_call.client.close()
 
+    async def length(self, word: str) -> int:
+        self.log.append(len(word))
+        return len(word)
+
     async def large(self, size: int) -> bytes:
         return bytes(size)
 
@@ -354,6 +358,6 @@ async def test_what_was_decrypted_is_not_left_behind(certificates: Certificates)
             await client.messages(502, 1)
             for size in (100_000, 300_001, 1_000_003):
                 word = "'" + "x" * size + "'"
-                await client.send(invoke_bytes("note", f"({word},)") + invoke_bytes("note", "('next',)", seq=2))
+                await client.send(invoke_bytes("length", f"({word},)") + invoke_bytes("note", "('next',)", seq=2))
                 assert [message.seq for message in await client.messages(502, 2)] == [1, 2]
             assert service.log[1::2] == ["next"] * 3

@@ -92,7 +92,7 @@ class Peer:
         self.streams: StreamTable = daemon.streams
         self.annotates = daemon.adds_annotations
         """Whether the daemon adds annotations to every answer."""
-        self.takes_small = not (self.annotates or self.settings.compression or connection.hmac_key)
+        self.takes_small = not (self.annotates or self.settings.compression or self.settings.hmac_key)
         """Whether usual requests may take the short way."""
         self.connection = connection
         self._crew = crew

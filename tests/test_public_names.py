@@ -21,11 +21,11 @@ PUBLIC = {
     """,
     "pyroxfer_core": """
         BatchProxy Connection CutCall Daemon Hello Identity InheritedListener Metadata Proxy SerializedBlob
-        ServerSession ServiceManager Settings SideStream StreamSocket Tokens Uri Verdict Worker load_token
+        ServerSession ServiceManager Settings SideStream StreamSocket Supervisor Tokens Uri Verdict Worker load_token
         accept_handshake authenticate behavior bind_tcp callback configure_logging current_call error_body errors
         expose idempotent inherited_listeners introduce
         keep_registered locate_ns oneway open_connection open_futures open_side_stream resolve serve serve_connections
-        plain_call refusal supervise tls_client_context tls_server_context wanted_object
+        plain_call refusal supervise tls_client_context tls_server_context wanted_object worker_count
     """,
     "pyroxfer_core.blocking": """
         BatchProxy CommunicationError ConnectionClosedError Daemon DaemonError DaemonObject Future FutureResult

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .objects.expose import idempotent as idempotent
     from .objects.expose import oneway as oneway
     from .processes.launch import supervise as supervise
+    from .processes.launch import worker_count as worker_count
+    from .processes.supervisor import Supervisor as Supervisor
     from .processes.worker import Worker as Worker
     from .serializers.blob import SerializedBlob as SerializedBlob
     from .server.daemon import CutCall as CutCall
@@ -69,6 +71,7 @@ _WHERE = {
     "Settings": "settings",
     "SideStream": "transport.side",
     "StreamSocket": "transport.sockets",
+    "Supervisor": "processes.supervisor",
     "Tokens": "access",
     "Uri": "uri",
     "Verdict": "server.hello",
@@ -102,6 +105,7 @@ _WHERE = {
     "tls_client_context": "certificates",
     "tls_server_context": "certificates",
     "wanted_object": "server.handshake",
+    "worker_count": "processes.launch",
 }
 """Public name to the module that has it; none for a module itself. It is imported when the name is first used."""
 

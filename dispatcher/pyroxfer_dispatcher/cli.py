@@ -7,25 +7,43 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import trio
 
-from pyroxfer_core import ServiceManager, configure_logging, inherited_listeners
+from pyroxfer_core import ServiceManager, Worker, configure_logging, inherited_listeners, worker_count
 from pyroxfer_core.errors import PyroError
 
 from .config import Config, ConfigError, load_config, overridden
 from .control import CommandError
 from .exits import config_option, insecure_option, load, or_exit
+from .leading import Leader
 from .operate import COMMANDS
 from .origin import origins_of
 from .predecessor import Predecessor
 from .security import settings_for
 from .server import Dispatcher
+from .shares import part_of
 from .succession import Program
 
 log = logging.getLogger("pyroxfer.dispatcher")
+
+
+class Workers(click.ParamType[int]):
+    """A number of processes, or one for each core."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        try:
+            return worker_count(str(value))
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,7 +60,15 @@ for command in COMMANDS:
 @config_option
 @insecure_option
 @click.option("-v", "--verbose", is_flag=True, help="Also log clients and backends that come and go.")
-def run(path: Path, insecure: bool, verbose: bool) -> None:
+@click.option(
+    "--workers",
+    type=Workers(),
+    default=1,
+    show_default=True,
+    metavar="N|auto",
+    help="Processes that share the load; auto is one for each core.",
+)
+def run(path: Path, insecure: bool, verbose: bool, workers: int) -> None:
     """Run until SIGTERM, which drains, or Ctrl-C; a second one does not wait. SIGHUP reads the file again;
     SIGUSR2 has a new process take over without losing a connection.
 
@@ -50,7 +76,13 @@ def run(path: Path, insecure: bool, verbose: bool) -> None:
     """
     config = load(path, insecure)
     configure_logging("INFO" if verbose else "WARNING")
-    or_exit(lambda: trio.run(_run, config, path, insecure))
+    worker = or_exit(Worker.current)
+    if worker is not None:
+        or_exit(lambda: trio.run(_work, worker, path, insecure), path)
+    elif workers > 1:
+        sys.exit(or_exit(lambda: trio.run(_lead, config, workers), path))
+    else:
+        or_exit(lambda: trio.run(_run, config, path, insecure))
 
 
 @main.command()
@@ -87,21 +119,44 @@ async def _run(config: Config, path: Path, insecure: bool) -> None:
     dispatcher = Dispatcher(config, listeners=inherited_listeners(), predecessor=predecessor, program=program)
     async with manager.alive(), dispatcher, trio.open_nursery() as nursery:
         await nursery.start(_obey_signals, dispatcher, manager, nursery.cancel_scope)
-        await nursery.start(_reload_on_signal, dispatcher, manager, path, insecure)
+        read = partial(load_config, path, insecure=insecure, environ=os.environ)
+        await nursery.start(_reload_on_signal, dispatcher, manager, path, read)
         await nursery.start(_restart_on_signal, dispatcher)
         if predecessor is None:  # else it tells the manager, who does not listen to others
             manager.ready(f"Dispatcher on {dispatcher.location}")
-        click.echo(f"pyroxfer-dispatcher ready: {dispatcher.uri}")
-        if dispatcher.admin_location is not None:
-            click.echo(f"status page: http://{dispatcher.admin_location}/")
+        _announce(dispatcher)
         nursery.start_soon(dispatcher.take_over)
         await dispatcher.drained.wait()
         nursery.cancel_scope.cancel()
 
 
+async def _lead(config: Config, workers: int) -> int:
+    leader = Leader(config, workers, inherited_listeners())
+    return await leader.run(ServiceManager.from_environment(), _announce)
+
+
+async def _work(worker: Worker, path: Path, insecure: bool) -> None:
+    def read() -> Config:
+        return part_of(load_config(path, insecure=insecure, environ=os.environ), worker)
+
+    dispatcher = Dispatcher(read(), worker=worker)
+    async with dispatcher, trio.open_nursery() as nursery:
+        await nursery.start(_obey_signals, dispatcher, worker, nursery.cancel_scope)
+        await nursery.start(_reload_on_signal, dispatcher, worker, path, read)
+        worker.ready()
+        await dispatcher.drained.wait()
+        nursery.cancel_scope.cancel()
+
+
+def _announce(dispatcher: Dispatcher | Leader) -> None:
+    click.echo(f"pyroxfer-dispatcher ready: {dispatcher.uri}")
+    if dispatcher.admin_location is not None:
+        click.echo(f"status page: http://{dispatcher.admin_location}/")
+
+
 async def _obey_signals(
     dispatcher: Dispatcher,
-    manager: ServiceManager,
+    manager: ServiceManager | Worker,
     all_of_it: trio.CancelScope,
     *,
     task_status: trio.TaskStatus[None],
@@ -125,20 +180,25 @@ async def _restart_on_signal(dispatcher: Dispatcher, *, task_status: trio.TaskSt
 
 
 async def _reload_on_signal(
-    dispatcher: Dispatcher, manager: ServiceManager, path: Path, insecure: bool, *, task_status: trio.TaskStatus[None]
+    dispatcher: Dispatcher,
+    manager: ServiceManager | Worker,
+    path: Path,
+    read: Callable[[], Config],
+    *,
+    task_status: trio.TaskStatus[None],
 ) -> None:
     """A file that cannot be used is told, and changes nothing."""
     with trio.open_signal_receiver(signal.SIGHUP) as signals:
         task_status.started()
         async for _ in signals:
             manager.reloading()
-            _reload(dispatcher, path, insecure)
+            _reload(dispatcher, path, read)
             manager.ready()
 
 
-def _reload(dispatcher: Dispatcher, path: Path, insecure: bool) -> None:
+def _reload(dispatcher: Dispatcher, path: Path, read: Callable[[], Config]) -> None:
     try:
-        dispatcher.reload(load_config(path, insecure=insecure, environ=os.environ))
+        dispatcher.reload(read())
     except ConfigError as error:
         _refused(*error.lines(str(path)))
     except (PyroError, OSError) as error:

@@ -29,6 +29,8 @@ MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
 """A larger file is not a configuration."""
 ETCD: Final = "etcd:"
 """How the place of a registry begins that is no name server."""
+TABLE: Final = "dispatcher"
+"""Where all of it may stand in a file that is about more than the dispatcher."""
 MAX_SOCKET_PATH: Final = 100
 """The kernel has room for 107."""
 
@@ -66,7 +68,7 @@ class ConfigError(PyroError):
         place = problem.partition(":")[0]
         if place.startswith(PREFIX):
             return problem
-        variable = self._variables.get(re.split(r"[.\[]", place)[0])
+        variable = self._variables.get(re.split(r"[.\[]", place.removeprefix(f"{TABLE}."))[0])
         if variable is not None:
             return f"{variable}: {problem}"
         number = line_of(place, places)
@@ -281,15 +283,18 @@ def parse_config(text: str, *, insecure: bool = False, environ: Mapping[str, str
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"not TOML: {error}"]) from None
+    within = f"{TABLE}." if "services" not in table and isinstance(table.get(TABLE), dict) else ""
+    table = table[TABLE] if within else table
     variables = overridden(environ)
     for key, variable in variables.items():
         table[key] = value_of(environ[variable], _single_keys()[key])
     if insecure:
         table["insecure"] = True
-    problems = list(unknown_in(environ, _single_keys()))
+    problems: list[str] = []
     config = _build(Config, table, "", problems)
     if config is not None:
         problems.extend(_problems_of(config))
+    problems = [*unknown_in(environ, _single_keys()), *(within + problem for problem in problems)]
     if config is None or problems:
         raise ConfigError(problems, text, variables)
     return config

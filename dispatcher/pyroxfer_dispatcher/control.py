@@ -21,6 +21,7 @@ import trio
 from pyroxfer_core.errors import CommunicationError, PyroError
 
 from .admin import note
+from .handover import next_line
 
 MAX_REQUEST: Final = 64 * 1024
 """Bytes of one request."""
@@ -170,6 +171,24 @@ def _read(line: bytes) -> Request:
 async def _send(stream: trio.SocketStream, answer: Answer) -> None:
     with trio.fail_after(REQUEST_S):
         await stream.send_all(json.dumps(answer).encode() + b"\n")
+
+
+async def ask(path: str, request: Request) -> AsyncGenerator[Answer, None]:
+    """As `ask_control`, without blocking. Close what comes back."""
+    try:
+        stream = await trio.open_unix_socket(path)
+    except OSError as error:
+        raise CommunicationError(f"no dispatcher answers on {path}: {error.strerror or error}") from error
+    buffer = bytearray()
+    async with stream:
+        try:
+            await stream.send_all(json.dumps(request).encode() + b"\n")
+            while not (answer := json.loads(await next_line(stream, buffer))).get("end"):
+                yield answer
+        except trio.BrokenResourceError as error:
+            raise CommunicationError(f"the dispatcher on {path} ended before it answered") from error
+    if "error" in answer:
+        raise CommandError(answer["error"])
 
 
 def ask_control(path: str, request: Request) -> Iterator[Answer]:

@@ -33,6 +33,7 @@ TakeOut = Callable[[Service, Backend], None]
 class _Members:
     """The discovered backends of one service."""
 
+    service: str
     followers: list[Follower] = field(default_factory=list)
     backends: dict[Uri, tuple[Backend, Found]] = field(default_factory=dict)
     leaving: dict[Uri, Backend] = field(default_factory=dict)
@@ -72,7 +73,10 @@ class Discovery:
             self._registries = Registries(nursery)
             self.change(self._config)
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
 
     async def first_look(self) -> None:
         """Wait until every registry has answered, or could not; at most FIRST_LOOK_S."""
@@ -95,19 +99,19 @@ class Discovery:
             return
         sections = {service.name: service.discover for service in config.services if service.discover}
         for service in {**self._members, **sections}:
-            members = self._members.setdefault(service, _Members())
-            self._change_sections(service, members, sections.get(service, ()))
-            self._apply(service)
+            members = self._members.setdefault(service, _Members(service))
+            self._change_sections(members, sections.get(service, ()))
+            self._apply(members)
             if service not in sections:
                 del self._members[service]
 
-    def _change_sections(self, service: str, members: _Members, sections: Sequence[DiscoverConfig]) -> None:
+    def _change_sections(self, members: _Members, sections: Sequence[DiscoverConfig]) -> None:
         before, members.followers = members.followers, []
         unchanged = {(follower.section, follower.registry): follower for follower in before}
         for index, section in enumerate(sections):
             follower = unchanged.pop((section, self._place_of(section)), None)
             if follower is None:
-                follower = self._start(service, section)
+                follower = self._start(members, section)
                 if index < len(before):
                     follower.inherit(before[index].found)
             members.followers.append(follower)
@@ -115,7 +119,7 @@ class Discovery:
             if follower not in members.followers:
                 follower.running.cancel()
 
-    def _start(self, service: str, section: DiscoverConfig) -> Follower:
+    def _start(self, members: _Members, section: DiscoverConfig) -> Follower:
         assert self._nursery is not None
         wanted, place = Wanted(section, self._is_own), self._place_of(section)
         is_etcd = place.startswith(ETCD)
@@ -126,8 +130,8 @@ class Discovery:
             uri = None if place == ANY_NAME_SERVER else Uri(f"PYRO:registry@{place}")
             host, port = (None, None) if uri is None else (uri.host, uri.port)
             source = NameServerSource(host, port, wanted.query, section.interval, self._settings)
-        changed = partial(self._apply, service)
-        follower = Follower(section, wanted, source, "etcd" if is_etcd else "ns", place, changed, service)
+        origin, changed = "etcd" if is_etcd else "ns", partial(self._apply, members)
+        follower = Follower(section, wanted, source, origin, place, changed, members.service)
         self._nursery.start_soon(follower.run)
         return follower
 
@@ -136,10 +140,10 @@ class Discovery:
 
     # -- backends
 
-    def _apply(self, name: str) -> None:
-        """Bring what its registries say into a service."""
-        members, service = self._members[name], self._directory.services.get(name)
-        if service is None:
+    def _apply(self, members: _Members) -> None:
+        """Bring what its registries say into a service, unless that is gone."""
+        service = self._directory.services.get(members.service)
+        if service is None or self._members.get(members.service) is not members:
             return
         fixed = [backend for backend in service.group.backends if backend.origin == IN_FILE]
         before, members.backends = members.backends, {}
@@ -149,7 +153,8 @@ class Discovery:
             for found in follower.found:
                 if found.uri not in taken:
                     taken.add(found.uri)
-                    backend = self._backend_for(members, before.pop(found.uri, None), found, follower.origin, names)
+                    backend = self._backend_for(members, before.pop(found.uri, None), found, names)
+                    backend.origin = follower.origin
                     members.backends[found.uri] = backend, found
         service.group.backends = (*fixed, *(backend for backend, _ in members.backends.values()))
         service.group.why_empty = _why_empty(members.followers)
@@ -157,12 +162,7 @@ class Discovery:
         service.admission.changed()
 
     def _backend_for(
-        self,
-        members: _Members,
-        known: tuple[Backend, Found] | None,
-        found: Found,
-        origin: str,
-        names: set[str],
+        self, members: _Members, known: tuple[Backend, Found] | None, found: Found, names: set[str]
     ) -> Backend:
         """The backend that is there already, the one that had just left, or a new one."""
         if known is not None:
@@ -177,10 +177,10 @@ class Discovery:
         else:
             label = found.label if found.label not in names else f"{found.label}/{found.uri.object}"
             refused = PROTOCOLS - found.protocols if found.protocols else frozenset()
-            backend = Backend(label, found.uri, origin=origin, refused_versions=set(refused))
+            backend = Backend(label, found.uri, refused_versions=set(refused))
         found.shape(backend)
         names.add(backend.name)
-        note(logging.INFO, "backend_found", service=members.followers[0].service, backend=backend.name, uri=found.uri)
+        note(logging.INFO, "backend_found", service=members.service, backend=backend.name, uri=found.uri)
         return backend
 
     def _see_off(self, service: Service, members: _Members, gone: Iterable[tuple[Backend, Found]]) -> None:

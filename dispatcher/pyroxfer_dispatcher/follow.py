@@ -12,7 +12,7 @@ import trio
 from pyroxfer_core.errors import PyroError
 from pyroxfer_core.nameserver import Address, Entry
 
-from .admin import note
+from .admin import log, note
 from .config import DiscoverConfig
 from .found import Found, Unusable, Wanted
 
@@ -89,7 +89,6 @@ class Follower:
         self._wanted = wanted
         self._source = source
         self._changed = changed
-        self.service = service
         self._labels = {"service": service, "registry": registry}
         self._since = trio.current_time()
         self._failures = 0
@@ -133,8 +132,7 @@ class Follower:
                     try:
                         pause_s = await self._source(self)
                     except Exception as error:  # a registry may send errors of any class
-                        named = isinstance(error, PyroError)
-                        self.is_lost(str(error) if named else f"{type(error).__name__}: {error}")
+                        self.is_lost(_text_of(error))
                         pause_s = self._next_pause_s()
                     await trio.sleep(pause_s)
 
@@ -181,6 +179,9 @@ class Follower:
         if self.state != LOST:
             note(logging.WARNING, "registry_lost", **self._labels, backends_kept=len(self.found), reason=reason)
             self._become(LOST, reason)
+        elif self.reason != reason:
+            self.reason = reason
+            self._changed()
 
     def _become(self, state: str, reason: str) -> None:
         self.state, self.reason, self._since = state, reason, trio.current_time()
@@ -258,6 +259,13 @@ class Follower:
             note(logging.WARNING, "backends_passed_over", **self._labels, more=len(every) - most, max_backends=most)
         self._passed_over = max(0, len(every) - most)
         return tuple(every[:most])
+
+
+def _text_of(error: Exception) -> str:
+    if isinstance(error, PyroError):
+        return str(error)
+    log.debug("a registry failed in a way that is not known", exc_info=error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _set(table: dict[str, Any], name: str, value: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -12,6 +12,9 @@ from .control import serve_control
 from .doors import Doors
 from .operations import Operated, Operations
 from .records import Records
+
+if TYPE_CHECKING:
+    from .web import Operated as OperatedByPage
 
 LAG_LOOK_S: Final = 0.25
 """How often the delay of the loop is measured."""
@@ -37,7 +40,7 @@ class Management:
             nursery.start_soon(self._measure)
             nursery.start_soon(self._serve_control, doors.control)
             if doors.admin is not None:
-                nursery.start_soon(self._serve_admin, doors.admin)
+                nursery.start_soon(serve_admin_page, doors.admin, self.operations, self._config, self._retired)
 
     def retire(self) -> None:
         """Another process answers from now on: the admin page ends, commands that run are answered."""
@@ -53,16 +56,20 @@ class Management:
             await serve_control(listener, self.operations.handle)
         self._answered.set()
 
-    async def _serve_admin(self, listener: socket.socket) -> None:
-        from .web import serve_admin
-
-        place = self._config.admin_place
-        hosts = frozenset() if place is None or place.host is None else frozenset({place.host})
-        await serve_admin(listener, self.operations, hosts, self._retired)
-
     async def _measure(self) -> None:
         while True:
             due = trio.current_time() + LAG_LOOK_S
             await trio.sleep_until(due)
             self.records.flush()
             self.operations.lag_s = max(trio.current_time() - due, self.operations.lag_s * LAG_MEMORY)
+
+
+async def serve_admin_page(
+    listener: socket.socket, operated: OperatedByPage, config: Config, stop: trio.Event
+) -> None:
+    """Serve the admin listener until ``stop`` is set, or cancelled."""
+    from .web import serve_admin  # needs the extra http
+
+    place = config.admin_place
+    hosts = frozenset() if place is None or place.host is None else frozenset({place.host})
+    await serve_admin(listener, operated, hosts, stop)

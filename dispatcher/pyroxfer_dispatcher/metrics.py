@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
 from typing import Any, Final
 
@@ -24,8 +24,12 @@ _ADDRESSES: Final = {
 }
 
 
+Plain = list[Any]
+"""A family as plain values: name, documentation, type, and samples with name, labels and value."""
+
+
 class Metrics:
-    """Writes what `Operations` says in the text format of Prometheus.
+    """Makes what `Operations` says into families of Prometheus.
 
     Args:
         status: tells everything, as of now.
@@ -37,15 +41,9 @@ class Metrics:
     ) -> None:
         self._status = status
         self._times = times
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
 
-    def text(self) -> bytes:
+    def families(self) -> Iterator[Metric]:
         """All of them."""
-        return generate_latest(self._registry)
-
-    def collect(self) -> Iterator[Metric]:
-        """Called by the registry."""
         status = self._status()
         yield GaugeMetricFamily("pyroxfer_dispatcher_clients", "Connected clients", value=status["clients"])
         yield GaugeMetricFamily("pyroxfer_dispatcher_draining", "1 while it drains", value=status["draining"])
@@ -55,6 +53,43 @@ class Metrics:
         yield from _of_backends(status["services"])
         yield from _of_registries(status["services"])
         yield from _of_times(self._times())
+
+
+class _Given:
+    """A collector of families that are there."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = list(families)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+def text_of(families: Iterable[Metric]) -> bytes:
+    """In the text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Given(families))
+    return generate_latest(registry)
+
+
+def plain(families: Iterable[Metric]) -> list[Plain]:
+    """As plain values, for another process."""
+    return [
+        [family.name, family.documentation, family.type, [[s.name, s.labels, s.value] for s in family.samples]]
+        for family in families
+    ]
+
+
+def labelled(parts: Mapping[str, list[Plain]]) -> list[Metric]:
+    """The families of several workers, by their numbers, with a label ``worker``: the counts of one that was replaced
+    begin anew, and a sum would then seem to have begun anew as a whole."""
+    found: dict[str, Metric] = {}
+    for number, families in parts.items():
+        for name, documentation, kind, samples in families:
+            family = found.setdefault(name, Metric(name, documentation, kind))
+            for sample, labels, value in samples:
+                family.add_sample(sample, {**labels, "worker": number}, value)
+    return list(found.values())
 
 
 def _of_services(services: list[dict[str, Any]]) -> Iterator[Metric]:

@@ -118,6 +118,10 @@ def _page(status: Answer, before: Answer | None) -> str:
     lines = [
         f"{status['object']}@{status['location']}: {state} for {status['up_s']:.0f} s, {status['clients']} clients"
     ]
+    lines += [
+        f"worker {worker['number']}: process {worker['pid']}, up {worker['up_s']:.0f} s, {worker['clients']} clients"
+        for worker in status.get("workers", ())
+    ]
     for service in status["services"]:
         calls = ", ".join(f"{count} {name}" for name, count in sorted(service["calls"].items())) or "no calls yet"
         lines.append(f"{service['name']}: {service['running']} under way, {service['waiting']} waiting; {calls}")

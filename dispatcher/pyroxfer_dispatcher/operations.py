@@ -68,6 +68,7 @@ class Operations:
             "disable": self._disable,
             "weight": self._weight,
             "trace": self._trace,
+            "metrics": self._metrics,
         }
 
     def handle(self, request: Request) -> AsyncGenerator[Answer, None]:
@@ -96,6 +97,16 @@ class Operations:
             ],
         }
 
+    async def look(self) -> Answer:
+        """As `status`."""
+        return self.status()
+
+    async def metrics(self) -> bytes:
+        """The numbers for Prometheus."""
+        from .metrics import Metrics, text_of  # needs the extra http
+
+        return text_of(Metrics(self.status, self.times).families())
+
     def times(self) -> Iterable[tuple[str, ServiceTimes]]:
         """How long the calls of each service took, those of all its topics together."""
         return [(name, one.admission.times) for name, one in self._dispatcher.directory.services.items()]
@@ -120,6 +131,12 @@ class Operations:
 
     async def _status(self, request: Request) -> AsyncGenerator[Answer, None]:
         yield self.status()
+
+    async def _metrics(self, request: Request) -> AsyncGenerator[Answer, None]:
+        """For the parent of workers, which gives all of them together."""
+        from .metrics import Metrics, plain  # needs the extra http
+
+        yield {"families": plain(Metrics(self.status, self.times).families())}
 
     async def _drain(self, request: Request) -> AsyncGenerator[Answer, None]:
         if request.get("target") is None:

@@ -64,7 +64,7 @@ def origins_of(
         flags: names that were set on the command line.
         variables: of the environment, by the name that they set.
     """
-    lines = lines_of(text)
+    lines = {path.removeprefix("dispatcher."): number for path, number in lines_of(text).items()}
     for path, value, is_default in _values("", config):
         if path in flags:
             source = f"--{path}"

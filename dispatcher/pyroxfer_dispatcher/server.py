@@ -22,6 +22,7 @@ from pyroxfer_core import (
     ServerSession,
     Uri,
     Verdict,
+    Worker,
     accept_handshake,
     authenticate,
     serve_connections,
@@ -53,6 +54,7 @@ from .records import Watcher
 from .reload import change_directory, check_reload
 from .routes import Party, Service
 from .security import refresh, settings_for
+from .shares import said_in
 from .state import State, remembered, restore
 from .status import services_of
 from .succession import Program, Succession
@@ -91,6 +93,7 @@ class Dispatcher:
             ``control`` or ``admin`` is that, every other one is for clients. They belong to the dispatcher.
         predecessor: the process whose place is taken by `take_over`; its sockets go before ``listeners``.
         program: how `restart` starts this program again.
+        worker: which of several processes this is, that share the load on its ``listeners``.
 
     Raises:
         ConfigError: the values do not go together, or open a door without saying so.
@@ -105,7 +108,10 @@ class Dispatcher:
         listeners: Sequence[InheritedListener] = (),
         predecessor: Predecessor | None = None,
         program: Program | None = None,
+        worker: Worker | None = None,
     ) -> None:
+        if worker is not None:
+            listeners = [InheritedListener("clients", sock) for sock in worker.listeners]
         check_config(config)
         self.config = config
         self._settings = settings_for(config)
@@ -119,6 +125,7 @@ class Dispatcher:
         self._opener = Opener(self._settings, self._names.resolve)
         self._predecessor = predecessor
         self._succession = Succession(program)
+        self._worker = worker
         self._doors = Doors(config, listeners) if predecessor is None else predecessor.doors_for(config)
         self._location: str | None = None
         self._health = Health(self._settings, self._names.resolve, self._all_services, config.health_interval)
@@ -362,10 +369,15 @@ class Dispatcher:
                 self._helpers = nursery
                 await nursery.start(self._discovery.run)
                 await self._discovery.first_look()
-                restore(self.directory, self._inherited, self._take_out)
+                said = self._inherited if self._worker is None else said_in(self._worker.folder)
+                restore(self.directory, said, self._take_out)
                 self._accepts.set()
                 await serve_connections(
-                    self._doors.clients, self._greet, settings=self._settings, collect=COLLECT_BYTES
+                    self._doors.clients,
+                    self._greet,
+                    settings=self._settings,
+                    collect=COLLECT_BYTES,
+                    share=None if self._worker is None else self._worker.share,
                 )
                 self._all_served.set()
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 
 from pyroxfer_core.gateway.http import HttpServer
 
 from .config import is_loopback
-from .control import CommandError
+from .control import Answer, CommandError, Request
 from .follow import FOLLOWING
-from .metrics import CONTENT_TYPE, Metrics
-from .operations import Operations
+from .metrics import CONTENT_TYPE
 
 EVENT_S: Final = 1.0
 """How often the page is told what is new."""
@@ -42,9 +41,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-async def serve_admin(
-    listener: socket.socket, operations: Operations, hosts: frozenset[str], stop: trio.Event
-) -> None:
+async def serve_admin(listener: socket.socket, operations: Operated, hosts: frozenset[str], stop: trio.Event) -> None:
     """Serve until ``stop`` is set, or cancelled.
 
     Args:
@@ -53,13 +50,25 @@ async def serve_admin(
     await HttpServer(Admin(operations, hosts)).serve([listener], stop)
 
 
+class Operated(Protocol):
+    """What the page shows and operates: a dispatcher, or several workers as one."""
+
+    async def look(self) -> Answer:
+        """Everything, as of now."""
+
+    async def metrics(self) -> bytes:
+        """Its numbers in the text format of Prometheus."""
+
+    def handle(self, request: Request) -> AsyncGenerator[Answer, None]:
+        """The answers to a request. CommandError: it cannot be done."""
+
+
 class Admin:
     """An ASGI application."""
 
-    def __init__(self, operations: Operations, hosts: frozenset[str] = frozenset()) -> None:
+    def __init__(self, operations: Operated, hosts: frozenset[str] = frozenset()) -> None:
         self._operations = operations
         self._hosts = hosts
-        self._metrics = Metrics(operations.status, operations.times)
         self._files = {
             f"/{name}": (files(__package__).joinpath("static", name).read_bytes(), _TYPES[name.rpartition(".")[2]])
             for name in ("status.html", "status.js", "status.css")
@@ -81,18 +90,20 @@ class Admin:
         elif path == "/events":
             await self._events(receive, send)
         else:
-            await _answer(send, *self._look(path))
+            await _answer(send, *await self._look(path))
 
     def _is_meant(self, host: str) -> bool:
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
         name = name.strip("[]")
         return is_loopback(name) or name in self._hosts
 
-    def _look(self, path: str) -> tuple[int, str | bytes, str]:
+    async def _look(self, path: str) -> tuple[int, str | bytes, str]:
         """Status, body and type of what can only be read."""
         if path in self._files:
             return (200, *self._files[path])
-        status = self._operations.status()
+        if path == "/metrics":
+            return (200, await self._operations.metrics(), CONTENT_TYPE)
+        status = await self._operations.look()
         if path == "/healthz":
             ok = status["lag_s"] < UNHEALTHY_LAG_S
             return (200 if ok else 503, json.dumps({"ok": ok, "loop_lag_s": status["lag_s"]}), "application/json")
@@ -107,8 +118,6 @@ class Admin:
                 "registries_away": _away(status),
             }
             return (200 if ready else 503, json.dumps(body), "application/json")
-        if path == "/metrics":
-            return (200, self._metrics.text(), CONTENT_TYPE)
         if path == "/status":
             return (200, json.dumps(status), "application/json")
         return (404, "not found; there are /, /healthz, /readyz, /metrics and /status\n", "text/plain")
@@ -119,7 +128,7 @@ class Admin:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_until_left, receive, nursery.cancel_scope)
             while True:
-                data = b"data: " + json.dumps(self._operations.status()).encode() + b"\n\n"
+                data = b"data: " + json.dumps(await self._operations.look()).encode() + b"\n\n"
                 await send({"type": "http.response.body", "body": data, "more_body": True})
                 await trio.sleep(EVENT_S)
 

@@ -19,6 +19,8 @@ from .errors import IntegrityError, PeerError, SourceChangedError
 from .offer import ALGORITHMS, End
 from .runs import Range, Run, covered, gaps
 
+MOST_EARLY: Final = 2
+"""Blocks that may wait in memory for the one before them: as many as a transfer has threads that bring them."""
 PIECE: Final = 1024 * 1024
 """Bytes read and hashed at a time: BLAKE3 needs long pieces for its vector code, the L2 cache short ones."""
 
@@ -75,6 +77,7 @@ class PrefixDigest:
         self._hash = new_hash(algorithm)
         self._lock = threading.Lock()
         self._hashed = 0
+        self._early: dict[int, memoryview] = {}
         self.step = step
 
     @property
@@ -82,10 +85,26 @@ class PrefixDigest:
         """How many bytes from the beginning are in the digest."""
         return self._hashed
 
-    def offer(self, offset: int, data: memoryview) -> None:
-        """Take a block from memory when it is the next one; any other block is left for ``catch_up``."""
+    def offer(self, offset: int, data: memoryview) -> bool:
+        """Take a block from memory when it is the next one, and keep it for its turn when it came a little early.
+        False when it is left for ``catch_up``."""
         with self._lock:
             if offset == self._hashed:
+                self._take(data)
+                self._take_early()
+            elif offset > self._hashed:
+                if len(self._early) >= MOST_EARLY:
+                    return False
+                self._early[offset] = data
+            return True
+
+    def _take_early(self) -> None:
+        while self._early:
+            offset = min(self._early)
+            if offset > self._hashed:
+                return
+            data = self._early.pop(offset)
+            if offset == self._hashed:  # else it was read meanwhile
                 self._take(data)
 
     def _take(self, data: memoryview) -> None:
@@ -116,6 +135,7 @@ class PrefixDigest:
                 if count == 0:
                     raise SourceChangedError("the file became shorter while it was read")
                 self._take(buffer[:count])
+            self._take_early()
 
     def end(self) -> End:
         """Count and digest of what was taken so far."""

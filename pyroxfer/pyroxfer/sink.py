@@ -153,7 +153,9 @@ class FileSink:
 
     def _write(self, offset: int, view: memoryview) -> None:
         self.staged.write(offset, view)
-        self._digest.offer(offset, view)
+        if not self._digest.offer(offset, view):  # so many came before their turn that some were left
+            self._digest.catch_up(min(self._coverage.prefix, self._digest.hashed + HASH_TURN))
+            self._digest.offer(offset, view)
 
     def reserve(self, offset: int, length: int) -> None:
         """Take a range for a writer that moves the bytes itself, into ``fd``.

@@ -88,7 +88,8 @@ class FileSource:
             if not more:
                 raise self._changed()
             data += more
-        self._digest.offer(offset, memoryview(data))
+        if not self._digest.offer(offset, memoryview(data)) and offset <= self._digest.hashed + HASH_TURN:
+            self._digest.catch_up(offset + len(data))  # so many came before their turn that some were left
         return data
 
     async def digest_all(self) -> None:

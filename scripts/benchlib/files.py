@@ -40,15 +40,14 @@ def measure(effort: Effort) -> dict[str, Any]:
     """A table for one large file, one for many small ones."""
     for peer in tools.absent():
         print(f"files: {peer} is not installed here, so its rows are left out", file=sys.stderr)
-    with source_folder() as source:
+    with source_folder() as source, kept_bytecode():
         print("files: 1 GiB", file=sys.stderr)
         large = in_turns(contestants(source), effort.repetitions)
         print(f"files: {SMALL_COUNT} of 16 KiB", file=sys.stderr)
-        with kept_bytecode():
-            contenders = small_contestants(source)
-            contenders[-1].run()  # compiles what the commands need
-            contenders[-2].run()
-            small = in_turns(contenders, effort.repetitions)
+        contenders = small_contestants(source)
+        contenders[-1].run()  # compiles what the commands need
+        contenders[-2].run()
+        small = in_turns(contenders, effort.repetitions)
     return {
         "To a file": report.section(UNIT, large, comparisons()),
         SMALL: report.section("files/s", small, small_comparisons()),

@@ -345,7 +345,7 @@ async def test_a_key_is_not_forgotten_while_a_thread_still_works_on_it(service: 
         daemon.register(service, "service")
         async with proxy_of(daemon) as proxy:
             with pytest.raises(TimeoutError):
-                await proxy.hold.options(key=KEY, deadline=0.05)()
+                await proxy.hold.options(key=KEY, deadline=0.5)()
             assert service.ran["hold"] == 1
             for _ in range(2):
                 await trio.sleep(0.1)

@@ -632,6 +632,29 @@ async def test_a_cut_in_the_handshake_does_not_make_a_place_speak_48_for_ever(se
             assert proxy._pyroLink.version == 502
 
 
+@pytest.mark.parametrize("after", [0, 10, 100])
+async def test_where_502_has_worked_a_cut_handshake_is_tried_in_it_again(service: Service, after: int) -> None:
+    """A connection that speaks 48 for once would have no large annotations and no parallel calls."""
+    async with Daemon() as daemon, fault_proxy(daemon.location) as relay:
+        daemon.register(service, "service")
+        for _ in range(2):
+            async with Proxy(f"PYRO:service@{relay.location}") as proxy:
+                await proxy.count()
+                assert proxy._pyroLink is not None
+                assert proxy._pyroLink.version == 502
+            relay.cut_next(to_client=after)
+
+
+async def test_a_place_that_goes_back_to_protocol_48_is_found_out() -> None:
+    stock = StockPyro4()
+    async with fake_server(stock.play) as location:
+        versions.remember_version(location, 502)
+        for _ in range(2):
+            async with Proxy(f"PYRO:x@{location}") as proxy:
+                assert await proxy.echo() == "fine"
+        assert stock.greeted == [502, 502, 48, 48]
+
+
 def test_only_so_many_places_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "_known", {})
     monkeypatch.setattr(versions, "MAX_REMEMBERED", 3)

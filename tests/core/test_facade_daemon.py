@@ -32,7 +32,7 @@ from pyroxfer_core.blocking import (
     type_meta,
 )
 from pyroxfer_core.blocking.nameserver import BroadcastServer, NameServerDaemon
-from pyroxfer_core.errors import CommunicationError, DaemonError, NamingError, PyroError
+from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, DaemonError, NamingError, PyroError
 
 
 @pytest.fixture
@@ -78,6 +78,39 @@ def test_the_programs_own_loop(threads: ThreadPoolExecutor) -> None:
         assert [run_own_loop(daemon, answer) for answer in answers] == [0, 1, 2]
     with pytest.raises(CommunicationError):
         call(uri, 4)
+
+
+@expose
+class Ends:
+    """Its methods do what ends a thread, or a program."""
+
+    def leave(self) -> None:
+        raise SystemExit(3)
+
+    def interrupt(self) -> None:
+        raise KeyboardInterrupt
+
+    def here(self) -> str:
+        return "here"
+
+
+def test_a_method_that_would_end_the_program_in_its_own_loop(threads: ThreadPoolExecutor) -> None:
+    """Its caller's connection ends, as with requestLoop; only Ctrl-C goes on to the program, which may go on, too."""
+
+    def ask(method: str) -> object:
+        with Proxy(uri) as proxy:
+            return getattr(proxy, method)()
+
+    with Daemon() as daemon:
+        uri = daemon.register(Ends(), "ends")
+        with pytest.raises(ConnectionClosedError):
+            run_own_loop(daemon, threads.submit(ask, "leave"))
+        interrupted = threads.submit(ask, "interrupt")
+        with pytest.raises(KeyboardInterrupt):
+            run_own_loop(daemon, interrupted)
+        with pytest.raises(ConnectionClosedError):
+            run_own_loop(daemon, interrupted)
+        assert run_own_loop(daemon, threads.submit(ask, "here")) == "here"
 
 
 def test_combined_daemons_share_a_loop(threads: ThreadPoolExecutor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -142,7 +142,7 @@ async def test_patterns_match_at_the_beginning(pattern: str, expected: list[str]
     assert await matches(pattern) == expected
 
 
-@pytest.mark.parametrize("pattern", ["(", "*", "a{2,1}", "(?P<x", "x{99999999999}"])
+@pytest.mark.parametrize("pattern", ["(", "*", "a{2,1}", "(?P<x", "x{99999999999}", "(?i)(", r"[\x09-\x01]"])
 async def test_invalid_patterns(pattern: str) -> None:
     with pytest.raises(NamingError, match="invalid regex: "):
         await matches(pattern)
@@ -168,3 +168,18 @@ async def test_a_pattern_that_would_backtrack_for_ever_is_ended(
             await matches(pattern)
         nursery.cancel_scope.cancel()
     assert turns > 5
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(?i)[\x01-\U0010ffff]*", r"[\x01-\uffff]", "[a-\uffff]", r"(?s:[\N{SPACE}-z])"]
+)
+async def test_a_pattern_that_takes_long_to_compile_is_compiled_elsewhere(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some characters of it keep the interpreter busy for a second."""
+
+    def compiled_here(pattern: str) -> NoReturn:
+        raise AssertionError(f"{pattern} was compiled in the loop")
+
+    monkeypatch.setattr(matching, "_compiled", compiled_here)
+    assert "alpha" in await matching.matching_names(pattern, ["alpha"], trio.CapacityLimiter(1))

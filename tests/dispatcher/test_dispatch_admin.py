@@ -23,8 +23,9 @@ COMMAND = ("content-type: application/json",)
 
 
 @asynccontextmanager
-async def administered(*backends: RawBackend, head: str = "") -> AsyncIterator[Dispatcher]:
-    config = config_for(*[one.uri for one in backends], head=f'admin = "localhost:0"\ndrain_timeout = 0.1\n{head}')
+async def administered(*backends: RawBackend, head: str = "", service: str = "") -> AsyncIterator[Dispatcher]:
+    head = f'admin = "localhost:0"\ndrain_timeout = 0.1\n{head}'
+    config = config_for(*[one.uri for one in backends], head=head, service=service)
     async with Dispatcher(config) as dispatcher:
         yield dispatcher
 
@@ -137,7 +138,7 @@ async def test_the_status_page_shows_what_runs_and_drains(tmp_path: Path, capsys
     async with (
         raw_backend(echo) as first,
         raw_backend(echo) as second,
-        administered(first, second) as dispatcher,
+        administered(first, second, service='discover = "PYRONAME:x@localhost:1"') as dispatcher,
         raw_client(dispatcher.location) as client,
         browser(tmp_path) as page,
     ):
@@ -151,6 +152,7 @@ async def test_the_status_page_shows_what_runs_and_drains(tmp_path: Path, capsys
             await ask(client, blob(number))
         await page.text("#services", "8 calls")
         await page.text(row, "ms")
+        await page.text("#services", "registry localhost:1: lost, 0 back ends kept (Failed to locate")
         await page.screenshot(PICTURES / "dispatcher-status.png")
         await page.click(f"{row} button")
         await page.text(row, "drained")

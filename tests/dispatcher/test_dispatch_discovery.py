@@ -17,7 +17,7 @@ from doubles_dispatch import POISON, RawBackend, ask, blob, echo, raw_backend, r
 from test_dispatch_admin import http
 
 from pyroxfer_core import Connection, bind_tcp
-from pyroxfer_core.nameserver import RunningNameServer, start_ns
+from pyroxfer_core.nameserver import Entry, RunningNameServer, start_ns
 from pyroxfer_core.wire import Message
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.backends import Backend
@@ -316,6 +316,19 @@ async def test_sections_come_and_go_with_the_file() -> None:
                 assert dispatcher.discovered("orders") == []
                 await wait_for(lambda: not names.daemon.statistics().connections)
                 assert (await ask(client, blob(9))).body == POISON
+
+
+async def test_a_last_word_for_a_section_that_is_gone_is_not_heard() -> None:
+    """It may be on its way when the section goes."""
+    async with name_server() as names, raw_backend(echo) as one:
+        port = names.uri.port
+        async with Dispatcher(parse_config(text_for(port))) as dispatcher:
+            await wait_for(lambda: told(dispatcher).get("state") == "following")
+            (follower,) = dispatcher._discovery._members["orders"].followers
+            written = f'[[services.backends]]\nname = "b0"\nuri = "{one.uri}"\n'
+            dispatcher.reload(parse_config(text_for(port, written)))
+            follower.all_are({"orders": Entry.single("PYRO:x@localhost:1")})
+            assert set(backends(dispatcher)) == {one.uri}
 
 
 async def test_a_section_with_other_values_misses_no_call() -> None:

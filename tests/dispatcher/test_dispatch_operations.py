@@ -205,7 +205,7 @@ async def test_our_own_clients_are_told_to_go_when_the_dispatcher_drains(mode: s
 @pytest.mark.parametrize(
     ("request_", "text"),
     [
-        ({"do": "dance"}, "unknown command; known are disable, drain, restart, status"),
+        ({"do": "dance"}, "unknown command; known are disable, drain, metrics, restart, status"),
         ({"do": "undrain", "target": "orders/b7"}, "no backend 'orders/b7'; the nearest one is 'orders/b0'"),
         ({"do": "undrain"}, "say which backend"),
         ({"do": "weight", "target": "b0", "weight": -1}, "a weight is a number above 0"),

@@ -86,6 +86,29 @@ def test_a_file_that_shrinks_under_the_reader_is_noticed(tmp_path: Path) -> None
         os.close(fd)
 
 
+def test_a_block_that_comes_a_little_early_waits_for_its_turn() -> None:
+    """Nothing is read again for it; what is read meanwhile, or comes much too early, is left."""
+    digest = PrefixDigest("blake3", None)
+    assert digest.offer(2, memoryview(b"cd"))
+    assert digest.offer(4, memoryview(b"e"))
+    assert not digest.offer(5, memoryview(b"f"))
+    assert digest.hashed == 0
+    assert digest.offer(0, memoryview(b"ab"))
+    assert digest.end().digest == blake3(b"abcde").hexdigest()
+    fd = os.memfd_create("digest")
+    try:
+        os.pwrite(fd, b"abcdef", 0)
+        digest = PrefixDigest("blake3", fd)
+        digest.offer(2, memoryview(b"cd"))
+        digest.offer(4, memoryview(b"ef"))
+        digest.catch_up(3)
+        assert digest.hashed == 3
+        digest.catch_up(4)
+        assert digest.end().digest == blake3(b"abcdef").hexdigest()
+    finally:
+        os.close(fd)
+
+
 def test_a_pipe_cannot_be_read_again() -> None:
     digest = PrefixDigest("blake3", None)
     digest.offer(5, memoryview(b"later"))

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import trio
 
-from ..server.workers import PoolBusyError, WorkerPool
+from ..server.workers import PoolBusyError, ThreadEndedError, WorkerPool
 
 JOIN_PERIOD_S: Final = 0.02
 """How often a loop that ends looks for methods that are still to be run."""
@@ -77,6 +77,11 @@ class SwitchedPool(WorkerPool):
         """Whether a function would have to wait for a thread; the program's own loop is none."""
         return self.own_loop is None and super().full
 
+    @property
+    def lends(self) -> bool:
+        """Never the program's own loop, which serves others."""
+        return self.own_loop is None
+
     async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a function, and wait for it; as `WorkerPool.run`.
 
@@ -102,6 +107,10 @@ async def _run_in(loop: OwnLoop, function: Callable[[], Any]) -> Any:
             result.append(context.run(function))
         except Exception as raised:
             error.append(raised)
+        except BaseException as raised:  # it ends the connection of its caller, as in a thread
+            error.append(ThreadEndedError(f"{type(raised).__name__} in a method"))
+            if isinstance(raised, KeyboardInterrupt):
+                raise
         finally:
             try:
                 token.run_sync_soon(done.set)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import click
 
-from ..processes.launch import MAX_WORKERS, cores
-
-AUTO: Final = "auto"
+from ..processes.launch import worker_count
 
 
 class Workers(click.ParamType[int]):
@@ -18,12 +16,10 @@ class Workers(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The number."""
-        if value == AUTO:
-            return cores()
-        text = str(value)
-        if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MAX_WORKERS):
-            self.fail(f"{text!r} is neither {AUTO!r} nor a number from 1 to {MAX_WORKERS}.", param, ctx)
-        return int(text)
+        try:
+            return worker_count(str(value))
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
 
 
 workers_option = click.option(

@@ -1,8 +1,9 @@
 """Regular expressions from callers, in bounded time.
 
-Python's ``re`` can neither be interrupted nor told a time limit, and holds the interpreter while it matches. A
-pattern with at most one repetition, option or alternative takes time proportional to the name, so it runs right
-here unless there are many names; any other runs in a child process that is ended when its time is over.
+Python's ``re`` can neither be interrupted nor told a time limit, and holds the interpreter while it matches, and
+while it compiles. A pattern with at most one repetition, option or alternative takes time proportional to the name,
+so it runs right here unless there are many names; any other runs in a child process that is ended when its time is
+over. So does one that would take long to compile: a range that ignores case is written out character by character.
 """
 
 from __future__ import annotations
@@ -27,11 +28,18 @@ MATCHED_HERE: Final = 10_000
 
 _BRANCHING: Final = frozenset("*+?{|")
 """Characters that make the matcher try more than one way. Escaped ones count too: that only costs a process."""
+_SLOW_TO_COMPILE: Final = re.compile(r"\(\?|\\[xuUN]|[^\x00-\x7f]")
+"""Flags, and what can stand at the ends of a range of a million characters."""
 _CHILD: Final = """
 import json, re, sys
 pattern, names = json.load(sys.stdin)
-matches = re.compile(pattern).match
-json.dump([index for index, name in enumerate(names) if matches(name)], sys.stdout)
+try:
+    matches = re.compile(pattern).match
+except (re.error, OverflowError, RecursionError) as error:
+    found = str(error)
+else:
+    found = [index for index, name in enumerate(names) if matches(name)]
+json.dump(found, sys.stdout)
 """
 
 
@@ -46,11 +54,11 @@ async def matching_names(pattern: str, names: Collection[str], children: trio.Ca
 
     Cancelling ends the child process.
     """
-    branches = sum(pattern.count(character) for character in _BRANCHING)
-    if branches == 0 or (branches == 1 and len(names) <= MATCHED_HERE):
+    if not _SLOW_TO_COMPILE.search(pattern):
         matches = _compiled(pattern).match
-        return [name for name in names if matches(name)]
-    _compiled(pattern)
+        branches = sum(pattern.count(character) for character in _BRANCHING)
+        if branches == 0 or (branches == 1 and len(names) <= MATCHED_HERE):
+            return [name for name in names if matches(name)]
     return await _matching_in_child(pattern, list(names), children)
 
 
@@ -59,7 +67,11 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         with warnings.catch_warnings(action="ignore"):  # of style; its author is elsewhere
             return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise NamingError(f"invalid regex: {error}") from None
+        raise _invalid(error) from None
+
+
+def _invalid(reason: object) -> NamingError:
+    return NamingError(f"invalid regex: {reason}")
 
 
 async def _matching_in_child(pattern: str, names: list[str], children: trio.CapacityLimiter) -> list[str]:
@@ -76,7 +88,10 @@ async def _matching_in_child(pattern: str, names: list[str], children: trio.Capa
             )
             if child.returncode:
                 raise NamingError(f"matching the regex failed: {pattern!a}")
-            return [names[index] for index in json.loads(child.stdout)]
+            found = json.loads(child.stdout)
+            if isinstance(found, str):
+                raise _invalid(found)
+            return [names[index] for index in found]
     raise NamingError(f"regex took longer than {MATCHING_TIMEOUT_S:g} s, simplify it: {pattern!a}")
 
 

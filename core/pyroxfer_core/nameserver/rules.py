@@ -68,7 +68,7 @@ def check_tags(tags: object, what: str = "metadata") -> frozenset[str]:
         raise TypeError(f"{what} should be a set or list of texts, not {type(tags).__name__}")
     if len(tags) > MAX_TAGS:
         raise NamingError(f"too many tags in {what}: {len(tags)}, at most {MAX_TAGS} are possible")
-    checked = frozenset(check_name(tag, f"each tag in {what}") for tag in tags)
+    checked = frozenset(check_name(tag, f"tag in {what}") for tag in tags)
     if sum(map(len, checked)) > MAX_TAG_CHARACTERS:
         raise NamingError(f"the tags in {what} are too long: at most {MAX_TAG_CHARACTERS} characters are possible")
     return checked

@@ -21,14 +21,24 @@ from .loads import LoadBoard
 from .post import LOADS, READY, VARIABLE, Post
 from .supervisor import Supervisor
 
+AUTO: Final = "auto"
 MAX_WORKERS: Final = 256
 LONGEST_FOLDER: Final = 80
 """Unix sockets are made in it, and their paths have at most 107 bytes."""
 
 
-def cores() -> int:
-    """Cores that this process may use: what ``auto`` workers are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def worker_count(text: str) -> int:
+    """How many workers a text means: a number, or ``auto`` for one for each core that this process may use.
+
+    Raises:
+        ValueError: it is neither, or there would be more than 256.
+    """
+    if text == AUTO:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores, MAX_WORKERS)
+    if text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MAX_WORKERS:
+        return int(text)
+    raise ValueError(f"{text[:40]!r} is neither {AUTO!r} nor a number from 1 to {MAX_WORKERS}")
 
 
 class ExecutedChild:

@@ -76,6 +76,9 @@ class Worker:
     def reloading(self) -> None:
         """Nothing: its parent has told it to."""
 
+    def stopping(self) -> None:
+        """Nothing: its parent sees it end."""
+
     async def until_told(self) -> None:
         """Be ready, and wait for SIGTERM or SIGINT. A second one does not wait for anything."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

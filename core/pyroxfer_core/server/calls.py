@@ -154,6 +154,14 @@ class Calls:
         self._running[seq] = worker
         self.in_flight += 1
 
+    def pause(self) -> None:
+        """A thread that has the connection has answered a call, and none is in flight until `resume`."""
+        self.in_flight -= 1
+
+    def resume(self) -> None:
+        """The end of `pause`."""
+        self.in_flight += 1
+
     def done(self, seq: int) -> None:
         """The end of `begun`, when there was nothing to wait for, before the answer is queued."""
         del self._running[seq]

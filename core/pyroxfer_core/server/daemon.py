@@ -415,7 +415,7 @@ class Daemon:
     async def _send_last_answers(self) -> None:
         for peer in (*self.peers, *self.callees):
             try:
-                await peer.connection.flush()
+                await peer.flush()
             except ConnectionClosedError:
                 continue
 

@@ -186,7 +186,7 @@ async def execute(peer: Peer, job: Job) -> Message | None:
         if instance is None:
             instance = peer.known_instance(entry)
             if instance is None:
-                instance = await peer.make_instance(entry, _runner(peer, job))
+                instance = await peer.make_instance(entry, runner(peer, job))
         if job.method[:1] in SPECIAL or job.message.flags & _BATCH or job.kwargs is None:
             value = await _run_special(peer, job, instance)
         else:
@@ -234,7 +234,7 @@ async def _run_special(peer: Peer, job: Job, instance: Any) -> Any:
     return await _run_plain(peer, job, call.kind, call.function, call.args, call.kwargs)
 
 
-def _runner(peer: Peer, job: Job) -> Callable[..., Awaitable[Any]]:
+def runner(peer: Peer, job: Job) -> Callable[..., Awaitable[Any]]:
     """What runs functions in threads for this call."""
     pool = peer.pool
     if job.message.flags & _ONEWAY:
@@ -270,7 +270,7 @@ async def _run_plain(
 ) -> Any:
     if kind.is_inline or kind.is_stream:
         return function(*args, **kwargs)
-    value = await _runner(peer, job)(function, *args, **kwargs)
+    value = await runner(peer, job)(function, *args, **kwargs)
     if hasattr(value, "__await__"):  # a plain function that hands out a coroutine, as decorators do
         return await value
     return value

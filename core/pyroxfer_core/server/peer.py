@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
-from ..transport.connection import Connection
+from ..transport.connection import Connection, Event
 from ..transport.tls import TlsSocket
 from ..transport.turns import TurnSender
 from ..wire.features import Feature
@@ -32,12 +33,14 @@ from .large import LargeMessages
 from .poller import Place, Poller
 from .push import PushedStreams
 from .reverse import ReverseCalls
+from .small import Unusual, prepare
 from .streams import StreamTable
 from .uploads import ArgumentStream, ArgumentStreams
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
     from .daemon import Daemon
+    from .lending import Loan
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,9 @@ class Peer:
         "finishing",
         "heard",
         "identity",
+        "kept",
         "known_serializers",
+        "loan",
         "place",
         "pool",
         "resources",
@@ -114,6 +119,10 @@ class Peer:
         self.reverse: ReverseCalls | None = None
         """Calls to objects of the client's own daemon."""
         self._left = False
+        self.loan: Loan | None = None
+        """The thread that has the connection."""
+        self.kept: Event | None = None
+        """What a thread has read of the connection and handed back."""
         self.known_serializers: dict[str, Serializer] = _NONE_YET
         """Those it has used."""
         self._instances: dict[type, Any] | None = None
@@ -159,6 +168,11 @@ class Peer:
     def is_own(self) -> bool:
         """Whether the other side is this library, which speaks both protocols."""
         return self.session.grant.bits != 0
+
+    @property
+    def is_serial(self) -> bool:
+        """Whether the client makes one call after another on this connection."""
+        return not self.session.grant.bits & Feature.CONCURRENT
 
     # --- who serves it ----------------------------------------------------------------------------------------
 
@@ -276,6 +290,31 @@ class Peer:
     def answer_left(self) -> None:
         """The end of `answer_leaves`."""
         self.calls.ended()
+
+    # --- a thread that has the connection ---------------------------------------------------------------------
+
+    @property
+    def may_be_lent(self) -> bool:
+        """Whether a thread may use the connection."""
+        return self.is_serial and self.pool.lends and type(self.connection.sock) is socket.socket
+
+    def prepared(self, message: Message) -> tuple[Job, Callable[..., Any]] | None:
+        """What a request that a thread has read calls, if it is another plain function."""
+        prepared = prepare(self, message)
+        if isinstance(prepared, Unusual) or prepared[2].is_async or prepared[2].is_inline:
+            return None
+        self.session.last_seq = message.seq
+        return prepared[:2]
+
+    async def flush(self) -> None:
+        """Send what is queued, and nothing more on the connection of a thread.
+
+        Raises:
+            ConnectionClosedError: the client is gone.
+        """
+        if self.loan is not None:
+            self.loan.recall()
+        await self.connection.flush()
 
     # --- what few connections need ----------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ of `Peer` and `execute`, and so does the rest of a call that waits for something
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +20,7 @@ from ..transport.resume import resumed
 from ..wire.message import Message, MessageType
 from ..wire.scattered import JOIN_BELOW
 from .execute import SPECIAL, Job, Read, failed, result
+from .lending import lend
 from .streams import PLAIN, is_stream
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class Waiting:
         """To be awaited by the task that began it."""
 
 
-def run_small(peer: Peer, worker: Worker, message: Message) -> Unusual | Waiting | None:
-    """Run a request and queue its answer, as far as that can be done at once. None: it is done."""
+def prepare(peer: Peer, message: Message) -> tuple[Job, Callable[..., Any], MethodKind] | Unusual:
+    """What a request calls, if it is usual."""
     serializer = peer.known_serializers.get(message.serializer)
     if message.flags or message.annotations or serializer is None or not peer.calls.may_begin(message):
         return Unusual(message)
@@ -62,31 +63,44 @@ def run_small(peer: Peer, worker: Worker, message: Message) -> Unusual | Waiting
     except Exception:  # said on the long way
         return Unusual(message)
     instance = entry.fixed
-    if instance is None or entry.keeps_order or kwargs is None or method[:1] in SPECIAL:
+    if instance is None or entry.keeps_order:  # a client that makes one call after another keeps order by itself
+        instance = peer.known_instance(entry) if peer.is_serial else None
+    if instance is None or kwargs is None or method[:1] in SPECIAL:
         return Unusual(message, partial(_same, call))
     try:
         function, kind = entry.exposed.find(instance, method)
     except Exception:
         return Unusual(message, partial(_same, call))
-    if not kind.is_async and not kind.is_inline:
+    if not kind.is_async and not kind.is_inline and (kind.is_stream or not peer.may_be_lent):
         return Unusual(message, partial(_same, call))
-    job = worker.job = Job(peer, message, serializer, entry, method, args, kwargs, None)
+    return Job(peer, message, serializer, entry, method, args, kwargs, None), function, kind
+
+
+def run_small(peer: Peer, worker: Worker, message: Message) -> Unusual | Waiting | None:
+    """Run a request and queue its answer, as far as that can be done at once. None: it is done."""
+    prepared = prepare(peer, message)
+    if isinstance(prepared, Unusual):
+        return prepared
+    job, function, kind = prepared
+    worker.job = job
     peer.calls.begun(worker, message.seq)
     context = worker.context = peer.crew.context()
+    if not kind.is_async and not kind.is_inline:
+        return Waiting(lend(peer, worker, job, function))
     waiting = context.run(_run, peer, job, kind, function)
     if waiting is None:
         worker.job = worker.context = None
     return waiting
 
 
-def _run(peer: Peer, job: Job, kind: MethodKind, function: Any) -> Waiting | None:
+def _run(peer: Peer, job: Job, kind: MethodKind, function: Callable[..., Any]) -> Waiting | None:
     """In the context of the call: all that can be done at once."""
     current_context_var.set(job)
     message = job.message
     answer: Message | None = None
     body: Any = None
     try:
-        value = function(*job.args, **job.kwargs)  # type: ignore[arg-type]  # as was looked at
+        value = function(*job.args, **(job.kwargs or {}))
         if kind.is_async:
             running = value if type(value) is CoroutineType else _awaited(value)
             try:

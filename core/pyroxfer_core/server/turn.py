@@ -74,7 +74,9 @@ async def _take_some(peer: Peer, worker: Worker) -> int:
     decoder = connection.decoder
     message: object = None
     if not peer.finishing:
-        message = decoder.next_event() if decoder.data else None
+        message, peer.kept = peer.kept, None
+        if message is None and decoder.data:
+            message = decoder.next_event()
         if message is None:
             message = connection.receive_available()
     taken = 0
@@ -110,7 +112,9 @@ async def _take_some(peer: Peer, worker: Worker) -> int:
         taken += 1
         if peer.finishing or taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
             break
-        message = decoder.next_event() if decoder.data else None
+        message, peer.kept = peer.kept, None
+        if message is None and decoder.data:
+            message = decoder.next_event()
     if not connection.flush_nowait():
         await _make_room(peer)
     if peer.finishing:

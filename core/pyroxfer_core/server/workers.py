@@ -28,6 +28,38 @@ def _run_here(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         raise ThreadEndedError(f"{type(error).__name__} in a method") from error
 
 
+class _Slots:
+    """A capacity limiter that costs no turn of the loop where nobody has to wait: the thread is waited for anyway."""
+
+    def __init__(self, total: int) -> None:
+        self._limiter = trio.CapacityLimiter(total)
+        self.release_on_behalf_of = self._limiter.release_on_behalf_of
+        self.waiting = 0
+        """How many wait, or have stopped waiting in this turn of the loop; may be read by any thread."""
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        try:
+            self._limiter.acquire_on_behalf_of_nowait(borrower)
+        except trio.WouldBlock:
+            self.waiting += 1
+            try:
+                await self._limiter.acquire_on_behalf_of(borrower)
+            finally:
+                self.waiting -= 1
+
+    @property
+    def borrowed(self) -> int:
+        return int(self._limiter.borrowed_tokens)
+
+    @property
+    def queued(self) -> int:
+        return self._limiter.statistics().tasks_waiting
+
+    @property
+    def exhausted(self) -> bool:
+        return self._limiter.available_tokens < 1
+
+
 class WorkerPool:
     """Threads for synchronous methods.
 
@@ -37,20 +69,32 @@ class WorkerPool:
     """
 
     def __init__(self, threads: int, queue: int) -> None:
-        self._limiter = trio.CapacityLimiter(threads)
+        self._slots = _Slots(threads)
         self._patient = trio.CapacityLimiter(max(1, threads // 2))
-        self._reserve = trio.CapacityLimiter(threads)
+        self._reserve = _Slots(threads)
         self._queue = queue
+        self.lingering: set[object] = set()
+        """Who has a thread and runs nothing in it at the moment."""
 
     @property
     def busy(self) -> int:
         """Threads running a function, abandoned ones included."""
-        return int(self._limiter.borrowed_tokens + self._reserve.borrowed_tokens)
+        return self._slots.borrowed + self._reserve.borrowed - len(self.lingering)
 
     @property
     def full(self) -> bool:
         """Whether a function would have to wait for a thread."""
-        return self._limiter.available_tokens < 1
+        return self._slots.exhausted
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for a thread. May be asked in any thread."""
+        return self._slots.waiting > 0
+
+    @property
+    def lends(self) -> bool:
+        """Whether a function may go on in its thread with what is not its own."""
+        return True
 
     async def run_patiently(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Like `run`, but waits for its turn however long the queue is: a one-way call cannot be told to come again.
@@ -68,7 +112,7 @@ class WorkerPool:
 
         There are as many threads for such calls as for others; when those are in use too, it waits like any other.
         """
-        if self._reserve.available_tokens < 1:
+        if self._reserve.exhausted:
             return await self.run(function, *args, **kwargs)
         return await self._run(function, args, kwargs, self._reserve)
 
@@ -82,8 +126,7 @@ class WorkerPool:
 
         Cancelling abandons the function: it runs on and keeps its thread until it ends.
         """
-        limiter = self._limiter
-        if limiter.available_tokens < 1 and limiter.statistics().tasks_waiting >= self._queue:
+        if self._slots.exhausted and self._slots.queued >= self._queue + len(self.lingering):
             raise PoolBusyError("busy: all worker threads are in use and the queue is full; try again later")
         return await self._run(function, args, kwargs)
 
@@ -92,8 +135,9 @@ class WorkerPool:
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        limiter: trio.CapacityLimiter | None = None,
+        slots: _Slots | None = None,
     ) -> Any:
+        limiter: Any = slots or self._slots  # trio takes whatever has these two methods
         return await trio.to_thread.run_sync(
-            _run_here, function, args, kwargs, limiter=limiter or self._limiter, abandon_on_cancel=True
+            _run_here, function, args, kwargs, limiter=limiter, abandon_on_cancel=True
         )

@@ -23,11 +23,11 @@ from ..transfers import Transfers
 from .base import MAX_BLOCK, Acknowledged, Channel, Manner, as_bytes, credit_in
 from .window import push_blocks
 
-BLOCK: Final = 256 * 1024
-"""Bytes of one block."""
+BLOCK: Final = 512 * 1024
+"""Bytes of one block: measured over loopback, half of it costs a quarter more of the processor's time."""
 LEAST_BLOCK: Final = 64 * 1024
 """However little credit there is."""
-READ_AHEAD: Final = 8
+READ_AHEAD: Final = 4
 """Items asked for at once: 2 MiB in flight, for all but the longest lines."""
 NAME: Final = "iter"
 
@@ -56,12 +56,12 @@ class IterChannel(Channel):
         items = await talk.items("blocks", ticket.transfer_id, missing, read_ahead=ahead)
         async with contextlib.aclosing(items) as stream:
             async for item in stream:
-                await manner.pace.take(BLOCK)
                 if isinstance(item, Mapping) and ("end" in item or "error" in item):
                     return End.from_dict(opened(item).get("end"))
                 data, place = as_bytes(item), next(places, None)
                 if place is None or len(data) != place.length:
                     raise PeerError("the server sent another block than the one that comes next")
+                await manner.pace.take(len(data))
                 await sink.write_block(place.offset, data)
                 acknowledged(len(data))
         raise LostError("the server ended the file without its digest; try again")

@@ -20,6 +20,8 @@ import click
 from ..names import printable
 
 ENVIRONMENT: Final = "PYROXFER"
+DISPATCHER: Final = "dispatcher"
+"""The table that is left to the dispatcher's own command, which reads it from the same file."""
 MAX_FILE_BYTES: Final = 1024 * 1024
 """A larger file is not a configuration."""
 
@@ -84,7 +86,8 @@ class Configured:
             ConfigurationError: a key is unknown or a value cannot be used; every one is named. What stands in the
                 tables of the commands is looked at when they run.
         """
-        top = {key: value for key, value in self.table.items() if key not in group.list_commands(context)}
+        elsewhere = {*group.list_commands(context), DISPATCHER}
+        top = {key: value for key, value in self.table.items() if key not in elsewhere}
         self._refuse(_problems(top, group, context, ()))
         return _defaults(top, group)
 

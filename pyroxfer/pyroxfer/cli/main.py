@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "ls": ("pyroxfer.cli.look:ls", "List what is in a folder of a file server."),
     "stat": ("pyroxfer.cli.look:stat", "Show what a file server says about one path."),
     "rm": ("pyroxfer.cli.look:rm", "Remove a file or an empty folder on a file server."),
+    "up": ("pyroxfer.cli.up:up", "Run name server, file service and dispatcher from one file."),
     "ns": ("pyroxfer_core.cli.ns:ns", "Run a name server."),
     "nsc": ("pyroxfer_core.cli.nsc:nsc", "Ask or change a name server."),
     "doctor": ("pyroxfer_core.cli.doctor:doctor", "Find what is wrong between here and an object."),

@@ -1,6 +1,7 @@
 """Our library moving one file. Usage: files_client.py ADDRESS upload|download CHANNEL PATH
 
-Nothing is synced, as nothing is in the peers; digests are on. The time is the whole call, connecting included.
+Nothing is synced, as nothing is in the peers; digests are on. The time is the whole call, connecting included, once
+everything is imported.
 """
 
 import json
@@ -9,7 +10,7 @@ import time
 
 import trio
 
-import pyroxfer
+from pyroxfer import Receipt, get, send
 
 address, direction, channel, path = sys.argv[1:]
 
@@ -17,11 +18,11 @@ address, direction, channel, path = sys.argv[1:]
 async def main() -> None:
     begin, cpu = time.perf_counter(), time.process_time()
     if direction == "upload":
-        receipt = await pyroxfer.send(path, address, channel=channel, durability="none")
+        receipt = await send(path, address, channel=channel, durability="none")
     else:
-        receipt = await pyroxfer.get(address, path, channel=channel, durability="none")
+        receipt = await get(address, path, channel=channel, durability="none")
     seconds, cpu_s = time.perf_counter() - begin, time.process_time() - cpu
-    assert isinstance(receipt, pyroxfer.Receipt)
+    assert isinstance(receipt, Receipt)
     assert receipt.channel == channel, f"it went over {receipt.channel}: {receipt.reason}"
     print(json.dumps({"bytes": receipt.size, "seconds": seconds, "cpu_s": cpu_s}))
 

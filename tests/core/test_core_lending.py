@@ -1,0 +1,217 @@
+"""Plain functions of clients that make one call after another: a thread goes on with the connection."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import trio
+from doubles import until
+
+from pyroxfer_core import Daemon, Proxy, Settings, current_call, expose, oneway
+from pyroxfer_core.errors import CommunicationError, PyroError
+from pyroxfer_core.server import lending
+from pyroxfer_core.server.workers import WorkerPool
+
+pytestmark = pytest.mark.deadline(10)
+
+STOCK = Settings(protocol=48)
+DAEMON = Settings(shutdown_grace_s=1)
+mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="clean")
+
+
+@expose
+class Plain:
+    def __init__(self) -> None:
+        self.noted: list[int] = []
+        self.begun = threading.Event()
+        self.gate = threading.Event()
+
+    def thread(self) -> int:
+        return threading.get_ident()
+
+    def echo(self, value: Any) -> Any:
+        return value
+
+    def fail(self) -> None:
+        raise ValueError("mine")
+
+    def count(self, number: int) -> Iterator[int]:
+        yield from range(number)
+
+    def handed_out(self) -> Any:
+        return self.soon()
+
+    async def soon(self) -> str:
+        await trio.lowlevel.checkpoint()
+        return f"soon {current_call.seq}"
+
+    async def waits(self) -> int:
+        await trio.lowlevel.checkpoint()
+        return current_call.get().seq
+
+    def seq(self) -> int:
+        return current_call.get().seq
+
+    def stain(self) -> str:
+        before = mark.get()
+        mark.set("stained")
+        return before
+
+    def annotate(self, text: str) -> None:
+        current_call.response_annotations = {"MINE": text.encode()}
+
+    @oneway
+    def note(self, number: int) -> None:
+        self.noted.append(number)
+
+    def what_was_noted(self) -> list[int]:
+        return self.noted
+
+    def hold(self) -> str:
+        self.begun.set()
+        self.gate.wait(5)
+        return "held"
+
+
+@pytest.fixture
+def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The connections that were lent; a thread waits as long as the test may need."""
+    handed: list[Any] = []
+    run = WorkerPool.run
+
+    async def counted(pool: WorkerPool, function: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(getattr(function, "__self__", None), lending.Loan):
+            handed.append(function)
+        return await run(pool, function, *args, **kwargs)
+
+    monkeypatch.setattr(WorkerPool, "run", counted)
+    monkeypatch.setattr(lending, "LINGER_MS", 1000)
+    return handed
+
+
+async def test_one_thread_answers_one_call_after_another(handed_over: list[Any]) -> None:
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=STOCK) as proxy:
+        await proxy.thread()  # the serializer of a connection is found at its first call
+        threads = {await proxy.thread() for _ in range(20)}
+        assert daemon.statistics().calls_in_flight == 0
+    assert len(threads) == len(handed_over) == 1
+
+
+async def test_the_objects_of_a_connection_are_lent_to_as_well(handed_over: list[Any]) -> None:
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain), settings=STOCK) as proxy:
+        assert await proxy.what_was_noted() == []  # it is made here, and known from now on
+        for number in range(5):
+            assert await proxy.echo(number) == number
+        assert len(handed_over) == 1
+
+
+async def test_whatever_comes_next_is_answered_as_it_should_be(handed_over: list[Any]) -> None:
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=STOCK) as proxy:
+        for _ in range(2):
+            assert await proxy.seq() == await proxy.seq() - 1
+            assert await proxy.waits() == await proxy.seq() - 1
+            with pytest.raises(ValueError, match="mine"):
+                await proxy.fail()
+            assert [number async for number in proxy.count(3)] == [0, 1, 2]
+            assert (await proxy.handed_out()).startswith("soon ")
+            assert [await proxy.stain(), await proxy.stain()] == ["clean", "clean"]
+            large = "x" * 300_000
+            assert await proxy.echo(large) == large
+            call = proxy.annotate("yes")
+            await call
+            assert call.response_annotations == {"MINE": b"yes"}
+            call = proxy.echo(1)
+            await call
+            assert call.response_annotations == {}
+            with pytest.raises(AttributeError):
+                await proxy._pyroInvoke("nothing_like_it", (), {}, member="echo")
+
+
+async def test_one_way_calls_keep_their_order_with_the_others(handed_over: list[Any]) -> None:
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=STOCK) as proxy:
+        await proxy.thread()
+        for number in range(5):
+            await proxy.note(number)
+        await proxy.thread()
+        noted: list[int] = []
+        while len(noted) < 5:
+            noted = await proxy.what_was_noted()
+        assert sorted(noted) == list(range(5))
+
+
+async def test_a_thread_that_somebody_waits_for_is_given_up() -> None:
+    settings = Settings(worker_threads=1, worker_queue=3, shutdown_grace_s=1)
+    async with Daemon(settings=settings) as daemon:
+        uri = daemon.register(Plain())
+
+        async def call() -> None:
+            async with Proxy(uri, settings=STOCK) as proxy:
+                for number in range(50):
+                    assert await proxy.echo(number) == number
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(call)
+
+
+async def test_a_client_that_leaves_ends_the_loan(handed_over: list[Any]) -> None:
+    async with Daemon(settings=DAEMON) as daemon:
+        async with Proxy(daemon.register(Plain()), settings=STOCK) as proxy:
+            await proxy.thread()
+            await proxy.thread()
+            assert len(daemon.pool.lingering) == 1
+            assert daemon.statistics().busy_threads == 0
+        await until(lambda: not daemon.statistics().connections and not daemon.pool.lingering)
+
+
+async def test_a_daemon_that_closes_waits_for_the_call_and_not_for_the_thread(handed_over: list[Any]) -> None:
+    plain, answers = Plain(), list[str]()
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(plain), settings=STOCK) as proxy:
+        await proxy.thread()
+        await proxy.thread()
+
+        async def hold() -> None:
+            answers.append(await proxy.hold())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold)
+            await until(plain.begun.is_set)
+            nursery.start_soon(daemon.aclose)
+            await until(lambda: daemon.draining)
+            plain.gate.set()
+    assert answers == ["held"]
+    assert len(handed_over) == 1
+
+
+async def test_a_call_that_comes_while_the_daemon_closes_is_refused(handed_over: list[Any]) -> None:
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=STOCK) as proxy:
+        await proxy.thread()
+        await proxy.thread()
+        daemon.draining = True
+        with pytest.raises(PyroError, match="draining"):
+            await proxy.thread()
+        daemon.draining = False
+
+
+async def test_a_function_that_outlives_its_connection_leaves_it_alone(handed_over: list[Any]) -> None:
+    plain = Plain()
+    async with Daemon(settings=Settings(shutdown_grace_s=0.01)) as daemon:
+        async with Proxy(daemon.register(plain), settings=STOCK) as proxy:
+            await proxy.thread()
+            await proxy.thread()
+            async with trio.open_nursery() as nursery:
+
+                async def hold() -> None:
+                    with pytest.raises(CommunicationError):
+                        await proxy.hold()
+
+                nursery.start_soon(hold)
+                await until(plain.begun.is_set)
+                cut = await daemon.aclose()
+        assert [call.method for call in cut] == ["hold"]
+        plain.gate.set()
+        await until(lambda: daemon.statistics().busy_threads == 0)

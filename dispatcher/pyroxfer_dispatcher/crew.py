@@ -28,6 +28,7 @@ AGAIN_S: Final = 0.25
 """How often a worker that is being replaced is looked for by those who follow calls."""
 TRACED: Final = 1000
 """Records that wait for somebody who follows calls."""
+FOR_BACKENDS: Final = frozenset({"drain", "undrain", "disable", "weight"})
 NO_RESTART: Final = "a dispatcher with workers is not restarted in place: drain it, and start it again"
 _OUT: Final = frozenset({"draining", "drained", "disabled"})
 
@@ -71,6 +72,9 @@ class Crew:
             return self._trace(request)
         if verb == "restart":
             raise CommandError(NO_RESTART)
+        if verb not in FOR_BACKENDS:
+            known = sorted({*FOR_BACKENDS, "status", "trace", "restart"})
+            raise CommandError(f"unknown command; known are {', '.join(known)}")
         return self._tell(request)
 
     async def metrics(self) -> bytes:

@@ -15,7 +15,7 @@ from pyroxfer_core import Settings, Uri
 from .admin import note
 from .backends import IN_FILE, Backend
 from .config import ETCD, Config, DiscoverConfig
-from .follow import FOLLOWING, Follower, Source
+from .follow import FOLLOWING, WAITING, Follower, Source
 from .found import PROTOCOLS, Found, Wanted
 from .routes import Directory, Service
 from .sources import EtcdSource, NameServerSource, Registries
@@ -171,7 +171,7 @@ class Discovery:
                 found.shape(backend)
             return backend
         left = members.leaving.pop(found.uri, None)
-        if left is not None and _is_used(left):
+        if left is not None and _is_used(left) and not left.failures:
             backend = left
             backend.draining = backend.disabled = False
         else:
@@ -196,10 +196,8 @@ def _is_used(backend: Backend) -> bool:
 
 
 def _why_empty(followers: Iterable[Follower]) -> str:
+    said = {FOLLOWING: "has none", WAITING: "has not answered yet"}
     states = [
-        f"{follower.registry} has none"
-        if follower.state == FOLLOWING
-        else f"{follower.registry} is {follower.state}" + (f" ({follower.reason})" if follower.reason else "")
-        for follower in followers
+        f"{follower.registry} {said.get(follower.state, f'is lost ({follower.reason})')}" for follower in followers
     ]
     return "; ".join(states) or "it has none"

@@ -68,8 +68,10 @@ class Health:
             try:
                 reason = await self._ask(backend)
             except RefusedError:
-                service.group.refused(backend, monotonic())
-                return
+                reason = None  # it is busy, and up, unless it said that it goes away
+                if backend.leaving:
+                    service.group.refused(backend, monotonic())
+                    return
         now = monotonic()
         if reason is None:
             if service.group.opened(backend, now):

@@ -38,7 +38,7 @@ from .hub import Hub
 from .recorded import RecordedRelay
 from .records import Records
 from .relay import Relay
-from .routes import Service
+from .routes import Party, Service
 
 
 class Pinned:
@@ -48,7 +48,7 @@ class Pinned:
         agreed: what both ends agreed on.
         goodbye: called with a backend that says it goes away.
         records: takes a record of each call; None where nobody ever wants one.
-        peer: the client's address, for them.
+        peer: the client's address.
         first_seq: the number of the client's CONNECT.
         signed: the client signs its messages, so nobody else can answer in the backend's place.
         stall_s: seconds without progress within a message after which its sender or receiver counts as lost.
@@ -74,6 +74,8 @@ class Pinned:
         self._hub = hub
         self._service = service
         self._goodbye = goodbye
+        self.host = Party(peer).host
+        """Where the client comes from."""
         make = Relay if records is None else partial(RecordedRelay, records, peer, service.name)
         self._relay = make(
             service.admission, backend, client, self._woken, has_agreed=bool(agreed.bits), first_seq=first_seq

@@ -57,6 +57,7 @@ from .security import refresh, settings_for
 from .shares import said_in
 from .state import State, remembered, restore
 from .status import services_of
+from .streams import StreamRelay
 from .succession import Program, Succession
 from .transparent import (
     MAX_HOPS,
@@ -372,14 +373,24 @@ class Dispatcher:
                 said = self._inherited if self._worker is None else said_in(self._worker.folder)
                 restore(self.directory, said, self._take_out)
                 self._accepts.set()
+                streams = StreamRelay(self._settings, self._names.resolve, self._homes_of)
                 await serve_connections(
                     self._doors.clients,
                     self._greet,
                     settings=self._settings,
+                    side_handler=streams.handle,
                     collect=COLLECT_BYTES,
                     share=None if self._worker is None else self._worker.share,
                 )
                 self._all_served.set()
+
+    def _homes_of(self, host: str) -> Iterable[Backend]:
+        """Backends to which clients from a host belong; all, where such clients may be with another process."""
+        pinned = [one.home for one in self._conversations if isinstance(one, Pinned) and one.host == host]
+        if self._worker is None and self._predecessor is None:
+            return dict.fromkeys(pinned)
+        led = (service for service in self._all_services() if not service.stateless)
+        return dict.fromkeys([*pinned, *(backend for service in led for backend in service.group.backends)])
 
     async def _run_hub(self) -> None:
         """Shielded like the conversations, which need it to their end."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 from pyroxfer_core import errors as core_errors
 
 from .errors import TransferError, from_os_error, to_record
+from .offer import check_transfer_id
 
 if TYPE_CHECKING:
     from .siblings import Siblings
@@ -49,10 +50,14 @@ AboutTransfer = Callable[Concatenate[Service, object, P], Awaitable[Mapping[str,
 
 
 async def elsewhere(service: OneOfSeveral, transfer_id: object) -> int | None:
-    """The number of the worker to ask about a transfer; None when that is this one, or nobody has it."""
-    if service.siblings is None or not isinstance(transfer_id, str) or service.transfers.has(transfer_id):
+    """The number of the worker to ask about a transfer; None when that is this one, or nobody has it.
+
+    Raises:
+        PeerError: that is no id.
+    """
+    if service.siblings is None or service.transfers.has(name := check_transfer_id(transfer_id)):
         return None
-    return await service.siblings.find(transfer_id)
+    return await service.siblings.find(name)
 
 
 def about_transfer(method: AboutTransfer[Service, P]) -> AboutTransfer[Service, P]:

@@ -18,6 +18,7 @@ import others
 import report
 import rpc
 import scale
+import workers
 from measure import Effort
 
 SUITES: dict[str, Any] = {
@@ -30,6 +31,7 @@ SUITES: dict[str, Any] = {
     "ns": ns,
     "gateway": gateway,
     "scale": scale,
+    "workers": workers,
 }
 FULL = Effort(repetitions=5, seconds=3.0)
 QUICK = Effort(repetitions=1, seconds=0.3, quick=True)

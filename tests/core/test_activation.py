@@ -177,6 +177,9 @@ def test_the_manager_is_told_what_happens(manager: Manager) -> None:
     service.stopping()
     service.succeeded_by(77)
     assert [manager.hears() for _ in range(3)] == [["STATUS=busy"], ["STOPPING=1"], ["MAINPID=77", "READY=1"]]
+    service.stopping()
+    ServiceManager(manager.place).status("of the next one")
+    assert manager.hears() == ["STATUS=of the next one"]
 
 
 def test_an_abstract_socket_is_told_too() -> None:

@@ -16,8 +16,9 @@ from doubles import until
 from facade_doubles import WITHIN_S, Service, serving
 
 from pyroxfer_core import Proxy, Settings, blocking
+from pyroxfer_core.blocking.connect import MAX_LOOKUPS
 from pyroxfer_core.blocking.connecting import ConnectingTurn
-from pyroxfer_core.errors import Outcome, TimeoutError
+from pyroxfer_core.errors import CommunicationError, Outcome, TimeoutError
 
 FAR = 1000.0
 """Seconds that no test takes: what connecting may take by itself."""
@@ -73,6 +74,7 @@ def test_a_daemon_that_does_not_greet(
     with facade(f"PYRO:{at(stopped)}", protocol=protocol) as proxy, pytest.raises(TimeoutError) as caught:
         use(proxy)
     assert caught.value.outcome is Outcome.NOT_SENT
+    assert f"127.0.0.1:{stopped.getsockname()[1]}" in str(caught.value)
 
 
 def test_a_deadline_for_one_call(stopped: socket.socket) -> None:
@@ -130,13 +132,18 @@ def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
         raise socket.gaierror("nobody knows")
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    with facade("PYRO:thing@far.invalid:4711") as proxy, pytest.raises(TimeoutError) as caught:
-        _call(proxy)
-    assert caught.value.outcome is Outcome.NOT_SENT
+    for number in range(MAX_LOOKUPS + 2):  # in the end there is not even a thread for it
+        with facade(f"PYRO:thing@far{number}.invalid:4711") as proxy, pytest.raises(TimeoutError) as caught:
+            _call(proxy)
+        assert caught.value.outcome is Outcome.NOT_SENT
+    asking = [thread for thread in threading.enumerate() if thread.name.startswith("pyroxfer: address")]
+    assert len(asking) == MAX_LOOKUPS
     answer.set()
-    for thread in threading.enumerate():
-        if thread.name.startswith("pyroxfer: address"):
-            thread.join(WITHIN_S)
+    for thread in asking:
+        thread.join(WITHIN_S)
+    with facade("PYRO:thing@far.invalid:4711") as proxy, pytest.raises(CommunicationError, match="nobody knows"):
+        proxy._pyroTimeout = None
+        _call(proxy)
 
 
 def test_a_call_waits_for_another_threads_connection_as_long_as_it_may(stopped: socket.socket) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import trio
 from doubles import until
 from own_doubles import OWN, OwnServer, own_client, own_server
 
-from pyroxfer_core import Daemon, Proxy, Settings, blocking, expose
+from pyroxfer_core import Daemon, Proxy, Settings, blocking, expose, introduce, open_connection
 from pyroxfer_core.errors import ConnectionClosedError, Outcome, RefusedError
 from pyroxfer_core.wire.features import OUTCOME_KEY, Feature
 from pyroxfer_core.wire.message import Body, Flags, Message, MessageType
@@ -197,6 +199,44 @@ async def test_the_last_call_that_was_read_is_told() -> None:
             assert (answer.seq, OWN.loads(answer.body)) == (running.seq, 2)
             assert await client.hear() is None
     assert worker.calls == 2
+
+
+async def test_a_thread_that_has_the_connection_begins_nothing_behind_what_is_told() -> None:
+    """It reads requests by itself, and could take one in the very moment in which the last one is told."""
+    go_on = threading.Event()
+
+    @expose
+    class Plain:
+        def wait(self) -> int:
+            go_on.wait(10)
+            return 1
+
+    def wait(seq: int, **annotations: bytes) -> Message:
+        body = b"# serpent utf-8 python3.2\n('plain','wait',(),{})"
+        return Message(MessageType.INVOKE, seq, "serpent", 0, body, dict(annotations))
+
+    async with Daemon(settings=Settings(shutdown_grace_s=5)) as daemon:
+        daemon.register(Plain(), "plain")
+        with closing(await open_connection(daemon.location)) as client:
+            grant = (await introduce(client, "plain", Settings(), offer=Feature.GOAWAY)).grant
+            go_on.set()
+            await client.send(wait(1, PXFT=grant.confirmation))
+            assert await client.receive() is not None
+            go_on.clear()
+            await client.send(wait(2))
+            await until(lambda: [peer for peer in daemon.peers if peer.loan is not None])
+            (peer,) = daemon.peers
+            loan = peer.loan
+            assert loan is not None
+            peer.go_away()
+            assert loan._over
+            notice = await client.receive()
+            assert isinstance(notice, Message)
+            assert (notice.type, last_read(notice.body)) == (MessageType.GOAWAY, 2)
+            go_on.set()
+            answer = await client.receive()
+            assert isinstance(answer, Message)
+            assert (answer.seq, answer.body) == (2, b"# serpent utf-8 python3.2\n1")
 
 
 async def test_who_has_just_connected_is_told_when_its_first_call_comes() -> None:

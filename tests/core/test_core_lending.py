@@ -18,7 +18,9 @@ from pyroxfer_core.server.workers import WorkerPool
 
 pytestmark = pytest.mark.deadline(10)
 
+OWN = Settings()
 STOCK = Settings(protocol=48)
+BOTH = pytest.mark.parametrize("client", [OWN, STOCK], ids=["own", "48"])
 DAEMON = Settings(shutdown_grace_s=1)
 mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="clean")
 
@@ -93,8 +95,9 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return handed
 
 
-async def test_one_thread_answers_one_call_after_another(handed_over: list[Any]) -> None:
-    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=STOCK) as proxy:
+@BOTH
+async def test_one_thread_answers_one_call_after_another(handed_over: list[Any], client: Settings) -> None:
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=client) as proxy:
         await proxy.thread()  # the serializer of a connection is found at its first call
         threads = {await proxy.thread() for _ in range(20)}
         assert daemon.statistics().calls_in_flight == 0
@@ -109,8 +112,9 @@ async def test_the_objects_of_a_connection_are_lent_to_as_well(handed_over: list
         assert len(handed_over) == 1
 
 
-async def test_whatever_comes_next_is_answered_as_it_should_be(handed_over: list[Any]) -> None:
-    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=STOCK) as proxy:
+@BOTH
+async def test_whatever_comes_next_is_answered_as_it_should_be(handed_over: list[Any], client: Settings) -> None:
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=client) as proxy:
         for _ in range(2):
             assert await proxy.seq() == await proxy.seq() - 1
             assert await proxy.waits() == await proxy.seq() - 1
@@ -131,8 +135,9 @@ async def test_whatever_comes_next_is_answered_as_it_should_be(handed_over: list
                 await proxy._pyroInvoke("nothing_like_it", (), {}, member="echo")
 
 
-async def test_one_way_calls_keep_their_order_with_the_others(handed_over: list[Any]) -> None:
-    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=STOCK) as proxy:
+@BOTH
+async def test_one_way_calls_keep_their_order_with_the_others(handed_over: list[Any], client: Settings) -> None:
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=client) as proxy:
         await proxy.thread()
         for number in range(5):
             await proxy.note(number)
@@ -143,13 +148,14 @@ async def test_one_way_calls_keep_their_order_with_the_others(handed_over: list[
         assert sorted(noted) == list(range(5))
 
 
-async def test_a_thread_that_somebody_waits_for_is_given_up() -> None:
+@BOTH
+async def test_a_thread_that_somebody_waits_for_is_given_up(client: Settings) -> None:
     settings = Settings(worker_threads=1, worker_queue=3, shutdown_grace_s=1)
     async with Daemon(settings=settings) as daemon:
         uri = daemon.register(Plain())
 
         async def call() -> None:
-            async with Proxy(uri, settings=STOCK) as proxy:
+            async with Proxy(uri, settings=client) as proxy:
                 for number in range(50):
                     assert await proxy.echo(number) == number
 
@@ -158,9 +164,10 @@ async def test_a_thread_that_somebody_waits_for_is_given_up() -> None:
                 nursery.start_soon(call)
 
 
-async def test_a_client_that_leaves_ends_the_loan(handed_over: list[Any]) -> None:
+@BOTH
+async def test_a_client_that_leaves_ends_the_loan(handed_over: list[Any], client: Settings) -> None:
     async with Daemon(settings=DAEMON) as daemon:
-        async with Proxy(daemon.register(Plain()), settings=STOCK) as proxy:
+        async with Proxy(daemon.register(Plain()), settings=client) as proxy:
             await proxy.thread()
             await proxy.thread()
             assert len(daemon.pool.lingering) == 1
@@ -168,9 +175,12 @@ async def test_a_client_that_leaves_ends_the_loan(handed_over: list[Any]) -> Non
         await until(lambda: not daemon.statistics().connections and not daemon.pool.lingering)
 
 
-async def test_a_daemon_that_closes_waits_for_the_call_and_not_for_the_thread(handed_over: list[Any]) -> None:
+@BOTH
+async def test_a_daemon_that_closes_waits_for_the_call_and_not_for_the_thread(
+    handed_over: list[Any], client: Settings
+) -> None:
     plain, answers = Plain(), list[str]()
-    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(plain), settings=STOCK) as proxy:
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(plain), settings=client) as proxy:
         await proxy.thread()
         await proxy.thread()
 
@@ -187,8 +197,9 @@ async def test_a_daemon_that_closes_waits_for_the_call_and_not_for_the_thread(ha
     assert len(handed_over) == 1
 
 
-async def test_a_call_that_comes_while_the_daemon_closes_is_refused(handed_over: list[Any]) -> None:
-    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=STOCK) as proxy:
+@BOTH
+async def test_a_call_that_comes_while_the_daemon_closes_is_refused(handed_over: list[Any], client: Settings) -> None:
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=client) as proxy:
         await proxy.thread()
         await proxy.thread()
         daemon.draining = True
@@ -197,10 +208,13 @@ async def test_a_call_that_comes_while_the_daemon_closes_is_refused(handed_over:
         daemon.draining = False
 
 
-async def test_a_function_that_outlives_its_connection_leaves_it_alone(handed_over: list[Any]) -> None:
+@BOTH
+async def test_a_function_that_outlives_its_connection_leaves_it_alone(
+    handed_over: list[Any], client: Settings
+) -> None:
     plain = Plain()
     async with Daemon(settings=Settings(shutdown_grace_s=0.01)) as daemon:
-        async with Proxy(daemon.register(plain), settings=STOCK) as proxy:
+        async with Proxy(daemon.register(plain), settings=client) as proxy:
             await proxy.thread()
             await proxy.thread()
             async with trio.open_nursery() as nursery:
@@ -215,3 +229,58 @@ async def test_a_function_that_outlives_its_connection_leaves_it_alone(handed_ov
         assert [call.method for call in cut] == ["hold"]
         plain.gate.set()
         await until(lambda: daemon.statistics().busy_threads == 0)
+
+
+async def test_a_client_is_heard_while_a_function_of_it_takes_long(handed_over: list[Any]) -> None:
+    """The thread has its connection; it does not keep it."""
+    plain, answers = Plain(), list[str]()
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(plain)) as proxy:
+        await proxy.thread()
+        await proxy.thread()
+
+        async def hold() -> None:
+            answers.append(await proxy.hold())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold)
+            await until(plain.begun.is_set)
+            assert await proxy.waits() > 0
+            assert await proxy.echo("meanwhile") == "meanwhile"
+            assert answers == []
+            plain.gate.set()
+        assert answers == ["held"]
+        assert await proxy.echo("after") == "after"
+    assert len(handed_over) == 1
+
+
+async def test_a_lent_call_that_is_cancelled_costs_neither_the_connection_nor_its_place(
+    handed_over: list[Any],
+) -> None:
+    plain = Plain()
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(plain)) as proxy:
+        await proxy.thread()
+        await proxy.thread()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(proxy._pyroInvoke, "hold", (), {})
+            await until(plain.begun.is_set)
+            nursery.cancel_scope.cancel()
+        link = proxy._pyroLink
+        assert await proxy.echo("after") == "after"
+        await until(lambda: daemon.statistics().calls_in_flight == 0)
+        assert daemon.statistics().busy_threads == 1
+        plain.gate.set()
+        await until(lambda: daemon.statistics().busy_threads == 0)
+        assert await proxy.echo("later") == "later"
+        assert proxy._pyroLink is link
+
+
+async def test_calls_of_many_tasks_find_their_answers() -> None:
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain())) as proxy:
+
+        async def call(first: int) -> None:
+            for number in range(first, first + 30):
+                assert await proxy.echo(number) == number
+
+        async with trio.open_nursery() as nursery:
+            for task in range(6):
+                nursery.start_soon(call, task * 100)

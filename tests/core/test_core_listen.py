@@ -14,7 +14,7 @@ from doubles import connect_bytes, connectok_bytes, raw_client, until
 from pyroxfer_core import Connection, Settings, SideStream, open_side_stream, serve_connections
 from pyroxfer_core.errors import ProtocolError
 from pyroxfer_core.transport import listen
-from pyroxfer_core.transport.sockets import bind_tcp
+from pyroxfer_core.transport.sockets import KEEPALIVE_IDLE_S, bind_tcp
 from pyroxfer_core.wire.message import Message
 from pyroxfer_core.wire.preamble import encode_preamble
 
@@ -227,3 +227,28 @@ async def test_closing_the_listener_ends_accepting_and_leaves_connections_alone(
         with pytest.raises(OSError, match="connect"):
             async with raw_client(at.location):
                 pass
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+async def test_accepted_connections_have_the_options_of_a_connection(inherited: bool) -> None:
+    """Whether their listener handed them on, or was made elsewhere and has none."""
+    wanted = [
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+    ]
+    found: list[list[int]] = []
+
+    async def handler(connection: Connection) -> None:
+        found.append([connection.sock.getsockopt(*option) for option in wanted])
+
+    listener = socket.create_server(("127.0.0.1", 0)) if inherited else bind_tcp("127.0.0.1", 0)
+    listener.setblocking(False)
+    with listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: serve_connections([listener], handler, settings=Settings()))
+            async with await trio.open_tcp_stream("127.0.0.1", listener.getsockname()[1]) as client:
+                await client.send_all(connect_bytes())
+                await until(lambda: found)
+            nursery.cancel_scope.cancel()
+    assert found == [[1, 1, KEEPALIVE_IDLE_S]]

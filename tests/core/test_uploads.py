@@ -30,6 +30,7 @@ class Sink:
         self.got: list[Any] = []
         self.kept: Any = None
         self.gate = trio.Event()
+        self.let_go = threading.Event()
 
     async def total(self, numbers: Any, start: int = 0) -> int:
         async for number in numbers:
@@ -93,6 +94,13 @@ class Sink:
         async for number in numbers:
             yield 2 * number
 
+    async def let_go_at(self, numbers: Any, at: int) -> list[int]:
+        async for number in numbers:
+            self.got.append(number)
+            if number == at:
+                self.let_go.set()
+        return self.got
+
     async def add(self, a: int, b: int) -> int:
         return a + b
 
@@ -153,6 +161,24 @@ async def test_iterators_as_arguments(sink: Sink) -> None:
             assert link is not None
             assert not len(link.uploads)
             assert await proxy.add(1, 2) == 3
+
+
+async def test_an_item_of_a_plain_iterator_leaves_at_once(sink: Sink) -> None:
+    """Although several are taken in one go, and the next one takes long."""
+
+    def numbers() -> Iterator[int]:
+        yield from range(100)
+        sink.let_go.wait(10)
+        yield 100
+        raise ValueError("caller")
+
+    async with Daemon(port=0) as daemon:
+        uri = daemon.register(sink, "sink")
+        async with Proxy(uri) as proxy:
+            with pytest.raises(ValueError, match="caller"):
+                await proxy.let_go_at(numbers(), 99)
+            assert sink.let_go.is_set()
+            assert sink.got == list(range(101))
 
 
 async def test_a_thread_takes_items_along(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:

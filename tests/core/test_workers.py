@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from doubles import until
 
 from pyroxfer_core import Daemon, Proxy, behavior, expose
+from pyroxfer_core import blocking as pyro
 from pyroxfer_core.cli.echo import echo
 from pyroxfer_core.errors import CommunicationError, DaemonError, Outcome, PyroError
 from pyroxfer_core.processes.claims import Claims
@@ -31,9 +32,8 @@ from pyroxfer_core.transport.side import SideStream
 class FakeChild:
     """A worker that serves, ends and gets signals as the test says."""
 
-    def __init__(self, number: int, pid: int) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
-        self.pid = pid
         self.signals: list[int] = []
         self.serves = False
         self.settled = trio.Event()
@@ -71,7 +71,7 @@ class Fakes:
         if self.failures:
             self.failures -= 1
             raise OSError(12, "Cannot allocate memory")
-        child = FakeChild(number, 100 + len(self.started))
+        child = FakeChild(number)
         if self.serve:
             child.serves = True
             child.settled.set()
@@ -130,7 +130,7 @@ async def test_a_worker_that_dies_is_replaced_after_a_growing_pause(
         assert fakes.listening
         assert not fakes.children[0].signals
         supervisor.tell(signal.SIGTERM)
-        for number in supervisor.pids():
+        for number in range(2):
             next(child for child in reversed(fakes.children) if child.number == number).end(0)
     assert result == [0]
 
@@ -197,16 +197,18 @@ async def test_a_worker_that_is_awaited_while_all_are_told_to_end_is_told_too(
     """SIGTERM ends the pause; one that has not begun to serve may die of it."""
     fakes = Fakes()
     async with supervised(fakes, 3) as (supervisor, result):
+        first, second, third = sorted(fakes.children, key=lambda child: child.number)
         fakes.serve = False
-        fakes.children[1].end(1)
+        second.end(1)
         await trio.sleep(1)
-        fakes.children[2].end(1)
+        third.end(1)
         await trio.sleep(0.01)
         supervisor.tell(signal.SIGTERM)
+        assert fakes.children[3].number == second.number
         fakes.children[3].end(-signal.SIGTERM)
-        fakes.children[0].end(0)
+        first.end(0)
     assert result == [0]
-    assert [child.number for child in fakes.children] == [0, 1, 2, 1]
+    assert len(fakes.children) == 4
 
 
 async def test_cancelling_the_parent_waits_for_the_workers() -> None:
@@ -482,3 +484,63 @@ def test_a_wrong_number_of_workers_is_a_usage_error(text: str) -> None:
     result = CliRunner().invoke(echo, ["--workers", text])
     assert result.exit_code == 2
     assert "neither 'auto' nor a number" in result.output
+
+
+# --- the facade
+
+PROGRAM = """
+import sys
+from pyroxfer_core import blocking as pyro
+
+@pyro.expose
+@pyro.behavior("percall")
+class Adder:
+    def add(self, one, two):
+        return one + two
+
+def main():
+    pyro.serve({Adder: "adder"}, use_ns=False, workers=2)
+    print("over", flush=True)
+
+main()
+"""
+
+
+@contextmanager
+def pyro_program() -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+async def test_a_pyro_program_serves_in_workers() -> None:
+    """`serve` of the facade with ``workers``; a worker that is killed is replaced; SIGTERM ends all, and what stands
+    behind `serve` runs once."""
+    with pyro_program() as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "Object adder:\n"
+        uri = process.stdout.readline().strip().removeprefix("uri = ")
+        assert process.stdout.readline() == "Pyro daemon running.\n"
+        async with AsyncExitStack() as stack:
+            for number in range(6):
+                assert await (await stack.enter_async_context(Proxy(uri))).add(1, number) == number + 1
+            victim = workers_of(process)[1]
+            os.kill(victim, signal.SIGKILL)
+            await until(lambda: len(workers_of(process)) == 2 and victim not in workers_of(process))
+        process.terminate()
+        rest = await trio.to_thread.run_sync(process.stdout.read)
+        assert await trio.to_thread.run_sync(process.wait, 20) == 0
+        assert rest == "over\n"
+
+
+def test_what_workers_cannot_serve_is_told_at_once() -> None:
+    """An object there is only one of, and one without a name, before any process is started."""
+    with pytest.raises(DaemonError, match="stateless=True"):
+        pyro.serve({Plain(): "plain"}, use_ns=False, workers=2)
+    with pytest.raises(ValueError, match="give it a name"):
+        pyro.serve({Plain: None}, use_ns=False, workers=2)
+    with pytest.raises(ValueError, match="neither 'auto'"):
+        pyro.serve({Plain: "plain"}, use_ns=False, workers="many")

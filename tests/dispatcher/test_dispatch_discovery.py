@@ -147,13 +147,20 @@ async def test_a_backend_that_comes_back_while_it_is_in_use_is_the_same_one() ->
                 await wait_for(has(dispatcher, one))
                 assert backends(dispatcher)[one.uri] is before
                 assert not before.draining
+                await names.name_server.remove("orders")
+                await wait_for(has(dispatcher))
+                before.failures = 1
+                await register("orders", one.uri)
+                await wait_for(has(dispatcher, one))
+                anew = backends(dispatcher)[one.uri]
+                assert anew is not before, "who registers again is up"
                 go_on.set()
                 await client.receive()
                 await names.name_server.remove("orders")
                 await wait_for(has(dispatcher))
                 await register("orders", one.uri)
                 await wait_for(has(dispatcher, one))
-                assert backends(dispatcher)[one.uri] is not before
+                assert backends(dispatcher)[one.uri] is not anew
 
 
 async def test_a_file_and_a_registry_together() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -15,9 +16,20 @@ from test_dispatch_forwarding import Play, Stage, called, item, request, stream_
 from test_dispatch_relay import ask, backend, relay, sealed
 from test_dispatch_transparent import config_for as transparent_config
 
-from pyroxfer_core import Daemon, Proxy, SerializedBlob, Settings, Uri, behavior, expose, introduce, open_connection
+from pyroxfer_core import (
+    Connection,
+    Daemon,
+    Proxy,
+    SerializedBlob,
+    Settings,
+    Uri,
+    behavior,
+    expose,
+    introduce,
+    open_connection,
+)
 from pyroxfer_core.errors import Outcome, PyroError
-from pyroxfer_core.wire import Feature, Message, MessageType
+from pyroxfer_core.wire import Decoder, Feature, Grant, Message, MessageType, codec_for
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.backends import FIRST_BACKOFF_S, Backend, BackendGroup
 from pyroxfer_dispatcher.balance import RoundRobin
@@ -33,6 +45,8 @@ from pyroxfer_dispatcher.commands import (
 from pyroxfer_dispatcher.config import Config
 from pyroxfer_dispatcher.events import BackendLeaves, BackendOpened, BlobArrived, ReplyArrived, RequestSent
 from pyroxfer_dispatcher.frames import Sealed
+from pyroxfer_dispatcher.hub import Hub
+from pyroxfer_dispatcher.links import Link, LinkPool
 from pyroxfer_dispatcher.relay import Relay
 from pyroxfer_dispatcher.status import state_of
 
@@ -303,6 +317,80 @@ async def test_what_the_dispatcher_agrees_on_is_its_own_affair() -> None:
             await doubles_dispatch.ask(client, doubles_dispatch.blob())
             (seen,) = stock.seen
             assert set(seen.annotations) == {"BLBI"}
+
+
+async def test_a_client_that_offers_nothing_sees_no_trace_of_the_grant() -> None:
+    async with Daemon() as daemon:
+        config = transparent_config(daemon.register(Worker, "worker"), service="stateless = true")
+        async with Dispatcher(config) as dispatcher:
+            with closing(await open_connection(dispatcher.location)) as connection:
+                body = b"# serpent utf-8 python3.2\n{'handshake':'hello','object':'worker'}"
+                await connection.send(Message(MessageType.CONNECT, 0, "serpent", 0, body))
+                welcome = await connection.receive()
+                assert isinstance(welcome, Message)
+                assert (welcome.type, welcome.annotations) == (MessageType.CONNECTOK, {})
+
+
+async def test_a_dispatcher_that_goes_away_tells_nothing_of_calls_on_their_way() -> None:
+    """It still serves them, so nobody may take one for unread."""
+    async with raw_backend(echo) as worker, Dispatcher(config_for(worker.uri)) as dispatcher:
+        with closing(await open_connection(dispatcher.location)) as client:
+            welcome = await introduce(client, dispatcher.config.object, Settings(), offer=Feature.GOAWAY)
+            first = doubles_dispatch.blob(1, PXFT=welcome.grant.confirmation)
+            await doubles_dispatch.ask(client, first)
+            await doubles_dispatch.ask(client, doubles_dispatch.blob(2))
+            dispatcher.begin_drain()
+            notice = await client.receive()
+            assert isinstance(notice, Message)
+            assert (notice.type, notice.body) == (GOAWAY, b"")
+            assert (await doubles_dispatch.ask(client, doubles_dispatch.blob(3))).seq == 3
+
+
+@asynccontextmanager
+async def idle_link() -> AsyncIterator[tuple[LinkPool, Link, trio.SocketStream, list[Backend]]]:
+    """A pool, a link to a backend that agreed on goodbyes, its other end, and who said one. The hub does not run."""
+    near, far = socket.socketpair()
+    left: list[Backend] = []
+    hub = Hub()
+    near.setblocking(False)
+    known = Backend("b", Uri("PYRO:x@localhost:1"))
+    codec = codec_for(502)
+    pool = LinkPool(Settings(), no_name, hub, left.append)
+    connection = Connection(near, Decoder(codec))
+    grant = Grant(Feature.GOAWAY)
+    link = Link(known, hub, connection, codec, connection.decoder, "x", grant, left.append)
+    async with trio.SocketStream(trio.socket.from_stdlib_socket(far)) as stream:
+        yield pool, link, stream, left
+    link.channel.close()
+    hub.close()
+
+
+async def no_name(uri: Uri) -> Uri:
+    raise AssertionError("nobody connects")
+
+
+async def test_a_goodbye_on_an_idle_link_is_heard_before_the_next_call() -> None:
+    """Also when that comes before the hub has looked."""
+    async with idle_link() as (pool, link, stream, left):
+        pool.put(link)
+        await stream.send_all(codec_for(502).encode(Message(GOAWAY, 0, "ping", 0, b"")))
+        assert pool.idle(link.backend, 502) is None
+        assert left == [link.backend]
+        assert link.channel.closed
+
+
+async def test_a_link_whose_backend_said_goodbye_is_not_kept() -> None:
+    async with idle_link() as (pool, link, _, left):
+        assert link.leaves(Message(GOAWAY, 0, "ping", 0, b""))
+        pool.put(link)
+        assert (left, link.channel.closed) == ([link.backend], True)
+
+
+async def test_a_goodbye_that_was_not_agreed_on_is_none() -> None:
+    async with idle_link() as (_, link, _, left):
+        link._grant = Grant()
+        assert not link.leaves(Message(GOAWAY, 0, "ping", 0, b""))
+        assert left == []
 
 
 class Fleet:

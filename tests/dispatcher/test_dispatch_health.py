@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 
 import pytest
 import trio
@@ -80,3 +81,13 @@ async def test_a_full_backend_is_not_taken_for_a_dead_one() -> None:
         async with Dispatcher(config_for(backend.uri, head=OFTEN)) as dispatcher:
             await trio.sleep(0.3)
             assert not failures(dispatcher, 0)()
+
+
+async def test_a_full_backend_that_was_down_is_back() -> None:
+    """It refuses, so it is there."""
+    async with raw_backend(pong) as backend:
+        backend.is_full = True
+        async with Dispatcher(config_for(backend.uri, head=OFTEN)) as dispatcher:
+            group = dispatcher.directory.services["orders"].group
+            group.failed(group.backends[0], monotonic(), "refused")
+            await wait_for(lambda: not failures(dispatcher, 0)())

@@ -48,6 +48,8 @@ def test_quantiles_forget() -> None:
     assert recent.quantile(0.5, WINDOW_S) == pytest.approx(1.0, rel=0.2)
     assert recent.quantile(0.5, 2 * WINDOW_S) == pytest.approx(0.01, rel=0.2)
     assert recent.quantile(0.5, 9 * WINDOW_S) is None
+    recent.add(1.0, 9 * WINDOW_S)
+    assert recent.quantile(0.5, 19 * WINDOW_S) is None
 
 
 def test_what_takes_for_ever_counts_as_the_last_bound() -> None:

@@ -25,7 +25,7 @@ from test_dispatch_transparent import call, client_of
 from test_dispatch_transparent import config_for as transparent_config
 
 from pyroxfer_core import Connection, Daemon, Proxy, Uri, behavior, expose
-from pyroxfer_core.wire import Flags, Message, MessageType
+from pyroxfer_core.wire import Flags, Message, MessageType, codec_for
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.admission import Admission, Limits
 from pyroxfer_dispatcher.backends import Backend, BackendGroup
@@ -81,6 +81,27 @@ async def test_every_call_leaves_one_record(tmp_path: Path) -> None:
     assert sizes[:3] == [(len(POISON), len(POISON)), (len(POISON), 10), (len(large), len(large))]
     assert {(one["service"], one["backend"], one["correlation_id"]) for one in found} == {("orders", "b0", ID)}
     assert all(one[step] >= 0 for one in found for step in STEPS)
+
+
+async def test_an_answer_that_was_cut_is_recorded_as_what_it_is(tmp_path: Path) -> None:
+    """The call ran, and its client has half of the answer."""
+    path = tmp_path / "log"
+    head = codec_for(502).encode_head(answer_to(blob(1)), 1_000_000)
+
+    async def script(connection: Connection, request: Message) -> None:
+        await connection.send_encoded(head + bytes(500_000))
+        connection.close()
+
+    async with (
+        raw_backend(script) as backend,
+        Dispatcher(config_for(backend.uri, head=f'access_log = "{path}"')) as dispatcher,
+    ):
+        async with raw_client(dispatcher.location) as client:
+            await client.send(blob(1))
+            await wait_for(lambda: dispatcher.facts["clients"] == 0)
+    (found,) = records_in(path)
+    assert (found["outcome"], found["ended_by"]) == ("Executed", "backend")
+    assert found["reason"].startswith("backend lost within its answer")
 
 
 async def test_trace_follows_one_correlation_id(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ from pyroxfer_core import (
     expose,
     open_connection,
 )
-from pyroxfer_core.errors import CommunicationError
+from pyroxfer_core.errors import CommunicationError, NamingError
+from pyroxfer_core.nameserver import start_ns
 from pyroxfer_core.wire import Message
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.building import make_directory
@@ -232,6 +233,26 @@ async def test_clients_of_ours_do_not_notice(tmp_path: Path, mode: str) -> None:
                 await call()
             assert old.process.returncode == 0
             assert (await old.asked("status"))["cut"] == 0
+        finally:
+            old.close()
+
+
+async def test_the_name_of_a_dispatcher_stays_registered(tmp_path: Path) -> None:
+    """The old process leaves it to the new one, and does not take it back at its end."""
+    async with raw_backend(echo) as backend, start_ns("localhost", 0, broadcast=False) as names:
+        head = f'register = "the.dispatcher"\nnameserver = "{names.internal_uri.location}"'
+        path = tmp_path / "dispatcher.toml"
+        path.write_text(text_for(tmp_path, backend, head))
+        old = await trio.to_thread.run_sync(Running, path)  # in a thread: the name server is here
+        try:
+            await old.asked("restart")
+            assert await trio.to_thread.run_sync(old.process.wait, WITHIN_S) == 0
+            found = await names.name_server.lookup("the.dispatcher")
+            assert str(found).endswith(f"@{old.location}")
+            os.kill((await old.asked("status"))["pid"], signal.SIGTERM)
+            assert await old.ended() == ""
+            with pytest.raises(NamingError):
+                await names.name_server.lookup("the.dispatcher")
         finally:
             old.close()
 

@@ -228,8 +228,9 @@ async def test_operators_see_and_tell_all_workers(tmp_path: Path) -> None:
         assert sorted(worker["clients"] for worker in status["workers"])[0] >= 2
         assert (await dispatcher.answers("drain", target="b0", wait=True))[-1]["state"] == "drained"
         assert (await dispatcher.answers("weight", target="b1", weight=7))[-1]["weight"] == 7
-        with pytest.raises(CommandError, match="no backend"):
-            await dispatcher.answers("drain", target="nobody")
+        for request, refusal in (({"do": "drain", "target": "nobody"}, "no backend"), ({"do": "dance"}, "known are")):
+            with pytest.raises(CommandError, match=refusal):
+                await dispatcher.answers(**request)
         before = (await dispatcher.status())["services"][0]["backends"]
         victim = (await dispatcher.workers())[0]
         os.kill(victim, signal.SIGKILL)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from seaweeds import Seaweed
 import pyroxfer
 from pyroxfer import FileServer, errors
 from pyroxfer.digest import digest_of
+from pyroxfer.offer import End
+from pyroxfer.source import FileSource
 from pyroxfer.store import bucket as bucket_module
 from pyroxfer.store.bucket import PART, Bucket
 from pyroxfer.store.object import ObjectStore
@@ -162,6 +165,63 @@ async def test_a_cut_upload_shows_nothing_and_is_resumed(
     assert isinstance(receipt, pyroxfer.Receipt)
     assert receipt.resumed > 0
     assert objects() == {"a": len(data)}
+
+
+@every_channel
+@pytest.mark.parametrize("lie", ["digest", "size"])
+async def test_a_lie_about_digest_or_size_never_reaches_the_bucket(
+    channel: str,
+    lie: str,
+    server: FileServer,
+    here: Path,
+    objects: Callable[[], dict[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest = FileSource.end
+
+    async def lying(source: FileSource) -> End:
+        end = await honest(source)
+        return replace(end, digest="00" * 32) if lie == "digest" else replace(end, size=end.size + 1)
+
+    monkeypatch.setattr(FileSource, "end", lying)
+    (here / "a").write_bytes(b"x" * 100_000)
+    with pytest.raises(errors.IntegrityError):
+        await pyroxfer.send(here / "a", f"{server.location}/a", channel=channel)
+    assert objects() == {}
+
+
+async def test_two_servers_of_one_bucket_are_one_to_their_clients(
+    url: str,
+    server: FileServer,
+    here: Path,
+    tmp_path: Path,
+    cut_line: Callable[..., Any],
+    settled: Settled,
+    random_bytes: Callable[[int], bytes],
+    objects: Callable[[], dict[str, int]],
+) -> None:
+    """What one has committed the other lists, gives, and calls ``already``; what one has only begun does not hinder
+    the other, and is forgotten once it stands there."""
+    data = random_bytes(PART + 3 * MIB)
+    (here / "a").write_bytes(data)
+    (here / "b").write_bytes(data[::-1])
+    async with FileServer(url, state=tmp_path / "other") as other:
+        await pyroxfer.send(here / "a", f"{server.location}/a")
+        assert [entry.path for entry in await pyroxfer.ls(f"{other.location}/")] == ["a"]
+        await pyroxfer.get(f"{other.location}/a", here / "back")
+        assert (here / "back").read_bytes() == data
+        again = await pyroxfer.send(here / "a", f"{other.location}/a")
+        relay = await cut_line(server.location, 5 * MIB)
+        with pytest.raises((errors.TransferError, core_errors.CommunicationError)):
+            await pyroxfer.send(here / "b", f"{relay.location}/b")
+        await settled()
+        whole = await pyroxfer.send(here / "b", f"{other.location}/b")
+        late = await pyroxfer.send(here / "b", f"{server.location}/b")
+    assert isinstance(again, pyroxfer.Receipt) and isinstance(whole, pyroxfer.Receipt)
+    assert isinstance(late, pyroxfer.Receipt)
+    assert (again.reason, whole.resumed, late.reason) == ("already", 0, "already")
+    assert objects() == {"a": len(data), "b": len(data)}
+    assert not list((tmp_path / "state").rglob(".pyroxfer-*"))
 
 
 @pytest.mark.parametrize("size", [1000, PART + 1])

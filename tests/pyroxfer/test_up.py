@@ -46,7 +46,8 @@ class Up:
 
     def __init__(self, folder: Path, ports: list[int]) -> None:
         self.file = folder / "pyroxfer.toml"
-        self.file.write_text(text_for(*ports))
+        control = f'[dispatcher]\ncontrol = "{folder / "control"}"'
+        self.file.write_text(text_for(*ports).replace("[dispatcher]", control, 1))
         self.served = folder / "served"
         self.served.mkdir()
         self.process = subprocess.Popen(
@@ -103,7 +104,8 @@ def accepts(port: int) -> bool:
 
 
 def test_everything_runs_from_one_file_and_stops_in_order(tmp_path: Path) -> None:
-    """Files go through the dispatcher and by the name; a part that is killed comes back; the end leaves nothing."""
+    """Files go through the dispatcher, which may hand over to a new process; a part that is killed comes back; the
+    end leaves nothing."""
     names, files, dispatcher = ports = free_ports(3)
     (tmp_path / "large").write_bytes(os.urandom(2_000_000))
     with running(tmp_path, ports) as appliance:
@@ -114,6 +116,9 @@ def test_everything_runs_from_one_file_and_stops_in_order(tmp_path: Path) -> Non
             done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
             assert done.returncode == 0, done.stderr
             assert (appliance.served / channel).read_bytes() == (tmp_path / "large").read_bytes()
+        restart = [sys.executable, "-m", "pyroxfer_dispatcher", "restart", "--wait", "-c", str(appliance.file)]
+        done = subprocess.run(restart, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+        assert f"process {appliance.pids['the dispatcher']} sees 0 clients off" in done.stdout, done.stderr
         os.kill(appliance.pids["the file service"], signal.SIGKILL)
         said = appliance.error_lines("the file service serves again")
         assert "the file service is gone: it was ended by SIGKILL; it is started again in 1 s" in said

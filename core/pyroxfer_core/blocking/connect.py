@@ -25,6 +25,9 @@ class HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
+MAX_LOOKUPS: Final = 20
+"""Threads that ask for addresses at once, those included that nobody waits for any more."""
+_lookups: Final = threading.BoundedSemaphore(MAX_LOOKUPS)
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -85,7 +88,11 @@ def _addresses(host: str, port: int, until: float) -> list[Any]:
             answer.append(ask())
         except OSError as error:
             answer.append(error)
+        finally:
+            _lookups.release()
 
+    if not _lookups.acquire(timeout=time_left(until)):
+        raise builtins.TimeoutError
     thread = threading.Thread(target=look_up, name=f"pyroxfer: address of {host}", daemon=True)
     thread.start()
     thread.join(time_left(until))

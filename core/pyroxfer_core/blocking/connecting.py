@@ -100,6 +100,7 @@ def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
             continue
         except CommunicationError as error:
             error.outcome = Outcome.NOT_SENT
+            name_place(error, location)
             raise
         if not cut:  # a connection that broke says nothing about what is spoken there
             remember_version(location, version)

@@ -14,6 +14,7 @@ import trio
 
 from ..errors import DaemonError, SecurityError
 from ..objects.table import DAEMON_ID
+from ..processes.worker import Worker
 from ..serializers.vocabulary import ProxyState
 from ..server import about
 from ..server import daemon as trio_daemon
@@ -70,6 +71,7 @@ class Daemon(trio_daemon.Daemon):
         connected_socket: serve this one connection only, without a handshake; `requestLoop` ends with it. The socket
             stays the caller's and is not closed.
         settings: limits, timeouts, accepted serializers; those of ``config`` when left out.
+        worker: as for the trio daemon. Its parent has decided where to listen.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Daemon(trio_daemon.Daemon):
         *,
         advertise: str | None = None,
         settings: Settings | None = None,
+        worker: Worker | None = None,
     ) -> None:
         host = config.HOST if host is None else host
         hosts = [host] if isinstance(host, str) else list(host)
@@ -93,7 +96,9 @@ class Daemon(trio_daemon.Daemon):
                 raise SecurityError(
                     "config.SSL is on: a daemon needs config.SSL_SERVERCERT, the file of its certificate"
                 )
-        local = unixsocket is not None or connected_socket is not None
+        local = unixsocket is not None or connected_socket is not None or worker is not None
+        if worker is not None:
+            settings = settings.with_changes(insecure=True)
         if not local and advertise is None:
             nathost = nathost or config.NATHOST
             natport = (natport or config.NATPORT) if nathost else natport
@@ -103,7 +108,7 @@ class Daemon(trio_daemon.Daemon):
             if problem is not None:
                 warnings.warn(problem.replace("would let", "lets").replace("would send", "sends"), stacklevel=2)
                 settings = settings.with_changes(insecure=True)
-        super().__init__(hosts, port, unixsocket, nathost, natport, settings, advertise=advertise)
+        super().__init__(hosts, port, unixsocket, nathost, natport, settings, advertise=advertise, worker=worker)
         self.table.register(interface(self), DAEMON_ID, force=True)
         self.pool: SwitchedPool = SwitchedPool(settings.worker_threads, settings.worker_queue)
         self.streams = StreamTable(self.pool, settings.stream_linger_s, settings.stream_lifetime_s)
@@ -380,6 +385,8 @@ def serve(
     daemon: Daemon | None = None,
     use_ns: bool = True,
     verbose: bool = True,
+    *,
+    workers: int | str = 1,
 ) -> None:
     """Serve objects until interrupted, as Pyro5's function of this name.
 
@@ -389,7 +396,20 @@ def serve(
         objects: objects or classes to names; a name is registered in the name server with ``use_ns``, otherwise it is
             the object's id. None makes one up.
         verbose: print the URI of each object.
+        workers: processes that serve, or ``auto`` for one for each core. The program runs again in each, up to this
+            call; what stands behind it runs in the first process only. Every object needs a name, which is its id.
+
+    Raises:
+        DaemonError: an object is one for all clients, and workers would have one each: see ``behavior(stateless=…)``.
+        ValueError: ``workers`` is neither, does not go with ``daemon``, or an object has no name.
     """
+    if workers != 1:
+        if daemon is not None:
+            raise ValueError("with workers the daemon is made here: give host and port")
+        from .workers import serve_in_workers  # only programs with workers need it
+
+        serve_in_workers(objects, host, port, use_ns, verbose, workers)
+        return
     with daemon or Daemon(host, port) as server, contextlib.ExitStack() as stack:
         names: dict[str, Uri] = {}
         for thing, name in objects.items():

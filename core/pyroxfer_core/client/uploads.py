@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .member import Call
     from .proxy import Proxy
 
-_END: Final = object()
+_IN_THREAD: Final = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
 
 
 def check_streams_fit(oneway: bool, keyed: bool) -> None:
@@ -147,10 +147,7 @@ class Upload:
             await sender.fetch(iterator)
             await trio.lowlevel.checkpoint()
             return
-        item = await trio.to_thread.run_sync(next, iterator, _END, abandon_on_cancel=True)
-        if item is _END:
-            raise EndOfItems
-        sender.fetched.append(item)
+        await sender.fetch_in_thread(iterator, _IN_THREAD)
 
     def close(self) -> None:
         """The call has ended: a handler that goes on reading gets an error."""

@@ -66,7 +66,9 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of style; its author is elsewhere
             return re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
+    except RecursionError:
+        raise _invalid("nested too deeply") from None
+    except (re.error, OverflowError) as error:
         raise _invalid(error) from None
 
 

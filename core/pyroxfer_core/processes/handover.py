@@ -28,6 +28,8 @@ MAX_EARLY: Final = 16 * 1024
 """Bytes that a client sends behind the preamble before it is answered; ours send none."""
 HAND_S: Final = 2.0
 """How long a worker may take to look into its mailbox."""
+MOST_HANDED: Final = 1000
+"""Connections from other workers at once: those that a worker accepts are bounded by its settings."""
 RELAY_BYTES: Final = 256 * 1024
 _FD: Final = struct.Struct("i")
 
@@ -117,7 +119,10 @@ class Mailbox:
             try:
                 while True:
                     for stream in self._take():
-                        nursery.start_soon(_handle, stream, handler)
+                        if len(nursery.child_tasks) < MOST_HANDED:
+                            nursery.start_soon(_handle, stream, handler)
+                        else:
+                            stream.abort()
                     await trio.lowlevel.wait_readable(self._sock)
             finally:
                 self._sock.close()
@@ -132,7 +137,7 @@ class Mailbox:
                 return
             for level, kind, data in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    stream = _side_stream(socket.socket(fileno=_FD.unpack(data)[0]), message[PREAMBLE_SIZE:])
+                    stream = _side_stream(socket.socket(fileno=_FD.unpack_from(data)[0]), message[PREAMBLE_SIZE:])
                     stream.token = parse_preamble(message[:PREAMBLE_SIZE])
                     yield stream
 

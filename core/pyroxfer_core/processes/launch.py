@@ -48,11 +48,6 @@ class ExecutedChild:
         self._process = process
         self._tie = tie
 
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
     async def ready(self) -> bool:
         """See `Child`."""
         while True:

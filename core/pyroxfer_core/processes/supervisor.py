@@ -27,9 +27,6 @@ SIGNALLED: Final = 128
 class Child(Protocol):
     """One worker, seen from its parent."""
 
-    @property
-    def pid(self) -> int: ...
-
     async def ready(self) -> bool:
         """Wait until it serves; False when it ended before. Cancelling is safe."""
 
@@ -110,10 +107,6 @@ class Supervisor:
                 scope.cancel()
         for child in self._children.values():
             child.send_signal(number)
-
-    def pids(self) -> dict[int, int]:
-        """Process ids of the workers that run, by their numbers."""
-        return {number: child.pid for number, child in self._children.items()}
 
     # --- for places
 

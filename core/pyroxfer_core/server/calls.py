@@ -70,12 +70,18 @@ class Calls:
 
     def running(self) -> list[Job]:
         """The calls that run."""
-        return [worker.job for worker in self._running.values() if worker is not None and worker.job is not None]
+        workers = list(self._running.values())  # a thread may change it
+        return [job for worker in workers if worker is not None and (job := worker.job) is not None]
 
     def unfinished(self) -> list[Job]:
         """The calls that run or wait."""
         waiting = () if self._lanes is None else self._lanes.waiting()
         return [*self.running(), *waiting, *(self._oneways or ())]
+
+    @property
+    def none(self) -> bool:
+        """Whether there are none, one-way ones included."""
+        return self.in_flight == 0 and not self._oneways
 
     @property
     def any_running(self) -> bool:
@@ -162,6 +168,11 @@ class Calls:
         """The end of `pause`."""
         self.in_flight += 1
 
+    def follows(self, worker: Worker, before: Job, job: Job) -> None:
+        """A thread that has the connection begins another call."""
+        self._running[job.message.seq] = worker
+        del self._running[before.message.seq]
+
     def done(self, seq: int) -> None:
         """The end of `begun`, when there was nothing to wait for, before the answer is queued."""
         del self._running[seq]
@@ -212,7 +223,7 @@ class Calls:
             while job is not None:
                 rest = self.start(worker, job)
                 if rest is not None:
-                    await self.go_on(worker, job, rest)
+                    job = await self.go_on(worker, job, rest)
                 if worker.cut:
                     return
                 if worker.reads is None:
@@ -254,10 +265,13 @@ class Calls:
         worker.context = context
         return resumed(running, request)
 
-    async def go_on(self, worker: Worker, job: Job, rest: Awaitable[Message | None]) -> None:
+    async def go_on(self, worker: Worker, job: Job, rest: Awaitable[Message | None]) -> Job:
         """Go on with a job that waits.
 
         Meanwhile others may read, if it is the call of a peer of ours: then the worker does not read any more.
+
+        Returns:
+            The job that has ended: a thread that had the connection may have gone on with others.
         """
         assert worker.context is not None, "it was begun"
         if worker.reads is not None:
@@ -272,8 +286,13 @@ class Calls:
         finally:
             task.context = usual
             worker.context = None
+            if worker.reads is None:
+                self._peer.go_on_with_rest()
         if job.deadline is not None:
             self._unlimit(worker)
+        if worker.job is not None and worker.job is not job:
+            job = worker.job
+        return job
 
     @staticmethod
     def _limit(worker: Worker, deadline: float) -> bool:

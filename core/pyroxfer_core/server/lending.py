@@ -4,7 +4,7 @@ Handing a call to a thread and its answer back costs several times what a small 
 itself, and waits a moment for the next request. Everything that is not another small call of a plain function is
 handed back to the loop, and the connection with it; also when somebody else wants the thread.
 
-Only connections of stock clients are lent: while a call runs, nobody reads them anyway.
+A client of ours may say more while its call runs. So the loop takes its connection back when one function takes long.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+import trio
+
 from ..errors import PyroError
 from ..objects.context import current_context_var
 from ..transport.connection import RECEIVE_BYTES, Event
 from ..wire.message import Message, MessageType
+from ..wire.scattered import JOIN_BELOW
 from .execute import SLOW_BYTES, Job, failed, result, runner
 from .streams import PLAIN
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 LINGER_MS: Final = 5
 """How long a thread waits for the next request."""
+PATIENCE_S: Final = 0.02
+"""How long a function may run before the loop reads the connection of a client of ours again."""
 _NOTHING: Final = object()
 
 
@@ -39,7 +44,8 @@ class Loan:
         self._lock = threading.Lock()
         self._over = False
         self._is_idle = False
-        self._first = job
+        self._begun = 0
+        self._ended = trio.Event()
         peer.loan = self
         self._poll = select.poll()
         self._poll.register(peer.connection.sock, select.POLLIN)
@@ -59,11 +65,22 @@ class Loan:
             self._over = True
 
     def end(self) -> None:
-        """The worker has the connection again, with the job that it was lent for."""
+        """The worker has the connection again, and the last call as its job."""
         with self._lock:
             self._over = True
-            self._resume(self._first)
+            self._resume(self.job)
         self._peer.loan = None
+        self._ended.set()
+
+    async def until_over(self) -> None:
+        """Wait until the loop may read the connection."""
+        while not self._over:
+            begun = self._begun
+            with trio.move_on_after(PATIENCE_S):
+                await self._ended.wait()
+            if begun == self._begun and not self._is_idle and not self._over:
+                self.recall()
+                self._peer.lend_later()
 
     def _pause(self) -> None:
         """There is no call from now on."""
@@ -100,7 +117,10 @@ class Loan:
             return False
         assert answer is not None, "one-way calls are not lent for"
         with self._lock:
-            return not self._over and self._send(answer)
+            if not self._over and type(answer.body) is bytes and len(answer.body) <= JOIN_BELOW:
+                return self._send(answer)
+        self.answer = answer
+        return False
 
     def _send(self, answer: Message) -> bool:
         connection = self._peer.connection
@@ -138,8 +158,11 @@ class Loan:
         if type(event) is Message and event.type == MessageType.INVOKE and len(event.body) <= SLOW_BYTES:
             prepared = peer.prepared(event)
             if prepared is not None:
-                self.job, function = prepared
-                self._resume(self.job)
+                job, function = prepared
+                peer.calls.follows(self._worker, self.job, job)
+                self.job = job
+                self._begun += 1
+                self._resume(job)
                 return function
         peer.kept = event
         return None

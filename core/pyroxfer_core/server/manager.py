@@ -50,7 +50,8 @@ class ServiceManager:
             environ: instead of the environment of the process.
         """
         address, micros, pid = ((os.environ if environ is None else environ).pop(name, "") for name in VARIABLES)
-        asked = micros.isascii() and micros.isdecimal() and int(micros) > 0 and pid in ("", str(os.getpid()))
+        number = micros.isascii() and micros.isdecimal() and len(micros) < 20
+        asked = number and int(micros) > 0 and pid in ("", str(os.getpid()))
         return cls(address, int(micros) / 1e6 if asked else None)
 
     def ready(self, status: str | None = None) -> None:
@@ -82,8 +83,9 @@ class ServiceManager:
         self._tell(*_status(text))
 
     def succeeded_by(self, pid: int) -> None:
-        """Another process is the service from now on, and ready; this one may end."""
+        """Another process is the service from now on, and ready; this one says nothing more, and may end."""
         self._tell(f"MAINPID={pid}", "READY=1")
+        self._address = None
 
     @asynccontextmanager
     async def alive(self) -> AsyncIterator[None]:

@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LEND_LATER: Final = 64
+"""Calls of plain functions before the connection of a client that was busy otherwise is lent to a thread again."""
+
 
 class Peer:
     """One connection, and what belongs to it. Handlers find it as ``current_call.client``.
@@ -61,6 +64,7 @@ class Peer:
         "_instances",
         "_large",
         "_left",
+        "_lend_later",
         "_making",
         "_pushed",
         "_release",
@@ -121,6 +125,7 @@ class Peer:
         self._left = False
         self.loan: Loan | None = None
         """The thread that has the connection."""
+        self._lend_later = 0
         self.kept: Event | None = None
         """What a thread has read of the connection and handed back."""
         self.known_serializers: dict[str, Serializer] = _NONE_YET
@@ -293,10 +298,21 @@ class Peer:
 
     # --- a thread that has the connection ---------------------------------------------------------------------
 
-    @property
     def may_be_lent(self) -> bool:
-        """Whether a thread may use the connection."""
-        return self.is_serial and self.pool.lends and type(self.connection.sock) is socket.socket
+        """Whether a thread may use the connection for a call that is about to begin: nobody else does."""
+        if not self.pool.lends or type(self.connection.sock) is not socket.socket:
+            return False
+        if self.is_serial:
+            return True
+        if self._lend_later:
+            self._lend_later -= 1
+            return False
+        others = self._large, self._pushed, self._uploads, self.reverse
+        return self.calls.none and not self.connection.decoder.data and others == (None, None, None, None)
+
+    def lend_later(self) -> None:
+        """The client does more than one thing at once, or long ones: a thread would be in the way for some time."""
+        self._lend_later = LEND_LATER
 
     def prepared(self, message: Message) -> tuple[Job, Callable[..., Any]] | None:
         """What a request that a thread has read calls, if it is another plain function."""
@@ -397,6 +413,8 @@ class Peer:
     def go_away(self) -> None:
         """Tell a client that can understand it to make no more calls here."""
         if self.session.grant.bits & Feature.GOAWAY:
+            if self.loan is not None:
+                self.loan.recall()
             try:
                 self.connection.queue(self.session.goaway())
                 self.connection.flush_nowait()
@@ -434,6 +452,12 @@ class Peer:
         """The connection is being closed, by anybody: whoever reads finds out, and if nobody does, somebody must."""
         self.poller.forget(self)
         if self.place is Place.LISTENED and not self.ended:
+            self.place = Place.TAKEN
+            self.crew.attend(self)
+
+    def go_on_with_rest(self) -> None:
+        """A thread has given the connection back: see that somebody takes what it had read."""
+        if self.place is Place.LISTENED and (self.kept is not None or self.connection.decoder.data):
             self.place = Place.TAKEN
             self.crew.attend(self)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -25,10 +23,6 @@ if TYPE_CHECKING:
     from .peer import Peer
 
 log = logging.getLogger(__name__)
-
-ROUND_S: Final = 0.05
-"""How long a plain iterator may have a thread before others get it."""
-_END: Final = object()
 
 
 class PushedStreams:
@@ -133,7 +127,6 @@ class _Pushed:
         self._peer = peer
         self._job = job
         self._waiting: trio.Event | None = None
-        self._token = trio.lowlevel.current_trio_token()
 
     def wake(self) -> None:
         """There is credit, or the stream was closed."""
@@ -175,27 +168,4 @@ class _Pushed:
             await self._sender.fetch(iterator)
             await trio.lowlevel.checkpoint()
         else:
-            await self._fetch_in_thread(iterator)
-
-    async def _fetch_in_thread(self, iterator: Any) -> None:
-        """Each item leaves as soon as the iterator gave it, even if that then takes long to give the next."""
-        stop = threading.Event()
-        try:
-            ended = await self._peer.pool.run_patiently(self._fetch_here, iterator, self._sender.room, stop)
-        finally:
-            stop.set()
-        if ended:
-            raise EndOfItems
-
-    def _fetch_here(self, iterator: Any, room: int, stop: threading.Event) -> bool:
-        """In a thread. Whether the iterator has ended."""
-        fetched, until = self._sender.fetched, time.monotonic() + ROUND_S
-        for _ in range(room):
-            item = next(iterator, _END)
-            if item is _END:
-                return True
-            fetched.append(item)
-            if stop.is_set() or time.monotonic() > until:
-                break
-            self._token.run_sync_soon(self._sender.send_nowait, idempotent=True)
-        return False
+            await self._sender.fetch_in_thread(iterator, self._peer.pool.run_patiently)

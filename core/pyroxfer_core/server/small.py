@@ -71,7 +71,7 @@ def prepare(peer: Peer, message: Message) -> tuple[Job, Callable[..., Any], Meth
         function, kind = entry.exposed.find(instance, method)
     except Exception:
         return Unusual(message, partial(_same, call))
-    if not kind.is_async and not kind.is_inline and (kind.is_stream or not peer.may_be_lent):
+    if not kind.is_async and not kind.is_inline and (kind.is_stream or not peer.may_be_lent()):
         return Unusual(message, partial(_same, call))
     return Job(peer, message, serializer, entry, method, args, kwargs, None), function, kind
 

@@ -73,6 +73,8 @@ async def _take_some(peer: Peer, worker: Worker) -> int:
     connection, calls, session = peer.connection, peer.calls, peer.session
     decoder = connection.decoder
     message: object = None
+    if peer.loan is not None:
+        await peer.loan.until_over()
     if not peer.finishing:
         message, peer.kept = peer.kept, None
         if message is None and decoder.data:
@@ -101,7 +103,7 @@ async def _take_some(peer: Peer, worker: Worker) -> int:
         while job is not None:
             waiting = waiting or calls.start(worker, job)
             if waiting is not None:
-                await calls.go_on(worker, job, waiting)
+                job = await calls.go_on(worker, job, waiting)
                 waiting = None
             if worker.cut:
                 return 0

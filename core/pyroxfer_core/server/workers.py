@@ -18,10 +18,13 @@ class ThreadEndedError(PyroError):
     """The function raised what ends a thread or a program in Pyro: SystemExit, KeyboardInterrupt, GeneratorExit..."""
 
 
-def _run_here(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """In the thread, where Ctrl-C does not come: a KeyboardInterrupt, too, is the function's own."""
+def _run_here(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any]:
+    """In the thread, where Ctrl-C does not come: a KeyboardInterrupt, too, is the function's own.
+
+    The result is in a tuple because trio refuses a coroutine, and some functions hand out one.
+    """
     try:
-        return function(*args, **kwargs)
+        return (function(*args, **kwargs),)
     except (Exception, trio.Cancelled):
         raise
     except BaseException as error:
@@ -138,6 +141,7 @@ class WorkerPool:
         slots: _Slots | None = None,
     ) -> Any:
         limiter: Any = slots or self._slots  # trio takes whatever has these two methods
-        return await trio.to_thread.run_sync(
+        (result,) = await trio.to_thread.run_sync(
             _run_here, function, args, kwargs, limiter=limiter, abandon_on_cancel=True
         )
+        return result

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final
+
+import trio
 
 from ..errors import PyroError
 from ..serializers.base import Serializer
@@ -17,7 +21,10 @@ from .turns import TurnSender
 
 ROUND: Final = 64
 """Items that are taken from an iterator before anything else gets a turn."""
+ROUND_S: Final = 0.05
+"""How long a plain iterator may have a thread before others get it."""
 _MAX_BATCH: Final = MAX_PIECE // 4
+_END: Final = object()
 
 
 class ItemSender:
@@ -77,6 +84,35 @@ class ItemSender:
                 self.send_nowait()
                 item = await resumed(step, request)
             self.fetched.append(item)
+
+    async def fetch_in_thread(self, iterator: Iterator[Any], run: Callable[..., Awaitable[bool]]) -> None:
+        """`fetch` from a plain iterator: each item leaves as soon as it was given, even if the next one takes long.
+
+        Args:
+            run: runs a function in a thread. When it is cancelled, the iterator is left after its next item.
+        """
+        stop = threading.Event()
+        try:
+            ended = await run(self._take, iterator, self.room, stop, trio.lowlevel.current_trio_token())
+        finally:
+            stop.set()
+        if ended:
+            raise EndOfItems
+
+    def _take(
+        self, iterator: Iterator[Any], room: int, stop: threading.Event, token: trio.lowlevel.TrioToken
+    ) -> bool:
+        """In a thread. Whether the iterator has ended."""
+        fetched, until = self.fetched, time.monotonic() + ROUND_S
+        for _ in range(room):
+            item = next(iterator, _END)
+            if item is _END:
+                return True
+            fetched.append(item)
+            if stop.is_set() or time.monotonic() > until:
+                break
+            token.run_sync_soon(self.send_nowait, idempotent=True)
+        return False
 
     def send_nowait(self) -> None:
         """Queue what was fetched, as far as it is small, and let it leave."""

@@ -172,9 +172,8 @@ def reason_of(error: BaseException) -> str:
     if isinstance(cause, OSError):
         return reason_of(cause)
     if isinstance(error, OSError) and error.strerror:
-        if error.errno and not isinstance(error, (socket.gaierror, PeerRefusedError)):
-            return os.strerror(error.errno)  # trio's own text has the address, too, which is told anyway
-        return error.strerror
+        known = os.strerror(error.errno or 0)
+        return known if error.strerror.endswith(known) else error.strerror  # trio puts the address before it
     return str(error) or type(error).__name__
 
 

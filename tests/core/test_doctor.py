@@ -277,6 +277,17 @@ async def test_tls_is_on_there_and_not_here_or_not_trusted() -> None:
     assert "CA" in stranger.text
 
 
+@pytest.mark.parametrize("address", ["{}", "PYRONAME:a@{}"])
+async def test_tls_is_on_here_and_not_there(address: str) -> None:
+    """Also where it is the name server."""
+    client = Settings(ssl_client_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), connect_timeout_s=1)
+    async with LOCAL() as ns:
+        found = problem(await findings(address.format(ns.uri.location), client))
+    assert found.code == ExitCode.PROTOCOL
+    assert "without TLS" in found.text
+    assert "leave out --tls" in found.advice
+
+
 async def test_a_token_is_asked_for() -> None:
     async with Daemon(settings=Settings(tokens=Tokens({"ann": "x" * 32}))) as daemon:
         found = problem(await findings(daemon.location))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 import struct
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -85,6 +86,37 @@ async def test_a_body_in_chunks_is_bounded_too() -> None:
         assert up.served.server._budget.left == Limits().buffered_bytes
 
 
+CHUNKED = b"POST /pyro/http.things/add HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CHUNKED += b"Transfer-Encoding: chunked\r\n\r\n3\r\n[1]\r\n"
+
+
+@pytest.mark.parametrize("name", [b"Host: evil.example", b"Origin: https://evil.example", b"X-Pyro-Options: oneway"])
+async def test_trailers_are_no_headers(name: bytes) -> None:
+    """What comes behind a body is not what a proxy before the gateway has looked at."""
+    async with (
+        running() as up,
+        await up.raw(CHUNKED + b"0\r\n" + name + b"\r\n\r\n" + GET + b"Connection: close\r\n\r\n") as caller,
+    ):
+        with trio.fail_after(10):
+            received = b"".join([data async for data in caller])
+    assert [part[-1:] for part in received.split(b"HTTP/1.1 200")[1:]] == [b"3", b"3"]
+
+
+@pytest.mark.parametrize("endless", [b"0\r\nX: ", b"0\r\n", b"0;", b"00000"])
+def test_what_stands_between_bodies_is_bounded(endless: bytes) -> None:
+    """A trailer, a chunk's extension or its size without an end: refused after as much as headers may be."""
+    parser = RequestParser(Limits(), Budget(1_000_000))
+    parser.feed(CHUNKED + endless)
+    fed, more = 0, b"0" * 1_000 if endless.startswith(b"00") else b"X: " + b"x" * 995 + b"\r\n"
+    with pytest.raises(HttpError) as refused:
+        while fed < 1_000_000:
+            fed += len(more)
+            parser.feed(more if endless == b"0\r\n" else more.rstrip())
+    assert refused.value.status in (400, 431)
+    assert fed <= Limits().header_bytes + 2_000
+    assert not parser.ready
+
+
 async def test_bodies_of_all_connections_together_are_bounded() -> None:
     """What goes beyond is refused for now, and the room comes back."""
     head = b"POST /pyro/http.things/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6000\r\n\r\n"
@@ -153,6 +185,70 @@ async def test_connections_are_bounded_and_idle_ones_give_way() -> None:
             assert await idle[0].receive_some() == b""
         for stream in idle:
             await stream.aclose()
+
+
+async def test_a_tls_handshake_that_does_not_come_gives_way() -> None:
+    """Callers that connect and say nothing do not keep others out until the handshake has to be over."""
+    stop = trio.Event()
+    listener = bind_tcp("127.0.0.1", 0)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    async with trio.open_nursery() as nursery:
+        server = HttpServer(app_not_reached, Limits(connections=1, handshake_s=3_600))
+        nursery.start_soon(server.serve, [listener], stop, context)
+        first = await trio.open_tcp_stream(*listener.getsockname())
+        second = await trio.open_tcp_stream(*listener.getsockname())
+        with trio.fail_after(10):
+            assert await first.receive_some() == b""
+        await first.aclose()
+        await second.aclose()
+        stop.set()
+
+
+async def app_not_reached(scope: Any, receive: Any, send: Any) -> None:
+    raise AssertionError
+
+
+async def test_two_listeners_both_go_on_when_there_is_room_again() -> None:
+    """None is forgotten of those that waited for it."""
+    let_go = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        await let_go.wait()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    stop = trio.Event()
+    listeners = [bind_tcp("127.0.0.1", 0), bind_tcp("127.0.0.1", 0)]
+    async with trio.open_nursery() as nursery:
+        server = HttpServer(app, Limits(connections=2))
+        nursery.start_soon(server.serve, listeners, stop)
+        callers = []
+        for listener in listeners * 2:  # two that run, two that wait
+            callers.append(await trio.open_tcp_stream(*listener.getsockname()))
+            await callers[-1].send_all(GET + b"Connection: close\r\n\r\n")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        assert len(server._running) == 2
+        let_go.set()
+        for caller in callers:
+            async with caller:
+                with trio.fail_after(10):
+                    assert (await caller.receive_some()).startswith(b"HTTP/1.1 204 ")
+        stop.set()
+
+
+async def test_a_connection_that_gets_idle_gives_way_to_one_that_waits() -> None:
+    """Although there was none to give way when that one came; and nobody is closed before somebody comes."""
+    async with (
+        running(limits=Limits(connections=1)) as up,
+        await up.raw(GET.replace(b"add?a=1", b"held") + b"\r\n") as first,
+    ):
+        with trio.fail_after(10):
+            await up.things.started.wait()
+            async with await up.raw(GET + b"Connection: close\r\n\r\n") as second:
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                up.things.let_go.set()
+                assert b"200 OK" in await first.receive_some()
+                assert b"200 OK" in await second.receive_some()
 
 
 async def test_requests_may_follow_each_other_closely() -> None:

@@ -278,6 +278,8 @@ def test_nsc_errors_have_documented_exit_codes(running: RunningNs) -> None:
     assert "invalid regex" in nsc(running, "listmatching", "(", code=1)
     assert "Usage:" in nsc(running, "lookup", code=2)
     assert "No such command" in nsc(running, "unknown", code=2)
+    assert "its port is given by itself" in nsc(running, "-n", "localhost:9090", "ping", code=1)
+    assert "0 is not in the range" in nsc(running, "-p", "0", "ping", code=2)
     nsc(running, "remove", "test.one")
 
 

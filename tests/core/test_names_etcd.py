@@ -161,6 +161,9 @@ async def test_etcd_is_away_for_a_while(
             assert str(await call) == ONE.uri
             assert int.from_bytes(call.response_annotations["PXST"]) < 10
             assert "one" in await ns.list()
+            for ask in (ns.lookup, ns.lookup_all):
+                with pytest.raises(NamingError, match=r"^unknown name: nobody \(from memory; .* for \d+ s\)$"):
+                    await ask("nobody")
             with pytest.raises(NamingError, match=r"^cannot reach etcd at http://127.*; nothing was changed$"):
                 await ns.register("two", TWO.uri)
             server.start(0)

@@ -79,7 +79,7 @@ def test_tags_that_are_refused(tags: object, error: type[Exception]) -> None:
         rules.check_tags(tags)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "[0:0::0]", "[::ffff:0:0]"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "0", "0x0", "0.0", "[::]", "[0:0::0]", "[::ffff:0:0]"])
 @pytest.mark.parametrize("remote", [False, True])
 def test_a_wildcard_address_is_always_refused(host: str, remote: bool) -> None:
     with pytest.raises(NamingError, match="wildcard"):
@@ -93,7 +93,9 @@ def test_port_0_is_always_refused(remote: bool) -> None:
         rules.check_reachable("name", Uri("PYRO:a@10.1.2.3:0"), remote=remote)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost", "LocalHost.", "[::1]", "[::ffff:7f00:1]"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.8.9.1", "127.1", "2130706433", "localhost", "LocalHost.", "[::1]", "[::ffff:7f00:1]"]
+)
 def test_a_loopback_address_is_refused_from_elsewhere_only(host: str) -> None:
     uri = Uri(f"PYRO:a@{host}:1")
     rules.check_reachable("name", uri, remote=False)

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,41 @@ async def test_an_unreadable_row_of_ours_is_a_clear_error(tmp_path: Path) -> Non
         other.close()
         with pytest.raises(NamingError, match=r"the addresses stored for PYRO:a@h:1 cannot be read"):
             SqliteStorage(path)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO pyro_names(name, uri) VALUES (x'ff00', 'PYRO:b@h:1')",
+        "INSERT INTO pyro_names(name, uri) VALUES (CAST(x'fffe' AS text), 'PYRO:b@h:1')",
+        "UPDATE pyro_names SET uri = x'00ff'",
+        "INSERT INTO pyro_metadata VALUES (1, x'ff00')",
+        "INSERT INTO pyroxfer_addresses VALUES ('a', 'PYRO:a@h:1', '[' || hex(zeroblob(10)))",
+        "INSERT INTO pyroxfer_addresses VALUES ('a', 'PYRO:a@h:1', replace(hex(zeroblob(100000)), '0', '['))",
+        """INSERT INTO pyroxfer_addresses VALUES ('a', 'PYRO:a@h:1',
+            '[{"uri": "PYRO:a@h:1", "metadata": [], "protocols": [], "lease": 5, "ttl": 1.0}]')""",
+        """INSERT INTO pyroxfer_addresses VALUES ('a', 'PYRO:a@h:1',
+            '[{"uri": "PYRO:a@h:1", "metadata": [], "protocols": [], "lease": "x", "ttl": "soon"}]')""",
+        """INSERT INTO pyroxfer_addresses VALUES ('a', 'PYRO:a@h:1',
+            '[{"uri": "PYRO:a@h:1", "metadata": [null], "protocols": ["x"]}]')""",
+    ],
+)
+def test_entries_that_cannot_be_read_are_refused_and_left_alone(tmp_path: Path, statement: str) -> None:
+    """SQLite keeps anything in any column. Not even the journal mode of such a file is changed."""
+    path = tmp_path / "names.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE pyro_names (id integer PRIMARY KEY, name nvarchar UNIQUE, uri nvarchar)")
+        connection.execute("CREATE TABLE pyro_metadata (object integer, metadata nvarchar)")
+        connection.execute(
+            "CREATE TABLE pyroxfer_addresses (name text PRIMARY KEY, uri text NOT NULL, addresses text NOT NULL)"
+        )
+        connection.execute("INSERT INTO pyro_names VALUES (1, 'a', 'PYRO:a@h:1')")
+        connection.execute(statement)
+        connection.commit()
+    before = path.read_bytes()
+    with pytest.raises(NamingError, match="cannot open the name database"):
+        SqliteStorage(path)
+    assert path.read_bytes() == before
 
 
 def test_a_missing_folder_is_a_naming_error(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ MARKS: Final = {Verdict.OK: "ok      ", Verdict.WARNING: "WARNING ", Verdict.PRO
     help="Host of the name server, where ADDRESS has none.",
 )
 @click.option(
-    "-p", "--port", envvar=NS_PORT_VARIABLES, show_envvar=True, type=click.IntRange(0, 65535), help="Its port."
+    "-p", "--port", envvar=NS_PORT_VARIABLES, show_envvar=True, type=click.IntRange(1, 65535), help="Its port."
 )
 @click.option("--json", is_flag=True, help="One line of JSON for each finding.")
 @click.option(

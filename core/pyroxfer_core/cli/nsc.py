@@ -82,7 +82,7 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Non
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Pyro's options and ``--json``; they may stand on either side of the command's name."""
     option = partial(click.option, callback=_keep, expose_value=False)
-    port, port_help = click.IntRange(0, 65535), "Port of the name server (or of the broadcast, without a host)."
+    port, port_help = click.IntRange(1, 65535), "Port of the name server (or of the broadcast, without a host)."
     for decorate in (
         *client_options(option),
         option("--json", is_flag=True, help="Answer as one line of JSON."),

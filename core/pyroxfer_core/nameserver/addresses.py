@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
+from typing import Final
+
+_OLD_FORM: Final = re.compile(r"(0[xX])?[0-9a-fA-F]+(\.(0[xX])?[0-9a-fA-F]+){0,3}", re.ASCII)
 
 
 def is_wildcard(host: str) -> bool:
@@ -51,5 +55,15 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return None
+        return _old_form(host)
     return getattr(address, "ipv4_mapped", None) or address
+
+
+def _old_form(host: str) -> ipaddress.IPv4Address | None:
+    """What resolvers take for an IPv4 address, too: "0" is 0.0.0.0, and "127.1" is 127.0.0.1."""
+    if not _OLD_FORM.fullmatch(host):
+        return None
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except OSError:
+        return None

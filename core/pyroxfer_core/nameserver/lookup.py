@@ -131,9 +131,16 @@ def _places(host: str | None, port: int | None, settings: Settings) -> list[Uri]
 
 
 def name_server_uri(host: str, port: int) -> Uri:
-    """Where a name server is asked that listens at a host, or at ``./u:PATH``."""
+    """Where a name server is asked that listens at a host, or at ``./u:PATH``.
+
+    Raises:
+        NamingError: the host has a port in it.
+        PyroError: it is none.
+    """
     if host.startswith("./u:"):
         return Uri(f"PYRO:{NAME_SERVER}@{host}")
+    if host.count(":") == 1:
+        raise NamingError(f"{host!r} is no host of a name server: its port is given by itself (-p, port=)")
     bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
     return Uri(f"PYRO:{NAME_SERVER}@{bracketed}:{port}")
 

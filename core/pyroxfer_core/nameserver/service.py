@@ -90,7 +90,7 @@ class NameServer:
         entry = await self._registry.get(check_name(name))
         self._say_if_stale()
         if entry is None:
-            raise NamingError(f"unknown name: {name}")
+            raise self._unknown(name)
         uri = _parsed(_choose(name, entry))
         return (uri, _tags(entry)) if return_metadata else uri
 
@@ -246,7 +246,7 @@ class NameServer:
         entry = await self._registry.get(check_name(name))
         self._say_if_stale()
         if entry is None:
-            raise NamingError(f"unknown name: {name}")
+            raise self._unknown(name)
         return details(entry)
 
     async def watch(self, after: int | None = None, prefix: str = "") -> AsyncGenerator[Item, None]:
@@ -307,6 +307,12 @@ class NameServer:
         entries = await self._registry.select(query)
         self._say_if_stale()
         return entries
+
+    def _unknown(self, name: str) -> NamingError:
+        """An error carries no annotations, so the text says when it comes from memory."""
+        seconds = self._registry.stale_s
+        old = "" if seconds is None else f" (from memory; the storage has not answered for {seconds:.0f} s)"
+        return NamingError(f"unknown name: {name}{old}")
 
     def _say_if_stale(self) -> None:
         """Mark an answer that comes from memory because the storage cannot be reached."""

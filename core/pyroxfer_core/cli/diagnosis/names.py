@@ -27,7 +27,8 @@ async def look_at_name_server(report: Report, host: str | None, port: int | None
     try:
         ns = await locate_ns(host, port, settings=settings)
     except PyroError as error:
-        await _say_why(report, error, host, port or settings.ns_port)
+        tls = settings.ssl_client_context is not None
+        await _say_why(report, error, host, port or settings.ns_port, tls=tls)
         return None
     here = ns._pyroUri
     report.ok("name server", f"found at {here.location}")
@@ -41,12 +42,12 @@ async def look_at_name_server(report: Report, host: str | None, port: int | None
     return ns
 
 
-async def _say_why(report: Report, error: PyroError, host: str | None, port: int) -> None:
+async def _say_why(report: Report, error: PyroError, host: str | None, port: int, *, tls: bool) -> None:
     """There is no name server: because something else is where it should be, or for want of one."""
     where = None if host is None else name_server_uri(host, port)
     first = b"" if where is None else await first_bytes(where)
-    if where is not None and first and not first.startswith(b"PYRO"):
-        what, advice = what_speaks(first)
+    if where is not None and first and (tls or not first.startswith(b"PYRO")):
+        what, advice = what_speaks(first, tls=tls)
         report.problem("name server", f"{where.location} is {what}", advice, ExitCode.PROTOCOL)
         return
     report.problem(

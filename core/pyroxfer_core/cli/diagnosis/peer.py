@@ -59,14 +59,14 @@ async def _protocols(report: Report, uri: Uri, settings: Settings) -> Settings |
             finally:
                 proxy._pyroRelease()
     if not found:
-        await _say_silence(report, uri, failures)
+        await _say_silence(report, uri, failures, tls=settings.ssl_client_context is not None)
         return None
     names = " and ".join(f"{one.protocol} ({'Pyro5' if one.protocol == 502 else 'Pyro4'})" for one in found)
     report.ok("protocol", f"it speaks {names}")
     return found[0]
 
 
-async def _say_silence(report: Report, uri: Uri, failures: list[PyroError]) -> None:
+async def _say_silence(report: Report, uri: Uri, failures: list[PyroError], *, tls: bool) -> None:
     """No handshake worked: why not."""
     for error in failures:
         text = str(error)
@@ -80,7 +80,7 @@ async def _say_silence(report: Report, uri: Uri, failures: list[PyroError]) -> N
         if "rejected" in text:
             report.problem("access", text, "the daemon says why; ask whoever runs it", ExitCode.REFUSED)
             return
-    what, advice = what_speaks(await first_bytes(uri))
+    what, advice = what_speaks(await first_bytes(uri), tls=tls)
     report.problem("protocol", f"{uri.location} is {what}", advice, ExitCode.PROTOCOL)
 
 

@@ -148,10 +148,17 @@ def _tls_hello() -> bytes:
     return outgoing.read()
 
 
-def what_speaks(first: bytes) -> tuple[str, str]:
-    """What begins like this, and what to do about it."""
+def what_speaks(first: bytes, *, tls: bool) -> tuple[str, str]:
+    """What begins like this, and what to do about it.
+
+    Args:
+        tls: it was tried to speak TLS with it.
+    """
     if first.startswith(b"PYRO"):
         version = int.from_bytes(first[4:6]) if len(first) >= 6 else 0
+        if tls:
+            advice = "leave out --tls, --tls-ca and --tls-cert (and their variables), or turn TLS on at the daemon"
+            return f"a Pyro daemon that speaks protocol {version} without TLS", advice
         return f"a Pyro daemon that speaks protocol {version}", "use a client of that protocol"
     if first[:2] in (b"\x15\x03", b"\x16\x03"):
         return "a TLS server", "turn TLS on here too (--tls, and --tls-ca FILE for a CA of your own)"

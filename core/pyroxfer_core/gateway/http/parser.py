@@ -47,8 +47,8 @@ class RequestParser:
         self._budget = budget
         self._parser = httptools.HttpRequestParser(self)
         self._now = Received()
-        self._head_bytes = 0
-        """Fed since the last request was whole, while its headers are not."""
+        self._framing_bytes = 0
+        """Fed since there was the last of a body, of whole headers or of a whole request."""
         self._now_bytes = 0
         """Headers that are whole."""
         self._in_head = True
@@ -62,8 +62,7 @@ class RequestParser:
     def feed(self, data: bytes) -> None:
         """Take what came."""
         self.began = True
-        if self._in_head and not self.ready:
-            self._head_bytes += len(data)
+        self._framing_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # an offer, which is declined by not taking it up
@@ -72,8 +71,9 @@ class RequestParser:
             raise self._failure or error from None
         except httptools.HttpParserError:
             raise HttpError(400, _MALFORMED) from None
-        if self._in_head and self._head_bytes > self._limits.header_bytes:
-            raise HttpError(431, f"request line and headers are larger than {self._limits.header_bytes} bytes")
+        if self._framing_bytes > self._limits.header_bytes:
+            what = "request line and headers" if self._in_head else "what is neither headers nor body"
+            raise HttpError(431, f"{what} is larger than {self._limits.header_bytes} bytes")
 
     def release(self, request: Received) -> None:
         """The request is answered: its bytes count no more."""
@@ -102,6 +102,8 @@ class RequestParser:
             raise self._refuse(431, "the request line is too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer: it must not say what nobody before us could see in the headers
         headers = self._now.headers
         headers.append((name.lower(), value))
         self._now_bytes += len(name) + len(value)
@@ -112,6 +114,7 @@ class RequestParser:
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._framing_bytes = 0
         now = self._now
         now.method = self._parser.get_method().decode("ascii")
         now.version = self._parser.get_http_version()
@@ -125,7 +128,7 @@ class RequestParser:
         for name, value in now.headers:
             if name == b"content-length" and int(value) > self._limits.body_bytes:
                 raise self._refuse(413, f"the body is larger than {self._limits.body_bytes} bytes")
-            if name == b"expect" and value.lower() == b"100-continue":
+            if name == b"expect" and value.lower() == b"100-continue" and now.version == "1.1":
                 self.wants_continue = True
 
     def _check_target(self, now: Received, hosts: list[bytes]) -> None:
@@ -149,10 +152,11 @@ class RequestParser:
             self._failure = error
             raise
         now.body += body
+        self._framing_bytes = 0
 
     def on_message_complete(self) -> None:
         self.ready.append(self._now)
         self._now = Received()
-        self._head_bytes = 0
+        self._framing_bytes = 0
         self._in_head = True
         self.began = self.wants_continue = False

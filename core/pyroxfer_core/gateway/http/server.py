@@ -42,7 +42,7 @@ class HttpServer:
         self._budget = Budget(limits.buffered_bytes)
         self._open = 0
         self._idle: dict[_Connection, None] = {}
-        """Those between two requests, the longest idle first."""
+        """Those that have not begun or are between two requests, the longest idle first."""
         self._running: dict[_Connection, Cycle] = {}
         self._freed = trio.Event()
         self._stopping = False
@@ -84,26 +84,27 @@ class HttpServer:
     async def _accept(
         self, listener: socket.socket, context: ssl.SSLContext | None, connections: trio.Nursery
     ) -> None:
-        listening = trio.socket.from_stdlib_socket(listener)
-        with listening:
+        listener.setblocking(False)
+        with listener:
             while True:
+                await trio.lowlevel.wait_readable(listener)
                 while self._open >= self._limits.connections:
                     await self._wait_for_room()
                 try:
-                    accepted, _ = await listening.accept()
+                    sock, _ = listener.accept()
                 except OSError as error:
                     if error.errno in _NO_DESCRIPTORS:
                         log.error("cannot accept a connection: %s", error.strerror)
                         await trio.sleep(0.1)
                     continue  # else it was gone before it was accepted
-                sock = socket.socket(fileno=accepted.detach())
                 self._open += 1
                 wire: Wire = PlainWire(sock) if context is None else TlsWire(sock, context)
                 connections.start_soon(_Connection(self, wire, tls=context is not None).run)
 
     async def _wait_for_room(self) -> None:
-        """Close the connection that is idle for the longest time, if there is one, and wait until one is closed."""
-        self._freed = trio.Event()
+        """Close the connection that is idle for the longest time, and wait until one is closed or is idle by now."""
+        if self._freed.is_set():  # else another listener waits on it already
+            self._freed = trio.Event()
         for connection in self._idle:
             connection.scope.cancel()
             break
@@ -134,6 +135,11 @@ class HttpServer:
 
     # --- called by connections ---------------------------------------------------------------------------------
 
+    def idle(self, connection: _Connection) -> None:
+        """It may give way to another one."""
+        self._idle[connection] = None
+        self._freed.set()
+
     def closed(self) -> None:
         """A connection ended."""
         self._open -= 1
@@ -162,6 +168,7 @@ class _Connection:
         parser = RequestParser(server._limits, server._budget)
         try:
             with self.scope:
+                server.idle(self)
                 await self.wire.open(server._limits.handshake_s)
                 await self._serve(parser)
             if self.late and parser.began:
@@ -206,7 +213,7 @@ class _Connection:
             return ready.popleft()
         server = self.server
         self.deadline = trio.current_time() + server._limits.idle_s
-        server._idle[self] = None
+        server.idle(self)
         began = False
         while not ready:
             if parser.began and not began:

@@ -51,8 +51,8 @@ class SqliteStorage(MemoryStorage):
                 self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             undo.callback(self._connection.close)
-            prepare(self._connection)
-            self._entries, self._version = self._read()
+            self._version = self._data_version()
+            self._entries = prepare(self._connection)
             undo.pop_all()
         for name, entry in self._entries.items():
             for address in entry.addresses:

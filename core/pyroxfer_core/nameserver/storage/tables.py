@@ -41,11 +41,13 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def prepare(connection: sqlite3.Connection) -> None:
+def prepare(connection: sqlite3.Connection) -> dict[str, Entry]:
     """Make the file ready, or leave it as it is.
 
+    Returns: all entries.
+
     Raises:
-        sqlite3.Error: it is damaged, no database, or a database of something else.
+        sqlite3.Error: it is damaged, no database, a database of something else, or has entries that cannot be read.
     """
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
@@ -60,8 +62,10 @@ def prepare(connection: sqlite3.Connection) -> None:
         elif tables != (("id", "name", "uri"), ("object", "metadata")):
             raise sqlite3.DatabaseError("its tables are not those of a Pyro name server")
         _execute_all(connection, _OURS)
+        entries = _all_entries(connection)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
+    return entries
 
 
 def read_entries(connection: sqlite3.Connection) -> dict[str, Entry]:
@@ -72,16 +76,7 @@ def read_entries(connection: sqlite3.Connection) -> dict[str, Entry]:
     """
     connection.execute("BEGIN")
     try:
-        tags: dict[str, set[str]] = {}
-        for name, tag in connection.execute(
-            "SELECT n.name, m.metadata FROM pyro_names AS n JOIN pyro_metadata AS m ON m.object = n.id"
-        ):
-            tags.setdefault(name, set()).add(tag)
-        rows = connection.execute(
-            """SELECT n.name, n.uri, a.addresses FROM pyro_names AS n
-            LEFT JOIN pyroxfer_addresses AS a ON a.name = n.name AND a.uri = n.uri"""
-        )
-        return {name: _entry(uri, frozenset(tags.get(name, ())), ours) for name, uri, ours in rows}
+        return _all_entries(connection)
     finally:
         connection.execute("ROLLBACK")
 
@@ -120,6 +115,29 @@ def to_json(entry: Entry) -> str:
     )
 
 
+def _all_entries(connection: sqlite3.Connection) -> dict[str, Entry]:
+    tags: dict[str, set[str]] = {}
+    for name, tag in connection.execute(
+        "SELECT n.name, m.metadata FROM pyro_names AS n JOIN pyro_metadata AS m ON m.object = n.id"
+    ):
+        tags.setdefault(name, set()).add(_text(tag, "tag"))
+    rows = connection.execute(
+        """SELECT n.name, n.uri, a.addresses FROM pyro_names AS n
+        LEFT JOIN pyroxfer_addresses AS a ON a.name = n.name AND a.uri = n.uri"""
+    )
+    return {
+        _text(name, "name"): _entry(_text(uri, "URI"), frozenset(tags.get(name, ())), ours)
+        for name, uri, ours in rows
+    }
+
+
+def _text(value: Any, what: str) -> str:
+    """The value; SQLite stores any type in any column."""
+    if not isinstance(value, str):
+        raise sqlite3.DatabaseError(f"a {what} stored in it is no text: {value!a:.100}")
+    return value
+
+
 def _entry(uri: str, tags: frozenset[str], ours: str | None) -> Entry:
     if ours is None:
         return Entry.single(uri, tags)
@@ -127,7 +145,7 @@ def _entry(uri: str, tags: frozenset[str], ours: str | None) -> Entry:
         entry = Entry(tuple(_address(**fields) for fields in json.loads(ours)))
         if entry.uri != uri:
             raise ValueError("another URI")
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise sqlite3.DatabaseError(f"the addresses stored for {uri} cannot be read: {error}") from error
     return entry if entry.metadata == tags else entry.tagged(tags)
 
@@ -135,6 +153,10 @@ def _entry(uri: str, tags: frozenset[str], ours: str | None) -> Entry:
 def _address(
     uri: str, metadata: list[str], protocols: list[int], lease: str | None = None, ttl: float | None = None
 ) -> Address:
+    if not all(isinstance(text, str) for text in (uri, *metadata, "" if lease is None else lease)):
+        raise TypeError("something else than text")
+    if not all(type(number) is int for number in protocols) or not (ttl is None or type(ttl) in (int, float)):
+        raise TypeError("something else than numbers")
     return Address(uri, frozenset(metadata), frozenset(protocols), lease, ttl)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 
 import trio
-from fleet import HERE, Service, free_ports, until_signalled
+from fleet import HERE, Service, counters_three_ways, free_ports, until_signalled
 
 from pyroxfer_core import Proxy, SerializedBlob
 from pyroxfer_core.errors import CommunicationError, Outcome, PyroError
@@ -62,17 +62,7 @@ class Campaign:
         self.victims = [*self._backends, self._dispatcher]
 
     def _config(self, ports: list[int]) -> str:
-        backends = "".join(
-            f'[[services.backends]]\nname = "b{number}"\nuri = "PYRO:counter@127.0.0.1:{port}"\n'
-            for number, port in enumerate(ports)
-        )
-        ways = (
-            ("blob", ""),
-            ("pinned", 'objects = ["counter"]'),
-            ("spread", 'objects = ["spread"]\nstateless = true'),
-        )
-        services = "".join(f'[[services]]\nname = "{name}"\n{more}\n{backends}' for name, more in ways)
-        return f'listen = "{self._place}"\n{services}'
+        return f'listen = "{self._place}"\n{counters_three_ways(ports)}'
 
     async def run(self) -> None:
         """Until so many calls have ended."""

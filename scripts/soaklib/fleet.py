@@ -32,6 +32,20 @@ class Usage:
     threads: int
 
 
+def counters_three_ways(ports: Sequence[int]) -> str:
+    """Services for a dispatcher's file: counters at these ports, called with blobs, pinned and spread."""
+    backends = "".join(
+        f'[[services.backends]]\nname = "b{number}"\nuri = "PYRO:counter@127.0.0.1:{port}"\n'
+        for number, port in enumerate(ports)
+    )
+    ways = (
+        ("blob", ""),
+        ("pinned", 'objects = ["counter"]'),
+        ("spread", 'objects = ["spread"]\nstateless = true'),
+    )
+    return "".join(f'[[services]]\nname = "{name}"\n{more}\n{backends}' for name, more in ways)
+
+
 class Service:
     """One service. ``victim`` says whether it may be killed."""
 

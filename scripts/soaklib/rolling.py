@@ -24,7 +24,7 @@ from random import Random
 from typing import Any, Final
 
 import trio
-from fleet import HERE, Service, free_ports, until_signalled
+from fleet import HERE, Service, counters_three_ways, free_ports, until_signalled
 
 from pyroxfer_core import Proxy, SerializedBlob, blocking
 from pyroxfer_core.errors import CommunicationError, PyroError
@@ -83,17 +83,8 @@ class Campaign:
         self._dispatcher = Service("dispatcher", command, victim=True, errors=self._errors)
 
     def _config(self, ports: list[int]) -> str:
-        backends = "".join(
-            f'[[services.backends]]\nname = "b{number}"\nuri = "PYRO:counter@127.0.0.1:{port}"\n'
-            for number, port in enumerate(ports)
-        )
-        ways = (
-            ("blob", ""),
-            ("pinned", 'objects = ["counter"]'),
-            ("spread", 'objects = ["spread"]\nstateless = true'),
-        )
-        services = "".join(f'[[services]]\nname = "{name}"\n{more}\n{backends}' for name, more in ways)
-        return f'listen = "{self._place}"\ncontrol = "{self._control}"\ndrain_timeout = {DRAIN_TIMEOUT_S}\n{services}'
+        head = f'listen = "{self._place}"\ncontrol = "{self._control}"\ndrain_timeout = {DRAIN_TIMEOUT_S}\n'
+        return head + counters_three_ways(ports)
 
     # --- the run
 

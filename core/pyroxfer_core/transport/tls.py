@@ -244,6 +244,8 @@ def begin_tls(
 ) -> ssl.SSLSocket:
     """A TLS connection on a connected socket, which belongs to it from now on; its handshake is to be done.
 
+    An option of the context that would make a cut stream look finished is switched off in it.
+
     Args:
         server_hostname: what the server's certificate must be for; a zone of an IPv6 address is left out.
 

@@ -39,6 +39,7 @@ from pyroxfer_core.errors import (
     SecurityError,
     TimeoutError,
 )
+from pyroxfer_core.transport import tls
 from pyroxfer_core.transport.tls import TlsSocket, start_tls
 from pyroxfer_core.wire import Decoder, codec_for
 from pyroxfer_core.wire.message import Message, MessageType
@@ -274,6 +275,7 @@ async def ends(certificates: Certificates) -> tuple[TlsSocket, TlsSocket]:
 
     async def start(sock: socket.socket, server_side: bool) -> None:
         context = certificates.server_context() if server_side else certificates.client_context()
+        context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF  # as some versions of Python have it from the start
         name = None if server_side else "localhost"
         found[server_side] = await start_tls(sock, context, server_side=server_side, server_hostname=name)
 
@@ -281,6 +283,14 @@ async def ends(certificates: Certificates) -> tuple[TlsSocket, TlsSocket]:
         nursery.start_soon(start, here, False)
         nursery.start_soon(start, there, True)
     return found[False], found[True]
+
+
+def test_a_cut_is_told_alike_by_all_versions() -> None:
+    """Some raise no error of its own for it."""
+    error = ssl.SSLError(1, "unexpected eof while reading")
+    error.reason = "UNEXPECTED_EOF_WHILE_READING"
+    for one in (error, ssl.SSLEOFError(8, "EOF occurred in violation of protocol")):
+        assert "without a TLS close_notify" in str(tls._meaning(one, "peer"))
 
 
 async def test_a_goodbye_is_an_end_and_a_cut_is_an_error(certificates: Certificates) -> None:

@@ -600,8 +600,15 @@ def test_a_summary_does_not_call_committed_what_was_skipped() -> None:
     assert summary([moved, skipped], "x") == "1 files, 5 bytes committed to x (iter, 1 skipped)"
 
 
-def test_an_output_that_is_full_is_one_line() -> None:
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("arguments", [("doctor", "localhost:1"), ("config", "show"), ("--help",), ("--version",)])
+def test_an_output_that_is_full_is_one_line(arguments: tuple[str, ...], buffered: bool) -> None:
     """Results that go into a file on a full disk end the command with an error, not with a traceback."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if not buffered:
+        environment["PYTHONUNBUFFERED"] = "1"
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([*COMMAND, "doctor", "localhost:1"], stdout=full, stderr=subprocess.PIPE, timeout=30)
+        done = subprocess.run(
+            [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=30, env=environment
+        )
     assert (done.returncode, done.stderr) == (1, b"Error: the output: No space left on device\n")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import errno
 import importlib
 import logging
+import os
 import signal
+import sys
 from typing import Any, Final
 
 import click
@@ -54,16 +56,14 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command), "the table names commands"
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """An output that cannot be written is one line; a pipe that nobody reads is left to click."""
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """An output that cannot be written, of help, too, is one line; a pipe that nobody reads is left to click."""
         try:
-            return super().invoke(ctx)
+            return super().main(*args, **kwargs)
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
-            raise click.ClickException(
-                printable(f"{error.filename or 'the output'}: {error.strerror or error}")
-            ) from error
+            click.echo(printable(f"Error: {error.filename or 'the output'}: {error.strerror or error}"), err=True)
+            _forget_output()
+            sys.exit(1)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -85,6 +85,14 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _forget_output() -> None:
+    """What is still buffered cannot be written; Python would try once more at its end, and complain again."""
+    with contextlib.suppress(OSError, ValueError):  # no descriptor behind it, in a test
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

@@ -291,14 +291,17 @@ class Dispatcher:
     def reload(self, config: Config) -> None:
         """Bring a new configuration into force: what has not changed is not touched, nor are its connections.
 
-        Certificates and client tokens are read again. Backends that are gone are drained.
+        Certificates and client tokens are read again, and the file of the records is opened again. Backends that are
+        gone are drained.
 
         Raises:
             ConfigError: values do not go together, or take a new start; each is listed, and all stays as it was.
+            CommunicationError: the file of the records cannot be opened; all stays as it was.
             SecurityError: a file of certificates or tokens cannot be used; all stays as it was.
         """
         check_config(config)
         check_reload(self.config, config)
+        self._management.records.open()
         refresh(self._settings, config)
         gone = change_directory(self.directory, self.config, config, self._hub.later)
         self.config = config

@@ -132,7 +132,10 @@ async def test_a_refused_large_call_is_answered_after_its_end(way: str) -> None:
 async def test_a_refused_large_call_is_told_so_when_its_backend_is_lost_meanwhile() -> None:
     """The client still sends it; afterwards it hears of the refusal, and then its connection ends."""
     _, client_of, message = WAYS["pinned"]
-    async with busy("pinned", "max_queue = 0") as (backend, dispatcher, _), crowd(dispatcher, client_of, 2) as clients:
+    async with (
+        busy("pinned", "max_queue = 0") as (backend, dispatcher, _),
+        crowd(dispatcher, client_of, 2) as clients,
+    ):
         first, second = clients
         await first.send(message(1))
         await wait_for(lambda: len(backend.seen) == 1)

@@ -185,7 +185,8 @@ class Pinned:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Pass on what has come from the client, as far as it may go now."""
+        """Pass on what has come from the client, as far as it may go now, with one write."""
+        self._backend.hold()
         try:
             while not self._waits and not self._finishing:
                 event = self._from_client.next_event()
@@ -195,6 +196,8 @@ class Pinned:
         except PyroError as error:
             self._finish(str(error))
             return
+        finally:
+            self._backend.let_go()
         if self._waits:
             self._client.pause()
         elif self._backend.is_clogged:
@@ -302,6 +305,7 @@ class Pinned:
     def _backend_said(self, data: bytes) -> None:
         client, events = self._client, self._from_backend
         events.feed(data)
+        client.hold()
         try:
             while (event := events.next_event()) is not None:
                 if type(event) is Sealed:
@@ -312,6 +316,8 @@ class Pinned:
         except PyroError as error:
             self._backend_left(str(error))
             return
+        finally:
+            client.let_go()
         if client.is_clogged:
             self._backend.pause()
             client.on_drained(self._backend.resume)
@@ -395,6 +401,7 @@ class Pinned:
 
     def _finish(self, reason: str) -> None:
         """Close the backend now, the client when it has what was meant for it."""
+        self._backend.let_go()
         self._backend.close()
         self._relay.clear(monotonic(), reason, "dispatcher")
         if self._client.closed or not self._client.pending:

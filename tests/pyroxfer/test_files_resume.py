@@ -302,13 +302,15 @@ async def test_equal_bytes_that_came_another_way_make_the_partial_file_useless(c
 async def test_a_file_that_stands_there_can_be_what_is_built_on(
     server: FileServer, root: Path, here: Path, channel: str, direction: str, random_bytes: RandomBytes
 ) -> None:
-    """``if_exists="resume"``: the equal beginning is copied, the rest moved, and the file replaced in one step."""
+    """``if_exists="resume"``: equal blocks are copied, the rest moved, and the file replaced in one step."""
     transfer = Interrupted(server, root, here, direction, channel)
     data = random_bytes(SIZE)
     transfer.source.write_bytes(data)
     for there, kept in (
         (data[:HAD], HAD),
         (data[:LEAST_STEP] + b"x" * MIB, LEAST_STEP),
+        (b"x" + data[1:], SIZE - LEAST_STEP),
+        (data[:LEAST_STEP] + b"x" + data[LEAST_STEP + 1 :], SIZE - LEAST_STEP),
         (b"other", 0),
         (data * 2, 0),
     ):

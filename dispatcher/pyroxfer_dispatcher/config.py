@@ -283,6 +283,8 @@ def parse_config(text: str, *, insecure: bool = False, environ: Mapping[str, str
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"not TOML: {error}"]) from None
+    except RecursionError:
+        raise ConfigError(["nested too deeply"]) from None
     within = f"{TABLE}." if "services" not in table and isinstance(table.get(TABLE), dict) else ""
     table = table[TABLE] if within else table
     variables = overridden(environ)

@@ -36,7 +36,7 @@ from .small import BATCH_BYTES, BATCH_FILES, cut, read_small
 from .source import FileSource
 from .stock import StockEnd
 from .store.base import Store, WholeFiles
-from .tasks import in_thread
+from .tasks import in_thread, whole_file_threads
 from .transfers import Transfers
 from .trees import TreeEnd
 from .uploading import Uploads
@@ -135,7 +135,8 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
     async def digest(self, path: object, algorithm: object) -> Mapping[str, Any]:
         """``{"end": {"size", "digest"}}`` of a file, read now."""
         store, kind = self._readable(), choose_algorithm([algorithm])
-        end = await in_thread(digest_of_file, store, text_argument(path, "a path", MAX_PATH_BYTES), kind)
+        name = text_argument(path, "a path", MAX_PATH_BYTES)
+        end = await in_thread(digest_of_file, store, name, kind, limiter=whole_file_threads())
         return {"end": end.to_dict()}
 
     @replies

@@ -200,6 +200,11 @@ def test_what_is_not_toml_is_told_with_its_place() -> None:
         parse_config("a = 1\nb = \n")
 
 
+def test_what_is_nested_without_an_end_is_a_mistake_like_any_other() -> None:
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        parse_config("a = " + 5000 * "[")
+
+
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_bytes(b"\xff\xfe")

@@ -8,7 +8,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ..client.calls import DAEMON_OBJECT, CallOptions, StreamStart, encode_call, read_reply, user_annotations
+from ..client.calls import (
+    DAEMON_OBJECT,
+    CallOptions,
+    StreamStart,
+    encode_call,
+    hangs_up_after,
+    read_reply,
+    user_annotations,
+)
 from ..client.handshake import read_metadata
 from ..client.proxy import CLOCK_SLACK_S
 from ..client.retry import Attempts, RetryBudget, is_cut_off, loses_session, pause_before, session_lost
@@ -502,8 +510,12 @@ class Proxy(Forwarding):
         try:
             reader = serializers.get(answer.serializer) or link.serializer(answer.serializer)
             result = read_reply(answer, reader, grant, self._pyroSettings)
-        except CommunicationError as error:
-            if deadline is None or error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
+        except PyroError as error:
+            if hangs_up_after(answer, error, grant):
+                link.close()
+            if not isinstance(error, CommunicationError) or deadline is None:
+                raise
+            if error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
                 raise
             raise TimeoutError(f"{method} took too long: {error}", outcome=error.outcome) from error
         return result if type(result) is not StreamStart else self._pyroStream(link, result, options.read_ahead)

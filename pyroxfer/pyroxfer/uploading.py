@@ -12,12 +12,12 @@ from .channels.base import MAX_BLOCK
 from .errors import DeniedError, ExistsError, PeerError, TransferError
 from .grants import UPLOAD
 from .offer import End, Offer, Receipt, Ticket
-from .placing import begin, existing, receipt_for, settle_late
+from .placing import begin, existing, reads_whole_file, receipt_for, settle_late
 from .runs import Run
 from .siblings import Siblings
 from .sink import FileSink
 from .store.base import StagedFile, Store
-from .tasks import in_thread
+from .tasks import in_thread, whole_file_threads
 from .transfers import Transfers, Upload
 
 Answer = Receipt | str | Upload
@@ -49,7 +49,8 @@ class Uploads:
         if self.siblings is not None:
             doubt = await self.siblings.take_over(offer) or doubt
         async with self.transfers.room():
-            begun = await in_thread(begin, store, offer)
+            threads = whole_file_threads() if reads_whole_file(offer) else None
+            begun = await in_thread(begin, store, offer, limiter=threads)
             if not isinstance(begun, (Receipt, str)):
                 return await self._let_in(offer, begun, holder, doubt)
         return begun

@@ -137,7 +137,9 @@ def _untouched(offer: Offer, size: int, digest: str, reason: str) -> Receipt:
     )
 
 
-def place_small(store: Store, files: WholeFiles, offer: Offer, data: bytes, channel: str, reason: str) -> Receipt:
+def place_small(
+    store: Store, files: WholeFiles, offer: Offer, data: bytes | memoryview, channel: str, reason: str
+) -> Receipt:
     """Put a whole small file in place and say so. Where nothing is to be overwritten, the name is looked at only when
     it turns out to be taken.
 
@@ -157,7 +159,7 @@ def place_small(store: Store, files: WholeFiles, offer: Offer, data: bytes, chan
     return path if isinstance(path, Receipt) else receipt_for(offer, path, own, channel, reason)
 
 
-def _put(store: Store, files: WholeFiles, offer: Offer, data: bytes) -> str | Receipt:
+def _put(store: Store, files: WholeFiles, offer: Offer, data: bytes | memoryview) -> str | Receipt:
     """The path the file got, or a receipt when what stands there is left.
 
     Raises:

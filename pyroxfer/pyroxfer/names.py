@@ -7,6 +7,7 @@ colon of a time stamp is let through, because the store runs only where it means
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 
@@ -27,6 +28,9 @@ _DEVICES = frozenset(
 )
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories: control, format (bidirectional, zero-width), surrogate, line and paragraph separator."""
+PATHS_REMEMBERED = 1024
+"""Paths whose components are kept: each is looked at where it arrives and where it is used, a batch of small files at
+a time."""
 _JOINERS = frozenset("\u200c\u200d")
 """Format characters that scripts and emoji need inside words."""
 
@@ -58,6 +62,7 @@ def check_component(name: str) -> str:
     return name
 
 
+@functools.lru_cache(PATHS_REMEMBERED)
 def split_path(path: str) -> tuple[str, ...]:
     """The components of a relative path; none for the root itself (``""`` or ``"."``). One trailing slash is ignored.
 

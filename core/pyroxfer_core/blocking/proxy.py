@@ -12,6 +12,7 @@ from ..client.calls import (
     CallOptions,
     StreamStart,
     encode_call,
+    hangs_up_after,
     read_reply,
     read_value,
     user_annotations,
@@ -495,8 +496,12 @@ class Proxy(Members):
         try:
             reader = link.serializers.get(answer.serializer) or link.serializer(answer.serializer)
             result = read_reply(answer, reader, link.session.grant, self._pyroSettings)
-        except CommunicationError as error:
-            if deadline is None or error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
+        except PyroError as error:
+            if hangs_up_after(answer, error, link.session.grant):
+                link.close()
+            if not isinstance(error, CommunicationError) or deadline is None:
+                raise
+            if error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
                 raise
             raise TimeoutError(f"{method} took too long: {error}", outcome=error.outcome) from error
         return result if type(result) is not StreamStart else self._pyroStream(link, result, options.read_ahead)

@@ -37,6 +37,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 """Name to where it is, and its line in the help: showing the help imports none of them."""
 
 
+COMPLETE: Final = "_PYROXFER_COMPLETE"
+"""The variable by which a shell asks for its script, or for words."""
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 
 
@@ -58,6 +60,10 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """An output that cannot be written, of help, too, is one line; a pipe that nobody reads is left to click."""
+        if COMPLETE in os.environ:
+            from .complete import take_addresses_whole  # only a shell needs it
+
+            take_addresses_whole()
         try:
             return super().main(*args, **kwargs)
         except OSError as error:

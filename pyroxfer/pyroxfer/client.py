@@ -69,8 +69,8 @@ async def send(
         to: an address such as ``HOST:PORT/path`` or ``NAME/path``; with a slash at its end, or naming a folder that
             exists, things are put into it.
         channel: ``auto``, or the one to use.
-        if_exists: ``fail``, ``skip``, ``replace``, ``rename``, or ``resume``, which replaces and takes the beginning
-            that is equal from what is there. Equal bytes under the final name are success always.
+        if_exists: ``fail``, ``skip``, ``replace``, ``rename``, or ``resume``, which replaces and takes the blocks
+            that are equal from what is there. Equal bytes under the final name are success always.
         durability: what is flushed before the receipt: ``none``, ``data``, or ``full`` (names too).
         resume: go on where an interrupted attempt ended, after comparing digests, and keep what this one leaves.
         streams: side streams at once for one file; 0 decides by the length of the line.

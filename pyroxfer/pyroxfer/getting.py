@@ -143,11 +143,10 @@ class Receiver:
         choice = choose(self._options.channel, ticket.size)
         if self._options.channel == AUTO and await self._shrinks(ticket):
             choice = in_blocks()
-        copied = sink.staged.basis != sink.staged.fd
         recalled = await sink.recall()
         if sink.staged.found:
             equal = await self._equal(ticket, recalled)
-            await sink.keep(equal, doubt=copied)
+            await sink.keep(equal)
             ticket = replace(ticket, kept=tuple(equal))
             if equal:
                 ticket = replace(ticket, grant=await self._talk.grant(ticket.transfer_id))

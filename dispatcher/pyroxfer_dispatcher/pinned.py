@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from math import inf
 from time import monotonic
+from typing import Final
 
 import trio
 
@@ -39,6 +40,10 @@ from .recorded import RecordedRelay
 from .records import Records
 from .relay import Relay
 from .routes import Party, Service
+
+SHARE: Final = 8
+"""Messages that came together go on in parts of what is under way: with a write for each of them the receiver is
+woken too often, and with one for all of them nobody else works while they are passed on."""
 
 
 class Pinned:
@@ -186,7 +191,7 @@ class Pinned:
 
     def _go_on(self) -> None:
         """Pass on what has come from the client, as far as it may go now, with one write."""
-        self._backend.hold()
+        self._backend.hold(1 + self._relay.under_way // SHARE)
         try:
             while not self._waits and not self._finishing:
                 event = self._from_client.next_event()
@@ -305,7 +310,7 @@ class Pinned:
     def _backend_said(self, data: bytes) -> None:
         client, events = self._client, self._from_backend
         events.feed(data)
-        client.hold()
+        client.hold(1 + self._relay.under_way // SHARE)
         try:
             while (event := events.next_event()) is not None:
                 if type(event) is Sealed:

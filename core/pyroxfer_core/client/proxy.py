@@ -28,7 +28,7 @@ from ..transport.connection import open_connection
 from ..uri import Uri
 from ..wire.features import STOCK, Feature
 from ..wire.message import Flags, Message
-from .calls import CallOptions, StreamStart, belongs_to, encode_call, read_reply
+from .calls import CallOptions, StreamStart, belongs_to, encode_call, hangs_up_after, read_reply
 from .handshake import name_place
 from .items import ItemStream
 from .link import Link, Waiter, greet
@@ -290,6 +290,10 @@ class Proxy:
             result = read_reply(message, serializer, link.grant, self._pyroSettings)
         except StopIteration as error:  # it cannot leave a coroutine as it is
             raise RemoteError("builtins.StopIteration", error.args) from error
+        except PyroError as error:
+            if hangs_up_after(message, error, link.grant):
+                link.close()
+            raise
         if type(result) is StreamStart:
             read_ahead = call.options.read_ahead
             if result.number is not None:

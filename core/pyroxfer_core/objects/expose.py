@@ -229,6 +229,11 @@ class Exposed:
             ),
         )
 
+    def is_callback(self, name: str) -> bool:
+        """Whether the method ``name`` is marked ``@callback``."""
+        kind = self._kinds.get(name)
+        return kind is not None and kind.is_callback
+
     def find(self, instance: Any, name: str) -> tuple[Callable[..., Any], MethodKind]:
         """The bound method ``name`` of an instance of the class.
 

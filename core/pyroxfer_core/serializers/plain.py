@@ -23,7 +23,7 @@ def _read_json(body: Body) -> Any:
 
 
 def _read_msgpack(body: Body) -> Any:
-    return msgpack.unpackb(body, ext_hook=lambda code, data: None)
+    return msgpack.unpackb(body, unicode_errors="surrogatepass", ext_hook=lambda code, data: None)
 
 
 _READERS: Final[dict[str, Callable[[Body], Any]]] = {

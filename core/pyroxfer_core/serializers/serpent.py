@@ -15,9 +15,11 @@ from ..errors import SerializeError
 from ..wire.message import Body
 from .base import Arguments, Serializer, SerializerContext
 from .classes import ClassCodec
+from .scalars import BASES, as_builtin
 
 _HEADER: Final = "# serpent utf-8 python3.2\n"
 _VIEWS: Final = (KeysView, ValuesView, ItemsView)
+_SCALARS_OF_ANY_CLASS: Final = tuple(BASES)
 
 
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
@@ -71,6 +73,8 @@ class _Writer(serpent.Serializer):  # type: ignore[misc]  # the library has no t
         elif isinstance(value, collections.OrderedDict):
             items = {"__class__": "collections.OrderedDict", "items": list(value.items())}
             writer._serialize(items, out, level)
+        elif isinstance(value, _SCALARS_OF_ANY_CLASS):
+            writer._serialize(as_builtin(value), out, level)  # not by repr(), which they may have changed
         else:
             writer._write_by_type(value, out, level)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import logging
+import os
 import signal
 from typing import Any, Final
 
@@ -35,6 +37,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 """Name to where it is, and its line in the help: showing the help imports none of them."""
 
 
+COMPLETE: Final = "_PYROXFER_COMPLETE"
+"""The variable by which a shell asks for its script, or for words."""
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 
 
@@ -49,10 +53,20 @@ class LazyGroup(CommandGroup):
             return None
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module), name)
+        gc.freeze()  # modules stay
+        gc.enable()
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # everything is loaded: from here on commands tidy up
             signal.signal(signal.SIGINT, signal.default_int_handler)
         assert isinstance(command, click.Command), "the table names commands"
         return command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As click does it, with addresses whole where a shell asks how they go on."""
+        if COMPLETE in os.environ:
+            from .complete import take_addresses_whole  # only a shell needs it
+
+            take_addresses_whole()
+        return super().main(*args, **kwargs)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

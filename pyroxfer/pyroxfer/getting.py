@@ -80,6 +80,7 @@ class Receiver:
 
         Cancelling keeps what has arrived in a hidden file for the next attempt.
         """
+        self._options.check_name(target)
         self._reporter.offer(entry.path, entry.size)
         return await self._get(entry, store, target)
 
@@ -143,11 +144,10 @@ class Receiver:
         choice = choose(self._options.channel, ticket.size)
         if self._options.channel == AUTO and await self._shrinks(ticket):
             choice = in_blocks()
-        copied = sink.staged.basis != sink.staged.fd
         recalled = await sink.recall()
         if sink.staged.found:
             equal = await self._equal(ticket, recalled)
-            await sink.keep(equal, doubt=copied)
+            await sink.keep(equal)
             ticket = replace(ticket, kept=tuple(equal))
             if equal:
                 ticket = replace(ticket, grant=await self._talk.grant(ticket.transfer_id))

@@ -10,7 +10,7 @@ from .digest import PrefixDigest, digest_of
 from .errors import ExistsError, IntegrityError, NotFoundError
 from .names import printable
 from .offer import ALREADY, NO_CHANNEL, SKIPPED, End, FileEntry, Offer, Receipt
-from .runs import Run, step_for
+from .runs import UNKNOWN, Range, Run, pieces, step_for
 from .sink import check_equal
 from .source import HASH_TURN
 from .store.base import StagedFile, Store, WholeFiles
@@ -75,11 +75,6 @@ def begin(store: Store, offer: Offer) -> StagedFile | Receipt | str:
     return settled
 
 
-def reads_whole_file(offer: Offer) -> bool:
-    """Whether ``begin`` may have to digest what stands under the name, however large it is."""
-    return offer.digest is not None or offer.if_exists == "resume"
-
-
 def stage(store: Store, offer: Offer) -> StagedFile:
     """A staged file for an offer whose bytes are wanted, with what there is of them already. Errors as
     ``Store.stage``."""
@@ -95,16 +90,15 @@ def stage(store: Store, offer: Offer) -> StagedFile:
 
 
 def _build_on_final(store: Store, offer: Offer, staged: StagedFile) -> None:
-    """Let the file that stands under the final name be what the first bytes come from."""
+    """Let the file that stands under the final name be what equal blocks come from."""
     there = existing(store, offer.path)
     if there is None or there.kind != "file" or offer.size is None:
         return
     store.build_on(offer.path, staged)
     with translated(offer.path):
-        digest = PrefixDigest(offer.algorithm, staged.basis, step_for(offer.size))
-        _digest_up_to(digest, min(os.fstat(staged.basis).st_size, offer.size))
-    end = digest.end()
-    staged.found = (*digest.marks, Run(0, end.size, end.digest))
+        length = min(os.fstat(staged.basis).st_size, offer.size)
+    blocks = pieces([Range(0, length)], step_for(offer.size))
+    staged.found = tuple(Run(*block, UNKNOWN) for block in blocks)
 
 
 def existing(store: Store, path: str) -> FileEntry | None:
@@ -121,17 +115,13 @@ def digest_of_file(store: Store, path: str, algorithm: str) -> End:
     fd = store.open_file(path)
     try:
         digest = PrefixDigest(algorithm, fd)
-        _digest_up_to(digest, os.fstat(fd).st_size)
+        size = os.fstat(fd).st_size
+        while digest.hashed < size:
+            check_cancelled()
+            digest.catch_up(min(digest.hashed + HASH_TURN, size))
         return digest.end()
     finally:
         os.close(fd)
-
-
-def _digest_up_to(digest: PrefixDigest, end: int) -> None:
-    """In turns, so that a cancel is answered soon."""
-    while digest.hashed < end:
-        check_cancelled()
-        digest.catch_up(min(digest.hashed + HASH_TURN, end))
 
 
 def _untouched(offer: Offer, size: int, digest: str, reason: str) -> Receipt:

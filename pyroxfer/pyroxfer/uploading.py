@@ -12,7 +12,7 @@ from .channels.base import MAX_BLOCK
 from .errors import DeniedError, ExistsError, PeerError, TransferError
 from .grants import UPLOAD
 from .offer import End, Offer, Receipt, Ticket
-from .placing import begin, existing, reads_whole_file, receipt_for, settle_late
+from .placing import begin, existing, receipt_for, settle_late
 from .runs import Run
 from .siblings import Siblings
 from .sink import FileSink
@@ -49,7 +49,7 @@ class Uploads:
         if self.siblings is not None:
             doubt = await self.siblings.take_over(offer) or doubt
         async with self.transfers.room():
-            threads = whole_file_threads() if reads_whole_file(offer) else None
+            threads = None if offer.digest is None else whole_file_threads()  # to compare it with what is there
             begun = await in_thread(begin, store, offer, limiter=threads)
             if not isinstance(begun, (Receipt, str)):
                 return await self._let_in(offer, begun, holder, doubt)
@@ -76,10 +76,9 @@ class Uploads:
         except BaseException:
             await sink.suspend()
             raise
-        copied = staged.basis != staged.fd
         if not recalled and staged.found:
-            await sink.keep([], doubt=False)
-        return self.transfers.new_upload(offer, sink, holder, recalled, doubt=doubt or copied)
+            await sink.keep([])
+        return self.transfers.new_upload(offer, sink, holder, recalled, doubt=doubt)
 
     def ticket(self, upload: Upload) -> Ticket:
         """What the sender needs to go on with an upload."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gc
 import importlib
 import logging
 import os
@@ -53,6 +54,8 @@ class LazyGroup(click.Group):
             return None
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module), name)
+        gc.freeze()  # modules stay
+        gc.enable()
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # everything is loaded: from here on commands tidy up
             signal.signal(signal.SIGINT, signal.default_int_handler)
         assert isinstance(command, click.Command), "the table names commands"

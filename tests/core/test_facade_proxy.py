@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from facade_doubles import WITHIN_S, Service, StockServer, plain_answer, serving
 
-from pyroxfer_core import behavior, expose
+from pyroxfer_core import Settings, behavior, expose
 from pyroxfer_core.blocking import BatchProxy, Daemon, Proxy, SerializedBlob, current_context
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, TimeoutError
 from pyroxfer_core.wire.message import Message
@@ -549,6 +549,16 @@ def test_one_class_may_be_served_by_two_daemons(daemon: Daemon) -> None:
                 assert proxy.touch() == "touched"
         with pytest.raises(PyroError, match="already has a Pyro id"):
             other.register(Shared, "again")
+
+
+def test_the_protocol_of_one_proxy_is_not_that_of_others_at_the_same_place(daemon: Daemon) -> None:
+    """What somebody asked for says nothing about what the daemon speaks best."""
+    uri = daemon.uriFor("service")
+    for told, spoken in ((48, 48), (None, 502)):
+        with Proxy(uri, settings=Settings(protocol=told)) as proxy:
+            assert proxy.echo(1) == 1
+            assert proxy._pyroConnection is not None
+            assert proxy._pyroConnection.version == spoken
 
 
 def test_interrupts_at_any_moment_lose_nobody(

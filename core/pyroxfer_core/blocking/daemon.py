@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import selectors
 import socket
 import threading
 import warnings
@@ -113,6 +114,7 @@ class Daemon(trio_daemon.Daemon):
         self.pool: SwitchedPool = SwitchedPool(settings.worker_threads, settings.worker_queue)
         self.streams = StreamTable(self.pool, settings.stream_linger_s, settings.stream_lifetime_s)
         self._connected = connected_socket
+        self._in_one_thread = config.SERVERTYPE == "multiplex" and connected_socket is None
         self._combined: list[Combinable] = []
         self._stop: trio.Event | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -217,15 +219,55 @@ class Daemon(trio_daemon.Daemon):
     # --- serving -----------------------------------------------------------------------------------------------
 
     def requestLoop(self, loopCondition: Callable[[], bool] | None = None) -> None:
-        """Serve until `shutdown` is called or ``loopCondition`` says False; Ctrl-C is a KeyboardInterrupt."""
+        """Serve until `shutdown` is called or ``loopCondition`` says False; Ctrl-C is a KeyboardInterrupt.
+
+        With ``config.SERVERTYPE`` multiplex, when the daemon was made, plain methods run in this thread.
+        """
         if self.pool.own_loop is not None:
             raise DaemonError("this daemon is served by the program's own loop: go on with events(), or close it")
+        if self._in_one_thread:
+            self._loop_in_this_thread(loopCondition)
+            return
         try:
-            trio.run(self._serve_until_stopped, loopCondition)
+            trio.run(self._serve_until_stopped, loopCondition, self._combined)
         except BaseExceptionGroup as group:
             if group.subgroup(KeyboardInterrupt) is None:
                 raise
             raise KeyboardInterrupt from group  # it came while a call was running here, not between two
+
+    def _loop_in_this_thread(self, condition: Callable[[], bool] | None) -> None:
+        """Be the program's own loop, for this daemon and those combined with it."""
+        others = [other for other in self._combined if isinstance(other, Daemon)]
+        loop = self._own_loop([other for other in self._combined if not isinstance(other, Daemon)])
+        try:
+            with selectors.DefaultSelector() as selector:
+                for sock in (loop.sock, *(sock for other in others for sock in other.sockets)):
+                    selector.register(sock, selectors.EVENT_READ)
+                while loop.is_served and (condition is None or condition()):
+                    selector.select(CONDITION_PERIOD_S)
+                    loop.turn()
+                    for other in others:
+                        other.events(())
+        finally:
+            for daemon in (self, *others):
+                daemon._end_own_loop()
+
+    def _own_loop(self, beside: Sequence[Combinable]) -> OwnLoop:
+        """From now on plain methods wait for their turn in a loop, which may have been begun already."""
+        loop = self.pool.own_loop
+        if loop is None:
+            loop = OwnLoop(lambda: trio.run(self._serve_until_stopped, None, beside))
+            self.pool.own_loop = loop
+            loop.start()
+        return loop
+
+    def _end_own_loop(self) -> None:
+        loop = self.pool.own_loop
+        if loop is not None:
+            self.shutdown()
+            loop.join()
+            self.pool.own_loop = None
+            self._stopped = False
 
     @property
     def sockets(self) -> list[socket.socket]:
@@ -235,11 +277,8 @@ class Daemon(trio_daemon.Daemon):
         """
         if self._token is not None and self.pool.own_loop is None:
             return [self.sock]
-        if self.pool.own_loop is None:
-            self.pool.own_loop = OwnLoop(lambda: trio.run(lambda: self._serve_until_stopped(None, alone=True)))
-            self.pool.own_loop.start()
-        beside = [sock for other in self._combined for sock in other.sockets]
-        return [self.pool.own_loop.sock, *beside]
+        loop = self._own_loop(())
+        return [loop.sock, *(sock for other in self._combined for sock in other.sockets)]
 
     def events(self, eventsockets: Sequence[Any]) -> None:
         """Run the methods that were called, in this thread."""
@@ -256,12 +295,12 @@ class Daemon(trio_daemon.Daemon):
 
     async def serve_beside(self) -> None:
         """Serve until cancelled, in the loop of a daemon this one was combined with."""
-        await self._serve_until_stopped(None)
+        await self._serve_until_stopped(None, self._combined)
 
     def housekeeping(self) -> None:
         """Called every two seconds while requests are served, in a thread; for programs to override."""
 
-    async def _serve_until_stopped(self, condition: Callable[[], bool] | None, *, alone: bool = False) -> None:
+    async def _serve_until_stopped(self, condition: Callable[[], bool] | None, beside: Sequence[Combinable]) -> None:
         stop = trio.Event()
         self.draining = False
         async with self:
@@ -271,7 +310,7 @@ class Daemon(trio_daemon.Daemon):
                     stop.set()
             try:
                 async with trio.open_nursery() as nursery:
-                    for other in () if alone else self._combined:
+                    for other in beside:
                         nursery.start_soon(other.serve_beside)
                     if type(self).housekeeping is not Daemon.housekeeping:
                         nursery.start_soon(self._keep_house)
@@ -320,12 +359,8 @@ class Daemon(trio_daemon.Daemon):
 
     def close(self) -> None:
         """Stop serving and give up the address, from any thread."""
-        own_loop = self.pool.own_loop
-        if own_loop is not None and not trio.lowlevel.in_trio_run():
-            self.shutdown()
-            own_loop.join()
-            self.pool.own_loop = None
-            self._stopped = False
+        if not trio.lowlevel.in_trio_run():
+            self._end_own_loop()
         with self._guard:
             served_elsewhere = self._token is not None and self._token is not _current_token()
         if served_elsewhere:

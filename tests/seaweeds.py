@@ -15,6 +15,8 @@ from ports import free_ports
 
 PROGRAM = Path(sys.executable).parent / "weed"
 WITHIN_S = 60
+BUCKET = "files"
+"""What `url` of the tests is in."""
 KEY, SECRET = "somebody", "s3cret-of-somebody"
 
 

@@ -13,7 +13,7 @@ import httpx2
 from ports import free_ports
 
 PROGRAM = Path(sys.executable).parent / "etcd"
-WITHIN_S = 30
+WITHIN_S = 60
 
 
 class Etcd:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import trio
+from doubles import until
 
 import pyroxfer
 from pyroxfer import FileServer, Receipt, errors
@@ -21,6 +22,7 @@ from pyroxfer.channels import iter
 from pyroxfer.channels.base import AUTO_STREAMS, Manner
 from pyroxfer.channels.window import CREDIT, Window
 from pyroxfer.conversation import open_conversation
+from pyroxfer.digest import PrefixDigest
 from pyroxfer.offer import Offer, Ticket
 from pyroxfer.pace import Pace
 from pyroxfer.store import staged as staged_room
@@ -28,6 +30,7 @@ from pyroxfer_core import Settings
 from pyroxfer_core import errors as core_errors
 
 MIB = 1024 * 1024
+ENDLESS = 2**43
 Settled = Callable[[], Awaitable[None]]
 RandomBytes = Callable[[int], bytes]
 
@@ -72,6 +75,46 @@ async def test_a_slow_disk_holds_up_its_own_transfer_only(
         assert not (root / "slow0").exists()
         go.set()
     assert (root / "slow19").read_bytes() == (here / "slow").read_bytes()
+
+
+@pytest.fixture
+def endless(root: Path, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """A file in the served folder that takes an hour to read; released each time that somebody reads on in it."""
+    (root / "endless").touch()
+    os.truncate(root / "endless", ENDLESS)
+    reading, real = threading.Semaphore(0), PrefixDigest.catch_up
+
+    def catch_up(digest: PrefixDigest, end: int) -> None:
+        reading.release()
+        real(digest, end)
+
+    monkeypatch.setattr(PrefixDigest, "catch_up", catch_up)
+    return reading
+
+
+async def test_a_server_that_reads_a_large_file_stops_when_nobody_waits(
+    root: Path, endless: threading.Semaphore, nursery: trio.Nursery
+) -> None:
+    """Digesting what stands under the name of an upload, and on demand."""
+    offer = Offer("endless", ENDLESS, digest="0" * 64)
+    for method, arguments in (("open_upload", [offer.to_dict()]), ("digest", ["endless", "blake3"])):
+        async with FileServer(root) as server, open_conversation(server.uri, Settings()) as talk:
+            async with trio.open_nursery() as asking:
+                asking.start_soon(partial(talk.ask, method, *arguments))
+                await until(partial(endless.acquire, False))
+                asking.cancel_scope.cancel()
+
+
+async def test_reading_large_files_holds_up_nobody_who_only_looks(
+    server: FileServer, endless: threading.Semaphore
+) -> None:
+    """More of them than there are threads for short work."""
+    async with open_conversation(server.uri, Settings()) as talk, trio.open_nursery() as asking:
+        for _ in range(20):
+            asking.start_soon(talk.ask, "digest", "endless", "blake3")
+        await until(partial(endless.acquire, False))
+        assert [entry.path for entry in await pyroxfer.ls(f"{server.location}/")] == ["endless"]
+        asking.cancel_scope.cancel()
 
 
 async def test_more_than_have_room_wait_for_their_turn(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Awaitable, Callable, Iterator
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 
@@ -35,8 +35,10 @@ from ..runs import Range, Run, covered, pieces
 from ..sink import FileSink, Sink
 from ..source import Source
 from ..tasks import open_flat_nursery
-from ..transfers import Download, Transfers, Upload
 from .base import AS_FAST_AS_CAN_BE, Acknowledged, Channel, ChannelUnavailableError, Manner
+
+if TYPE_CHECKING:  # the server's: a client starts without them
+    from ..transfers import Download, Transfers, Upload
 
 OPEN_S: Final = 2.0
 """A side stream that is not open after this long will not be: something on the way holds it back."""

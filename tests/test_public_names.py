@@ -34,6 +34,9 @@ PUBLIC = {
         locate_ns oneway register_class_to_dict register_dict_to_class resolve serve startNS startNSloop start_ns
         start_ns_loop type_meta unregister_class_to_dict unregister_dict_to_class
     """,
+    "pyroxfer_core.cli": """
+        CommandGroup
+    """,
     "pyroxfer_core.wire": """
         alive AUTH_KEY BLOB_INFO BlobInfo Body BodyPart Codec codec_for DEADLINE_KEY Decoder End FEATURES_KEY Feature
         Flags

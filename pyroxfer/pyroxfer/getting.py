@@ -80,6 +80,7 @@ class Receiver:
 
         Cancelling keeps what has arrived in a hidden file for the next attempt.
         """
+        self._options.check_name(target)
         self._reporter.offer(entry.path, entry.size)
         return await self._get(entry, store, target)
 

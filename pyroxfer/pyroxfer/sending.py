@@ -100,6 +100,7 @@ class Sender:
         Cancelling tells the server, for two seconds at most; what has arrived is kept there for the next attempt, and
         nothing stands under the final name.
         """
+        self._options.check_name(target)
         offer = self._offer(target, source.size, source.mode, source.mtime_ns, source.origin)
         self._reporter.offer(source.path, source.size)
         return await self._send(source, offer)

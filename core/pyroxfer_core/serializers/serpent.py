@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import collections
 import enum
 import re
@@ -15,6 +14,7 @@ from ..errors import SerializeError
 from ..wire.message import Body
 from .base import Arguments, Serializer, SerializerContext
 from .classes import ClassCodec
+from .literals import read_literal
 from .scalars import BASES, as_builtin
 
 _HEADER: Final = "# serpent utf-8 python3.2\n"
@@ -121,4 +121,4 @@ def _parse(body: Body) -> Any:
     text = str(body, "utf-8")
     if "\0" in text:
         raise SerializeError("serpent cannot read this value: it contains NUL characters")
-    return ast.literal_eval(text)
+    return read_literal(text)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import gc
 import importlib
 import logging
 import os
 import signal
-import sys
 from typing import Any, Final
 
 import click
 
 from pyroxfer_core import configure_logging
+from pyroxfer_core.cli import CommandGroup
 
 from ..names import printable
 from .configured import ENVIRONMENT, Configured
@@ -43,7 +42,7 @@ COMPLETE: Final = "_PYROXFER_COMPLETE"
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 
 
-class LazyGroup(click.Group):
+class LazyGroup(CommandGroup):
     """A group that knows its commands by name and imports one when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -62,17 +61,12 @@ class LazyGroup(click.Group):
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """An output that cannot be written, of help, too, is one line; a pipe that nobody reads is left to click."""
+        """As click does it, with addresses whole where a shell asks how they go on."""
         if COMPLETE in os.environ:
             from .complete import take_addresses_whole  # only a shell needs it
 
             take_addresses_whole()
-        try:
-            return super().main(*args, **kwargs)
-        except OSError as error:
-            click.echo(printable(f"Error: {error.filename or 'the output'}: {error.strerror or error}"), err=True)
-            _forget_output()
-            sys.exit(1)
+        return super().main(*args, **kwargs)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -94,14 +88,6 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
-def _forget_output() -> None:
-    """What is still buffered cannot be written; Python would try once more at its end, and complain again."""
-    with contextlib.suppress(OSError, ValueError):  # no descriptor behind it, in a test
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

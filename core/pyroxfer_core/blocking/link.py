@@ -36,6 +36,7 @@ from ..errors import (
     TimeoutError,
 )
 from ..objects.expose import Metadata
+from ..objects.invoke import BATCH_METHOD
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState, served_as
@@ -195,7 +196,7 @@ class BlockingLink:
             self._large = LargeMessages(self, settings.max_message_bytes)
             self._decoder.place_of = self._large.place_of
         if welcome.metadata is not None and self._takes_plain_calls(settings):
-            self.plain_methods = welcome.metadata.methods - welcome.metadata.oneway
+            self.plain_methods = welcome.metadata.methods - welcome.metadata.oneway | {BATCH_METHOD}
         self.sock.settimeout(None)
         if settings.heartbeat_s and Feature.HEARTBEAT in self.grant:
             self._heartbeat_s = settings.heartbeat_s
@@ -257,7 +258,7 @@ class BlockingLink:
         assert answer is not None, "of a call that is waited for"
         return answer
 
-    def call_plain(self, serializer: str, body: Body) -> bytes | Message:
+    def call_plain(self, serializer: str, body: Body, flags: int = 0) -> bytes | Message:
         """`call` one of the `plain_methods` without deadline and options, in fewer steps. Errors as `call`.
 
         Returns:
@@ -265,11 +266,11 @@ class BlockingLink:
         """
         large = self._large
         if type(body) is bytes and len(body) <= JOIN_BELOW and (large is None or not large.active):
-            waiter, calls = Waiter(), plain_calls(serializer)
+            waiter, calls = Waiter(), plain_calls(serializer, flags)
             seq = self._post_plain(waiter, calls, body)
             if seq is not None:
                 return self._await_plain(waiter, calls, seq)
-        return self.call(Message(MessageType.INVOKE, 0, serializer, 0, body), None)
+        return self.call(Message(MessageType.INVOKE, 0, serializer, flags, body), None)
 
     def call_beside(
         self, waiter: Waiter, message: Message, deadline: float | None, work: Callable[[], None]

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNANSWERED: Final = (Outcome.UNKNOWN, Outcome.NOT_SENT)
-_ONEWAY: Final = Flags.ONEWAY
+_ONEWAY, _BATCH = Flags.ONEWAY, Flags.BATCH
 
 
 @knows_its_methods
@@ -346,28 +346,30 @@ class Proxy(Members):
                 if (
                     methodname in link.plain_methods
                     and deadline is None
-                    and not (flags or objectId or self._pyroHooked)
+                    and not (flags & ~_BATCH or objectId or self._pyroHooked)
                     and not (vargs and isinstance(vargs[0], SerializedBlob))
                     and call_options() is NO_OPTIONS
                 ):
-                    return self._pyroCallPlain(link, methodname, vargs, kwargs)
+                    return self._pyroCallPlain(link, methodname, vargs, kwargs, flags)
                 return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
             except CommunicationError as error:
                 failed = error
         return self._pyroInvokeAgain(failed, link, deadline, (methodname, vargs, kwargs, flags, objectId))
 
-    def _pyroCallPlain(self, link: BlockingLink, method: str, args: Any, kwargs: dict[str, Any] | None) -> Any:
+    def _pyroCallPlain(
+        self, link: BlockingLink, method: str, args: Any, kwargs: dict[str, Any] | None, flags: int
+    ) -> Any:
         """`_pyroCallOn` for a call that has nothing but arguments, in fewer steps."""
         name = self._pyroSerializer or link.preferred
         serializer = link.serializers.get(name) or link.serializer(name)
         try:
             body = serializer.dumps_call(link.object_id, method, args, kwargs)
         except StreamArgumentError:
-            return self._pyroCallOn(link, method, args, kwargs)
+            return self._pyroCallOn(link, method, args, kwargs, flags)
         except SerializeError as error:
             error.outcome = Outcome.NOT_SENT
             raise
-        answer = link.call_plain(name, body)
+        answer = link.call_plain(name, body, flags)
         if isinstance(answer, bytes):
             return read_value(answer, serializer)
         return self._pyroResult(link, method, answer, None, NO_OPTIONS)

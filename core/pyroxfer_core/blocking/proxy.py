@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNANSWERED: Final = (Outcome.UNKNOWN, Outcome.NOT_SENT)
+_NONE: Final[frozenset[str]] = frozenset()
 _ONEWAY, _BATCH = Flags.ONEWAY, Flags.BATCH
 
 
@@ -80,6 +81,17 @@ class Proxy(Members):
         PyroError: the URI is not one.
     """
 
+    # What most proxies leave as it is stands in the class: it need not be set for each.
+    _pyroHandshake: Any = "hello"
+    _pyroLink: BlockingLink | None = None
+    _pyroGreeted: BlockingLink | None = None
+    """The connection whose handshake is being judged."""
+    _pyroSeq = 0
+    _pyroSocket: socket.socket | None = None
+    _pyroBackground = False
+    _pyroVia: Callable[[], Any] | None = None
+    """The way to the object over a connection that the other side made, while there is one."""
+
     def __init__(
         self,
         uri: Uri | str,
@@ -92,26 +104,20 @@ class Proxy(Members):
             uri = f"PYRO:{uri}@<<connected-socket>>:0"
         self._pyroUri = uri if isinstance(uri, Uri) else Uri(uri)
         self._pyroSettings = settings or config.settings()
-        self._pyroHandshake: Any = "hello"
         self._pyroTimeout = self._pyroSettings.call_timeout_s
         self._pyroMaxRetries: int = config.MAX_RETRIES
         self._pyroBudget = RetryBudget()
         self._pyroSerializer: str | None = self._pyroSettings.serializer
-        self._pyroLink: BlockingLink | None = None
-        self._pyroGreeted: BlockingLink | None = None
-        """The connection whose handshake is being judged."""
-        self._pyroSeq = 0
         self._pyroConnecting = ConnectingTurn()
-        self._pyroSocket = connected_socket
-        self._pyroBackground = background
-        self._pyroVia: Callable[[], Any] | None = None
-        """The way to the object over a connection that the other side made, while there is one."""
+        if background:
+            self._pyroBackground = True
         kind = type(self)
         self._pyroHooked = (
             kind._pyroAnnotations is not Proxy._pyroAnnotations
             or kind._pyroResponseAnnotations is not Proxy._pyroResponseAnnotations
         )
         if connected_socket is not None:
+            self._pyroSocket = connected_socket
             self._pyroConnected(self._pyroDeadline())
 
     def __repr__(self) -> str:
@@ -200,7 +206,8 @@ class Proxy(Members):
         if self._pyroLink is not None and self._pyroLink.usable:
             return False
         link = self._pyroConnected(self._pyroDeadline())
-        self._pyroUri = Uri(f"PYRO:{link.object_id}@{link.location}")
+        if self._pyroUri.protocol != "PYRO":
+            self._pyroUri = Uri(f"PYRO:{link.object_id}@{link.location}")
         return True
 
     def _pyroRelease(self) -> None:
@@ -305,14 +312,16 @@ class Proxy(Members):
         return link
 
     def _pyroContext(self, version: int, own: bool) -> SerializerContext:
-        settings = self._pyroSettings
+        settings, unsafe = self._pyroSettings, _NONE
+        if settings.knows_daemons:
+            unsafe = settings.with_changes(serializer=self._pyroSerializer).unsafe_for(known=True)
         return SerializerContext(
             version=version,
             own=own,
             proxy_factory=lambda state: proxy_from_state(state, settings),
             proxy_state_of=proxy_state_of,
             autoproxy=served_as,
-            unsafe=settings.with_changes(serializer=self._pyroSerializer).unsafe_for(known=settings.knows_daemons),
+            unsafe=unsafe,
         )
 
     def _pyroState(self) -> ProxyState:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future as ThreadResult
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -501,3 +502,17 @@ def test_the_base_of_serializers() -> None:
         SerializerBase.unregister_dict_to_class("Point")
     with pytest.raises(PyroError):
         SerializerBase.dict_to_class(data)
+
+
+def test_a_host_may_be_an_address_object() -> None:
+    """As the type hints of Pyro5 say."""
+    with Daemon(ip_address("127.0.0.1")) as daemon:
+        assert daemon.locationStr.startswith("127.0.0.1:")
+    with Daemon([ip_address("127.0.0.1")]) as daemon:
+        assert daemon.locationStr.startswith("127.0.0.1:")
+
+
+def test_an_error_of_the_condition_arrives_as_it_is() -> None:
+    """Not in a group, which an ``except`` of an old program would not catch."""
+    with Daemon() as daemon, pytest.raises(ZeroDivisionError):
+        daemon.requestLoop(lambda: bool(1 // 0))

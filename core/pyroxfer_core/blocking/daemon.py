@@ -8,6 +8,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -30,12 +31,15 @@ from ..wire import Decoder
 from .backlink import BlockingBackLink
 from .config import config
 from .ownloop import OwnLoop, SwitchedPool
-from .proxy import Proxy, proxy_from_state, proxy_state_of
+from .proxy import Proxy, proxy_from_state, proxy_state_of, with_key
 
 CONDITION_PERIOD_S: Final = 0.5
 """How often ``loopCondition`` is asked; Pyro asks every two seconds and after each event."""
 HOUSEKEEPING_PERIOD_S: Final = 2.0
 """How often `Daemon.housekeeping` is called, as in Pyro."""
+
+
+Host = str | IPv4Address | IPv6Address
 
 
 class DaemonObject(about.DaemonObject):
@@ -77,7 +81,7 @@ class Daemon(trio_daemon.Daemon):
 
     def __init__(
         self,
-        host: str | Sequence[str] | None = None,
+        host: Host | Sequence[Host] | None = None,
         port: int = 0,
         unixsocket: str | None = None,
         nathost: str | None = None,
@@ -90,7 +94,7 @@ class Daemon(trio_daemon.Daemon):
         worker: Worker | None = None,
     ) -> None:
         host = config.HOST if host is None else host
-        hosts = [host] if isinstance(host, str) else list(host)
+        hosts = [str(host)] if isinstance(host, Host) else list(map(str, host))
         if settings is None:
             settings = config.settings()
             if config.SSL and settings.ssl_server_context is None:
@@ -148,6 +152,15 @@ class Daemon(trio_daemon.Daemon):
             return super().register(obj_or_class, objectId, force)
         object_id = self.table.register(obj_or_class, objectId, force, weak=True)
         return self.uri_for(object_id)
+
+    def unregister(self, objectOrId: Any) -> None:
+        """Stop serving an object, a class, or an id. Running calls go on.
+
+        Raises:
+            DaemonError: the object is not registered.
+            ValueError: it is None.
+        """
+        super().unregister(objectOrId)
 
     def uriFor(self, objectOrId: Any, nat: bool = True) -> Uri:
         """The URI of an object or id."""
@@ -208,7 +221,7 @@ class Daemon(trio_daemon.Daemon):
 
     @_pyroHmacKey.setter
     def _pyroHmacKey(self, key: bytes | str | None) -> None:
-        self.settings = self.settings.with_changes(hmac_key=key.encode() if isinstance(key, str) else key)
+        self.settings = with_key(self.settings, key)
 
     @property
     def sock(self) -> socket.socket:
@@ -231,9 +244,12 @@ class Daemon(trio_daemon.Daemon):
         try:
             trio.run(self._serve_until_stopped, loopCondition, self._combined)
         except BaseExceptionGroup as group:
-            if group.subgroup(KeyboardInterrupt) is None:
-                raise
-            raise KeyboardInterrupt from group  # it came while a call was running here, not between two
+            if group.subgroup(KeyboardInterrupt) is not None:
+                raise KeyboardInterrupt from group  # it came while a call was running here, not between two
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                error = error.exceptions[0]
+            raise error from None  # what the program raised, for instance in its condition
 
     def _loop_in_this_thread(self, condition: Callable[[], bool] | None) -> None:
         """Be the program's own loop, for this daemon and those combined with it."""
@@ -400,7 +416,7 @@ class Daemon(trio_daemon.Daemon):
     @staticmethod
     def serveSimple(
         objects: Mapping[Any, str | None],
-        host: str | None = None,
+        host: Host | None = None,
         port: int = 0,
         daemon: Daemon | None = None,
         ns: bool = True,
@@ -416,7 +432,7 @@ def _current_token() -> trio.lowlevel.TrioToken | None:
 
 def serve(
     objects: Mapping[Any, str | None],
-    host: str | None = None,
+    host: Host | None = None,
     port: int = 0,
     daemon: Daemon | None = None,
     use_ns: bool = True,
@@ -444,7 +460,7 @@ def serve(
             raise ValueError("with workers the daemon is made here: give host and port")
         from .workers import serve_in_workers  # only programs with workers need it
 
-        serve_in_workers(objects, host, port, use_ns, verbose, workers)
+        serve_in_workers(objects, None if host is None else str(host), port, use_ns, verbose, workers)
         return
     with daemon or Daemon(host, port) as server, contextlib.ExitStack() as stack:
         names: dict[str, Uri] = {}

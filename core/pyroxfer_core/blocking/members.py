@@ -78,6 +78,12 @@ class Members(Forwarding):
     def _pyroLater(self, method: str, /, *args: Any, **kwargs: Any) -> FutureResult:
         raise NotImplementedError
 
+    @property
+    def _pyroKind(self) -> type:
+        """The class that the program made this of; see `knows_its_methods`."""
+        kind: type = type(self).__dict__.get(_ORIGIN, type(self))
+        return kind
+
     def _pyroKnow(self, meta: Metadata) -> None:
         """Take over what a daemon told of its object."""
         self._pyroMeta = meta

@@ -90,8 +90,16 @@ class Proxy(Members):
     ) -> None:
         if connected_socket is not None:
             uri = f"PYRO:{uri}@<<connected-socket>>:0"
+        self._pyroBegin(uri, connected_socket, background, settings or config.settings())
+        if connected_socket is not None:
+            self._pyroConnected(self._pyroDeadline())
+
+    def _pyroBegin(
+        self, uri: Uri | str, connected_socket: socket.socket | None, background: bool, settings: Settings
+    ) -> None:
+        """What every proxy starts with; copies do without ``__init__``, whose arguments are a subclass's affair."""
         self._pyroUri = uri if isinstance(uri, Uri) else Uri(uri)
-        self._pyroSettings = settings or config.settings()
+        self._pyroSettings = settings
         self._pyroHandshake: Any = "hello"
         self._pyroTimeout = self._pyroSettings.call_timeout_s
         self._pyroMaxRetries: int = config.MAX_RETRIES
@@ -111,8 +119,6 @@ class Proxy(Members):
             kind._pyroAnnotations is not Proxy._pyroAnnotations
             or kind._pyroResponseAnnotations is not Proxy._pyroResponseAnnotations
         )
-        if connected_socket is not None:
-            self._pyroConnected(self._pyroDeadline())
 
     def __repr__(self) -> str:
         state = "connected" if self._pyroLink is not None else "not connected"
@@ -139,14 +145,15 @@ class Proxy(Members):
         """The same object, over a connection of its own."""
         if self._pyroSocket is not None:
             raise PyroError("a proxy on a connected socket cannot be copied: there is only one socket")
-        copy = type(self)(self._pyroUri, background=self._pyroBackground, settings=self._pyroSettings)
+        copy = object.__new__(type(self))
+        copy._pyroBegin(self._pyroUri, None, self._pyroBackground, self._pyroSettings)
         copy._pyroHandshake, copy._pyroTimeout = self._pyroHandshake, self._pyroTimeout
         copy._pyroSerializer, copy._pyroMaxRetries = self._pyroSerializer, self._pyroMaxRetries
         copy._pyroMeta, copy._pyroAsynchronous = self._pyroMeta, self._pyroAsynchronous
         return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return proxy_from_state, (self._pyroState(), self._pyroSettings)
+        return proxy_from_state, (self._pyroState(), self._pyroSettings, self._pyroKind)
 
     @property
     def _pyroConnection(self) -> BlockingLink | None:
@@ -166,7 +173,7 @@ class Proxy(Members):
 
     @_pyroHmacKey.setter
     def _pyroHmacKey(self, key: bytes | str | None) -> None:
-        self._pyroSettings = self._pyroSettings.with_changes(hmac_key=key.encode() if isinstance(key, str) else key)
+        self._pyroSettings = with_key(self._pyroSettings, key)
 
     def _pyroLater(self, method: str, /, *args: Any, **kwargs: Any) -> FutureResult:
         """``proxy.method(*args, **kwargs)`` in the asynchronous mode."""
@@ -542,9 +549,15 @@ class Proxy(Members):
             self._pyroResponseAnnotations(annotations, answer.type)
 
 
-def proxy_from_state(state: ProxyState, settings: Settings) -> Proxy:
+def with_key(settings: Settings, key: bytes | str | None) -> Settings:
+    """The settings with another HMAC key."""
+    return settings.with_changes(hmac_key=key.encode() if isinstance(key, str) else key)
+
+
+def proxy_from_state(state: ProxyState, settings: Settings, kind: type[Proxy] = Proxy) -> Proxy:
     """Make a proxy that arrived in a value, with the receiver's settings."""
-    proxy = Proxy(state.uri_text, settings=settings)
+    proxy = object.__new__(kind)
+    proxy._pyroBegin(state.uri_text, None, False, settings)
     proxy._pyroHandshake = state.handshake
     if state.serializer in settings.accepted_serializers:
         proxy._pyroSerializer = state.serializer

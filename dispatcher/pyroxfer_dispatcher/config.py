@@ -283,6 +283,8 @@ def parse_config(text: str, *, insecure: bool = False, environ: Mapping[str, str
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"not TOML: {error}"]) from None
+    except RecursionError:
+        raise ConfigError(["nested too deeply"]) from None
     within = f"{TABLE}." if "services" not in table and isinstance(table.get(TABLE), dict) else ""
     table = table[TABLE] if within else table
     variables = overridden(environ)
@@ -353,8 +355,13 @@ def _convert(kind: Any, value: object, path: str, problems: list[str]) -> object
     try:
         return msgspec.convert(value, kind, dec_hook=_from_text)
     except msgspec.ValidationError as error:
-        problems.append(f"{path}: {_plain(str(error))}")
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        problems.append(f"{path}: {_not_one_of(value, choices) if choices else _plain(str(error))}")
         return None
+
+
+def _not_one_of(value: object, choices: Iterable[str]) -> str:
+    return f"{value!r:.100} is not known; choose one of: {', '.join(choices)}"
 
 
 def _discover_table(uri: Uri) -> dict[str, object]:
@@ -501,7 +508,7 @@ def _check_method(name: str, path: str) -> Iterator[str]:
 def _check_service(service: ServiceConfig, path: str, own_uri: str) -> Iterator[str]:
     yield from _attempt(f"{path}.match", lambda: check_pattern(service.pattern))
     if service.policy not in POLICIES:
-        yield f"{path}.policy: {service.policy!r} is not known; choose one of: {', '.join(POLICIES)}"
+        yield f"{path}.policy: {_not_one_of(service.policy, POLICIES)}"
     if service.method is not None:
         yield from _check_method(service.method, f"{path}.method")
     for index, name in enumerate(service.methods):

@@ -530,11 +530,11 @@ class Conversation:
             self._ended.set()
 
     def _close_when_told(self) -> None:
-        """The conversation is over: end, once the client has taken its last answer."""
+        """The conversation is over: end, once the client has taken its last answer. Nobody reads it any more."""
+        self._client.pause()
         if self._client.closed or not self._client.pending:
             self._ended.set()
         else:
-            self._client.pause()
             self._client.on_drained(self._ended.set)
 
 

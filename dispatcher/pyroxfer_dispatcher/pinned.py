@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from math import inf
 from time import monotonic
+from typing import Final
 
 import trio
 
@@ -24,6 +25,7 @@ from pyroxfer_core.wire import (
     Head,
     Message,
     MessageType,
+    alive,
 )
 
 from .admin import note
@@ -39,6 +41,12 @@ from .recorded import RecordedRelay
 from .records import Records
 from .relay import Relay
 from .routes import Party, Service
+
+SHARE: Final = 8
+"""Messages that came together go on in parts of what is under way: with a write for each of them the receiver is
+woken too often, and with one for all of them nobody else works while they are passed on."""
+ALIVE_S: Final = 1.0
+"""How often a client of ours is told that it is not forgotten, while its call waits here."""
 
 
 class Pinned:
@@ -92,6 +100,7 @@ class Pinned:
         """The client's next call waits for its turn, and whatever it sent behind it too."""
         self._waiting_length: int | None = None
         self._waits_since = 0.0
+        self._told_alive_at = 0.0
         self._request: Sealed | None = None
         """A message of the client whose body is still coming."""
         self._refused: list[Fail] | None = None
@@ -142,10 +151,20 @@ class Pinned:
 
     def _say_goodbye(self) -> None:
         """Between two messages, never inside one."""
-        understands = self._has_confirmed and Feature.GOAWAY in self._agreed
-        if self._leaving and understands and not self._in_answer and not self._client.closed:
+        if self._leaving and self._may_say(Feature.GOAWAY):
             self._leaving = False
             self._client.write(self._codec.encode(farewell()))
+
+    def _say_alive(self, now: float) -> None:
+        """Its questions stand behind the call that waits, where nobody reads them."""
+        if self._may_say(Feature.HEARTBEAT):
+            self._told_alive_at = now
+            self._client.write(self._codec.encode(alive()))
+
+    def _may_say(self, feature: int) -> bool:
+        """Whether the client understands such a message, and can take it now."""
+        understands = self._has_confirmed and feature in self._agreed
+        return understands and not self._in_answer and not self._client.closed
 
     def stop(self) -> None:
         """End between calls: now, or when the last call under way is over."""
@@ -162,6 +181,8 @@ class Pinned:
         """Called now and then: give up what stands still in the middle of a message."""
         if self._leaving:
             self._say_goodbye()
+        if self._waits and now - max(self._waits_since, self._told_alive_at) >= ALIVE_S:
+            self._say_alive(now)
         for _ in range(self._relay.newly_late(now, self._service.answer_timeout_s)):
             text = "did not answer in time"
             self._tell(self._service.ejection.failed(self.home, now, text), text)
@@ -185,7 +206,8 @@ class Pinned:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Pass on what has come from the client, as far as it may go now."""
+        """Pass on what has come from the client, as far as it may go now, with one write."""
+        self._backend.hold(1 + self._relay.under_way // SHARE)
         try:
             while not self._waits and not self._finishing:
                 event = self._from_client.next_event()
@@ -195,6 +217,8 @@ class Pinned:
         except PyroError as error:
             self._finish(str(error))
             return
+        finally:
+            self._backend.let_go()
         if self._waits:
             self._client.pause()
         elif self._backend.is_clogged:
@@ -302,6 +326,7 @@ class Pinned:
     def _backend_said(self, data: bytes) -> None:
         client, events = self._client, self._from_backend
         events.feed(data)
+        client.hold(1 + self._relay.under_way // SHARE)
         try:
             while (event := events.next_event()) is not None:
                 if type(event) is Sealed:
@@ -312,6 +337,8 @@ class Pinned:
         except PyroError as error:
             self._backend_left(str(error))
             return
+        finally:
+            client.let_go()
         if client.is_clogged:
             self._backend.pause()
             client.on_drained(self._backend.resume)
@@ -353,7 +380,7 @@ class Pinned:
         if self._request is None or self._waits:
             self._say(fails)
         else:
-            self._refused = fails
+            self._refused = [*(self._refused or ()), *fails]
             self._client.resume()
 
     def _blame(self, reason: str) -> None:
@@ -395,6 +422,7 @@ class Pinned:
 
     def _finish(self, reason: str) -> None:
         """Close the backend now, the client when it has what was meant for it."""
+        self._backend.let_go()
         self._backend.close()
         self._relay.clear(monotonic(), reason, "dispatcher")
         if self._client.closed or not self._client.pending:

@@ -6,19 +6,18 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 from uuid import UUID
 
 import trio
 
-from pyroxfer_core.errors import CommunicationError
 from pyroxfer_core.wire import End
 
 from .commands import CloseClient, Command, Fail
 from .events import BackendLost, BackendOpened, BlobArrived, ClientLost, Event, ReplyArrived, RequestSent, SlotFree
 from .forwarding import Forwarding, Phase
 from .frames import Sealed
+from .linefile import LineFile
 
 MAX_BEHIND: Final = 1000
 """Records that wait for somebody who follows calls; more are left out."""
@@ -37,22 +36,18 @@ class Records:
     """
 
     def __init__(self, path: str | None) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
+        self._file = None if path is None else LineFile("access_log", path)
         self._followers: set[trio.MemorySendChannel[Record]] = set()
 
     @property
     def wanted(self) -> bool:
         """Whether anybody takes them."""
-        return self._path is not None or bool(self._followers)
+        return self._file is not None or bool(self._followers)
 
     def open(self) -> None:
-        """Open the file. CommunicationError: it cannot be written."""
-        if self._path is not None:
-            try:
-                self._file = Path(self._path).open("ab")  # noqa: SIM115  # until close()
-            except OSError as error:
-                raise CommunicationError(f"cannot write access_log {self._path}: {error.strerror}") from error
+        """Open the file, or open it again after it was renamed. CommunicationError: it cannot be written."""
+        if self._file is not None:
+            self._file.open()
 
     def flush(self) -> None:
         """Write what has gathered."""
@@ -61,15 +56,14 @@ class Records:
 
     def close(self) -> None:
         """The last record has come."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        if self._file is not None:
+            self._file.close()
 
     def take(self, record: Record) -> None:
         """One call is over."""
         record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record}
         if self._file is not None:
-            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.add(json.dumps(record).encode())
         for follower in self._followers:
             try:
                 follower.send_nowait(record)

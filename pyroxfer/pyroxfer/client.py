@@ -18,7 +18,7 @@ from .getting import Receiver
 from .many import Outcome, some_of_many
 from .names import printable
 from .offer import FileEntry, Receipt
-from .options import TransferOptions
+from .options import NATIVE, TransferOptions
 from .origin import origin_of_path
 from .progress import ProgressCallback, Reporter
 from .selection import Selection
@@ -59,6 +59,7 @@ async def send(
     include: Sequence[str] = (),
     only: Sequence[str] | None = None,
     links: bool = False,
+    names: str = NATIVE,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> Receipt | list[Receipt]:
@@ -69,8 +70,8 @@ async def send(
         to: an address such as ``HOST:PORT/path`` or ``NAME/path``; with a slash at its end, or naming a folder that
             exists, things are put into it.
         channel: ``auto``, or the one to use.
-        if_exists: ``fail``, ``skip``, ``replace``, ``rename``, or ``resume``, which replaces and takes the beginning
-            that is equal from what is there. Equal bytes under the final name are success always.
+        if_exists: ``fail``, ``skip``, ``replace``, ``rename``, or ``resume``, which replaces and takes the blocks
+            that are equal from what is there. Equal bytes under the final name are success always.
         durability: what is flushed before the receipt: ``none``, ``data``, or ``full`` (names too).
         resume: go on where an interrupted attempt ended, after comparing digests, and keep what this one leaves.
         streams: side streams at once for one file; 0 decides by the length of the line.
@@ -80,6 +81,8 @@ async def send(
             unless ``include`` matches it; ``include`` alone takes only what it matches.
         only: paths below the one folder that is named; nothing else of it is taken.
         links: make symbolic links whose text stays inside the root, instead of leaving links out.
+        names: ``portable`` refuses names that not every system takes, and of one folder those that differ in case or
+            normal form only; with ``native`` the latter are warned of.
         progress: called with each event, in the task that waits here.
 
     Returns:
@@ -99,7 +102,17 @@ async def send(
     target = to if isinstance(to, Address) else parse_address(to)
     selection = Selection(exclude, include, only)
     options = TransferOptions(
-        channel, if_exists, durability, resume, streams, bwlimit, compress, selection, links, settings or Settings()
+        channel,
+        if_exists,
+        durability,
+        resume,
+        streams,
+        bwlimit,
+        compress,
+        selection,
+        names,
+        links,
+        settings or Settings(),
     )
     if not sources:
         raise AddressError("nothing to send: name at least one file or folder")
@@ -203,6 +216,7 @@ async def get(
     include: Sequence[str] = (),
     only: Sequence[str] | None = None,
     links: bool = False,
+    names: str = NATIVE,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> Receipt | list[Receipt]:
@@ -220,7 +234,17 @@ async def get(
     addresses = [source if isinstance(source, Address) else parse_address(source) for source in wanted]
     selection = Selection(exclude, include, only)
     options = TransferOptions(
-        channel, if_exists, durability, resume, streams, bwlimit, compress, selection, links, settings or Settings()
+        channel,
+        if_exists,
+        durability,
+        resume,
+        streams,
+        bwlimit,
+        compress,
+        selection,
+        names,
+        links,
+        settings or Settings(),
     )
     if not addresses:
         raise AddressError("nothing to fetch: name at least one address")

@@ -56,7 +56,7 @@ def choose_algorithm(theirs: object) -> str:
     raise PeerError("the two ends have no digest in common")
 
 
-def digest_of(data: bytes, algorithm: str) -> str:
+def digest_of(data: bytes | memoryview, algorithm: str) -> str:
     """Digest of bytes in memory, as hexadecimal text."""
     running = new_hash(algorithm)
     running.update(memoryview(data))

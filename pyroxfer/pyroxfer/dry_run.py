@@ -16,7 +16,7 @@ from .conversation import Conversation, open_conversation
 from .errors import AddressError, ExistsError, LostError, TransferError
 from .getting import Receiver
 from .names import printable
-from .options import TransferOptions
+from .options import NATIVE, TransferOptions
 from .planning import REFUSED, Planned, Planner
 from .progress import ProgressCallback, Reporter
 from .selection import Selection
@@ -34,6 +34,7 @@ async def plan_send(
     include: Sequence[str] = (),
     only: Sequence[str] | None = None,
     links: bool = False,
+    names: str = NATIVE,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> list[Planned]:
@@ -52,6 +53,7 @@ async def plan_send(
         if_exists=if_exists,
         selection=Selection(exclude, include, only),
         links=links,
+        names=names,
         settings=settings or Settings(),
     )
     async with open_conversation(target.uri, options.settings) as talk:
@@ -103,6 +105,7 @@ async def plan_get(
     include: Sequence[str] = (),
     only: Sequence[str] | None = None,
     links: bool = False,
+    names: str = NATIVE,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> list[Planned]:
@@ -118,6 +121,7 @@ async def plan_get(
         if_exists=if_exists,
         selection=Selection(exclude, include, only),
         links=links,
+        names=names,
         settings=settings or Settings(),
     )
     planned: list[Planned] = []

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
 
 from .channels.annot import KEY
 from .channels.base import as_bytes
@@ -16,7 +15,7 @@ from .conversation import Conversation, opened
 from .errors import ExistsError, PeerError, SourceChangedError, TransferError, from_record
 from .many import Job, Outcome, one_of_many, work_off
 from .names import printable, split_path
-from .offer import ALREADY, NO_CHANNEL, End, FileEntry, Offer, Receipt, Ticket
+from .offer import ALREADY, NO_CHANNEL, End, FileEntry, Offer, Receipt, SmallEnd, Ticket
 from .options import TransferOptions
 from .origin import origin_of_remote
 from .packing import SAMPLE, WORTH_TRYING, ZSTD, find_packing
@@ -26,7 +25,7 @@ from .runs import Run
 from .selection import select
 from .sending import joined, keeps
 from .sink import FileSink, PipeSink
-from .small import SMALL, batches
+from .small import SMALL, batches, cut
 from .store.base import Store, WholeFiles
 from .tasks import in_thread
 from .trees import dress_here, get_links
@@ -42,12 +41,13 @@ class Receiver:
         self._cleaned: set[str] = set()
         self._packing = find_packing() if options.compress and talk.packs else None
 
-    def _offer(self, entry: FileEntry, target: str) -> Offer:
-        origin = origin_of_remote(entry.path) if self._options.resume else ""
+    def _offer(self, entry: FileEntry, target: str, digest: str | None = None) -> Offer:
+        origin = origin_of_remote(entry.path) if self._options.resume and digest is None else ""
         return Offer(
             target,
             entry.size,
             self._talk.algorithm,
+            digest,
             mode=entry.mode,
             mtime_ns=entry.mtime_ns,
             if_exists=self._options.if_exists,
@@ -80,6 +80,7 @@ class Receiver:
 
         Cancelling keeps what has arrived in a hidden file for the next attempt.
         """
+        self._options.check_name(target)
         self._reporter.offer(entry.path, entry.size)
         return await self._get(entry, store, target)
 
@@ -143,11 +144,10 @@ class Receiver:
         choice = choose(self._options.channel, ticket.size)
         if self._options.channel == AUTO and await self._shrinks(ticket):
             choice = in_blocks()
-        copied = sink.staged.basis != sink.staged.fd
         recalled = await sink.recall()
         if sink.staged.found:
             equal = await self._equal(ticket, recalled)
-            await sink.keep(equal, doubt=copied)
+            await sink.keep(equal)
             ticket = replace(ticket, kept=tuple(equal))
             if equal:
                 ticket = replace(ticket, grant=await self._talk.grant(ticket.transfer_id))
@@ -282,34 +282,35 @@ class Receiver:
         results = reply.get("results")
         if not isinstance(results, (list, tuple)) or len(results) != len(batch):
             raise PeerError("the server answered for another number of files than was asked for")
-        return await in_thread(self._place_batch, store, batch, targets, results)
+        ends = [_read_end(result) for result in results]
+        data = cut(as_bytes(reply.get("data")), [end.size if isinstance(end, SmallEnd) else 0 for end in ends])
+        return await in_thread(self._place_batch, store, list(zip(batch, targets, ends, data, strict=True)))
 
     def _place_batch(
-        self, store: Store, batch: list[FileEntry], targets: list[str], results: Sequence[Any]
+        self, store: Store, files: Sequence[tuple[FileEntry, str, SmallEnd | TransferError, memoryview]]
     ) -> list[Receipt | TransferError]:
         with store.whole_files() as whole:
             return [
-                self._place(store, whole, entry, target, result)
-                for entry, target, result in zip(batch, targets, results, strict=True)
+                end if isinstance(end, TransferError) else self._place(store, whole, entry, target, end, data)
+                for entry, target, end, data in files
             ]
 
     def _place(
-        self, store: Store, whole: WholeFiles, entry: FileEntry, target: str, result: Any
+        self, store: Store, whole: WholeFiles, entry: FileEntry, target: str, end: SmallEnd, data: memoryview
     ) -> Receipt | TransferError:
         try:
-            if not isinstance(result, dict):
-                raise PeerError("the server answered with something else than a file")
-            if "error" in result:
-                raise from_record(result["error"])
-            data, end = bytes(as_bytes(result.get("data"))), End.from_dict(result)
-            if len(data) > SMALL:
+            if end.size > SMALL:
                 raise SourceChangedError(f"{printable(entry.path)}: changed since it was listed; fetch it again")
-            # what the server says about a file is checked as an offer is, its path being our own
-            fields = {**self._offer(entry, target).to_dict(), **end.to_dict()}
-            fields |= {"mode": result.get("mode"), "mtime_ns": result.get("mtime_ns")}
-            return place_small(store, whole, Offer.from_dict(fields), data, INLINE, INLINE_REASON)
+            there = FileEntry(entry.path, entry.kind, end.size, end.mode, end.mtime_ns)
+            return place_small(store, whole, self._offer(there, target, end.digest), data, INLINE, INLINE_REASON)
         except TransferError as error:
             return error
+
+
+def _read_end(result: object) -> SmallEnd | TransferError:
+    if isinstance(result, dict) and "error" in result:
+        return from_record(result["error"])
+    return SmallEnd.from_dict(result)
 
 
 def _make_folders(store: Store, folders: list[str]) -> list[tuple[str, TransferError]]:

@@ -117,7 +117,8 @@ class Reporter:
 
     def file(self, path: str, size: int) -> None:
         """The turn of one file among many."""
-        self._tell(Progress("file", path, size, self._done, self._total))
+        if self._callback is not None:  # of many small files each event would cost as much as a system call
+            self._callback(Progress("file", path, size, self._done, self._total))
 
     def link(self, path: str, text: str) -> None:
         """A symbolic link of a folder stands at the receiver."""
@@ -156,8 +157,9 @@ class Reporter:
     def commit(self, receipt: Receipt, *, moved: bool) -> None:
         """A file is in place. ``moved`` is false when its bytes are to be counted now, since none were moved."""
         self._done += 0 if moved else receipt.size
-        self._tell_progress()
-        self._tell(Progress("commit", receipt.path, receipt.size, self._done, self._total, receipt=receipt))
+        if self._callback is not None:
+            self._tell_progress()
+            self._callback(Progress("commit", receipt.path, receipt.size, self._done, self._total, receipt=receipt))
 
     def error(self, path: str, error: Exception) -> None:
         """One file among many failed."""

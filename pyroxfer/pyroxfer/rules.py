@@ -174,5 +174,5 @@ class GuardedFiles:
     def open_file(self, path: str) -> int:
         return self._files.open_file(self._guard.check(path, "read"))
 
-    def put(self, path: str, data: bytes, mode: int, mtime_ns: int | None, durability: str) -> str:
+    def put(self, path: str, data: bytes | memoryview, mode: int, mtime_ns: int | None, durability: str) -> str:
         return self._files.put(self._guard.check(path, "write"), data, mode, mtime_ns, durability)

@@ -26,6 +26,7 @@ from .offer import End, FileEntry, Offer, Receipt, Ticket
 from .options import TransferOptions
 from .origin import origin_of_path
 from .packing import SAMPLE, WORTH_TRYING, find_packing
+from .placing import receipt_for
 from .progress import Reporter
 from .runs import Range, covered
 from .selection import select
@@ -99,6 +100,7 @@ class Sender:
         Cancelling tells the server, for two seconds at most; what has arrived is kept there for the next attempt, and
         nothing stands under the final name.
         """
+        self._options.check_name(target)
         offer = self._offer(target, source.size, source.mode, source.mtime_ns, source.origin)
         self._reporter.offer(source.path, source.size)
         return await self._send(source, offer)
@@ -113,8 +115,8 @@ class Sender:
         self._reporter.accept(offer.path, INLINE, INLINE_REASON)
         data = await source.read_block(0, source.size) if source.size else b""
         end = await source.end()
-        item = {"offer": replace(offer, digest=end.digest).to_dict(), "data": data}
-        reply = await self._talk.ask("put_files", [item], [], INLINE_REASON)
+        offer = replace(offer, digest=end.digest)
+        reply = await self._talk.ask("put_files", [offer.to_dict()], data, [], INLINE_REASON)
         return self._finished(_read_result(_results(reply, 1)[0], end, offer), moved=False)
 
     async def _send_blocks(self, source: NamedSource, offer: Offer) -> Receipt:
@@ -253,8 +255,8 @@ class Sender:
                 outcome.failed(entry.path, item)
             else:
                 files.append((entry, *item))
-        items = [{"offer": offer.to_dict(), "data": data} for _, offer, data in files]
-        reply = await self._talk.ask("put_files", items, folders, INLINE_REASON)
+        offers, data = [offer.to_dict() for _, offer, _ in files], b"".join(data for _, _, data in files)
+        reply = await self._talk.ask("put_files", offers, data, folders, INLINE_REASON)
         results = _results(reply, len(files) + len(folders))
         for (entry, offer, _), result in zip(files, results, strict=False):
             self._take_result(entry, offer, result, outcome)
@@ -273,8 +275,8 @@ class Sender:
             small = read_small(whole, entry.path, self._talk.algorithm)
         except TransferError as error:
             return error
-        size, place = len(small.data), joined(target, entry.path)
-        return self._offer(place, size, small.mode, small.mtime_ns, digest=small.digest), small.data
+        end, place = small.end, joined(target, entry.path)
+        return self._offer(place, end.size, end.mode, end.mtime_ns, digest=end.digest), small.data
 
     def _take_result(self, entry: FileEntry, offer: Offer, result: Any, outcome: Outcome) -> None:
         end = End(offer.size or 0, offer.digest or "")
@@ -309,6 +311,9 @@ def _results(reply: Any, count: int) -> list[Any]:
 
 
 def _read_result(result: Any, end: End, offer: Offer) -> Receipt:
+    due = receipt_for(offer, offer.path, end, INLINE, INLINE_REASON)
+    if result.get("receipt") == due.to_dict():
+        return due
     if "error" in result:
         raise from_record(result["error"])
     return _check_receipt(Receipt.from_dict(result.get("receipt")), end, offer)

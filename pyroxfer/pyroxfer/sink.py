@@ -13,7 +13,7 @@ from .digest import Coverage, PrefixDigest, digest_of_range
 from .errors import IntegrityError, LostError, PeerError, TransferError, from_os_error
 from .names import printable
 from .offer import End
-from .runs import MAX_RUNS, Range, Run, covered, step_for
+from .runs import MAX_RUNS, UNKNOWN, Range, Run, covered, step_for
 from .source import HASH_TURN, catch_up
 from .store.base import StagedFile
 from .store.rooted import translated
@@ -83,7 +83,8 @@ class FileSink:
         return self._coverage.done
 
     async def recall(self) -> list[Run]:
-        """What an earlier attempt left, as far as its bytes still have the digests that were noted of them."""
+        """What an earlier attempt left, as far as its bytes still have the digests that were noted of them; and what
+        stands under the final name, digested now."""
         if not self.staged.found or self.size is None:
             return []
         with self.usage, translated(self.staged.path):
@@ -94,19 +95,21 @@ class FileSink:
             good = []
             for run in beginnings:
                 await catch_up(running, run.length, self._threads)
-                if running.end().digest == run.digest:
-                    good.append(run)
+                good += _confirmed(run, running.end().digest)
             reach = good[-1].length if good else 0
             self._recalled = running
             for run in sorted(noted, key=lambda run: run.start):
-                if run.start and run.end > reach and await self._is_true(self.staged.basis, run):
-                    good.append(run)
+                if run.start and run.end > reach:
+                    good += _confirmed(run, await self._digest_of(self.staged.basis, run))
         return good[-MAX_RUNS:]
 
-    async def _is_true(self, fd: int, run: Run) -> bool:
-        return await self._in_thread(digest_of_range, fd, self.algorithm, run.start, run.length) == run.digest
+    async def _digest_of(self, fd: int, run: Run) -> str:
+        return await self._in_thread(digest_of_range, fd, self.algorithm, run.start, run.length)
 
-    async def keep(self, runs: Sequence[Run], *, doubt: bool) -> None:
+    async def _is_true(self, fd: int, run: Run) -> bool:
+        return await self._digest_of(fd, run) == run.digest
+
+    async def keep(self, runs: Sequence[Run], *, doubt: bool = False) -> None:
         """Begin with these of the recalled runs and nothing else of what was there.
 
         With ``doubt`` they are digested once more at the end: somebody may have been writing when they were recalled.
@@ -341,6 +344,11 @@ class PipeSink:
         own = self._digest.end()
         check_equal(own, theirs, self.path)
         return own
+
+
+def _confirmed(run: Run, digest: str) -> list[Run]:
+    """The run with the digest that its bytes have now, unless another one was noted."""
+    return [Run(run.start, run.length, digest)] if run.digest in (UNKNOWN, digest) else []
 
 
 def check_equal(own: End, theirs: End, path: str) -> None:

@@ -17,7 +17,7 @@ from .runs import Run
 from .siblings import Siblings
 from .sink import FileSink
 from .store.base import StagedFile, Store
-from .tasks import in_thread
+from .tasks import in_thread, whole_file_threads
 from .transfers import Transfers, Upload
 
 Answer = Receipt | str | Upload
@@ -49,7 +49,8 @@ class Uploads:
         if self.siblings is not None:
             doubt = await self.siblings.take_over(offer) or doubt
         async with self.transfers.room():
-            begun = await in_thread(begin, store, offer)
+            threads = None if offer.digest is None else whole_file_threads()  # to compare it with what is there
+            begun = await in_thread(begin, store, offer, limiter=threads)
             if not isinstance(begun, (Receipt, str)):
                 return await self._let_in(offer, begun, holder, doubt)
         return begun
@@ -75,10 +76,9 @@ class Uploads:
         except BaseException:
             await sink.suspend()
             raise
-        copied = staged.basis != staged.fd
         if not recalled and staged.found:
-            await sink.keep([], doubt=False)
-        return self.transfers.new_upload(offer, sink, holder, recalled, doubt=doubt or copied)
+            await sink.keep([])
+        return self.transfers.new_upload(offer, sink, holder, recalled, doubt=doubt)
 
     def ticket(self, upload: Upload) -> Ticket:
         """What the sender needs to go on with an upload."""

@@ -9,9 +9,6 @@ import trio
 
 from pyroxfer_core import Daemon, Proxy, Settings, behavior, current_call, expose
 
-pytestmark = pytest.mark.deadline(10)
-
-
 TOGETHER = 8
 
 

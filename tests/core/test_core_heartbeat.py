@@ -27,7 +27,6 @@ from pyroxfer_core.client.heartbeat import QUESTIONS, Pulse
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
 from pyroxfer_core.server import execute
 
-pytestmark = pytest.mark.deadline(20)
 QUICK = Settings(heartbeat_s=0.03)
 """Within one loop: a busy machine slows down both sides alike."""
 PROCESS = Settings(heartbeat_s=0.2)

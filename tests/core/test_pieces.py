@@ -35,8 +35,6 @@ from pyroxfer_core.wire.message import Flags, Message, MessageType
 from pyroxfer_core.wire.pieces import MAX_BODIES, MAX_PIECE, MAX_SEGMENTS, Incoming, Outgoing, segments_of
 from pyroxfer_core.wire.scattered import Scattered, joined
 
-pytestmark = pytest.mark.deadline(20)
-
 CODEC = codec_for(502)
 BIG = bytes(range(256)) * 8192
 """2 MiB: eight pieces."""

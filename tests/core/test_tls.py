@@ -44,7 +44,6 @@ from pyroxfer_core.transport.tls import TlsSocket, start_tls
 from pyroxfer_core.wire import Decoder, codec_for
 from pyroxfer_core.wire.message import Message, MessageType
 
-pytestmark = pytest.mark.deadline(10)
 LARGE = bytes(range(256)) * 12_000
 
 

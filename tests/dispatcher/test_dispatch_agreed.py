@@ -8,9 +8,10 @@ from doubles_dispatch import wait_for
 from test_dispatch_transparent import config_for
 
 from pyroxfer_core import Daemon, Proxy, Settings, behavior, expose
+from pyroxfer_core.client.heartbeat import Pulse
 from pyroxfer_core.errors import CommunicationError, Outcome
 from pyroxfer_core.settings import MIB
-from pyroxfer_dispatcher import Dispatcher
+from pyroxfer_dispatcher import Dispatcher, pinned
 
 
 @expose
@@ -174,6 +175,10 @@ async def _wait(proxy: Proxy, seconds: float = 30.0) -> None:
     await proxy.wait(seconds)
 
 
+async def _echo(proxy: Proxy) -> None:
+    assert await proxy.echo("its turn comes") == "its turn comes"
+
+
 async def test_a_large_call_that_is_refused_leaves_the_connection_in_use() -> None:
     """The rest of its body is dropped, and the next call is served."""
     worker = Worker()
@@ -195,3 +200,25 @@ async def test_a_large_call_that_is_refused_leaves_the_connection_in_use() -> No
                 nursery.cancel_scope.cancel()
             await wait_for(lambda: worker.running == 0)
             assert await second.echo(bytes(2 * MIB)) == bytes(2 * MIB)
+
+
+async def test_a_client_whose_call_waits_is_told_that_it_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would give the connection up otherwise: its questions stand behind the call, and nobody answers them."""
+    heard = []
+    monkeypatch.setattr(Pulse, "heard", lambda pulse: heard.append(pulse))
+    monkeypatch.setattr(pinned, "ALIVE_S", 0.05)
+    worker = Worker()
+    async with Daemon(port=0) as daemon:
+        config = config_for(daemon.register(worker, "worker"), service="max_in_flight = 1\nqueue_timeout = 60")
+        async with (
+            Dispatcher(config) as dispatcher,
+            Proxy(f"PYRO:worker@{dispatcher.location}") as first,
+            Proxy(f"PYRO:worker@{dispatcher.location}") as second,
+            trio.open_nursery() as running,
+        ):
+            running.start_soon(_wait, first)
+            await wait_for(lambda: worker.running == 1)
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(_echo, second)
+                await wait_for(lambda: len(heard) >= 3)
+                running.cancel_scope.cancel()

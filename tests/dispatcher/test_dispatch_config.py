@@ -92,6 +92,13 @@ BAD: list[tuple[str, list[str]]] = [
             " listen on localhost, or say insecure = true, or give tls_cert, and token_file or tls_ca"
         ],
     ),
+    (
+        HEAD + "fair_by = 'hots'\nlisteners = 3\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
+        [
+            "services[0].listeners: 3 is not known; choose one of: none, one, all",
+            "services[0].fair_by: 'hots' is not known; choose one of: host, connection",
+        ],
+    ),
     ("object = 'a b'\n" + MINIMAL, ["object: 'a b' has blanks or an @"]),
     ("methods = ['ok', '_no']\n" + MINIMAL, ["methods[1]: '_no' is not the name of a public method"]),
     ("methods = ['ok', 5]\n" + MINIMAL, ["methods: Expected `str`, got `int` at [1]"]),
@@ -198,6 +205,11 @@ def test_a_caller_can_say_insecure_too() -> None:
 def test_what_is_not_toml_is_told_with_its_place() -> None:
     with pytest.raises(ConfigError, match=r"not TOML: .*line 2"):
         parse_config("a = 1\nb = \n")
+
+
+def test_what_is_nested_without_an_end_is_a_mistake_like_any_other() -> None:
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        parse_config("a = " + 5000 * "[")
 
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:

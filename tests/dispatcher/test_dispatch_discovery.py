@@ -23,6 +23,7 @@ from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.backends import Backend
 from pyroxfer_dispatcher.cli import main
 from pyroxfer_dispatcher.config import ConfigError, parse_config
+from pyroxfer_dispatcher.state import BackendState, Inherited, State
 from pyroxfer_dispatcher.status import describe_service
 
 SECTION = 'discover = "PYRONAME:orders"'
@@ -161,6 +162,31 @@ async def test_a_backend_that_comes_back_while_it_is_in_use_is_the_same_one() ->
                 await register("orders", one.uri)
                 await wait_for(has(dispatcher, one))
                 assert backends(dispatcher)[one.uri] is not anew
+
+
+async def test_what_the_process_before_said_of_a_discovered_backend_holds() -> None:
+    """Whenever the registry tells of it; other tags change nothing of that, another weight does."""
+    async with name_server() as names, raw_backend(echo) as one, raw_backend(echo) as two:
+        register = names.name_server.register
+        config = parse_config(text_for(names.uri.port))
+        said = [
+            BackendState("orders", f"orders@localhost:{one.port}", one.uri, weight=7.0),
+            BackendState("orders", f"orders@localhost:{two.port}", two.uri, draining=True, disabled=True),
+        ]
+        dispatcher = Dispatcher(config)
+        dispatcher._inherited = Inherited(State(tuple(said)), dispatcher._take_out)
+        async with dispatcher:
+            for backend in (one, two):
+                await register("orders", backend.uri, False, ["weight:3"], add=True)
+            await wait_for(has(dispatcher, one, two))
+            first, second = (backends(dispatcher)[backend.uri] for backend in (one, two))
+            assert (first.weight, first.draining) == (7.0, False)
+            assert (second.weight, second.draining, second.disabled) == (3.0, True, True)
+            await register("orders", one.uri, False, ["weight:3", "zone:b"])
+            await wait_for(lambda: "zone:b" in first.tags)
+            assert first.weight == 7.0
+            await register("orders", one.uri, False, ["weight:4", "zone:b"])
+            await wait_for(lambda: first.weight == 4.0)
 
 
 async def test_a_file_and_a_registry_together() -> None:

@@ -13,7 +13,7 @@ from test_dispatch_transparent import call, client_of
 
 from pyroxfer_core import Connection
 from pyroxfer_core.settings import MIB
-from pyroxfer_core.wire import Message
+from pyroxfer_core.wire import Message, codec_for
 from pyroxfer_dispatcher import Dispatcher
 
 ClientOf = Callable[[str], AbstractAsyncContextManager[Connection]]
@@ -127,6 +127,25 @@ async def test_a_refused_large_call_is_answered_after_its_end(way: str) -> None:
         assert (await received(first)).body == POISON
         gate.open()
         assert (await ask(second, message(2))).body == POISON
+
+
+async def test_a_refused_large_call_is_told_so_when_its_backend_is_lost_meanwhile() -> None:
+    """The client still sends it; afterwards it hears of the refusal, and then its connection ends."""
+    _, client_of, message = WAYS["pinned"]
+    async with (
+        busy("pinned", "max_queue = 0") as (backend, dispatcher, _),
+        crowd(dispatcher, client_of, 2) as clients,
+    ):
+        first, second = clients
+        await first.send(message(1))
+        await wait_for(lambda: len(backend.seen) == 1)
+        data = codec_for(502).encode(message(1, bytes(MIB)))
+        await second.send_encoded(data[:-1])
+        await wait_for(lambda: dispatcher.directory.services["orders"].tally["NotSent"] == 1)
+        backend.drop_all()
+        assert "Unknown: " in text_of(await received(first))
+        await second.send_encoded(data[-1:])
+        assert "NotSent: service 'orders' is overloaded" in text_of(await received(second))
 
 
 @pytest.mark.parametrize("way", WAYS)

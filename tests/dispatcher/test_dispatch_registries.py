@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 from doubles_dispatch import POISON, ask, blob, echo, raw_backend, raw_client, wait_for
-from etcds import Etcd, free_ports
+from etcds import Etcd
 from peers import started
+from ports import free_ports
 
 from pyroxfer_core import keep_registered, locate_ns
 from pyroxfer_core.errors import NamingError

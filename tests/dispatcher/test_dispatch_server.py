@@ -675,6 +675,16 @@ async def test_rubbish_is_turned_away_and_others_are_served(rubbish: bytes) -> N
         await bad.aclose()
 
 
+async def test_nothing_behind_rubbish_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    """However much of it there is: one line says why the client was lost, and none is a traceback."""
+    async with raw_backend(echo) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
+        async with raw_client(dispatcher.location) as client:
+            with contextlib.suppress(PyroError):
+                await client.send_encoded(bytes(1_000_000))
+            await wait_for(lambda: dispatcher.facts["clients"] == 0)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_rubbish_after_the_handshake_ends_that_client_only() -> None:
     async with (
         raw_backend(echo) as backend,

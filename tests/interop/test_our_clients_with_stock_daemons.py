@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import matrix
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from scenarios import (
 )
 from trio_scenarios import SCENARIOS
 
-from pyroxfer_core import Proxy, Settings, errors
+from pyroxfer_core import Proxy, Settings, blocking, errors
 
 IPV6 = ("ipv6",) if has_ipv6() else ()  # containers often have none
 EXTRA_SCENARIOS = ("calls", "autoproxy", "callback", "exceptions", "stream", "oneway", "annotations")
@@ -133,3 +135,23 @@ async def test_arrays_are_refused_with_the_way_out(
         with pytest.raises(errors.SerializeError, match=r"\.tolist\(\)"):
             await proxy.echo(np.arange(3))
         assert await proxy.echo(np.arange(3).tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("library", STOCK)
+async def test_the_call_after_an_unreadable_one_arrives(service: StartService, library: str) -> None:
+    """A stock daemon hangs up behind such an answer: the next call does not go down with the old connection."""
+    async with Proxy(service(library).uri) as proxy:
+        for _ in range(20):
+            with pytest.raises(errors.SerializeError, match="unsupported serialized class"):
+                await proxy.echo(Fraction(1, 2))
+            assert await proxy.add(1, 2) == 3
+
+
+@pytest.mark.parametrize("library", STOCK)
+def test_the_call_after_an_unreadable_one_arrives_for_the_facade(service: StartService, library: str) -> None:
+    """The same without a loop."""
+    with blocking.Proxy(service(library).uri) as proxy:
+        for _ in range(20):
+            with pytest.raises(errors.SerializeError, match="unsupported serialized class"):
+                proxy.echo(Fraction(1, 2))
+            assert proxy.add(1, 2) == 3

@@ -75,6 +75,7 @@ def test_send_without_a_target_takes_the_server_of_any_layer(
         ("send = 3", "send: expected a table, as in [send]"),
         ("log-level = 'loud'", "log-level: 'loud' is not one of"),
         ("[send", "not TOML"),
+        ("a = " + 5000 * "[", "nested too deeply"),
     ],
 )
 def test_a_mistake_in_the_file_is_named_with_its_place_and_is_a_usage_error(

@@ -88,7 +88,8 @@ def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
     location = uri.location or ""
     failure: CommunicationError | None = None
     cut, refused = False, 0
-    for version in versions_to_try(location, settings):
+    versions = versions_to_try(location, settings)
+    for version in versions:
         if version == refused:
             continue
         sock = open_socket(uri, settings, until)
@@ -105,7 +106,9 @@ def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
             error.outcome = Outcome.NOT_SENT
             name_place(error, location)
             raise
-        if version == 502 or not cut:  # a connection that broke says nothing about what is spoken there
+        if len(versions) > 1 and (
+            version == 502 or not cut
+        ):  # a connection that broke says nothing about what is spoken there
             remember_version(location, version)
         if proxy._pyroBackground and link.session.concurrent:
             read_in_background(link)

@@ -5,10 +5,18 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ..client.calls import DAEMON_OBJECT, CallOptions, StreamStart, encode_call, read_reply, user_annotations
+from ..client.calls import (
+    DAEMON_OBJECT,
+    CallOptions,
+    StreamStart,
+    encode_call,
+    hangs_up_after,
+    read_reply,
+    read_value,
+    user_annotations,
+)
 from ..client.handshake import read_metadata
 from ..client.proxy import CLOCK_SLACK_S
 from ..client.retry import Attempts, RetryBudget, is_cut_off, loses_session, pause_before, session_lost
@@ -19,11 +27,14 @@ from ..errors import (
     Outcome,
     ProtocolError,
     PyroError,
+    SerializeError,
     TimeoutError,
 )
+from ..futures import FutureResult
 from ..objects.expose import Metadata
 from ..objects.invoke import BATCH_METHOD
 from ..serializers.base import SerializerContext, StreamArgumentError
+from ..serializers.blob import SerializedBlob
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..uri import Uri
@@ -34,9 +45,8 @@ from .asynchronous import call_async
 from .config import config
 from .connecting import ConnectingTurn, check_time, open_link
 from .context import NO_OPTIONS, call_options, current_context
-from .forwarding import Forwarding
 from .link import BlockingLink
-from .method import Method
+from .members import NO_MEMBERS, Members, knows_its_methods
 from .pushed import PushedIterator
 from .streams import StreamIterator
 from .uploads import call_with_streams
@@ -48,10 +58,10 @@ T = TypeVar("T")
 
 _UNANSWERED: Final = (Outcome.UNKNOWN, Outcome.NOT_SENT)
 _ONEWAY: Final = Flags.ONEWAY
-_NOTHING: Final = Metadata(frozenset(), frozenset(), frozenset())
 
 
-class Proxy(Forwarding):
+@knows_its_methods
+class Proxy(Members):
     """A remote object, as in Pyro5: ``proxy.method(...)``, ``proxy.attribute``, ``proxy.attribute = value``.
 
     Connects at first use, and again when the connection was lost between calls. Any thread may use it: calls run at
@@ -80,21 +90,27 @@ class Proxy(Forwarding):
     ) -> None:
         if connected_socket is not None:
             uri = f"PYRO:{uri}@<<connected-socket>>:0"
+        self._pyroBegin(uri, connected_socket, background, settings or config.settings())
+        if connected_socket is not None:
+            self._pyroConnected(self._pyroDeadline())
+
+    def _pyroBegin(
+        self, uri: Uri | str, connected_socket: socket.socket | None, background: bool, settings: Settings
+    ) -> None:
+        """What every proxy starts with; copies do without ``__init__``, whose arguments are a subclass's affair."""
         self._pyroUri = uri if isinstance(uri, Uri) else Uri(uri)
-        self._pyroSettings = settings or config.settings()
+        self._pyroSettings = settings
         self._pyroHandshake: Any = "hello"
         self._pyroTimeout = self._pyroSettings.call_timeout_s
         self._pyroMaxRetries: int = config.MAX_RETRIES
         self._pyroBudget = RetryBudget()
         self._pyroSerializer: str | None = self._pyroSettings.serializer
-        self._pyroMeta: Metadata | None = None
         self._pyroLink: BlockingLink | None = None
         self._pyroGreeted: BlockingLink | None = None
         """The connection whose handshake is being judged."""
         self._pyroSeq = 0
         self._pyroConnecting = ConnectingTurn()
         self._pyroSocket = connected_socket
-        self._pyroAsynchronous = False
         self._pyroBackground = background
         self._pyroVia: Callable[[], Any] | None = None
         """The way to the object over a connection that the other side made, while there is one."""
@@ -103,8 +119,6 @@ class Proxy(Forwarding):
             kind._pyroAnnotations is not Proxy._pyroAnnotations
             or kind._pyroResponseAnnotations is not Proxy._pyroResponseAnnotations
         )
-        if connected_socket is not None:
-            self._pyroConnected(self._pyroDeadline())
 
     def __repr__(self) -> str:
         state = "connected" if self._pyroLink is not None else "not connected"
@@ -121,34 +135,6 @@ class Proxy(Forwarding):
         if link is not None:
             link.close()
 
-    # --- members -------------------------------------------------------------------------------------------------
-
-    def __getattr__(self, name: str) -> Any:
-        meta = self.__dict__.get("_pyroMeta")
-        if meta is not None and name in meta.methods:
-            return partial(call_async, self, name) if self._pyroAsynchronous else Method(self._pyroCall, name)
-        if name.startswith("_pyro") or (name.startswith("__") and name.endswith("__")):
-            raise AttributeError(name)
-        meta = self._pyroMetadata()
-        if meta is None or name in meta.methods:
-            return partial(call_async, self, name) if self._pyroAsynchronous else Method(self._pyroCall, name)
-        if name in meta.attrs:
-            return self._pyroInvoke("__getattr__", (name,), None)
-        raise AttributeError(f"remote object '{self._pyroUri}' has no exposed attribute or method '{name}'")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("_pyro"):
-            super().__setattr__(name, value)
-            return
-        meta = self._pyroMetadata()
-        if meta is None or name not in meta.attrs:
-            raise AttributeError(f"remote object '{self._pyroUri}' has no exposed attribute '{name}'")
-        self._pyroInvoke("__setattr__", (name, value), None)
-
-    def __dir__(self) -> list[str]:
-        meta = self._pyroMeta or _NOTHING
-        return sorted({*super().__dir__(), *meta.methods, *meta.attrs})
-
     def __eq__(self, other: object) -> bool:
         return other is self or (isinstance(other, Proxy) and other._pyroUri == self._pyroUri)
 
@@ -159,26 +145,15 @@ class Proxy(Forwarding):
         """The same object, over a connection of its own."""
         if self._pyroSocket is not None:
             raise PyroError("a proxy on a connected socket cannot be copied: there is only one socket")
-        copy = type(self)(self._pyroUri, background=self._pyroBackground, settings=self._pyroSettings)
+        copy = object.__new__(type(self))
+        copy._pyroBegin(self._pyroUri, None, self._pyroBackground, self._pyroSettings)
         copy._pyroHandshake, copy._pyroTimeout = self._pyroHandshake, self._pyroTimeout
         copy._pyroSerializer, copy._pyroMaxRetries = self._pyroSerializer, self._pyroMaxRetries
         copy._pyroMeta, copy._pyroAsynchronous = self._pyroMeta, self._pyroAsynchronous
         return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return proxy_from_state, (self._pyroState(), self._pyroSettings)
-
-    @property
-    def _pyroMethods(self) -> frozenset[str]:
-        return (self._pyroMeta or _NOTHING).methods
-
-    @property
-    def _pyroAttrs(self) -> frozenset[str]:
-        return (self._pyroMeta or _NOTHING).attrs
-
-    @property
-    def _pyroOneway(self) -> frozenset[str]:
-        return (self._pyroMeta or _NOTHING).oneway
+        return proxy_from_state, (self._pyroState(), self._pyroSettings, self._pyroKind)
 
     @property
     def _pyroConnection(self) -> BlockingLink | None:
@@ -198,11 +173,11 @@ class Proxy(Forwarding):
 
     @_pyroHmacKey.setter
     def _pyroHmacKey(self, key: bytes | str | None) -> None:
-        self._pyroSettings = self._pyroSettings.with_changes(hmac_key=key.encode() if isinstance(key, str) else key)
+        self._pyroSettings = with_key(self._pyroSettings, key)
 
-    def _pyroAsync(self, asynchronous: bool = True) -> None:
-        """Pyro4's asynchronous mode: each method call runs in a thread and returns a FutureResult at once."""
-        self._pyroAsynchronous = asynchronous
+    def _pyroLater(self, method: str, /, *args: Any, **kwargs: Any) -> FutureResult:
+        """``proxy.method(*args, **kwargs)`` in the asynchronous mode."""
+        return call_async(self, method, *args, **kwargs)
 
     def _pyroBatch(self) -> BatchProxy:
         """Pyro4's way to make a `BatchProxy`."""
@@ -310,7 +285,7 @@ class Proxy(Forwarding):
         finally:
             self._pyroGreeted = None
         if link.metadata is not None:
-            self._pyroMeta = link.metadata
+            self._pyroKnow(link.metadata)
         self._pyroLink = link
         return link
 
@@ -348,16 +323,12 @@ class Proxy(Forwarding):
         )
 
     def _pyroState(self) -> ProxyState:
-        meta = self._pyroMeta or _NOTHING
+        meta = self._pyroMeta or NO_MEMBERS
         return ProxyState(
             str(self._pyroUri), meta.oneway, meta.methods, meta.attrs, self._pyroHandshake, self._pyroSerializer
         )
 
     # --- calls -----------------------------------------------------------------------------------------------------
-
-    def _pyroCall(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """``proxy.method(*args, **kwargs)``."""
-        return self._pyroInvoke(method, args, kwargs)
 
     def _pyroInvokeBatch(self, calls: list[Any], oneway: bool = False) -> Any:
         """Send noted calls together; the results as they came, None when one-way."""
@@ -379,10 +350,34 @@ class Proxy(Forwarding):
         failed: CommunicationError | None = None
         if link is not None:
             try:
+                if (
+                    methodname in link.plain_methods
+                    and deadline is None
+                    and not (flags or objectId or self._pyroHooked)
+                    and not (vargs and isinstance(vargs[0], SerializedBlob))
+                    and call_options() is NO_OPTIONS
+                ):
+                    return self._pyroCallPlain(link, methodname, vargs, kwargs)
                 return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
             except CommunicationError as error:
                 failed = error
         return self._pyroInvokeAgain(failed, link, deadline, (methodname, vargs, kwargs, flags, objectId))
+
+    def _pyroCallPlain(self, link: BlockingLink, method: str, args: Any, kwargs: dict[str, Any] | None) -> Any:
+        """`_pyroCallOn` for a call that has nothing but arguments, in fewer steps."""
+        name = self._pyroSerializer or link.preferred
+        serializer = link.serializers.get(name) or link.serializer(name)
+        try:
+            body = serializer.dumps_call(link.object_id, method, args, kwargs)
+        except StreamArgumentError:
+            return self._pyroCallOn(link, method, args, kwargs)
+        except SerializeError as error:
+            error.outcome = Outcome.NOT_SENT
+            raise
+        answer = link.call_plain(name, body)
+        if isinstance(answer, bytes):
+            return read_value(answer, serializer)
+        return self._pyroResult(link, method, answer, None, NO_OPTIONS)
 
     def _pyroInvokeAgain(
         self,
@@ -497,13 +492,23 @@ class Proxy(Forwarding):
                 link.send_oneway(request, deadline)
                 return None
             answer = link.call(request, deadline)
+        return self._pyroResult(link, method, answer, deadline, options)
+
+    def _pyroResult(
+        self, link: BlockingLink, method: str, answer: Message, deadline: float | None, options: CallOptions
+    ) -> Any:
+        """What a call gives to its caller."""
         if answer.annotations:
             self._pyroAnswered(answer)
         try:
-            reader = serializers.get(answer.serializer) or link.serializer(answer.serializer)
-            result = read_reply(answer, reader, grant, self._pyroSettings)
-        except CommunicationError as error:
-            if deadline is None or error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
+            reader = link.serializers.get(answer.serializer) or link.serializer(answer.serializer)
+            result = read_reply(answer, reader, link.session.grant, self._pyroSettings)
+        except PyroError as error:
+            if hangs_up_after(answer, error, link.session.grant):
+                link.close()
+            if not isinstance(error, CommunicationError) or deadline is None:
+                raise
+            if error.outcome not in _UNANSWERED or time.monotonic() < deadline - CLOCK_SLACK_S:
                 raise
             raise TimeoutError(f"{method} took too long: {error}", outcome=error.outcome) from error
         return result if type(result) is not StreamStart else self._pyroStream(link, result, options.read_ahead)
@@ -544,9 +549,15 @@ class Proxy(Forwarding):
             self._pyroResponseAnnotations(annotations, answer.type)
 
 
-def proxy_from_state(state: ProxyState, settings: Settings) -> Proxy:
+def with_key(settings: Settings, key: bytes | str | None) -> Settings:
+    """The settings with another HMAC key."""
+    return settings.with_changes(hmac_key=key.encode() if isinstance(key, str) else key)
+
+
+def proxy_from_state(state: ProxyState, settings: Settings, kind: type[Proxy] = Proxy) -> Proxy:
     """Make a proxy that arrived in a value, with the receiver's settings."""
-    proxy = Proxy(state.uri_text, settings=settings)
+    proxy = object.__new__(kind)
+    proxy._pyroBegin(state.uri_text, None, False, settings)
     proxy._pyroHandshake = state.handshake
     if state.serializer in settings.accepted_serializers:
         proxy._pyroSerializer = state.serializer

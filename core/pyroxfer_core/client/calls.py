@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..errors import CommunicationError, Outcome, ProtocolError, PyroError, RefusedError, SerializeError
+from ..errors import (
+    CommunicationError,
+    Outcome,
+    ProtocolError,
+    PyroError,
+    RefusedError,
+    SecurityError,
+    SerializeError,
+)
 from ..objects.context import CallContext
 from ..serializers.base import Serializer
 from ..serializers.blob import SerializedBlob
@@ -203,19 +211,29 @@ def read_reply(message: Message, serializer: Serializer, grant: Grant, settings:
     """
     flags = message.flags
     if not flags & _SPECIAL:
-        try:
-            return serializer.loads(message.body)
-        except (CommunicationError, PyroError) as error:
-            raise _unreadable(error) from error
+        return read_value(message.body, serializer)
     if flags & Flags.ITEMSTREAM:
         return _stream_start(message, grant)
     try:
-        value = serializer.loads(plain_body(message, settings.max_message_bytes))
+        body = plain_body(message, settings.max_message_bytes)
     except (CommunicationError, PyroError) as error:
         raise _unreadable(error) from error
+    value = read_value(body, serializer)
     if flags & Flags.EXCEPTION:
         raise _exception_of(value, message, grant)
     return value
+
+
+def read_value(body: Body, serializer: Serializer) -> Any:
+    """The value of a reply that is not more.
+
+    Raises:
+        SerializeError: it cannot be decoded (outcome Executed).
+    """
+    try:
+        return serializer.loads(body)
+    except (CommunicationError, PyroError) as error:
+        raise _unreadable(error) from error
 
 
 def _unreadable(error: PyroError) -> SerializeError:
@@ -244,6 +262,16 @@ def _exception_of(value: Any, message: Message, grant: Grant) -> BaseException:
         return value
     text = str(value).removeprefix("NotSent: ").removeprefix("Unknown: ")
     return RefusedError(text) if letter == "N" else CommunicationError(text, outcome=_LABELS[letter])
+
+
+def hangs_up_after(reply: Message, error: PyroError, grant: Grant) -> bool:
+    """Whether the peer closes the connection behind an answer that raised ``error``.
+
+    A stock daemon does when a call failed with an error about communication or safety, and a call that is sent before
+    its close is seen would be `Unknown`.
+    """
+    failed = reply.flags & Flags.EXCEPTION and isinstance(error, (CommunicationError, SecurityError))
+    return bool(failed) and not grant.bits & Feature.TYPED
 
 
 def user_annotations(message: Message) -> dict[str, Body]:

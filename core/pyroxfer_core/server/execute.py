@@ -208,7 +208,8 @@ def failed(peer: Peer, job: Job, error: BaseException) -> Message | None:
         hang_up(peer, error)
         return None
     if isinstance(error, Exception):
-        return failure(peer, job.message, job.serializer, error, dispatched=True)
+        callback = job.entry.exposed.is_callback(job.method)
+        return failure(peer, job.message, job.serializer, _own(error), dispatched=True, callback=callback)
     travelling, rest = part(error)  # a method's wish to end the process, for instance; Pyro hangs up on one, too
     if travelling is None:
         hang_up(peer, error)
@@ -216,6 +217,14 @@ def failed(peer: Peer, job: Job, error: BaseException) -> Message | None:
     if rest is not None:
         log.warning("a call of %s failed while it was cut short", peer.connection.peer, exc_info=rest)
     raise travelling from None
+
+
+def _own(error: Exception) -> Exception:
+    """What the method raised: no StopIteration leaves a coroutine as it is."""
+    cause = error.__cause__
+    if type(error) is RuntimeError and isinstance(cause, StopIteration) and str(error).startswith("coroutine raised"):
+        return cause
+    return error
 
 
 def hang_up(peer: Peer, error: BaseException) -> None:
@@ -293,7 +302,8 @@ async def _run_batch(peer: Peer, job: Job, instance: Any) -> list[Any]:
                 raise SerializeError("an iterator cannot be the result of a call in a batch")
         except ThreadEndedError:
             raise
-        except Exception as error:
+        except Exception as raised:
+            error = _own(raised)
             error._pyroTraceback = _lines_of(peer, error)  # type: ignore[attr-defined]  # where Pyro's clients look
             results.append(ExceptionWrapper(error))
             break
@@ -333,6 +343,17 @@ def _response_annotations(peer: Peer, job: Job) -> dict[str, Body]:
     return job._response_annotations or {}
 
 
+def _hook_annotations(peer: Peer) -> dict[str, Body]:
+    """What the daemon adds to the answer of a call that failed. The error is answered also when this fails."""
+    if not peer.annotates:
+        return {}
+    try:
+        return dict(peer.daemon.annotations())
+    except Exception:
+        log.exception("annotations() of the daemon failed")
+        return {}
+
+
 def _stream_result(peer: Peer, job: Job, value: Any) -> Message:
     """The announcement of an item stream: flags, its id, and the placeholder exception that stock peers expect."""
     message = job.message
@@ -361,11 +382,17 @@ def _deflate(peer: Peer, answer: Message) -> None:
 
 
 def failure(
-    peer: Peer, request: Message, serializer: Serializer | None, error: Exception, *, dispatched: bool
+    peer: Peer,
+    request: Message,
+    serializer: Serializer | None,
+    error: Exception,
+    *,
+    dispatched: bool,
+    callback: bool = False,
 ) -> Message | None:
     """The exception answer to a request; None for a one-way call. Marks the connection when it must end after it."""
     own = peer.session.grant.bits & Feature.TYPED != 0
-    verdict = reply_for_exception(error, own=own, dispatched=dispatched)
+    verdict = reply_for_exception(error, own=own, dispatched=dispatched, callback=callback)
     if verdict.log:
         log.warning("a request of %s failed", peer.connection.peer, exc_info=error)
     if verdict.close:
@@ -377,7 +404,7 @@ def failure(
     exception = StopIteration(*error.args) if isinstance(error, EndOfStream) else verdict.exception
     lines = _lines_of(peer, error)
     body = (serializer or peer.serializer("marshal")).dumps_exception(exception, lines)
-    annotations: dict[str, Body] = {}
+    annotations = _hook_annotations(peer)
     if own and not dispatched and isinstance(error, CommunicationError) and error.outcome in _OUTCOME_LETTERS:
         annotations[OUTCOME_KEY] = peer.session.grant.outcome(_OUTCOME_LETTERS[error.outcome])
     answer = Message(

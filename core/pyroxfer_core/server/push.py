@@ -168,4 +168,4 @@ class _Pushed:
             await self._sender.fetch(iterator)
             await trio.lowlevel.checkpoint()
         else:
-            await self._sender.fetch_in_thread(iterator, self._peer.pool.run_patiently)
+            await self._sender.fetch_in_thread(iterator, self._peer.pool.run_iterator)

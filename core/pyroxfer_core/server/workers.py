@@ -110,6 +110,10 @@ class WorkerPool:
         async with self._patient:
             return await self._run(function, args, kwargs)
 
+    async def run_iterator(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Like `run_patiently`, for fetching items of a stream: its reader waits for nothing else."""
+        return await self.run_patiently(function, *args)
+
     async def run_nested(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Like `run`, for a call that is made while working on another one: that may have the thread it waits for.
 

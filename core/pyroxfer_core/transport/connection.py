@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import select
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -78,6 +79,7 @@ class Connection:
         self._out: list[Body] = []
         self._sending = False
         self._drained: trio.Event | None = None
+        self._poll: select.poll | None = None
         self.in_pieces: Callable[[Message], Outgoing | None] | None = None
         """Takes over messages with bodies above 256 KiB; None when they must leave as they are."""
         self.queued = 0
@@ -351,8 +353,29 @@ class Connection:
                 self._drained = trio.Event()
             await self._drained.wait()
 
+    async def receive_bytes(self) -> bytes:
+        """Wait for bytes and take them past the decoder, where nothing can have come yet; empty at the end.
+
+        Errors and cancellation as with `receive`.
+        """
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(self._sock)
+                return self._sock.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except (trio.ClosedResourceError, OSError, ValueError) as error:
+                raise self._lost(error) from error
+
     def peek(self) -> bool | None:
         """What waits on an idle connection: None nothing, True bytes, False that the peer is gone."""
+        if self.broken:
+            return False
+        if self._poll is None and isinstance(self._sock, socket.socket):
+            self._poll = select.poll()
+            self._poll.register(self._sock, select.POLLIN)
+        if self._poll is not None and not self._poll.poll(0):  # costs a third of an error that says so
+            return None
         try:
             return bool(self._sock.recv(1, socket.MSG_PEEK))
         except BlockingIOError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pyroxfer_core import expose
 
@@ -16,12 +16,14 @@ from ..errors import LostError, PeerError, TransferError, to_record
 from ..offer import End, Ticket, check_range, check_ranges, check_transfer_id
 from ..replies import about_transfer, elsewhere
 from ..runs import Range, pieces
-from ..siblings import Siblings
 from ..sink import Sink
 from ..source import Source
-from ..transfers import Transfers
 from .base import MAX_BLOCK, Acknowledged, Channel, Manner, as_bytes, credit_in
 from .window import push_blocks
+
+if TYPE_CHECKING:  # the server's: a client starts without them
+    from ..siblings import Siblings
+    from ..transfers import Transfers
 
 BLOCK: Final = 512 * 1024
 """Bytes of one block: measured over loopback, half of it costs a quarter more of the processor's time."""

@@ -65,6 +65,8 @@ def read_file(path: str | None) -> dict[str, Any]:
         raise ConfigurationError([f"{place}: not UTF-8 at byte {error.start}"]) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError([f"{place}: not TOML: {error}"]) from None
+    except RecursionError:
+        raise ConfigurationError([f"{place}: nested too deeply"]) from None
 
 
 @dataclass(frozen=True)

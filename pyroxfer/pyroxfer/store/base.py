@@ -60,7 +60,7 @@ class WholeFiles(Protocol):
     def open_file(self, path: str) -> int:
         """As ``Store.open_file``."""
 
-    def put(self, path: str, data: bytes, mode: int, mtime_ns: int | None, durability: str) -> str:
+    def put(self, path: str, data: bytes | memoryview, mode: int, mtime_ns: int | None, durability: str) -> str:
         """Write a file and put it in place under its name, making missing folders; the path it got.
 
         Raises:

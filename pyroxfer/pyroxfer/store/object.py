@@ -90,7 +90,7 @@ class WholeObjects:
         """As ``ObjectStore.open_file``."""
         return self._store.open_file(path)
 
-    def put(self, path: str, data: bytes, mode: int, mtime_ns: int | None, durability: str) -> str:
+    def put(self, path: str, data: bytes | memoryview, mode: int, mtime_ns: int | None, durability: str) -> str:
         """Put an object in place under its name; the path it got.
 
         Raises:
@@ -103,7 +103,7 @@ class WholeObjects:
         key = "/".join(parts)
         if any(below.startswith(f"{key}/") for below in self._bucket.first(key)):
             raise ExistsError(f"{printable(key)}: is a folder")
-        self._bucket.put(key, data, _new(len(data), mode, mtime_ns))
+        self._bucket.put(key, bytes(data), _new(len(data), mode, mtime_ns))
         return path
 
 

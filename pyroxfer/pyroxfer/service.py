@@ -173,6 +173,7 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
         """``{"received": bytes}`` of an upload under way, ``{}`` of a download; the error that ended it otherwise."""
         name = check_transfer_id(transfer_id)
         if self.transfers.is_download(name):
+            self.transfers.download(name)
             return {}
         return {"received": self.transfers.upload(name).sink.received}
 

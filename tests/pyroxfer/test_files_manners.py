@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -18,15 +19,19 @@ from doubles import until
 
 import pyroxfer
 from pyroxfer import FileServer, Receipt, errors
-from pyroxfer.channels import iter
+from pyroxfer.channels import iter, raw
 from pyroxfer.channels.base import AUTO_STREAMS, Manner
 from pyroxfer.channels.window import CREDIT, Window
 from pyroxfer.conversation import open_conversation
 from pyroxfer.digest import PrefixDigest
+from pyroxfer.grants import DOWNLOAD, UPLOAD
 from pyroxfer.offer import Offer, Ticket
 from pyroxfer.pace import Pace
+from pyroxfer.runs import Range
 from pyroxfer.store import staged as staged_room
-from pyroxfer_core import Settings
+from pyroxfer.tasks import open_flat_nursery
+from pyroxfer.transfers import LEASE_S, Upload
+from pyroxfer_core import Settings, open_side_stream
 from pyroxfer_core import errors as core_errors
 
 MIB = 1024 * 1024
@@ -177,12 +182,81 @@ async def test_a_server_that_stops_says_how_to_go_on(
     assert os.listdir(root) == ["f"]
 
 
+@pytest.mark.parametrize("direction", [UPLOAD, DOWNLOAD])
+async def test_whoever_moves_a_byte_now_and_then_is_not_idle(
+    server: FileServer, root: Path, direction: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a stripe, and between the bytes by asking how it stands."""
+    now, transfers = [0.0], server._transfers
+    monkeypatch.setattr(transfers, "_clock", lambda: now[0])
+    (root / "there").write_bytes(bytes(raw.STRIPE))
+    async with open_conversation(server.uri, Settings()) as talk:
+        method, arguments = (
+            ("open_upload", [Offer("f", raw.STRIPE).to_dict()])
+            if direction == UPLOAD
+            else ("open_download", ["there", "blake3"])
+        )
+        ticket = Ticket.from_dict((await talk.ask(method, *arguments))["ticket"])
+        (transfer,) = transfers._active.values()
+
+        async def is_touched() -> None:
+            await until(lambda: transfer.deadline == now[0] + LEASE_S)
+            now[0] += LEASE_S - 1
+
+        stream = await open_side_stream(server.uri, bytes.fromhex(ticket.grant))
+        await raw._receive_record(stream, raw.READY)
+        await raw._send_record(stream, raw.GO, 0)
+        await raw._send_range_record(stream, Range(0, raw.STRIPE), True)
+        if isinstance(transfer, Upload):
+            await until(lambda: transfer.sink.missing() == [])  # all of it is under way
+            now[0] += LEASE_S - 1
+            await stream.send_all(b"x")
+            await is_touched()
+        await talk.ask("status", ticket.transfer_id)
+        await is_touched()
+        stream.abort()
+
+
+@pytest.mark.parametrize("direction", ["send", "get"])
+async def test_a_side_stream_that_freezes_is_noticed(
+    server: FileServer, root: Path, here: Path, direction: str, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something on the way forgets it and closes nothing, while the conversation goes on."""
+    monkeypatch.setattr(raw, "ASK_S", 0.05)
+    monkeypatch.setattr(raw, "STALL_S", 0.5)
+
+    async def pass_on(source: trio.SocketStream, sink: trio.SocketStream, most: int) -> None:
+        passed = 0
+        async for data in source:
+            passed += len(data)
+            if passed > most:
+                await trio.sleep_forever()
+            await sink.send_all(data)
+
+    async def serve(client: trio.SocketStream) -> None:
+        first = await client.receive_some(4)
+        most = 2**62 if first == b"PYRO" else MIB
+        async with await trio.open_tcp_stream("localhost", int(server.location.rsplit(":")[-1])) as there:
+            await there.send_all(first)
+            with contextlib.suppress(trio.BrokenResourceError):
+                async with open_flat_nursery() as pumps:
+                    pumps.start_soon(pass_on, there, client, most)
+                    await pass_on(client, there, most)
+                    pumps.cancel_scope.cancel()
+
+    (listener, *_) = await nursery.start(trio.serve_tcp, serve, 0)
+    place = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+    source, target = (here, root) if direction == "send" else (root, here)
+    (source / "f").write_bytes(bytes(8 * MIB))
+    ends = (here / "f", f"{place}/g") if direction == "send" else (f"{place}/f", here / "g")
+    with pytest.raises(errors.StalledError, match="nothing moved"):
+        await getattr(pyroxfer, direction)(*ends, channel="raw")
+    nursery.cancel_scope.cancel()
+    assert not (target / "g").exists()
+
+
 async def test_a_client_that_stalls_is_ended_with_a_reason(root: Path, here: Path, random_bytes: RandomBytes) -> None:
     """A side stream on which nothing comes any more: the lease ends it, what came is kept."""
-    from pyroxfer.channels import raw
-    from pyroxfer.runs import Range
-    from pyroxfer_core import open_side_stream
-
     async with FileServer(root, lease_s=1.0) as server, open_conversation(server.uri, Settings()) as talk:
         reply = await talk.ask("open_upload", Offer("f", 9 * MIB, origin="ab" * 16, durability="none").to_dict())
         ticket = Ticket.from_dict(reply["ticket"])

@@ -62,7 +62,8 @@ class Channel:
         self._on_lost = on_lost
         self._on_drained: Drain = _ignore
         self._out: list[Body] = []
-        self._held = False
+        self._held = 0
+        """How many buffers are gathered; 0 while none is."""
         self._paused = False
         self.closed = False
         self.pending = 0
@@ -167,6 +168,8 @@ class Channel:
         if self._held or self._out:
             self._out.append(data)
             self.pending += size
+            if self._held and len(self._out) >= self._held:
+                self._flush()
             return
         try:
             sent = self._sock.send(data)
@@ -190,24 +193,27 @@ class Channel:
         self.write(body)
         self.let_go()
 
-    def hold(self) -> None:
-        """Gather what is written from now on, for `let_go` to send all of it at once."""
-        self._held = True
+    def hold(self, most: int = MAX_BUFFERS) -> None:
+        """Gather what is written from now until `let_go`, and send up to so many buffers at once."""
+        self._held = most
 
     def let_go(self) -> None:
         """Send what was gathered, as `write` does. Without `hold` before it nothing happens."""
-        if not self._held:
+        if self._held:
+            self._held = 0
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._out or self._events & WRITE:
             return
-        self._held = False
-        if self._out and not self._events & WRITE:
-            try:
-                self._send_out()
-            except OSError:
-                pass  # the hub reports it, when whoever is writing now has finished
-            if self._out:
-                self._watch_for(self._events | WRITE)
-            else:
-                self._tell_drained()
+        try:
+            self._send_out()
+        except OSError:
+            pass  # the hub reports it, when whoever is writing now has finished
+        if self._out:
+            self._watch_for(self._events | WRITE)
+        else:
+            self._tell_drained()
 
     def _push(self) -> None:
         try:

@@ -42,6 +42,9 @@ from .records import Records
 from .relay import Relay
 from .routes import Party, Service
 
+SHARE: Final = 8
+"""Messages that came together go on in parts of what is under way: with a write for each of them the receiver is
+woken too often, and with one for all of them nobody else works while they are passed on."""
 ALIVE_S: Final = 1.0
 """How often a client of ours is told that it is not forgotten, while its call waits here."""
 
@@ -204,7 +207,7 @@ class Pinned:
 
     def _go_on(self) -> None:
         """Pass on what has come from the client, as far as it may go now, with one write."""
-        self._backend.hold()
+        self._backend.hold(1 + self._relay.under_way // SHARE)
         try:
             while not self._waits and not self._finishing:
                 event = self._from_client.next_event()
@@ -323,7 +326,7 @@ class Pinned:
     def _backend_said(self, data: bytes) -> None:
         client, events = self._client, self._from_backend
         events.feed(data)
-        client.hold()
+        client.hold(1 + self._relay.under_way // SHARE)
         try:
             while (event := events.next_event()) is not None:
                 if type(event) is Sealed:

@@ -140,9 +140,9 @@ def test_a_closed_channel_lets_go_of_nothing(hub: Hub) -> None:
         assert not said.drained
 
 
-async def test_the_calls_that_came_with_one_read_leave_with_one_write_and_so_do_the_answers(hub: Hub) -> None:
-    calls = [V502.encode(Message(MessageType.INVOKE, seq, "serpent", 0, b"()")) for seq in range(1, 9)]
-    answers = [V502.encode(Message(MessageType.RESULT, seq, "serpent", 0, b"3")) for seq in range(1, 9)]
+async def test_what_came_with_one_read_leaves_in_parts_of_what_is_under_way(hub: Hub) -> None:
+    calls = [V502.encode(Message(MessageType.INVOKE, seq, "serpent", 0, b"()")) for seq in range(1, 17)]
+    answers = [V502.encode(Message(MessageType.RESULT, seq, "serpent", 0, b"3")) for seq in range(1, 17)]
     client_sock, client = pair()
     backend_sock, backend = pair()
     home = Backend("b", Uri("PYRO:x@h:1"))
@@ -165,12 +165,17 @@ async def test_the_calls_that_came_with_one_read_leave_with_one_write_and_so_do_
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pinned.run, (client_sock, b""), (backend_sock, b""))
             await trio.testing.wait_all_tasks_blocked()
-            client.send(b"".join(calls))
-            hub.turn()
-            assert received(backend) == [b"".join(calls)]
-            assert home.in_flight == 8
-            backend.send(b"".join(answers))
-            hub.turn()
-            assert received(client) == [b"".join(answers)]
-            assert home.in_flight == 0
-            pinned.abort()
+            try:
+                client.send(b"".join(calls[:8]))
+                hub.turn()
+                assert received(backend) == calls[:8]
+                client.send(b"".join(calls[8:]))
+                hub.turn()
+                assert received(backend) == [b"".join(calls[at : at + 2]) for at in range(8, 16, 2)]
+                assert home.in_flight == 16
+                backend.send(b"".join(answers))
+                hub.turn()
+                assert received(client) == [b"".join(answers[at : at + 3]) for at in range(0, 16, 3)]
+                assert home.in_flight == 0
+            finally:
+                pinned.abort()

@@ -100,10 +100,9 @@ class Intake:
         while (event := decoder.next_event()) is None:
             wait()
             data = self._sock.recv(RECEIVE_BYTES)
-            decoder.feed(data)
             if not data:
-                decoder.eof()
                 return None
+            decoder.feed(data)
         assert type(event) is Message, "a client's decoder collects everything"
         return event
 

@@ -585,6 +585,7 @@ class BlockingLink:
         answer = self._intake.receive_one(lambda: self._wait_for_bytes(deadline))
         if answer is None:
             self.ended = True
+            self._decoder.eof()
             raise ConnectionClosedError("the peer closed the connection")
         return answer
 

@@ -28,6 +28,8 @@ class CommandGroup(click.Group):
 
 def _forget_what_cannot_be_written() -> None:
     """Python tries once more at its end to write what is still buffered, and would complain again, with 120."""
+    if sys.stdout is None:  # closed from the beginning
+        return
     try:
         sys.stdout.flush()
     except OSError:

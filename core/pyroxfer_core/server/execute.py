@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,8 +38,6 @@ _ONEWAY, _BATCH, _KEEPSERIALIZED, _COMPRESSED = Flags.ONEWAY, Flags.BATCH, Flags
 _RESULT: Final = MessageType.RESULT
 SLOW_BYTES: Final = 64 * 1024
 """Text formats take some 100 ns a byte and more, and a compressed body inflates to a thousand times its size."""
-KEPT_BYTES: Final = 4096
-"""The largest request that an idle connection may go on holding."""
 SLOW_MSGPACK_BYTES: Final = 4 * 1024 * 1024
 Read = Callable[[], Call]
 """Gives, or raises, what `read_call` did when it ran already."""
@@ -79,11 +76,6 @@ class Job(CallContext):
         self.kwargs = kwargs
         self.deadline = deadline
         self.lane: Any = None
-
-    def forget(self) -> None:
-        """Let go of what was asked: as the context of the task that ran it, a job outlives its call."""
-        self.message = replace(self.message, body=b"")
-        self.args, self.kwargs = (), None
 
     @property
     def oneway(self) -> bool:
@@ -368,7 +360,7 @@ def _stream_result(peer: Peer, job: Job, value: Any) -> Message:
     stream_id = peer.streams.add(value, peer)
     annotations = {**_response_annotations(peer, job), STREAM_KEY: stream_id.encode("ascii")}
     if Feature.PUSH in peer.session.grant:
-        number = peer.pushed_streams().offer(stream_id, job)
+        number = peer.pushed.offer(stream_id, job)
         if number is not None:
             annotations[PUSHED_KEY] = peer.session.grant.stream(number)
     return Message(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Hashable
 from functools import partial
 from math import inf
@@ -47,6 +48,9 @@ SHARE: Final = 8
 woken too often, and with one for all of them nobody else works while they are passed on."""
 ALIVE_S: Final = 1.0
 """How often a client of ours is told that it is not forgotten, while its call waits here."""
+MAX_BEHIND: Final = 16 * 1024
+"""Bytes that are looked through behind a call that waits, for what may pass it."""
+_EACH: Final = 64
 
 
 class Pinned:
@@ -101,6 +105,9 @@ class Pinned:
         self._waiting_length: int | None = None
         self._waits_since = 0.0
         self._told_alive_at = 0.0
+        self._behind: deque[Event] = deque()
+        """What the client sent behind a call that waits, as far as it was looked through."""
+        self._bytes_behind = 0
         self._request: Sealed | None = None
         """A message of the client whose body is still coming."""
         self._refused: list[Fail] | None = None
@@ -209,8 +216,8 @@ class Pinned:
         """Pass on what has come from the client, as far as it may go now, with one write."""
         self._backend.hold(1 + self._relay.under_way // SHARE)
         try:
-            while not self._waits and not self._finishing:
-                event = self._from_client.next_event()
+            while not self._finishing:
+                event = self._next_to_pass() if self._waits else self._next()
                 if event is None:
                     break
                 self._take(event)
@@ -219,17 +226,49 @@ class Pinned:
             return
         finally:
             self._backend.let_go()
-        if self._waits:
+        if self._waits and self._bytes_behind >= MAX_BEHIND:
             self._client.pause()
-        elif self._backend.is_clogged:
+        elif self._backend.is_clogged and not self._waits:
             self._client.pause()
             self._backend.on_drained(self._client.resume)
         else:
             self._client.resume()
 
+    def _next(self) -> Event | None:
+        """In the order of the client."""
+        if not self._behind:
+            return self._from_client.next_event()
+        event = self._behind.popleft()
+        self._bytes_behind -= _cost(event)
+        return event
+
+    def _next_to_pass(self) -> Event | None:
+        """What need not stay behind the call that waits, although it came later."""
+        for event in self._behind:
+            if self._may_pass(event):
+                self._behind.remove(event)
+                self._bytes_behind -= _cost(event)
+                return event
+        while self._bytes_behind < MAX_BEHIND:
+            new = self._from_client.next_event()
+            if new is None or self._may_pass(new):
+                return new
+            self._behind.append(new)
+            self._bytes_behind += _cost(new)
+        return None
+
+    def _may_pass(self, event: Event) -> bool:
+        """Who cancels a call may make room for the one that waits, or want that no more."""
+        if type(event) is not Sealed or event.type != MessageType.CANCEL:
+            return False
+        return Feature.CANCEL in self._agreed and self._relay.has(event.seq)
+
     def _take(self, event: Event) -> None:
         if type(event) is Sealed:
-            self._ask(event, None)
+            if self._waits and self._relay.waits(event.seq):
+                self._withdraw()
+            else:
+                self._ask(event, None)
         elif isinstance(event, Head):
             assert isinstance(event.message, Sealed)
             self._request = event.message
@@ -290,6 +329,12 @@ class Pinned:
             self._take_off(message, monotonic() - self._waits_since)
             self._hand_over(message, self._waiting_length)
         self._go_on()
+
+    def _withdraw(self) -> None:
+        """Its caller cancels the call that waits."""
+        self._waits = False
+        text = "it was cancelled while it waited for a backend"
+        self._refuse(self._relay.withdraw(monotonic()), self._waiting_length, text)
 
     def _hand_over(self, message: Sealed, length: int | None) -> None:
         if message.type == MessageType.INVOKE:
@@ -433,3 +478,10 @@ class Pinned:
         if not self._finishing:
             self._finishing = True
             note(logging.INFO, "client_closed", service=self._service.name, reason=reason)
+
+
+def _cost(event: Event) -> int:
+    """Bytes that keeping it costs, about."""
+    if type(event) is Sealed:
+        return _EACH + len(event.data)
+    return _EACH + (len(event.data) if isinstance(event, BodyPart) else 0)

@@ -15,6 +15,7 @@ from pyroxfer_core import Connection
 from pyroxfer_core.settings import MIB
 from pyroxfer_core.wire import Message, codec_for
 from pyroxfer_dispatcher import Dispatcher
+from pyroxfer_dispatcher.pinned import MAX_BEHIND, Pinned
 
 ClientOf = Callable[[str], AbstractAsyncContextManager[Connection]]
 WAYS: dict[str, tuple[str, ClientOf, Callable[..., Message]]] = {
@@ -146,6 +147,35 @@ async def test_a_refused_large_call_is_told_so_when_its_backend_is_lost_meanwhil
         assert "Unknown: " in text_of(await received(first))
         await second.send_encoded(data[-1:])
         assert "NotSent: service 'orders' is overloaded" in text_of(await received(second))
+
+
+async def test_little_is_kept_behind_a_call_that_waits_and_all_of_it_goes_on_in_order() -> None:
+    """The rest stays with the client until the call has its turn."""
+    _, client_of, message = WAYS["pinned"]
+    count = 1000
+    async with busy("pinned") as (backend, dispatcher, gate), crowd(dispatcher, client_of, 2) as clients:
+        first, second = clients
+        await first.send(message(1))
+        await wait_for(lambda: len(backend.seen) == 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(second.send_encoded, b"".join(codec_for(502).encode(message(n)) for n in range(count)))
+            waiting = await pinned_of(dispatcher, lambda one: one._client.is_paused)
+            assert MAX_BEHIND <= waiting._bytes_behind < 2 * MAX_BEHIND
+            for _ in range(count + 1):
+                gate.open()
+            for number in range(count):
+                assert (await received(second)).seq == number
+        assert (waiting._bytes_behind, len(waiting._behind)) == (0, 0)
+
+
+async def pinned_of(dispatcher: Dispatcher, condition: Callable[[Pinned], bool]) -> Pinned:
+    """The first one of which this becomes true."""
+
+    def found() -> list[Pinned]:
+        return [one for one in dispatcher._conversations if isinstance(one, Pinned) and condition(one)]
+
+    await wait_for(found)
+    return found()[0]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -120,6 +120,9 @@ class Pinned:
         self._has_confirmed = False
         """The client repeated what was agreed: it is one of this library, and understands its messages."""
         self._in_answer = False
+        """The client has a part of an answer."""
+        self._unsaid: list[Fail] = []
+        """What to say behind that answer."""
         self._finishing = False
         self._ended = trio.Event()
 
@@ -410,6 +413,8 @@ class Pinned:
         else:
             self._in_answer = False
             self._relay.answered_whole(monotonic())
+            unsaid, self._unsaid = self._unsaid, []
+            self._say(unsaid)
 
     def _backend_left(self, reason: str) -> None:
         """Every call that waits is to be told what is certain of it; then the client's connection ends too."""
@@ -439,8 +444,12 @@ class Pinned:
         note(logging.WARNING, "call_failed", service=self._service.name, outcome=fail.outcome.value, reason=fail.text)
 
     def _say(self, fails: list[Fail]) -> None:
-        """Answer in the place of the backend; when that is lost the client's connection ends too."""
-        told = all(map(self._answer_for_backend, fails))
+        """Answer in the place of the backend, between two answers of that; when it is lost the client's connection
+        ends too."""
+        if self._in_answer and not self._backend_is_lost:
+            self._unsaid += fails
+            return
+        told = self._in_answer or all(map(self._answer_for_backend, fails))
         if self._backend_is_lost:
             self._finish("its backend was lost")
         elif not told:

@@ -7,7 +7,18 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 import trio
-from doubles_dispatch import POISON, RawBackend, ask, blob, config_for, echo, raw_backend, raw_client, wait_for
+from doubles_dispatch import (
+    POISON,
+    RawBackend,
+    answer_to,
+    ask,
+    blob,
+    config_for,
+    echo,
+    raw_backend,
+    raw_client,
+    wait_for,
+)
 from test_dispatch_server import text_of
 from test_dispatch_transparent import call, client_of
 
@@ -147,6 +158,66 @@ async def test_a_refused_large_call_is_told_so_when_its_backend_is_lost_meanwhil
         assert "Unknown: " in text_of(await received(first))
         await second.send_encoded(data[-1:])
         assert "NotSent: service 'orders' is overloaded" in text_of(await received(second))
+
+
+async def test_a_refusal_is_not_said_inside_an_answer() -> None:
+    """A client that calls again while a large answer comes in hears of the refusal behind it."""
+    _, client_of, message = WAYS["pinned"]
+    half, go_on = 500_000, trio.Event()
+    answer = codec_for(502).encode(answer_to(message(1), bytes(2 * half)))
+
+    async def script(connection: Connection, request: Message) -> None:
+        await connection.send_encoded(answer[:half])
+        await go_on.wait()
+        await connection.send_encoded(answer[half:])
+
+    async with raw_backend(script) as backend:
+        config = config_for(backend.uri, service='objects = ["worker"]\nmax_queue = 0', backend="max_in_flight = 1")
+        async with Dispatcher(config) as dispatcher, client_of(dispatcher.location) as client:
+            client.decoder.max_message = 4 * half
+            await client.send(message(1))
+            await pinned_of(dispatcher, lambda one: one._in_answer)
+            await client.send(message(2))
+            await wait_for(lambda: dispatcher.directory.services["orders"].tally["NotSent"] == 1)
+            go_on.set()
+            assert (await received(client)).body == bytes(2 * half)
+            assert "NotSent: " in text_of(await received(client))
+
+
+async def test_nothing_is_said_inside_an_answer_that_breaks_off() -> None:
+    """The end of the connection says it all: whatever came behind would count as a part of the answer."""
+    _, client_of, message = WAYS["pinned"]
+    head = codec_for(502).encode_head(answer_to(message(1)), 1_000_000)
+    sent, go_on = head + bytes(500_000), trio.Event()
+
+    async def script(connection: Connection, request: Message) -> None:
+        await connection.send_encoded(sent)
+        await go_on.wait()
+        connection.close()
+
+    async with raw_backend(script) as backend:
+        config = config_for(backend.uri, service='objects = ["worker"]\nmax_queue = 0', backend="max_in_flight = 1")
+        async with Dispatcher(config) as dispatcher, client_of(dispatcher.location) as client:
+            await client.send(message(1))
+            await pinned_of(dispatcher, lambda one: one._in_answer)
+            await client.send(message(2))
+            await wait_for(lambda: dispatcher.directory.services["orders"].tally["NotSent"] == 1)
+            go_on.set()
+            assert await rest_of(client) == sent
+
+
+async def rest_of(client: Connection) -> bytes:
+    """All bytes until the end of the connection."""
+    data = b""
+    while True:
+        try:
+            more = client.sock.recv(65536)
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(client.sock)
+            continue
+        if not more:
+            return data
+        data += more
 
 
 async def test_little_is_kept_behind_a_call_that_waits_and_all_of_it_goes_on_in_order() -> None:

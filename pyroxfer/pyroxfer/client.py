@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import stat as stat_module
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -120,6 +120,7 @@ async def send(
         into = target.into or await is_folder(talk, target.path)
         if len(sources) > 1 and not into:
             raise AddressError(f"{target}: is not a folder, so it cannot take several things; end it in '/'")
+        check_apart(await in_thread(source_names, sources))
         reporter = Reporter(progress)
         one = functools.partial(_send_one, Sender(talk, options, reporter), talk, target=target.path, into=into)
         receipts = await _each(sources, one, reporter)
@@ -152,6 +153,25 @@ def check_sources(sources: Sequence[str], one_folder: bool = False) -> bool:
         with translated(sources[0]):
             return stat_module.S_ISDIR(Path(sources[0]).stat().st_mode)
     return any(os.path.isdir(source) for source in sources)  # noqa: PTH112  # False, not an error, where nothing is
+
+
+def check_apart(names: Iterable[str]) -> None:
+    """Whether things that go into one folder have names of their own; one that is named twice is one thing.
+
+    Raises:
+        AddressError: two have one name, and the second would take the place of the first.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise AddressError(f"two of the sources are called '{printable(name)}'; give them different targets")
+        if name:
+            seen.add(name)
+
+
+def source_names(sources: Sequence[str]) -> list[str]:
+    """What local sources are called in a folder, each once; nothing for one whose contents are meant. Blocking."""
+    return [folder_name(source) for source in dict.fromkeys(sources)]
 
 
 async def is_folder(talk: Conversation, path: str) -> bool:
@@ -252,6 +272,7 @@ async def get(
     folders: list[str] = []
     if several and not await in_thread(_takes_several, os.fspath(to)):
         raise AddressError(f"{printable(os.fspath(to))}: is not a folder, so it cannot take several things")
+    check_apart(address.name for address in dict.fromkeys(addresses))
 
     async def one(name: str) -> list[Receipt]:
         address = by_name[name]

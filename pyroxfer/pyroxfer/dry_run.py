@@ -11,7 +11,17 @@ from pathlib import Path, PurePosixPath
 from pyroxfer_core import Settings
 
 from .address import Address, parse_address
-from .client import PIPE, Paths, check_sources, check_takes_folder, folder_name, is_folder, listed
+from .client import (
+    PIPE,
+    Paths,
+    check_apart,
+    check_sources,
+    check_takes_folder,
+    folder_name,
+    is_folder,
+    listed,
+    source_names,
+)
 from .conversation import Conversation, open_conversation
 from .errors import AddressError, ExistsError, LostError, TransferError
 from .getting import Receiver
@@ -60,6 +70,7 @@ async def plan_send(
         into = target.into or await is_folder(talk, target.path)
         if len(sources) > 1 and not into:
             raise AddressError(f"{target}: is not a folder, so it cannot take several things; end it in '/'")
+        check_apart(await in_thread(source_names, sources))
         planner = Planner(talk, options, Reporter(progress))
         for source in sources:
             await _noted(planner, source, several, functools.partial(_plan_one, planner, talk, source, target, into))
@@ -117,6 +128,7 @@ async def plan_get(
         raise AddressError("a dry run needs addresses, and a place in the file system")
     if len(addresses) > 1 and not (place.endswith("/") or await in_thread(os.path.isdir, place)):
         raise AddressError(f"{printable(place)}: is not a folder, so it cannot take several things")
+    check_apart(address.name for address in dict.fromkeys(addresses))
     options = TransferOptions(
         if_exists=if_exists,
         selection=Selection(exclude, include, only),

@@ -195,6 +195,30 @@ async def test_local_targets_mean_what_they_mean_for_cp(server: FileServer, root
         await pyroxfer.get(f"{place}/t", here / "file")
 
 
+async def test_of_two_things_with_one_name_none_takes_the_place_of_the_other(
+    server: FileServer, root: Path, here: Path
+) -> None:
+    """Nothing moves, whatever is to be done with what exists; one that is named twice is one."""
+    for folder in (root, here):
+        for name in ("a/x", "b/x"):
+            (folder / name).parent.mkdir()
+            (folder / name).write_text(name)
+    there, sources = f"{server.location}/to/", [here / "a" / "x", here / "b" / "x"]
+    addresses = [f"{server.location}/a/x", f"{server.location}/b/x"]
+    for transfer, arguments in (
+        (pyroxfer.send, (sources, there)),
+        (pyroxfer.plan_send, (sources, there)),
+        (pyroxfer.get, (addresses, f"{here}/to/")),
+        (pyroxfer.plan_get, (addresses, f"{here}/to/")),
+    ):
+        with pytest.raises(errors.AddressError, match="are called 'x'"):
+            await transfer(*arguments, if_exists="replace")
+    assert not (root / "to").exists()
+    assert not (here / "to").exists()
+    await pyroxfer.send([here / "a" / "x"] * 2, there)
+    assert (root / "to" / "x").read_text() == "a/x"
+
+
 async def test_of_several_things_the_good_ones_arrive(server: FileServer, root: Path, here: Path) -> None:
     """Files and folders named together: one that fails does not stop the next, and all failures are told."""
     plant(here, {"a": b"1", "b": b"2", "t": {"x": b"3", "y": b"4"}})

@@ -123,8 +123,7 @@ def transfer_options(command: F) -> F:
             ),
             click.option(
                 "-T",
-                "--no-target-directory",
-                "exact",
+                "--exact",
                 is_flag=True,
                 help="The target is the new name, also when a folder has it; goes on with a folder that was begun.",
             ),

@@ -567,6 +567,7 @@ def _from_backend(link: Link, piece: Piece) -> Event:
     if isinstance(piece, Message):
         if piece.type == MessageType.GOAWAY and link.leaves(piece):
             return BackendLeaves(link.has_begun(piece))
+        link.note_failure(piece)
         return ReplyArrived(piece)
     if isinstance(piece, BodyPart):
         return ReplyPartArrived(piece.data)

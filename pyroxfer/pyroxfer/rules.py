@@ -133,6 +133,9 @@ class GuardedStore:
     def make_link(self, path: str, text: str, if_exists: str) -> bool:
         return self._store.make_link(self.check(path, "write"), text, if_exists)
 
+    def check_writable(self, path: str) -> None:
+        self._store.check_writable(self.check(path, "write"))
+
     def stage(self, path: str, size: int | None, mode: int, origin: str = "") -> StagedFile:
         return self._store.stage(self.check(path, "write"), size, mode, origin)
 

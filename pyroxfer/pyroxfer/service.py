@@ -142,6 +142,7 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
     @replies
     async def remove(self, path: object) -> Mapping[str, Any]:
         """Remove a file or an empty folder."""
+        self._readable()  # who may only bring files does not see any, and takes none away
         await in_thread(self._writable().remove, text_argument(path, "a path", MAX_PATH_BYTES))
         return {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import select
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar, TypeVarTuple
 
@@ -17,7 +18,7 @@ from .runs import MAX_RUNS, UNKNOWN, Range, Run, covered, step_for
 from .source import HASH_TURN, catch_up
 from .store.base import StagedFile
 from .store.rooted import translated
-from .tasks import Usage, in_thread, own_threads
+from .tasks import Usage, in_thread, own_threads, wait_for
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -328,7 +329,10 @@ class PipeSink:
         self._digest.offer(offset, view)
         try:
             while view:
-                view = view[os.write(self._pipe, view) :]
+                try:
+                    view = view[os.write(self._pipe, view) :]
+                except BlockingIOError:  # whoever made the pipe does not want to wait in it
+                    wait_for(self._pipe, select.POLLOUT)
         except BrokenPipeError:
             raise TransferError("nobody reads the output any more") from None
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, TypeVar, TypeVarTuple
 
@@ -86,6 +87,13 @@ def check_cancelled() -> None:
     """
     with contextlib.suppress(RuntimeError):  # a thread that trio did not start: nobody can cancel it
         trio.from_thread.check_cancelled()
+
+
+def wait_for(fd: int, event: int) -> None:
+    """Wait until a descriptor that does not wait by itself can be read from or written to. Blocking."""
+    poll = select.poll()
+    poll.register(fd, event)
+    poll.poll()
 
 
 def own_threads() -> trio.CapacityLimiter:

@@ -12,7 +12,7 @@ from .channels.base import MAX_BLOCK
 from .errors import DeniedError, ExistsError, PeerError, TransferError
 from .grants import UPLOAD
 from .offer import End, Offer, Receipt, Ticket
-from .placing import begin, existing, receipt_for, settle_late
+from .placing import begin, receipt_for, settle_late
 from .runs import Run
 from .siblings import Siblings
 from .sink import FileSink
@@ -38,13 +38,13 @@ class Uploads:
         An upload of the same file from the same origin over another connection is taken over: it ends there.
 
         Raises:
-            DeniedError: the id is in use.
+            DeniedError: the id is in use, or the caller may not write there.
             BusyError: too many are under way, or the server stops.
             ExistsError: other bytes stand under the name.
             TransferError: what the store said.
         """
         self.transfers.check_id(offer.transfer_id, holder)
-        await in_thread(existing, store, offer.path)  # before somebody else's transfer is touched
+        store.check_writable(offer.path)  # before somebody else's transfer is touched
         doubt = await self.give_way(offer, holder)
         if self.siblings is not None:
             doubt = await self.siblings.take_over(offer) or doubt

@@ -146,6 +146,17 @@ def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
         _call(proxy)
 
 
+def test_no_resolver_is_asked_for_an_address_in_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolver(*args: object, **keywords: object) -> object:
+        raise AssertionError("it was asked")
+
+    with serving(blocking.Daemon()) as daemon:
+        uri = daemon.register(Service(), "thing")
+        monkeypatch.setattr(socket, "getaddrinfo", resolver)
+        with blocking.Proxy(f"PYRO:thing@127.0.0.1:{uri.port}", settings=settings()) as proxy:
+            assert proxy.echo(1) == 1
+
+
 def test_a_call_waits_for_another_threads_connection_as_long_as_it_may(stopped: socket.socket) -> None:
     with facade(f"PYRO:{at(stopped)}") as proxy:
         proxy._pyroTimeout = None

@@ -21,7 +21,8 @@ from facade_doubles import WITHIN_S, Service, StockServer, plain_answer, serving
 from pyroxfer_core import Settings, behavior, expose
 from pyroxfer_core.blocking import BatchProxy, Daemon, Proxy, SerializedBlob, current_context
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, TimeoutError
-from pyroxfer_core.wire.message import Message
+from pyroxfer_core.wire import codec_for
+from pyroxfer_core.wire.message import Message, MessageType
 
 
 @pytest.fixture
@@ -552,6 +553,16 @@ def test_one_class_may_be_served_by_two_daemons(daemon: Daemon) -> None:
                 assert proxy.touch() == "touched"
         with pytest.raises(PyroError, match="already has a Pyro id"):
             other.register(Shared, "again")
+
+
+def test_a_daemon_may_welcome_in_another_serializer_than_it_is_greeted_in() -> None:
+    def seven(request: Message) -> bytes:
+        return codec_for(502).encode(Message(MessageType.RESULT, request.seq, request.serializer, 0, b"7"))
+
+    with StockServer(seven) as server:
+        with Proxy(f"PYRO:thing@{server.location}", settings=Settings(serializer="json")) as proxy:
+            assert proxy.echo(1) == 7
+        assert [request.serializer for request in server.requests] == ["json"]
 
 
 def test_the_protocol_of_one_proxy_is_not_that_of_others_at_the_same_place(daemon: Daemon) -> None:

@@ -361,7 +361,7 @@ async def test_the_deadline_of_a_large_request_counts_from_its_beginning(mock_cl
         connection=SimpleNamespace(codec=CODEC, decoder=Decoder(CODEC)),
     )
     async with trio.open_nursery() as nursery:
-        large = LargeMessages(peer, nursery)
+        large = LargeMessages(peer, nursery.start_soon)
         start = begin(0, 3)
         start.annotations[DEADLINE_KEY] = grant.deadline(1000)
         assert large.take(start) is None

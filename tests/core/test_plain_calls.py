@@ -19,9 +19,10 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 from own_doubles import CODEC, OWN, OwnServer, own_server, result
 
+from pyroxfer_core import BatchProxy as TrioBatchProxy
 from pyroxfer_core import Proxy as TrioProxy
 from pyroxfer_core import Settings, expose
-from pyroxfer_core.blocking import Daemon, Proxy, SerializedBlob, current_context
+from pyroxfer_core.blocking import BatchProxy, Daemon, Proxy, SerializedBlob, current_context
 from pyroxfer_core.blocking.waiting import Waiter
 from pyroxfer_core.errors import (
     CommunicationError,
@@ -44,10 +45,13 @@ numbers = st.integers(0, 0xFFFF)
 bodies = st.binary(max_size=40)
 
 
-@given(serializers, numbers, bodies)
-def test_a_plain_request_is_written_as_any(serializer: str, seq: int, body: bytes) -> None:
-    message = Message(MessageType.INVOKE, seq, serializer, 0, body)
-    assert plain_calls(serializer).request(seq, body) == CODEC.encode(message)
+kinds = st.sampled_from([0, Flags.BATCH])
+
+
+@given(serializers, kinds, numbers, bodies)
+def test_a_plain_request_is_written_as_any(serializer: str, flags: int, seq: int, body: bytes) -> None:
+    message = Message(MessageType.INVOKE, seq, serializer, flags, body)
+    assert plain_calls(serializer, flags).request(seq, body) == CODEC.encode(message)
 
 
 def test_a_serializer_that_the_protocol_does_not_have_has_no_plain_calls() -> None:
@@ -60,16 +64,16 @@ answers = st.builds(
     st.sampled_from([MessageType.RESULT, MessageType.RESULT, MessageType.INVOKE, MessageType.GOAWAY]),
     numbers,
     serializers,
-    st.sampled_from([0, 0, Flags.EXCEPTION, Flags.COMPRESSED, Flags.ITEMSTREAM]),
+    st.sampled_from([0, 0, Flags.BATCH, Flags.BATCH, Flags.EXCEPTION, Flags.COMPRESSED, Flags.ITEMSTREAM]),
     bodies,
     st.sampled_from([{}, {}, {"ABCD": b"x"}]),
     st.sampled_from([None, None, bytes(16), b"c" * 16]),
 )
 
 
-@given(answers, serializers, st.booleans(), st.binary(max_size=3), st.integers(0, 60))
+@given(answers, serializers, kinds, st.booleans(), st.binary(max_size=3), st.integers(0, 60))
 def test_an_answer_is_recognised_exactly_if_the_decoder_finds_it_and_nothing_else(
-    answer: Message, serializer: str, same: bool, tail: bytes, missing: int
+    answer: Message, serializer: str, flags: int, same: bool, tail: bytes, missing: int
 ) -> None:
     """Alone, with something behind it, and cut short."""
     whole = CODEC.encode(answer)
@@ -78,8 +82,8 @@ def test_an_answer_is_recognised_exactly_if_the_decoder_finds_it_and_nothing_els
     decoder = Decoder(CODEC)
     decoder.feed(data)
     event = decoder.next_event()
-    plain = Message(MessageType.RESULT, seq, serializer, 0, answer.body)
-    assert plain_calls(serializer).is_answer(bytearray(data) + bytes(9), len(data), seq) == (
+    plain = Message(MessageType.RESULT, seq, serializer, flags, answer.body)
+    assert plain_calls(serializer, flags).is_answer(bytearray(data) + bytes(9), len(data), seq) == (
         event == plain and not decoder.buffered
     )
 
@@ -195,6 +199,50 @@ def test_what_a_plain_call_has_no_place_for_travels_all_the_same(uri: str, seria
             current_context.annotations = {}
     with Proxy(uri, settings=Settings(serializer=serializer, compression=True)) as proxy:
         assert [proxy.echo("x" * 2000) for _ in range(2)] == ["x" * 2000] * 2
+
+
+def results(batch: BatchProxy) -> Iterator[Any]:
+    answer = batch()
+    assert isinstance(answer, Iterator)
+    return answer
+
+
+@pytest.mark.parametrize("serializer", [*SERIALIZERS, None])
+def test_batches_one_after_the_other_give_the_same(uri: str, serializer: str | None) -> None:
+    """The first one of a connection takes the long way; plain values and others, errors, and nothing."""
+    with Proxy(uri, settings=Settings(serializer=serializer)) as proxy:
+        batch = BatchProxy(proxy)
+        echo = batch.echo
+        for _ in range(2):
+            for value in (1, "text", [2, 3], None):
+                echo(value)
+                batch.echo(value=value)
+            assert list(results(batch)) == [1, 1, "text", "text", [2, 3], [2, 3], None, None]
+            echo("x" * 70_000)
+            assert list(results(batch)) == ["x" * 70_000]
+            assert list(results(batch)) == []
+            if serializer != "marshal":  # it has no place for an error among results
+                echo(1)
+                batch.fail("so")
+                echo(2)
+                until_failure = results(batch)
+                assert next(until_failure) == 1
+                with pytest.raises(ValueError, match="so"):
+                    next(until_failure)
+            echo("nobody waits")
+            assert batch(oneway=True) is None
+            echo(3)
+            assert list(results(copy.copy(batch))) == list(results(batch)) == [3]
+
+
+async def test_what_was_taken_from_a_batch_notes_for_the_next_one_too(uri: str) -> None:
+    async with TrioProxy(uri) as proxy:
+        batch = TrioBatchProxy(proxy)
+        echo = batch.echo
+        for number in range(3):
+            echo(number)
+            batch.echo(number)
+            assert await batch() == [number] * 2
 
 
 def test_an_iterator_may_be_the_argument_of_any_call(uri: str) -> None:
@@ -442,10 +490,12 @@ def test_a_proxy_is_still_what_it_was_once_it_knows_its_methods(uri: str) -> Non
 def test_dropping_a_proxy_closes_its_connection_at_once() -> None:
     with serving(Daemon()) as daemon:
         proxy = Proxy(daemon.register(Service(), "service"))
-        assert proxy.echo(1) == 1
+        batch = BatchProxy(proxy)
+        batch.echo(1)
+        assert list(results(batch)) == [1]
         link = proxy._pyroLink
         assert link is not None
-        del proxy
+        del proxy, batch
         assert link.closed
 
 

@@ -25,7 +25,7 @@ from pyroxfer.channels.window import CREDIT, Window
 from pyroxfer.conversation import open_conversation
 from pyroxfer.digest import PrefixDigest
 from pyroxfer.grants import DOWNLOAD, UPLOAD
-from pyroxfer.offer import Offer, Ticket
+from pyroxfer.offer import DEFAULT_CREDIT, Offer, Ticket
 from pyroxfer.pace import Pace
 from pyroxfer.runs import Range
 from pyroxfer.store import staged as staged_room
@@ -395,6 +395,15 @@ async def test_the_window_grows_on_a_long_line_only(autojump_clock: trio.abc.Clo
     assert long.size == 300_000
     await fly(long, 0.1, 1)
     assert long.size == 256 * 1024
+
+
+def test_a_long_line_has_more_items_on_the_way() -> None:
+    """What is sent unasked by ``iter``, within the credit that the server gives."""
+    assert iter.items_ahead(DEFAULT_CREDIT, 0.0) == CREDIT // iter.BLOCK
+    assert iter.items_ahead(DEFAULT_CREDIT, 0.05) == 11
+    assert iter.items_ahead(DEFAULT_CREDIT, 5.0) == DEFAULT_CREDIT // iter.BLOCK
+    assert iter.items_ahead(3 * iter.BLOCK, 5.0) == 3
+    assert iter.items_ahead(1, 0.0) == 1
 
 
 def test_streams_are_chosen_by_the_length_of_the_line() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from pyroxfer.conversation import Conversation, open_conversation
 from pyroxfer.digest import digest_of
 from pyroxfer.offer import Offer, Ticket, new_transfer_id
 from pyroxfer.runs import Range
+from pyroxfer.sink import PipeSink
+from pyroxfer.source import PipeSource
 from pyroxfer_core import Daemon, Proxy, Settings, expose, open_side_stream
 from pyroxfer_core import errors as core_errors
 
@@ -314,6 +317,25 @@ async def test_leftovers_of_a_server_that_died_are_removed_at_the_next_start(
                 await trio.sleep(0.01)
 
 
+async def test_pipes_that_do_not_wait_by_themselves_are_waited_for() -> None:
+    """As some parents of a command leave its standard input and output."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    data = os.urandom(300_000)
+    async with trio.open_nursery() as nursery:
+        source, sink = PipeSource(reading, "in", "blake3"), PipeSink(writing, "out", "blake3")
+        nursery.start_soon(sink.write_block, 0, data)
+        got = await source.read_block(0, len(data))
+    assert got == data
+    os.close(reading)
+    with pytest.raises(errors.TransferError, match="nobody reads"):
+        await sink.write_block(len(data), b"x")
+    with pytest.raises(errors.TransferError, match="in: "):
+        await PipeSource(writing, "in", "blake3").read_block(0, 1)
+    os.close(writing)
+
+
 async def test_read_only_and_upload_only(root: Path, here: Path) -> None:
     (root / "there").write_bytes(DATA)
     (here / "mine").write_bytes(DATA)
@@ -325,8 +347,8 @@ async def test_read_only_and_upload_only(root: Path, here: Path) -> None:
             await pyroxfer.remove(f"{server.location}/there")
         await pyroxfer.get(f"{server.location}/there", here)
     async with FileServer(root, upload_only=True) as server:
-        for call in (pyroxfer.get, pyroxfer.ls, pyroxfer.stat):
-            with pytest.raises(errors.DeniedError):
+        for call in (pyroxfer.get, pyroxfer.ls, pyroxfer.stat, pyroxfer.remove):
+            with pytest.raises(errors.DeniedError, match="only takes files in"):
                 await call(f"{server.location}/there")
         await pyroxfer.send(here / "mine", f"{server.location}/")
     assert (root / "mine").read_bytes() == DATA

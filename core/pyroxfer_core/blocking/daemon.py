@@ -349,22 +349,21 @@ class Daemon(trio_daemon.Daemon):
             await trio.sleep(HOUSEKEEPING_PERIOD_S)
             await trio.to_thread.run_sync(self.housekeeping)
 
-    async def _serve_all(
-        self, listener: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def _serve_clients(self, listener: socket.socket) -> None:
         if self._connected is None:
-            await super()._serve_all(listener, task_status=task_status)
+            await super()._serve_clients(listener)
             return
         limit = self.settings.max_message_bytes
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._sweep_streams)
-            task_status.started()
-            tap = wire_log(self.settings, lambda: "the connected socket")
-            decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key, tap=tap)
-            connection = Connection(listener, decoder, hmac_key=self.settings.hmac_key)
-            await Peer(self, connection).serve(greeted=True)
-            self.shutdown()
+        tap = wire_log(self.settings, lambda: "the connected socket")
+        decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key, tap=tap)
+        connection = Connection(listener, decoder, hmac_key=self.settings.hmac_key)
+        left = trio.Event()
+        connection.release = left.set
+        peer = self.new_peer(connection)
+        peer.session.assume_connected()
+        peer.begin()
+        await left.wait()
+        self.shutdown()
 
     def shutdown(self) -> None:
         """End `requestLoop`, from any thread and also from inside a call."""

@@ -17,7 +17,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -36,6 +35,7 @@ from ..errors import (
     TimeoutError,
 )
 from ..objects.expose import Metadata
+from ..objects.invoke import BATCH_METHOD
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState, served_as
@@ -171,32 +171,32 @@ class BlockingLink:
             ProtocolError: the peer speaks another protocol, or none.
         """
         try:
+            self._wait_no_longer_than(until)
             context = make_context(self.version, False)
             hello = make_serializer(settings.serializer or "serpent", context)
             args = self.session, hello, self.version, self.object_id, handshake, settings, options
             while True:
-                self.sock.settimeout(time_left(until))
-                self.sock.sendall(self._encode(connect_message(*args), hmac_key=self._hmac_key))
+                send_by(self.sock, self._encode(connect_message(*args), hmac_key=self._hmac_key), until)
                 answer = self._receive_one(until)
                 self.session.receive(answer)
                 if not self.session.is_challenged:
                     break
-            welcome = read_welcome(answer, self.version, self.location, settings, context)
+            welcome = read_welcome(answer, self.version, self.location, settings, hello)
         except BaseException as error:
             self.close()
             raise as_ours(error, "handshake") from error
         self.metadata, self.response, self.welcome = welcome.metadata, welcome.response, answer
-        self._context = make_context(self.version, Feature.TYPED in self.grant).granted(self.grant)
+        may_offer = Feature.REVERSE in self.grant
+        self._context = context.granted(self.grant, self.offer_served if may_offer else context.autoproxy)
         if Feature.TYPED in self.grant:
             self.preferred = "msgpack"
-        if Feature.REVERSE in self.grant:
-            self._context = replace(self._context, autoproxy=self.offer_served)
         if Feature.PIECES in self.grant:
             self._large = LargeMessages(self, settings.max_message_bytes)
             self._decoder.place_of = self._large.place_of
         if welcome.metadata is not None and self._takes_plain_calls(settings):
-            self.plain_methods = welcome.metadata.methods - welcome.metadata.oneway
-        self.sock.settimeout(None)
+            self.plain_methods = welcome.metadata.methods - welcome.metadata.oneway | {BATCH_METHOD}
+        if isinstance(self.sock, BlockingTls):
+            self.sock.settimeout(None)
         if settings.heartbeat_s and Feature.HEARTBEAT in self.grant:
             self._heartbeat_s = settings.heartbeat_s
             limits = self._heartbeat_s, self._heartbeat_s * (QUESTIONS + 1)
@@ -204,6 +204,10 @@ class BlockingLink:
                 self.sock.limit_silence(*limits)
             else:
                 limit_silence(self.sock, *limits)
+
+    def _wait_no_longer_than(self, until: float) -> None:
+        """A plain socket does not wait in `recv` for what it was found to have; one under TLS may."""
+        self.sock.settimeout(time_left(until) if isinstance(self.sock, BlockingTls) else None)
 
     def _takes_plain_calls(self, settings: Settings) -> bool:
         return self.session.concurrent and self._codec is V502 and not settings.compression
@@ -257,7 +261,7 @@ class BlockingLink:
         assert answer is not None, "of a call that is waited for"
         return answer
 
-    def call_plain(self, serializer: str, body: Body) -> bytes | Message:
+    def call_plain(self, serializer: str, body: Body, flags: int = 0) -> bytes | Message:
         """`call` one of the `plain_methods` without deadline and options, in fewer steps. Errors as `call`.
 
         Returns:
@@ -265,11 +269,11 @@ class BlockingLink:
         """
         large = self._large
         if type(body) is bytes and len(body) <= JOIN_BELOW and (large is None or not large.active):
-            waiter, calls = Waiter(), plain_calls(serializer)
+            waiter, calls = Waiter(), plain_calls(serializer, flags)
             seq = self._post_plain(waiter, calls, body)
             if seq is not None:
                 return self._await_plain(waiter, calls, seq)
-        return self.call(Message(MessageType.INVOKE, 0, serializer, 0, body), None)
+        return self.call(Message(MessageType.INVOKE, 0, serializer, flags, body), None)
 
     def call_beside(
         self, waiter: Waiter, message: Message, deadline: float | None, work: Callable[[], None]

@@ -14,6 +14,7 @@ from .method import Method
 Kind = TypeVar("Kind", bound="type[Members]")
 
 NO_MEMBERS: Final = Metadata(frozenset(), frozenset(), frozenset())
+_set: Final = object.__setattr__
 MOST_KINDS: Final = 256
 """Sets of methods whose classes are kept."""
 _ORIGIN: Final = "_pyroOrigin"
@@ -41,7 +42,7 @@ class Members(Forwarding):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_pyro"):
-            super().__setattr__(name, value)
+            _set(self, name, value)
             return
         meta = self._pyroMetadata()
         if meta is None or name not in meta.attrs:
@@ -89,7 +90,7 @@ class Members(Forwarding):
         self._pyroMeta = meta
         origin = type(self).__dict__.get(_ORIGIN)
         if origin is not None:
-            super().__setattr__("__class__", _kind_with(origin, meta.methods))
+            _set(self, "__class__", _kind_with(origin, meta.methods))
 
 
 class _KnownMethod:

@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNANSWERED: Final = (Outcome.UNKNOWN, Outcome.NOT_SENT)
-_ONEWAY: Final = Flags.ONEWAY
+_NONE: Final[frozenset[str]] = frozenset()
+_ONEWAY, _BATCH = Flags.ONEWAY, Flags.BATCH
 
 
 @knows_its_methods
@@ -80,6 +81,17 @@ class Proxy(Members):
         PyroError: the URI is not one.
     """
 
+    # What most proxies leave as it is stands in the class: it need not be set for each.
+    _pyroHandshake: Any = "hello"
+    _pyroLink: BlockingLink | None = None
+    _pyroGreeted: BlockingLink | None = None
+    """The connection whose handshake is being judged."""
+    _pyroSeq = 0
+    _pyroSocket: socket.socket | None = None
+    _pyroBackground = False
+    _pyroVia: Callable[[], Any] | None = None
+    """The way to the object over a connection that the other side made, while there is one."""
+
     def __init__(
         self,
         uri: Uri | str,
@@ -100,20 +112,15 @@ class Proxy(Members):
         """What every proxy starts with; copies do without ``__init__``, whose arguments are a subclass's affair."""
         self._pyroUri = uri if isinstance(uri, Uri) else Uri(uri)
         self._pyroSettings = settings
-        self._pyroHandshake: Any = "hello"
         self._pyroTimeout = self._pyroSettings.call_timeout_s
         self._pyroMaxRetries: int = config.MAX_RETRIES
         self._pyroBudget = RetryBudget()
         self._pyroSerializer: str | None = self._pyroSettings.serializer
-        self._pyroLink: BlockingLink | None = None
-        self._pyroGreeted: BlockingLink | None = None
-        """The connection whose handshake is being judged."""
-        self._pyroSeq = 0
         self._pyroConnecting = ConnectingTurn()
-        self._pyroSocket = connected_socket
-        self._pyroBackground = background
-        self._pyroVia: Callable[[], Any] | None = None
-        """The way to the object over a connection that the other side made, while there is one."""
+        if connected_socket is not None:
+            self._pyroSocket = connected_socket
+        if background:
+            self._pyroBackground = True
         kind = type(self)
         self._pyroHooked = (
             kind._pyroAnnotations is not Proxy._pyroAnnotations
@@ -207,7 +214,8 @@ class Proxy(Members):
         if self._pyroLink is not None and self._pyroLink.usable:
             return False
         link = self._pyroConnected(self._pyroDeadline())
-        self._pyroUri = Uri(f"PYRO:{link.object_id}@{link.location}")
+        if self._pyroUri.protocol != "PYRO":
+            self._pyroUri = Uri(f"PYRO:{link.object_id}@{link.location}")
         return True
 
     def _pyroRelease(self) -> None:
@@ -312,14 +320,16 @@ class Proxy(Members):
         return link
 
     def _pyroContext(self, version: int, own: bool) -> SerializerContext:
-        settings = self._pyroSettings
+        settings, unsafe = self._pyroSettings, _NONE
+        if settings.knows_daemons:
+            unsafe = settings.with_changes(serializer=self._pyroSerializer).unsafe_for(known=True)
         return SerializerContext(
             version=version,
             own=own,
             proxy_factory=lambda state: proxy_from_state(state, settings),
             proxy_state_of=proxy_state_of,
             autoproxy=served_as,
-            unsafe=settings.with_changes(serializer=self._pyroSerializer).unsafe_for(known=settings.knows_daemons),
+            unsafe=unsafe,
         )
 
     def _pyroState(self) -> ProxyState:
@@ -353,28 +363,30 @@ class Proxy(Members):
                 if (
                     methodname in link.plain_methods
                     and deadline is None
-                    and not (flags or objectId or self._pyroHooked)
+                    and not (flags & ~_BATCH or objectId or self._pyroHooked)
                     and not (vargs and isinstance(vargs[0], SerializedBlob))
                     and call_options() is NO_OPTIONS
                 ):
-                    return self._pyroCallPlain(link, methodname, vargs, kwargs)
+                    return self._pyroCallPlain(link, methodname, vargs, kwargs, flags)
                 return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
             except CommunicationError as error:
                 failed = error
         return self._pyroInvokeAgain(failed, link, deadline, (methodname, vargs, kwargs, flags, objectId))
 
-    def _pyroCallPlain(self, link: BlockingLink, method: str, args: Any, kwargs: dict[str, Any] | None) -> Any:
+    def _pyroCallPlain(
+        self, link: BlockingLink, method: str, args: Any, kwargs: dict[str, Any] | None, flags: int
+    ) -> Any:
         """`_pyroCallOn` for a call that has nothing but arguments, in fewer steps."""
         name = self._pyroSerializer or link.preferred
         serializer = link.serializers.get(name) or link.serializer(name)
         try:
             body = serializer.dumps_call(link.object_id, method, args, kwargs)
         except StreamArgumentError:
-            return self._pyroCallOn(link, method, args, kwargs)
+            return self._pyroCallOn(link, method, args, kwargs, flags)
         except SerializeError as error:
             error.outcome = Outcome.NOT_SENT
             raise
-        answer = link.call_plain(name, body)
+        answer = link.call_plain(name, body, flags)
         if isinstance(answer, bytes):
             return read_value(answer, serializer)
         return self._pyroResult(link, method, answer, None, NO_OPTIONS)

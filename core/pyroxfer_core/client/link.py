@@ -618,12 +618,12 @@ async def greet(
             session.receive(answer)
             if not session.is_challenged:
                 break
-        welcome = read_welcome(answer, version, location, settings, context)
+        welcome = read_welcome(answer, version, location, settings, hello)
     except BaseException:
         connection.close()
         raise
     grant = session.grant
-    link = Link(connection, session, make_context(version, Feature.TYPED in grant).granted(grant))
+    link = Link(connection, session, context.granted(grant))
     link.metadata, link.response = welcome.metadata, welcome.response
     if link.concurrent and link.metadata is not None and not settings.compression and connection.codec is V502:
         link.plain_methods = link.metadata.methods - link.metadata.oneway

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,8 +38,6 @@ _ONEWAY, _BATCH, _KEEPSERIALIZED, _COMPRESSED = Flags.ONEWAY, Flags.BATCH, Flags
 _RESULT: Final = MessageType.RESULT
 SLOW_BYTES: Final = 64 * 1024
 """Text formats take some 100 ns a byte and more, and a compressed body inflates to a thousand times its size."""
-KEPT_BYTES: Final = 4096
-"""The largest request that an idle connection may go on holding."""
 SLOW_MSGPACK_BYTES: Final = 4 * 1024 * 1024
 Read = Callable[[], Call]
 """Gives, or raises, what `read_call` did when it ran already."""
@@ -79,11 +76,6 @@ class Job(CallContext):
         self.kwargs = kwargs
         self.deadline = deadline
         self.lane: Any = None
-
-    def forget(self) -> None:
-        """Let go of what was asked: as the context of the task that ran it, a job outlives its call."""
-        self.message = replace(self.message, body=b"")
-        self.args, self.kwargs = (), None
 
     @property
     def oneway(self) -> bool:
@@ -252,12 +244,20 @@ async def _run_special(peer: Peer, job: Job, instance: Any) -> Any:
 
 
 def runner(peer: Peer, job: Job) -> Callable[..., Awaitable[Any]]:
-    """What runs functions in threads for this call."""
+    """What runs functions in threads for this call.
+
+    Raises:
+        PoolBusyError: it would wait for ever.
+    """
     pool = peer.pool
     if job.message.flags & _ONEWAY:
         run = pool.run_patiently
+    elif pool.full and _is_nested(peer, job):
+        if pool.exhausted and _count_kin(peer, job) >= pool.threads:
+            raise PoolBusyError("busy: all worker threads wait for what this call is a part of, so none gets free")
+        run = pool.run_nested
     else:
-        run = pool.run_nested if pool.full and _is_nested(peer, job) else pool.run
+        run = pool.run
     return partial(run, _noted, job) if isinstance(job, KeyedJob) else run
 
 
@@ -279,6 +279,20 @@ def _is_nested(peer: Peer, job: Job) -> bool:
         other is not job and other.known_correlation == mine
         for neighbour in peer.daemon.peers
         for other in neighbour.running()
+    )
+
+
+def _count_kin(peer: Peer, job: Job) -> int:
+    """How many running calls here belong to the same chain of calls."""
+    chain, correlation = job.known_chain, job.known_correlation
+    others = (other for neighbour in (*peer.daemon.peers, *peer.daemon.callees) for other in neighbour.running())
+    return sum(
+        other is not job
+        and (
+            (chain is not None and other.known_chain == chain)
+            or (correlation is not None and other.known_correlation == correlation)
+        )
+        for other in others
     )
 
 
@@ -368,7 +382,7 @@ def _stream_result(peer: Peer, job: Job, value: Any) -> Message:
     stream_id = peer.streams.add(value, peer)
     annotations = {**_response_annotations(peer, job), STREAM_KEY: stream_id.encode("ascii")}
     if Feature.PUSH in peer.session.grant:
-        number = peer.pushed_streams().offer(stream_id, job)
+        number = peer.pushed.offer(stream_id, job)
         if number is not None:
             annotations[PUSHED_KEY] = peer.session.grant.stream(number)
     return Message(

@@ -21,20 +21,20 @@ _FIRST: Final = 10
 _REST: Final = 16
 
 
-def _pattern(kind: int, serializer: str) -> tuple[bytes, bytes]:
-    head = V502.encode_small(kind, serializer, 0, 0, b"")
+def _pattern(kind: int, serializer: str, flags: int) -> tuple[bytes, bytes]:
+    head = V502.encode_small(kind, serializer, flags, 0, b"")
     return head[:_FIRST], head[_REST:]
 
 
 class PlainCalls:
-    """The plain calls of one serializer. Made by `plain_calls`."""
+    """The plain calls of one serializer, or its batches of them. Made by `plain_calls`."""
 
     __slots__ = ("_answer", "_request", "_rest", "serializer")
 
-    def __init__(self, serializer: str) -> None:
+    def __init__(self, serializer: str, flags: int) -> None:
         self.serializer = serializer
-        self._request, self._rest = _pattern(MessageType.INVOKE, serializer)
-        self._answer, _ = _pattern(MessageType.RESULT, serializer)
+        self._request, self._rest = _pattern(MessageType.INVOKE, serializer, flags)
+        self._answer, _ = _pattern(MessageType.RESULT, serializer, flags)
 
     def request(self, seq: int, body: bytes) -> bytes:
         """The whole INVOKE message; the body is far below what a header can announce."""
@@ -46,10 +46,13 @@ class PlainCalls:
 
 
 @cache
-def plain_calls(serializer: str) -> PlainCalls:
+def plain_calls(serializer: str, flags: int = 0) -> PlainCalls:
     """Those of a serializer, made once.
+
+    Args:
+        flags: 0 or ``Flags.BATCH``, of requests and answers.
 
     Raises:
         ProtocolError: the protocol has no such serializer.
     """
-    return PlainCalls(serializer)
+    return PlainCalls(serializer, flags)

@@ -109,6 +109,9 @@ class Store(Protocol):
     def make_link(self, path: str, text: str, if_exists: str) -> bool:
         """Make a symbolic link whose text stays inside the root; whether it was made, and not left as it is."""
 
+    def check_writable(self, path: str) -> None:
+        """Whether whoever uses the store may bring a file to this path; the path is looked at, not what is there."""
+
     def stage(self, path: str, size: int | None, mode: int, origin: str = "") -> StagedFile:
         """Begin a file, or take up what an earlier attempt from the same origin left of it."""
 

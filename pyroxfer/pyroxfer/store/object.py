@@ -228,6 +228,10 @@ class ObjectStore:
         """
         raise DeniedError(f"{printable(path)}: a bucket takes no symbolic links; send what they lead to")
 
+    def check_writable(self, path: str) -> None:
+        """Whether the path may be that of a file: who may write it is for the store to say, and for rules."""
+        split_file_path(path)
+
     def stage(self, path: str, size: int | None, mode: int, origin: str = "") -> Spooled:
         """Begin a file in the spool, or take up what an earlier attempt from the same origin left in it.
 

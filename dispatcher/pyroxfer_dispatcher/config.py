@@ -220,6 +220,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that clients may stay which cannot be told to leave; then they are cut between calls."""
     stall_timeout: Seconds = 30.0
     """Seconds without progress after which a large message in passage is given up."""
+    busy_poll: Annotated[float, msgspec.Meta(ge=0, le=0.01)] = 0.0002
+    """Seconds for which the next message is looked for without sleeping, where one client calls alone; 0 never."""
 
     @property
     def speaks_tls_to_backends(self) -> bool:

@@ -23,12 +23,10 @@ STAY_S: Final = 0.004
 """How long traffic may keep everything else of the program waiting."""
 WAIT_S: Final = 0.001
 """How long the next message is waited for meanwhile; the kernel knows nothing shorter."""
-SPIN_S: Final = 0.0002
-"""How long it is looked for before that without sleeping: to be woken takes as long as passing a message on ..."""
 SPIN_FOR: Final = 2
-"""... but for no more sockets than a client and its backend have: where several talk, they need the core."""
+"""It is looked for without sleeping for no more sockets than a client and its backend have: several need the core."""
 MOST_MISSES: Final = 7
-"""Doublings of the pause after waiting in vain: at most one turn in 128 costs WAIT_S or SPIN_S for nothing."""
+"""Doublings of the pause after waiting in vain: at most one turn in 128 costs that time for nothing."""
 MAX_EVENTS: Final = 256
 """Sockets served between two looks at the rest of the program."""
 
@@ -78,9 +76,14 @@ class Patience:
 
 
 class Hub:
-    """Watches sockets inside `run`; everything happens in the thread, and between the steps, of trio."""
+    """Watches sockets inside `run`; everything happens in the thread, and between the steps, of trio.
 
-    def __init__(self) -> None:
+    Args:
+        spin_s: how long the next message is looked for before the thread sleeps, where there is a second core: to be
+            woken takes as long as passing a message on.
+    """
+
+    def __init__(self, spin_s: float = 0.0) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
         self._later: deque[Callable[[float], None]] = deque()
@@ -89,8 +92,7 @@ class Hub:
         self._spinning = Patience()
         self._served: set[int] = set()
         """The sockets that had something to say since trio was asked last."""
-        self._has_core = len(os.sched_getaffinity(0)) > 1
-        """Whether peers can run while this thread looks for what they say."""
+        self._spin_s = spin_s if len(os.sched_getaffinity(0)) > 1 else 0.0
 
     def watch(self, sock: StreamSocket, owner: Watched, events: int) -> None:
         """Call ``owner`` when one of the events can happen without waiting."""
@@ -134,9 +136,9 @@ class Hub:
 
     def _spin(self) -> bool:
         """Serve whoever is ready within moments, in which the core is left to others. False when nobody was."""
-        if not self._has_core or len(self._served) > SPIN_FOR or not self._spinning.wants():
+        if not self._spin_s or len(self._served) > SPIN_FOR or not self._spinning.wants():
             return False
-        until = monotonic() + SPIN_S
+        until = monotonic() + self._spin_s
         while not self.turn():
             os.sched_yield()
             if monotonic() > until:

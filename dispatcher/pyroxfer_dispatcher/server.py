@@ -118,7 +118,7 @@ class Dispatcher:
         self._settings = settings_for(config)
         self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
         self._epoch = secrets.token_bytes(16)
-        self._hub = Hub()
+        self._hub = Hub(config.busy_poll)
         self.directory = make_directory(config, self._hub.later)
         self._names = Names(config, self._settings)
         self._pools: dict[int, LinkPool] = {}

@@ -37,7 +37,7 @@ class Receiver:
     def __init__(self, talk: Conversation, options: TransferOptions, reporter: Reporter) -> None:
         self._talk = talk
         self._options = options
-        self._reporter = reporter
+        self.reporter = reporter
         self._cleaned: set[str] = set()
         self._packing = find_packing() if options.compress and talk.packs else None
 
@@ -81,14 +81,14 @@ class Receiver:
         Cancelling keeps what has arrived in a hidden file for the next attempt.
         """
         self._options.check_name(target)
-        self._reporter.offer(entry.path, entry.size)
+        self.reporter.offer(entry.path, entry.size)
         return await self._get(entry, store, target)
 
     def _goes_inline(self, size: int) -> bool:
         return self._options.channel == AUTO and size <= SMALL
 
     async def _get_inline(self, entry: FileEntry, store: Store, target: str) -> Receipt:
-        self._reporter.accept(entry.path, INLINE, INLINE_REASON)
+        self.reporter.accept(entry.path, INLINE, INLINE_REASON)
         placed = (await self._fetch_batch([entry.path], [entry], store, [target]))[0]
         if isinstance(placed, TransferError):
             raise placed
@@ -126,7 +126,7 @@ class Receiver:
                 return await in_thread(settle_late, store, offer, own)
         except BaseException as error:
             if keeps(error):
-                self._reporter.interrupted(path, await sink.suspend(), "here")
+                self.reporter.interrupted(path, await sink.suspend(), "here")
             raise
         finally:
             await sink.discard()
@@ -151,7 +151,7 @@ class Receiver:
             ticket = replace(ticket, kept=tuple(equal))
             if equal:
                 ticket = replace(ticket, grant=await self._talk.grant(ticket.transfer_id))
-        self._reporter.accept(path, choice.channel.name, choice.reason, resumed=sink.resumed)
+        self.reporter.accept(path, choice.channel.name, choice.reason, resumed=sink.resumed)
         theirs, used = await self._pull(choice, ticket, sink, path)
         return await sink.verify(theirs), used
 
@@ -186,11 +186,11 @@ class Receiver:
             self._talk,
             ticket,
             sink,
-            self._reporter.mover(path, ticket.size, getattr(sink, "resumed", 0)),
+            self.reporter.mover(path, ticket.size, getattr(sink, "resumed", 0)),
             self._options.manner(self._talk.round_trip_s, self._packing),
         )
         if used is not choice:
-            self._reporter.accept(path, used.channel.name, used.reason)
+            self.reporter.accept(path, used.channel.name, used.reason)
         return end, used
 
     async def get_to_pipe(self, entry: FileEntry, fd: int) -> Receipt:
@@ -200,10 +200,10 @@ class Receiver:
             IntegrityError: what went out is not what the server has.
             TransferError: nobody reads the pipe, or what the server said.
         """
-        self._reporter.offer(entry.path, entry.size)
+        self.reporter.offer(entry.path, entry.size)
         ticket = await self._open(entry.path)
         choice = choose(self._options.channel, ticket.size, seekable=False)
-        self._reporter.accept(entry.path, choice.channel.name, choice.reason)
+        self.reporter.accept(entry.path, choice.channel.name, choice.reason)
         sink = PipeSink(fd, entry.path, self._talk.algorithm)
         try:
             theirs, used = await self._pull(choice, ticket, sink, entry.path)
@@ -216,7 +216,7 @@ class Receiver:
 
     def _finished(self, receipt: Receipt) -> Receipt:
         moved = receipt.channel != NO_CHANNEL and receipt.reason != INLINE_REASON
-        self._reporter.commit(receipt, moved=moved)
+        self.reporter.commit(receipt, moved=moved)
         return receipt
 
     async def get_tree(self, folder: str, store: Store, target: str) -> list[Receipt]:
@@ -229,10 +229,10 @@ class Receiver:
             NoSpaceError: all of it cannot find room here; nothing was fetched.
             TransferError, CommunicationError: the run broke off.
         """
-        outcome = Outcome(self._reporter)
+        outcome = Outcome(self.reporter)
         entries, links = select(await self.listing(folder, deep=True), self._options, outcome)
         total = sum(entry.size for entry in entries)
-        self._reporter.offer(folder or ".", total)
+        self.reporter.offer(folder or ".", total)
         await in_thread(store.check_room, target, total)
         folders = [joined(target, entry.path) for entry in entries if entry.kind == "folder"]
         files = [entry for entry in entries if entry.kind == "file"]
@@ -255,7 +255,7 @@ class Receiver:
 
     async def _get_entry(self, folder: str, store: Store, target: str, entry: FileEntry, outcome: Outcome) -> None:
         async def transfer() -> Receipt:
-            self._reporter.file(entry.path, entry.size)
+            self.reporter.file(entry.path, entry.size)
             there = replace(entry, path=joined(folder, entry.path))
             return await self._get(there, store, joined(target, entry.path))
 
@@ -268,7 +268,7 @@ class Receiver:
         targets = [joined(target, entry.path) for entry in batch]
         placed = await self._fetch_batch(paths, batch, store, targets)
         for entry, item in zip(batch, placed, strict=True):
-            self._reporter.file(entry.path, entry.size)
+            self.reporter.file(entry.path, entry.size)
             if isinstance(item, TransferError):
                 outcome.failed(entry.path, item)
             else:

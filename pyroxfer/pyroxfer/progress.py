@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
@@ -93,6 +94,8 @@ class Reporter:
         self._total: int | None = 0
         self._told = 0.0
         self._shown: set[str] = set()
+        self.again = "the same command goes on"
+        """How what was interrupted is gone on with."""
 
     def _tell(self, event: Progress) -> None:
         if self._callback is not None:
@@ -111,9 +114,25 @@ class Reporter:
     def interrupted(self, path: str, kept: int | None, where: str) -> None:
         """A transfer did not come to its end; how much is kept of it, if that is known, and how to go on."""
         if kept is None:
-            self.warn(path, f"interrupted; what has arrived {where} is used when the same command is run again")
+            self.warn(path, f"interrupted; {self.again} from what has arrived {where}")
         elif kept:
-            self.warn(path, f"interrupted; {human(kept)} are kept {where}, and the same command goes on from there")
+            self.warn(path, f"interrupted; {human(kept)} are kept {where}, and {self.again} from there")
+
+    @contextlib.contextmanager
+    def beginning(self, path: str, *, already: bool) -> Iterator[None]:
+        """While a folder is moved to a path; when that does not end well, and the folder was not there ``already``,
+        how to go on: without a word about it, the next run would put the folder into what this one began."""
+        before = self.again
+        if not already:
+            self.again = "the same command with -T goes on"
+        try:
+            yield
+        except BaseException:
+            if not already:
+                self.warn(path, f"is not whole yet; {self.again}")
+            raise
+        finally:
+            self.again = before
 
     def file(self, path: str, size: int) -> None:
         """The turn of one file among many."""

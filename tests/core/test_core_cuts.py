@@ -81,7 +81,7 @@ async def cut_connected(
             assert following is None, "the next call is right"
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(240)
 @EVERY_CLIENT
 @pytest.mark.parametrize("method", ["run", "run_later", "run_in_thread", "fail", "note"])
 async def test_a_call_cut_at_every_byte(client: Settings, method: str) -> None:
@@ -116,7 +116,7 @@ async def measure(relay: FaultProxy, client: Settings, method: str) -> tuple[int
         return to_server, to_client
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(240)
 @EVERY_CLIENT
 @pytest.mark.parametrize("direction", ["to_server", "to_client"])
 async def test_a_first_call_cut_at_every_byte_of_the_handshake(client: Settings, direction: str) -> None:

@@ -217,7 +217,6 @@ def test_the_multiplex_server_ends_and_begins_again(multiplex: None, threads: Th
     with Daemon() as daemon:
         uri = daemon.register(Switch())
         daemon.requestLoop(lambda: False)
-        daemon.bind()
         answer = threads.submit(turn_off)
         daemon.requestLoop()
         assert answer.result(WITHIN_S) == "bye"
@@ -516,3 +515,20 @@ def test_an_error_of_the_condition_arrives_as_it_is() -> None:
     """Not in a group, which an ``except`` of an old program would not catch."""
     with Daemon() as daemon, pytest.raises(ZeroDivisionError):
         daemon.requestLoop(lambda: bool(1 // 0))
+
+
+@pytest.mark.parametrize("kind", ["thread", "multiplex"])
+def test_clients_wait_from_one_loop_to_the_next(kind: str, multiplex: None, threads: ThreadPoolExecutor) -> None:
+    """A condition ends a loop, not the daemon: it can still be reached, and take objects. A shutdown ends both."""
+    config.SERVERTYPE = kind
+    with Daemon() as daemon:
+        for number in range(3):
+            uri = daemon.register(Service())
+            asked = threads.submit(call, uri, number)
+            daemon.requestLoop(lambda asked=asked: not asked.done())  # type: ignore[misc]  # no type for the default
+            assert asked.result(WITHIN_S) == number
+        socket.create_connection(("localhost", int(daemon.locationStr.rpartition(":")[2]))).close()
+        daemon.shutdown()
+        daemon.requestLoop()
+        with pytest.raises(CommunicationError):
+            call(uri, 1)

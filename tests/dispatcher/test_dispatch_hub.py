@@ -64,10 +64,10 @@ def yields(monkeypatch: pytest.MonkeyPatch) -> Yields:
     return counted
 
 
-async def after_all_have_spoken(sockets: int) -> None:
+async def after_all_have_spoken(sockets: int, spin_s: float = 0.0002) -> None:
     """So many sockets say something at once, and nobody answers."""
     with ExitStack() as stack:
-        hub = stack.enter_context(closing(Hub()))
+        hub = stack.enter_context(closing(Hub(spin_s)))
         said: list[bytes] = []
         lost: list[str] = []
         peers = []
@@ -110,4 +110,12 @@ async def test_on_a_single_core_nothing_is_looked_for_without_sleeping(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
     await after_all_have_spoken(1)
+    assert not yields.count
+
+
+async def test_without_busy_polling_nothing_is_looked_for_without_sleeping(
+    yields: Yields, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", two_cores)
+    await after_all_have_spoken(1, spin_s=0.0)
     assert not yields.count

@@ -24,7 +24,7 @@ from pyroxfer_dispatcher.metrics import Metrics, labelled, plain, text_of
 from pyroxfer_dispatcher.shares import check_workers, part_of
 from pyroxfer_dispatcher.together import joined
 
-pytestmark = pytest.mark.deadline(90)
+pytestmark = pytest.mark.deadline(120)
 RUN = (sys.executable, "-c", "from pyroxfer_dispatcher.cli import main; main()", "run", "--workers", "2", "-c")
 
 

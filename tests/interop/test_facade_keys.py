@@ -41,7 +41,9 @@ def test_ours_finds_a_stock_one() -> None:
     """With the key it was started with, and with no other."""
     with ExitStack() as stack:
         command = (str(Path(stock_python()).parent / "pyro4-ns"), "-n", "localhost", "-p", "0", "-x")
-        port = int(started(stack, r"NS running on localhost:(\d+)", *command, PYRO_HMAC_KEY="secret"))
+        port = int(
+            started(stack, r"NS running on localhost:(\d+)", *command, PYRO_HMAC_KEY="secret", PYTHONUNBUFFERED="1")
+        )
         with locateNS("localhost", port, hmac_key="secret") as names:
             assert names.count() == 1
         for key in ("wrong", None):

@@ -183,7 +183,7 @@ def test_space_is_promised_once(tmp_path: Path) -> None:
     store.close()
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 def test_nothing_outside_is_touched_while_links_are_swapped_in() -> None:
     """A slice of `./scripts/swaps`: every operation of the store against a folder that becomes a link."""
     command = [sys.executable, str(RACE), "--count", "2000", "--seed", "3"]

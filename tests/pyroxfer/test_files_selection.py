@@ -226,7 +226,7 @@ def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, input=stdin, timeout=60)
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_the_command_takes_patterns_and_lists(server: FileServer, root: Path, here: Path) -> None:
     """Patterns, a list on standard input and a dry run from the command line; exit 10 when some would be refused."""
     import trio

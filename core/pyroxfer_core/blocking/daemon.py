@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from ..errors import DaemonError, SecurityError
+from ..errors import CommunicationError, DaemonError, SecurityError
 from ..objects.table import DAEMON_ID
 from ..processes.worker import Worker
 from ..serializers.vocabulary import ProxyState
@@ -242,7 +242,8 @@ class Daemon(trio_daemon.Daemon):
             self._loop_in_this_thread(loopCondition)
             return
         try:
-            trio.run(self._serve_until_stopped, loopCondition, self._combined)
+            if not trio.run(self._serve_until_stopped, loopCondition, self._combined):
+                self._await_next_loop()
         except BaseExceptionGroup as group:
             if group.subgroup(KeyboardInterrupt) is not None:
                 raise KeyboardInterrupt from group  # it came while a call was running here, not between two
@@ -264,9 +265,17 @@ class Daemon(trio_daemon.Daemon):
                     loop.turn()
                     for other in others:
                         other.events(())
+            if loop.is_served:
+                self._end_own_loop()
+                self._await_next_loop()
         finally:
             for daemon in (self, *others):
                 daemon._end_own_loop()
+
+    def _await_next_loop(self) -> None:
+        """The condition has ended this one: until the next, new clients wait as they do in Pyro."""
+        with contextlib.suppress(CommunicationError):  # somebody else was quicker, which the next loop will say
+            self.bind()
 
     def _own_loop(self, beside: Sequence[Combinable]) -> OwnLoop:
         """From now on plain methods wait for their turn in a loop, which may have been begun already."""
@@ -316,7 +325,8 @@ class Daemon(trio_daemon.Daemon):
     def housekeeping(self) -> None:
         """Called every two seconds while requests are served, in a thread; for programs to override."""
 
-    async def _serve_until_stopped(self, condition: Callable[[], bool] | None, beside: Sequence[Combinable]) -> None:
+    async def _serve_until_stopped(self, condition: Callable[[], bool] | None, beside: Sequence[Combinable]) -> bool:
+        """Returns whether it was `shutdown` that ended it."""
         stop = trio.Event()
         self.draining = False
         async with self:
@@ -336,6 +346,7 @@ class Daemon(trio_daemon.Daemon):
                 with self._guard:
                     self._stop = self._token = None
                     self._stopped = False
+        return stop.is_set()
 
     @staticmethod
     async def _wait_for_stop(stop: trio.Event, condition: Callable[[], bool] | None) -> None:

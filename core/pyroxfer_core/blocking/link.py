@@ -51,7 +51,7 @@ from ..wire.scattered import JOIN_BELOW, buffers_of
 from ..wire.session import IN_PIECES, ClientSession, alive, heartbeat
 from ..wire.v502 import V502
 from .background import BackgroundLink
-from .connect import BlockingSocket, limit_silence, send_buffers, send_by, time_left, wait_for
+from .connect import BlockingSocket, limit_silence, send_buffers, send_by, wait_for
 from .duty import ReadingDuty
 from .intake import Intake
 from .large import LargeMessages
@@ -171,7 +171,7 @@ class BlockingLink:
             ProtocolError: the peer speaks another protocol, or none.
         """
         try:
-            self._wait_no_longer_than(until)
+            self.sock.settimeout(None)  # what waits here has the limit as an argument
             context = make_context(self.version, False)
             hello = make_serializer(settings.serializer or "serpent", context)
             args = self.session, hello, self.version, self.object_id, handshake, settings, options
@@ -195,8 +195,6 @@ class BlockingLink:
             self._decoder.place_of = self._large.place_of
         if welcome.metadata is not None and self._takes_plain_calls(settings):
             self.plain_methods = welcome.metadata.methods - welcome.metadata.oneway | {BATCH_METHOD}
-        if isinstance(self.sock, BlockingTls):
-            self.sock.settimeout(None)
         if settings.heartbeat_s and Feature.HEARTBEAT in self.grant:
             self._heartbeat_s = settings.heartbeat_s
             limits = self._heartbeat_s, self._heartbeat_s * (QUESTIONS + 1)
@@ -204,10 +202,6 @@ class BlockingLink:
                 self.sock.limit_silence(*limits)
             else:
                 limit_silence(self.sock, *limits)
-
-    def _wait_no_longer_than(self, until: float) -> None:
-        """A plain socket does not wait in `recv` for what it was found to have; one under TLS may."""
-        self.sock.settimeout(time_left(until) if isinstance(self.sock, BlockingTls) else None)
 
     def _takes_plain_calls(self, settings: Settings) -> bool:
         return self.session.concurrent and self._codec is V502 and not settings.compression

@@ -112,8 +112,8 @@ class _KnownMethod:
 def knows_its_methods(kind: Kind) -> Kind:
     """Let proxies of a class, not those of its subclasses, find methods without asking `__getattr__`.
 
-    Python asks it after a search that fails, and that takes as long as a third of a call. So such a proxy changes its
-    class, as soon as the methods are known, for one that has them and is otherwise the same.
+    Python asks it after a search that fails, and the error of that costs more than all else before a call. So such a
+    proxy changes its class, as soon as the methods are known, for one that has them and is otherwise the same.
     """
     setattr(kind, _ORIGIN, kind)
     return kind

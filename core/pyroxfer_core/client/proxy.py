@@ -155,7 +155,7 @@ class Proxy:
         served = current_context_var.get(None)
         if deadline is None and (served is None or served.deadline is None):
             link = self._pyroLink
-            if link is not None and served is None and _is_plain(call, link):
+            if link is not None and served is None and not link.session.pending and _is_plain(call, link):
                 return self._pyroPlain(call, link)
             return self._pyroAttempts(call, None, served)
         return self._pyroWithin(call, deadline, served)

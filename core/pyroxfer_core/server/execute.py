@@ -244,12 +244,20 @@ async def _run_special(peer: Peer, job: Job, instance: Any) -> Any:
 
 
 def runner(peer: Peer, job: Job) -> Callable[..., Awaitable[Any]]:
-    """What runs functions in threads for this call."""
+    """What runs functions in threads for this call.
+
+    Raises:
+        PoolBusyError: it would wait for ever.
+    """
     pool = peer.pool
     if job.message.flags & _ONEWAY:
         run = pool.run_patiently
+    elif pool.full and _is_nested(peer, job):
+        if pool.exhausted and _count_kin(peer, job) >= pool.threads:
+            raise PoolBusyError("busy: all worker threads wait for what this call is a part of, so none gets free")
+        run = pool.run_nested
     else:
-        run = pool.run_nested if pool.full and _is_nested(peer, job) else pool.run
+        run = pool.run
     return partial(run, _noted, job) if isinstance(job, KeyedJob) else run
 
 
@@ -271,6 +279,20 @@ def _is_nested(peer: Peer, job: Job) -> bool:
         other is not job and other.known_correlation == mine
         for neighbour in peer.daemon.peers
         for other in neighbour.running()
+    )
+
+
+def _count_kin(peer: Peer, job: Job) -> int:
+    """How many running calls here belong to the same chain of calls."""
+    chain, correlation = job.known_chain, job.known_correlation
+    others = (other for neighbour in (*peer.daemon.peers, *peer.daemon.callees) for other in neighbour.running())
+    return sum(
+        other is not job
+        and (
+            (chain is not None and other.known_chain == chain)
+            or (correlation is not None and other.known_correlation == correlation)
+        )
+        for other in others
     )
 
 

@@ -374,7 +374,7 @@ class Connection:
         if self._poll is None and isinstance(self._sock, socket.socket):
             self._poll = select.poll()
             self._poll.register(self._sock, select.POLLIN)
-        if self._poll is not None and not self._poll.poll(0):  # costs a third of an error that says so
+        if self._poll is not None and not self._poll.poll(0):  # no error has to be made to say so
             return None
         try:
             return bool(self._sock.recv(1, socket.MSG_PEEK))

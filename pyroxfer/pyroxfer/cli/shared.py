@@ -61,7 +61,7 @@ MAX_LIST_BYTES: Final = 256 * 1024 * 1024
 _FACTORS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
-PLANNED: Final = ("if_exists", "exclude", "include", "only", "links", "names")
+PLANNED: Final = ("if_exists", "exclude", "include", "only", "links", "names", "exact")
 """Options that change what a dry run finds."""
 
 
@@ -120,6 +120,12 @@ def transfer_options(command: F) -> F:
                 type=click.Choice(NAMES),
                 default=NATIVE,
                 help="portable refuses names that another system does not take, or takes for another one.",
+            ),
+            click.option(
+                "-T",
+                "--exact",
+                is_flag=True,
+                help="The target is the new name, also when a folder has it; goes on with a folder that was begun.",
             ),
             click.option("--links", is_flag=True, help="Symbolic links stay links, if they stay inside the root."),
             click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing."),

@@ -6,6 +6,10 @@ exec </dev/null # nothing here asks a question; a script started without a termi
 
 PEERS=(Pyro5==5.17 Pyro4==4.82 serpent==1.43 msgpack==1.2.4 dill cloudpickle) # what tests and benchmarks are held against
 
+# Two files of tests run side by side on each core, for most of them wait for something. -n 0 after it takes it back:
+# one test after the other, as --pdb and -s need it.
+SIDE_BY_SIDE=(--numprocesses "$((2 * $(nproc)))" --dist loadfile --no-loadscope-reorder)
+
 say() { printf '== %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 import subprocess
 import sys
@@ -11,18 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx2
+from ports import free_ports
 
 PROGRAM = Path(sys.executable).parent / "etcd"
-WITHIN_S = 30
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports nobody listens on right now."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [bound.getsockname()[1] for bound in held]
-    for bound in held:
-        bound.close()
-    return ports
+WITHIN_S = 60
 
 
 class Etcd:

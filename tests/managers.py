@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-WITHIN_S: Final = 30
+WITHIN_S: Final = 60
 HIGH_FD: Final = 100
 """Above every descriptor that the started program gets."""
 STARTER: Final = """

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import httpx2
 import obstore
-from etcds import free_ports
 from obstore.store import S3Store
+from ports import free_ports
 
 PROGRAM = Path(sys.executable).parent / "weed"
 WITHIN_S = 60
+BUCKET = "files"
+"""What `url` of the tests is in."""
 KEY, SECRET = "somebody", "s3cret-of-somebody"
 
 

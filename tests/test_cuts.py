@@ -21,7 +21,7 @@ async def cut_some(name: str, count: int) -> Report:
         return await cut_pair(name, server, caller, count, seed=5)
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 @pytest.mark.parametrize("name", OURS)
 async def test_what_callers_are_told_is_what_ran(name: str) -> None:
     """Wherever the connection breaks, in either direction."""
@@ -31,7 +31,7 @@ async def test_what_callers_are_told_is_what_ran(name: str) -> None:
 
 
 @pytest.mark.interop
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 @pytest.mark.parametrize("name", WITH_STOCK)
 async def test_the_same_with_stock_peers(name: str) -> None:
     report = await cut_some(name, 20)

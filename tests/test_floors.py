@@ -157,6 +157,7 @@ def violation_above_core(found: Import, core_modules: tuple[str, ...]) -> str | 
 CORE_FOR = {
     "pyroxfer_dispatcher": (
         "pyroxfer_core",
+        "pyroxfer_core.cli",
         "pyroxfer_core.errors",
         "pyroxfer_core.gateway.http",
         "pyroxfer_core.nameserver",

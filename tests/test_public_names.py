@@ -34,8 +34,12 @@ PUBLIC = {
         locate_ns oneway register_class_to_dict register_dict_to_class resolve serve startNS startNSloop start_ns
         start_ns_loop type_meta unregister_class_to_dict unregister_dict_to_class
     """,
+    "pyroxfer_core.cli": """
+        CommandGroup
+    """,
     "pyroxfer_core.wire": """
-        AUTH_KEY BLOB_INFO BlobInfo Body BodyPart Codec codec_for DEADLINE_KEY Decoder End FEATURES_KEY Feature Flags
+        alive AUTH_KEY BLOB_INFO BlobInfo Body BodyPart Codec codec_for DEADLINE_KEY Decoder End FEATURES_KEY Feature
+        Flags
         Grant Head HOP_KEYS hops_of last_read Message MessageType new_offer OUTCOME_KEY overheard Prover
         read_blob_info renumber sent_after STOCK V48 V502 with_annotation with_hops write_blob_info
     """,

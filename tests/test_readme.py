@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 from pyroxfer_dispatcher import load_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 PORT_IN_TEXT = "4000"
+UNTIL_SERVED = f"until : 2>/dev/null <>/dev/tcp/localhost/{PORT_IN_TEXT}; do sleep 0.05; done"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -45,20 +46,16 @@ def test_the_programs_run(program: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", with_block("sh"))
 def test_the_commands_run(page: Path, tmp_path: Path) -> None:
-    """The commands of a page, pasted into a shell in an empty folder as they stand, all exit 0."""
-    text = "\n".join(blocks(page, "sh")).replace(PORT_IN_TEXT, str(free_port()))
+    """The commands of a page, pasted into a shell in an empty folder, all exit 0. They stand as they are but for the
+    port, and for the pause after the start of a server: a busy machine may need more, and an idle one less."""
+    text = "\n".join(blocks(page, "sh"))
+    text = re.sub(r"^sleep .*", UNTIL_SERVED, text, flags=re.MULTILINE).replace(PORT_IN_TEXT, str(free_ports(1)[0]))
     script = f"set -e\ntrap 'kill $(jobs -p)' EXIT\n{text}"
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob(".pyroxfer-*"))
-
-
-def free_port() -> int:
-    with socket.create_server(("localhost", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def environment(folder: Path) -> dict[str, str]:

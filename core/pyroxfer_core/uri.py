@@ -21,11 +21,11 @@ class Uri:
     """An immutable, hashable Pyro URI.
 
     Args:
-        text: the URI text, or another Uri, which is copied.
+        uri: the URI text, or another Uri, which is copied.
 
     Raises:
         PyroError: the text is not a URI of one of the three protocols, or its location or port is not usable.
-        TypeError: ``text`` is neither text nor Uri.
+        TypeError: ``uri`` is neither text nor Uri.
     """
 
     __slots__ = ("host", "object", "port", "protocol", "sockname")
@@ -39,15 +39,15 @@ class Uri:
     host: str | None
     port: int | None
 
-    def __init__(self, text: str | Uri) -> None:
-        if isinstance(text, Uri):
-            self._set(*text.state)
+    def __init__(self, uri: str | Uri) -> None:
+        if isinstance(uri, Uri):
+            self._set(*uri.state)
             return
-        if not isinstance(text, str):
-            raise TypeError(f"a URI is text, not {type(text).__name__}")
-        match = _GRAMMAR.fullmatch(text.rstrip("\n"))
+        if not isinstance(uri, str):
+            raise TypeError(f"a URI is text, not {type(uri).__name__}")
+        match = _GRAMMAR.fullmatch(uri.rstrip("\n"))
         if match is None:
-            raise PyroError(f"invalid uri: {text!r}; expected something like PYRO:object@host:port or PYRONAME:name")
+            raise PyroError(f"invalid uri: {uri!r}; expected something like PYRO:object@host:port or PYRONAME:name")
         protocol = match["protocol"].upper()
         name: str | frozenset[str] = match["object"]
         if protocol == "PYROMETA":
@@ -55,7 +55,7 @@ class Uri:
         location = match["location"]
         if location is None:
             if protocol == "PYRO":
-                raise PyroError(f"invalid uri: {text!r} has no @host:port")
+                raise PyroError(f"invalid uri: {uri!r} has no @host:port")
             self._set(protocol, name, None, None, None)
             return
         self._set(protocol, name, *_parse_location(location, None if protocol == "PYRO" else NS_PORT))

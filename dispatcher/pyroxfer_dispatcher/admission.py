@@ -120,15 +120,15 @@ class Admission:
                 del self._running_of[ticket.client]
         if was_there:
             self._note_times(ticket, backend, now)
-        self.changed()
+        if self.waiting:
+            self.changed()
 
     def _note_times(self, ticket: Ticket, backend: Backend, now: float) -> None:
         took = now - ticket.started_at
         self.busy_s += took
         self.done += 1
         self._mean_s += SMOOTHING * (took - self._mean_s) if self._mean_s else took
-        self.times.queue.add(ticket.started_at - ticket.asked_at)
-        self.times.call.add(now - ticket.asked_at)
+        self.times.add(ticket.started_at - ticket.asked_at, now - ticket.asked_at)
         backend.busy_s += took
         backend.times.add(took, now)
 
@@ -207,7 +207,8 @@ class Admission:
 
     def _admit(self, ticket: Ticket, now: float) -> Backend | None:
         limits, only = self.limits, ticket.only
-        if self._is_limited(ticket):
+        is_limited = limits.max_in_flight is not None or limits.client_max_in_flight is not None
+        if is_limited and self._is_limited(ticket):
             return None
         if only is None:
             backend = self.group.pick(now, ticket.passed_over, ticket.key)

@@ -33,6 +33,8 @@ class Backend:
     in_flight: int = 0
     weight: float = 1.0
     """How much it gets, compared with the others."""
+    is_weighed: bool = False
+    """An operator has said that weight."""
     tags: frozenset[str] = frozenset()
     """What its service may prefer it for: a zone, a kind of machine."""
     origin: str = IN_FILE
@@ -81,6 +83,22 @@ class Backend:
     """How often it was ejected in a row, when it was last ejected; see `ejections_in_row`."""
     returned_at: float = float("-inf")
     """When its last ejection ended."""
+
+    def weigh(self, weight: float) -> None:
+        """An operator says how much it gets: until whoever told of it says another weight than before."""
+        self.weight, self.is_weighed = weight, True
+
+    def shape(
+        self, weight: float, tags: frozenset[str], max_in_flight: int | None, *, weight_before: float | None = None
+    ) -> None:
+        """Be as file or registry say; what it runs, and whether it is up, stays.
+
+        Args:
+            weight_before: what they said last; an operator's word holds where they say the same again.
+        """
+        if weight != weight_before:
+            self.weight, self.is_weighed = weight, False
+        self.tags, self.max_in_flight = tags, max_in_flight
 
     def is_live(self, now: float) -> bool:
         """Whether a call may be given to it, busy or not."""

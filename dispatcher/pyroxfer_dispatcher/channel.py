@@ -15,6 +15,10 @@ RECEIVE_BYTES: Final = 128 * 1024
 """Most bytes of one receive."""
 HIGH_WATER: Final = 128 * 1024
 """With more than this waiting to go out, whoever sends it should stop."""
+JOIN_BELOW: Final = 64 * 1024
+"""Up to this size copying buffers into one costs less than handing each of them over."""
+MAX_BUFFERS: Final = 256
+"""Handed over with one call; kernels take no more than 1024."""
 
 Opened = tuple[StreamSocket, bytes]
 """A connection after its handshake: its socket, and what came behind the handshake already."""
@@ -37,6 +41,7 @@ class Channel:
 
     __slots__ = (
         "_events",
+        "_held",
         "_hub",
         "_on_data",
         "_on_drained",
@@ -57,6 +62,8 @@ class Channel:
         self._on_lost = on_lost
         self._on_drained: Drain = _ignore
         self._out: list[Body] = []
+        self._held = 0
+        """How many buffers are gathered; 0 while none is."""
         self._paused = False
         self.closed = False
         self.pending = 0
@@ -158,9 +165,11 @@ class Channel:
             return
         size = len(data)
         self.queued += size
-        if self._out:
+        if self._held or self._out:
             self._out.append(data)
             self.pending += size
+            if self._held and len(self._out) >= self._held:
+                self._flush()
             return
         try:
             sent = self._sock.send(data)
@@ -175,43 +184,63 @@ class Channel:
 
     def write_both(self, head: Body, body: Body) -> None:
         """Send two buffers in a row, with one call where nothing waits before them."""
-        if self.closed or self._out:
+        if self.closed or self._held or self._out:
             self.write(head)
             self.write(body)
             return
-        size = len(head) + len(body)
-        self.queued += size
-        try:
-            sent = self._sock.sendmsg((head, body))
-        except OSError:
-            sent = 0
-        if sent != size:
-            self._keep(head, body, sent)
+        self.hold()
+        self.write(head)
+        self.write(body)
+        self.let_go()
 
-    def _keep(self, head: Body, body: Body, sent: int) -> None:
-        begun = len(head) - sent
-        self._out = [memoryview(head)[sent:], body] if begun > 0 else [memoryview(body)[-begun:]]
-        self.pending = len(head) + len(body) - sent
-        self._watch_for(self._events | WRITE)
+    def hold(self, most: int = MAX_BUFFERS) -> None:
+        """Gather what is written from now until `let_go`, and send up to so many buffers at once."""
+        self._held = most
+
+    def let_go(self) -> None:
+        """Send what was gathered, as `write` does. Without `hold` before it nothing happens."""
+        if self._held:
+            self._held = 0
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._out or self._events & WRITE:
+            return
+        try:
+            self._send_out()
+        except OSError:
+            pass  # the hub reports it, when whoever is writing now has finished
+        if self._out:
+            self._watch_for(self._events | WRITE)
+        else:
+            self._tell_drained()
 
     def _push(self) -> None:
-        out = self._out
-        while out:
-            try:
-                sent = self._sock.send(out[0])
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._lost(error.strerror or "connection lost")
-                return
-            self.pending -= sent
-            if sent == len(out[0]):
-                del out[0]
-            else:
-                out[0] = memoryview(out[0])[sent:]
-        self._watch_for(self._events & ~WRITE)
+        try:
+            self._send_out()
+        except OSError as error:
+            self._lost(error.strerror or "connection lost")
+            return
+        if not self._out:
+            self._watch_for(self._events & ~WRITE)
+            self._tell_drained()
+
+    def _tell_drained(self) -> None:
         drained, self._on_drained = self._on_drained, _ignore
         drained()
+
+    def _send_out(self) -> None:
+        """Send until nothing is left or the kernel takes no more. OSError: the peer is gone."""
+        out = self._out
+        if len(out) > 1 and self.pending <= JOIN_BELOW:
+            out[:] = [b"".join(out)]
+        while out:
+            try:
+                sent = self._sock.send(out[0]) if len(out) == 1 else self._sock.sendmsg(out[:MAX_BUFFERS])
+            except BlockingIOError:
+                return
+            self.pending -= sent
+            _drop(out, sent)
 
     # -- the end
 
@@ -235,3 +264,16 @@ class Channel:
         if events != self._events and not self.closed:
             self._events = events
             self._hub.change(self._sock, events)
+
+
+def _drop(buffers: list[Body], count: int) -> None:
+    """Take so many bytes off the front."""
+    whole = 0
+    for buffer in buffers:
+        if count < len(buffer):
+            break
+        count -= len(buffer)
+        whole += 1
+    del buffers[:whole]
+    if count:
+        buffers[0] = memoryview(buffers[0])[count:]

@@ -16,6 +16,7 @@ import click
 import trio
 
 from pyroxfer_core import ServiceManager, Worker, configure_logging, inherited_listeners, worker_count
+from pyroxfer_core.cli import CommandGroup
 from pyroxfer_core.errors import PyroError
 
 from .config import Config, ConfigError, load_config, overridden
@@ -46,7 +47,7 @@ class Workers(click.ParamType[int]):
             self.fail(f"{error}.", param, ctx)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="pyroxfer")
 def main() -> None:
     """Passes Pyro calls on to backends without reading them, and operates a dispatcher that runs."""

@@ -220,6 +220,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that clients may stay which cannot be told to leave; then they are cut between calls."""
     stall_timeout: Seconds = 30.0
     """Seconds without progress after which a large message in passage is given up."""
+    busy_poll: Annotated[float, msgspec.Meta(ge=0, le=0.01)] = 0.0002
+    """Seconds for which the next message is looked for without sleeping, where one client calls alone; 0 never."""
 
     @property
     def speaks_tls_to_backends(self) -> bool:
@@ -355,8 +357,13 @@ def _convert(kind: Any, value: object, path: str, problems: list[str]) -> object
     try:
         return msgspec.convert(value, kind, dec_hook=_from_text)
     except msgspec.ValidationError as error:
-        problems.append(f"{path}: {_plain(str(error))}")
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        problems.append(f"{path}: {_not_one_of(value, choices) if choices else _plain(str(error))}")
         return None
+
+
+def _not_one_of(value: object, choices: Iterable[str]) -> str:
+    return f"{value!r:.100} is not known; choose one of: {', '.join(choices)}"
 
 
 def _discover_table(uri: Uri) -> dict[str, object]:
@@ -503,7 +510,7 @@ def _check_method(name: str, path: str) -> Iterator[str]:
 def _check_service(service: ServiceConfig, path: str, own_uri: str) -> Iterator[str]:
     yield from _attempt(f"{path}.match", lambda: check_pattern(service.pattern))
     if service.policy not in POLICIES:
-        yield f"{path}.policy: {service.policy!r} is not known; choose one of: {', '.join(POLICIES)}"
+        yield f"{path}.policy: {_not_one_of(service.policy, POLICIES)}"
     if service.method is not None:
         yield from _check_method(service.method, f"{path}.method")
     for index, name in enumerate(service.methods):

@@ -530,11 +530,11 @@ class Conversation:
             self._ended.set()
 
     def _close_when_told(self) -> None:
-        """The conversation is over: end, once the client has taken its last answer."""
+        """The conversation is over: end, once the client has taken its last answer. Nobody reads it any more."""
+        self._client.pause()
         if self._client.closed or not self._client.pending:
             self._ended.set()
         else:
-            self._client.pause()
             self._client.on_drained(self._ended.set)
 
 
@@ -567,6 +567,7 @@ def _from_backend(link: Link, piece: Piece) -> Event:
     if isinstance(piece, Message):
         if piece.type == MessageType.GOAWAY and link.leaves(piece):
             return BackendLeaves(link.has_begun(piece))
+        link.note_failure(piece)
         return ReplyArrived(piece)
     if isinstance(piece, BodyPart):
         return ReplyPartArrived(piece.data)

@@ -143,16 +143,11 @@ class BlobDialect:
         )
 
     def reply_for(self, request: Message, reply: Message) -> Message:
-        """Another number."""
-        return Message(
-            MessageType.RESULT,
-            request.seq,
-            reply.serializer,
-            reply.flags,
-            reply.body,
-            _end_to_end(reply.annotations),
-            reply.correlation_id,
-        )
+        """Another number: nobody else has the reply."""
+        reply.seq = request.seq
+        if reply.annotations:
+            reply.annotations = _end_to_end(reply.annotations)
+        return reply
 
     def goodbye(self) -> Message | None:
         """The notice that the dispatcher goes away, for a client that has agreed to get it."""

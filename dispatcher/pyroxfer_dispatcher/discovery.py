@@ -27,6 +27,8 @@ ANY_NAME_SERVER: Final = "the name server"
 
 TakeOut = Callable[[Service, Backend], None]
 """Sees off a backend that is in its service no more."""
+Appeared = Callable[[Service, Backend], None]
+"""Told of each backend that is new in its service."""
 
 
 @dataclass(slots=True)
@@ -46,6 +48,7 @@ class Discovery:
     Args:
         directory: where the services are.
         take_out: see `TakeOut`.
+        appeared: see `Appeared`.
         is_own: whether a URI leads to this dispatcher.
     """
 
@@ -55,12 +58,14 @@ class Discovery:
         settings: Settings,
         directory: Directory,
         take_out: TakeOut,
+        appeared: Appeared,
         is_own: Callable[[Uri], bool],
     ) -> None:
         self._config = config
         self._settings = settings
         self._directory = directory
         self._take_out = take_out
+        self._appeared = appeared
         self._is_own = is_own
         self._members: dict[str, _Members] = {}
         self._nursery: trio.Nursery | None = None
@@ -153,7 +158,7 @@ class Discovery:
             for found in follower.found:
                 if found.uri not in taken:
                     taken.add(found.uri)
-                    backend = self._backend_for(members, before.pop(found.uri, None), found, names)
+                    backend = self._backend_for(service, members, before.pop(found.uri, None), found, names)
                     backend.origin = follower.origin
                     members.backends[found.uri] = backend, found
         service.group.backends = (*fixed, *(backend for backend, _ in members.backends.values()))
@@ -162,13 +167,18 @@ class Discovery:
         service.admission.changed()
 
     def _backend_for(
-        self, members: _Members, known: tuple[Backend, Found] | None, found: Found, names: set[str]
+        self,
+        service: Service,
+        members: _Members,
+        known: tuple[Backend, Found] | None,
+        found: Found,
+        names: set[str],
     ) -> Backend:
         """The backend that is there already, the one that had just left, or a new one."""
         if known is not None:
             backend, was = known
             if was != found:
-                found.shape(backend)
+                found.shape(backend, was)
             return backend
         left = members.leaving.pop(found.uri, None)
         if left is not None and _is_used(left) and not left.failures:
@@ -181,6 +191,7 @@ class Discovery:
         found.shape(backend)
         names.add(backend.name)
         note(logging.INFO, "backend_found", service=members.service, backend=backend.name, uri=found.uri)
+        self._appeared(service, backend)
         return backend
 
     def _see_off(self, service: Service, members: _Members, gone: Iterable[tuple[Backend, Found]]) -> None:

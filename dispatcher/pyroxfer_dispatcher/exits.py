@@ -46,14 +46,20 @@ def load(path: Path, insecure: bool) -> Config:
 
 
 def or_exit(function: Callable[[], Value], path: Path | None = None) -> Value:
-    """Run it; an error becomes one line a problem and the documented exit code."""
+    """Run it; an error becomes one line a problem and the documented exit code.
+
+    Raises:
+        OSError: of no file, so the output cannot be written; the group of commands says it.
+    """
     try:
-        return function()
+        return _alone(function)
     except ConfigError as error:
         end(USAGE, *error.lines(str(path)))
     except FileNotFoundError:
         end(NOT_FOUND, f"{path}: no such file; write one, see the documentation of the dispatcher")
     except OSError as error:
+        if error.filename is None:
+            raise
         end(REFUSED, f"{path}: {error.strerror}")
     except CommandError as error:
         end(USAGE, str(error))
@@ -65,6 +71,17 @@ def or_exit(function: Callable[[], Value], path: Path | None = None) -> Value:
         sys.exit(INTERRUPTED)
     except PyroError as error:
         end(OTHER, str(error))
+
+
+def _alone(function: Callable[[], Value]) -> Value:
+    """Run it; a nursery wraps even a single error."""
+    try:
+        return function()
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
 
 
 def end(code: int, *lines: str) -> NoReturn:

@@ -48,9 +48,14 @@ class Found:
         """Its name among the backends, unless another one has it already."""
         return f"{self.name}@{self.uri.location}"
 
-    def shape(self, backend: Backend) -> None:
-        """Let a backend be like this; what it runs, and whether it is up, stays."""
-        backend.weight, backend.tags, backend.max_in_flight = self.weight, self.tags, self.max_in_flight
+    def shape(self, backend: Backend, was: Found | None = None) -> None:
+        """Let a backend be like this.
+
+        Args:
+            was: what the registry said of it before.
+        """
+        weight_before = None if was is None else was.weight
+        backend.shape(self.weight, self.tags, self.max_in_flight, weight_before=weight_before)
 
 
 class Wanted:

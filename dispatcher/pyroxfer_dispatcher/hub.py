@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import select
 from collections import deque
 from collections.abc import Callable
@@ -22,8 +23,10 @@ STAY_S: Final = 0.004
 """How long traffic may keep everything else of the program waiting."""
 WAIT_S: Final = 0.001
 """How long the next message is waited for meanwhile; the kernel knows nothing shorter."""
+SPIN_FOR: Final = 2
+"""It is looked for without sleeping for no more sockets than a client and its backend have: several need the core."""
 MOST_MISSES: Final = 7
-"""Doublings of the pause after staying in vain: at most one turn in 128 costs WAIT_S for nothing."""
+"""Doublings of the pause after waiting in vain: at most one turn in 128 costs that time for nothing."""
 MAX_EVENTS: Final = 256
 """Sockets served between two looks at the rest of the program."""
 
@@ -45,17 +48,51 @@ def _give_up(owner: Watched) -> None:
         log.exception("and its end was not orderly either")
 
 
-class Hub:
-    """Watches sockets inside `run`; everything happens in the thread, and between the steps, of trio."""
+class Patience:
+    """Whether to try again what may be in vain: seldom, where it mostly was."""
+
+    __slots__ = ("_misses", "_pause")
 
     def __init__(self) -> None:
+        self._misses = 0
+        self._pause = 0
+
+    def wants(self) -> bool:
+        """Whether to try now; asked at each chance."""
+        if self._pause:
+            self._pause -= 1
+            return False
+        return True
+
+    def paid(self) -> None:
+        """It was worth it."""
+        if self._misses:
+            self._misses -= 1
+
+    def failed(self) -> None:
+        """It was in vain: the next attempts are put off, longer and longer."""
+        self._misses = min(self._misses + 1, MOST_MISSES)
+        self._pause = 2**self._misses
+
+
+class Hub:
+    """Watches sockets inside `run`; everything happens in the thread, and between the steps, of trio.
+
+    Args:
+        spin_s: how long the next message is looked for before the thread sleeps, where there is a second core: to be
+            woken takes as long as passing a message on.
+    """
+
+    def __init__(self, spin_s: float = 0.0) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
         self._later: deque[Callable[[float], None]] = deque()
         self._in_turn = False
-        self._patience = 0
-        """Turns until it is worth staying again."""
-        self._misses = 0
+        self._staying = Patience()
+        self._spinning = Patience()
+        self._served: set[int] = set()
+        """The sockets that had something to say since trio was asked last."""
+        self._spin_s = spin_s if len(os.sched_getaffinity(0)) > 1 else 0.0
 
     def watch(self, sock: StreamSocket, owner: Watched, events: int) -> None:
         """Call ``owner`` when one of the events can happen without waiting."""
@@ -83,31 +120,40 @@ class Hub:
         """Serve until cancelled. An owner that fails loses its socket; the others go on."""
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
+            self._served.clear()
             self.turn()
-            if self._patience > 0:
-                self._patience -= 1
-            else:
+            if self._staying.wants():
                 self._stay()
 
     def _stay(self) -> None:
-        """Go on without asking trio while the next message comes at once: a wake-up costs as much as passing it on.
-
-        Where nothing came in time the next attempts are put off, longer and longer.
-        """
+        """Go on without asking trio while the next message comes at once: that costs as much as passing it on."""
         until = monotonic() + STAY_S
-        while self.turn(WAIT_S):
+        while self._spin() or self.turn(WAIT_S):
             if monotonic() > until:
-                self._misses = 0
+                self._staying.paid()
                 return
-        self._misses = min(self._misses + 1, MOST_MISSES)
-        self._patience = 2**self._misses
+        self._staying.failed()
+
+    def _spin(self) -> bool:
+        """Serve whoever is ready within moments, in which the core is left to others. False when nobody was."""
+        if not self._spin_s or len(self._served) > SPIN_FOR or not self._spinning.wants():
+            return False
+        until = monotonic() + self._spin_s
+        while not self.turn():
+            os.sched_yield()
+            if monotonic() > until:
+                self._spinning.failed()
+                return False
+        self._spinning.paid()
+        return True
 
     def turn(self, wait_s: float = 0) -> bool:
         """Serve whoever is ready, now or soon. False when nobody was."""
-        watched = self._watched
+        watched, served = self._watched, self._served
         ready = self._epoll.poll(wait_s, MAX_EVENTS)
         self._in_turn = True
         for number, events in ready:
+            served.add(number)
             owner = watched.get(number)
             if owner is not None:
                 try:

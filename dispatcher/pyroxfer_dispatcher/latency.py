@@ -46,6 +46,14 @@ class ServiceTimes:
         self.queue = Histogram()
         self.call = Histogram()
 
+    def add(self, queue_s: float, call_s: float) -> None:
+        """One more waited and took so long."""
+        if queue_s:
+            self.queue.add(queue_s)
+        else:
+            self.queue.counts[0] += 1  # as of nearly all: no place is looked for
+        self.call.add(call_s)
+
 
 class Recent:
     """Counts of a while ago and since."""

@@ -11,7 +11,17 @@ import trio
 
 from pyroxfer_core import Connection, Settings, Uri, introduce, open_connection
 from pyroxfer_core.errors import ConnectionClosedError, Outcome, ProtocolError, PyroError, TimeoutError
-from pyroxfer_core.wire import FEATURES_KEY, Codec, Feature, Grant, Message, MessageType, last_read, with_annotation
+from pyroxfer_core.wire import (
+    FEATURES_KEY,
+    Codec,
+    Feature,
+    Flags,
+    Grant,
+    Message,
+    MessageType,
+    last_read,
+    with_annotation,
+)
 
 from .backends import Backend
 from .channel import Channel
@@ -24,6 +34,8 @@ from .transparent import Opener, Opening
 
 COLLECT_BYTES: Final = 128 * 1024
 """Bodies up to here are passed on whole, so that no slow sender holds a backend; of larger ones nothing is kept."""
+_FAILED: Final = Flags.EXCEPTION | Flags.ITEMSTREAM
+_HANGING_UP: Final = (b"errors.SerializeError", b"errors.SecurityError")
 MAX_IDLE: Final = 16
 """Idle connections kept per backend and protocol: each may hold a worker thread of a stock server."""
 
@@ -80,7 +92,7 @@ class Link:
         self.confirmation = grant.confirmation if grant.bits else None
         """What the first call has to carry, for the backend to say goodbye; None once it has."""
         self.leaving = False
-        """The backend has said goodbye, and begins no further call."""
+        """The backend has said goodbye, or is about to hang up: it begins no further call."""
         self.object_id = object_id
         self.codec = codec
         self.reader = reader
@@ -123,6 +135,16 @@ class Link:
             self.leaving = True
             self._goodbye(self.backend)
         return self.leaving and is_notice
+
+    def note_failure(self, answer: Message) -> None:
+        """A stock backend hangs up behind errors of reading and of safety: the next call would end Unknown.
+
+        Their names stand in the bodies of all serializers; a compressed one is not read.
+        """
+        if answer.flags & _FAILED == Flags.EXCEPTION and not self._grant.bits:
+            body = answer.data if type(answer) is Sealed else answer.body
+            if answer.flags & Flags.COMPRESSED or any(name in bytes(body) for name in _HANGING_UP):
+                self.leaving = True
 
     def has_begun(self, notice: Message) -> bool:
         """Whether the backend may have begun the last call when it said goodbye."""

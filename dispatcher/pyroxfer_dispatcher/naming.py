@@ -32,6 +32,10 @@ class Names:
         self._said = ""
         """Why the name could not be entered."""
         self._keeping = trio.CancelScope()
+        self._known: dict[Uri, Uri] = {}
+        """What each name stood for when it was looked up last ..."""
+        self._kept: set[Uri] = set()
+        """... and for which of them this counts, because nobody can be asked."""
 
     @property
     def registered(self) -> bool | None:
@@ -39,8 +43,45 @@ class Names:
         return None if self._config.register is None else self._is_entered
 
     async def resolve(self, uri: Uri) -> Uri:
-        """PYRO for PYRONAME. NamingError: there is no such name, or no name server."""
-        return uri if uri.protocol == "PYRO" else await resolve(uri, self._settings)
+        """PYRO for PYRONAME. While no name server can be asked, what it said last counts.
+
+        Raises:
+            NamingError: there is no such name; or no name server, and the name was never looked up.
+        """
+        if uri.protocol == "PYRO":
+            return uri
+        known = self._known.get(uri)
+        found = await resolve(uri, self._settings) if known is None else await self._look_again(uri, known)
+        self._known[uri] = found
+        return found
+
+    async def _look_again(self, uri: Uri, known: Uri) -> Uri:
+        """Half of the time for a connect, or the backend would not be asked any more."""
+        reason = "no answer"
+        with trio.move_on_after(self._settings.connect_timeout_s / 2):
+            try:
+                found = await resolve(uri, self._settings)
+            except PyroError as error:
+                reason = str(error)
+                if await self._can_be_asked(uri):
+                    raise
+            else:
+                self._kept.discard(uri)
+                return found
+        if uri not in self._kept:
+            self._kept.add(uri)
+            note(logging.WARNING, "name_kept", name=uri, uri=known, reason=reason)
+        return known
+
+    async def _can_be_asked(self, uri: Uri) -> bool:
+        """Whether the name server is there that a name is looked up in."""
+        try:
+            async with await locate_ns(
+                f"./u:{uri.sockname}" if uri.sockname else uri.host, uri.port, settings=self._settings
+            ):
+                return True
+        except NamingError:
+            return False
 
     async def register(self, uri: Uri) -> None:
         """Enter the dispatcher under its name, if it has one; `keep` keeps it there.

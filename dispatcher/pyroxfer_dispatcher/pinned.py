@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Hashable
 from functools import partial
 from math import inf
 from time import monotonic
+from typing import Final
 
 import trio
 
@@ -24,6 +26,7 @@ from pyroxfer_core.wire import (
     Head,
     Message,
     MessageType,
+    alive,
 )
 
 from .admin import note
@@ -39,6 +42,15 @@ from .recorded import RecordedRelay
 from .records import Records
 from .relay import Relay
 from .routes import Party, Service
+
+SHARE: Final = 8
+"""Messages that came together go on in parts of what is under way: with a write for each of them the receiver is
+woken too often, and with one for all of them nobody else works while they are passed on."""
+ALIVE_S: Final = 1.0
+"""How often a client of ours is told that it is not forgotten, while its call waits here."""
+MAX_BEHIND: Final = 16 * 1024
+"""Bytes that are looked through behind a call that waits, for what may pass it."""
+_EACH: Final = 64
 
 
 class Pinned:
@@ -92,6 +104,10 @@ class Pinned:
         """The client's next call waits for its turn, and whatever it sent behind it too."""
         self._waiting_length: int | None = None
         self._waits_since = 0.0
+        self._told_alive_at = 0.0
+        self._behind: deque[Event] = deque()
+        """What the client sent behind a call that waits, as far as it was looked through."""
+        self._bytes_behind = 0
         self._request: Sealed | None = None
         """A message of the client whose body is still coming."""
         self._refused: list[Fail] | None = None
@@ -104,6 +120,9 @@ class Pinned:
         self._has_confirmed = False
         """The client repeated what was agreed: it is one of this library, and understands its messages."""
         self._in_answer = False
+        """The client has a part of an answer."""
+        self._unsaid: list[Fail] = []
+        """What to say behind that answer."""
         self._finishing = False
         self._ended = trio.Event()
 
@@ -142,10 +161,20 @@ class Pinned:
 
     def _say_goodbye(self) -> None:
         """Between two messages, never inside one."""
-        understands = self._has_confirmed and Feature.GOAWAY in self._agreed
-        if self._leaving and understands and not self._in_answer and not self._client.closed:
+        if self._leaving and self._may_say(Feature.GOAWAY):
             self._leaving = False
             self._client.write(self._codec.encode(farewell()))
+
+    def _say_alive(self, now: float) -> None:
+        """Its questions stand behind the call that waits, where nobody reads them."""
+        if self._may_say(Feature.HEARTBEAT):
+            self._told_alive_at = now
+            self._client.write(self._codec.encode(alive()))
+
+    def _may_say(self, feature: int) -> bool:
+        """Whether the client understands such a message, and can take it now."""
+        understands = self._has_confirmed and feature in self._agreed
+        return understands and not self._in_answer and not self._client.closed
 
     def stop(self) -> None:
         """End between calls: now, or when the last call under way is over."""
@@ -162,6 +191,8 @@ class Pinned:
         """Called now and then: give up what stands still in the middle of a message."""
         if self._leaving:
             self._say_goodbye()
+        if self._waits and now - max(self._waits_since, self._told_alive_at) >= ALIVE_S:
+            self._say_alive(now)
         for _ in range(self._relay.newly_late(now, self._service.answer_timeout_s)):
             text = "did not answer in time"
             self._tell(self._service.ejection.failed(self.home, now, text), text)
@@ -185,27 +216,62 @@ class Pinned:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Pass on what has come from the client, as far as it may go now."""
+        """Pass on what has come from the client, as far as it may go now, with one write."""
+        self._backend.hold(1 + self._relay.under_way // SHARE)
         try:
-            while not self._waits and not self._finishing:
-                event = self._from_client.next_event()
+            while not self._finishing:
+                event = self._next_to_pass() if self._waits else self._next()
                 if event is None:
                     break
                 self._take(event)
         except PyroError as error:
             self._finish(str(error))
             return
-        if self._waits:
+        finally:
+            self._backend.let_go()
+        if self._waits and self._bytes_behind >= MAX_BEHIND:
             self._client.pause()
-        elif self._backend.is_clogged:
+        elif self._backend.is_clogged and not self._waits:
             self._client.pause()
             self._backend.on_drained(self._client.resume)
         else:
             self._client.resume()
 
+    def _next(self) -> Event | None:
+        """In the order of the client."""
+        if not self._behind:
+            return self._from_client.next_event()
+        event = self._behind.popleft()
+        self._bytes_behind -= _cost(event)
+        return event
+
+    def _next_to_pass(self) -> Event | None:
+        """What need not stay behind the call that waits, although it came later."""
+        for event in self._behind:
+            if self._may_pass(event):
+                self._behind.remove(event)
+                self._bytes_behind -= _cost(event)
+                return event
+        while self._bytes_behind < MAX_BEHIND:
+            new = self._from_client.next_event()
+            if new is None or self._may_pass(new):
+                return new
+            self._behind.append(new)
+            self._bytes_behind += _cost(new)
+        return None
+
+    def _may_pass(self, event: Event) -> bool:
+        """Who cancels a call may make room for the one that waits, or want that no more."""
+        if type(event) is not Sealed or event.type != MessageType.CANCEL:
+            return False
+        return Feature.CANCEL in self._agreed and self._relay.has(event.seq)
+
     def _take(self, event: Event) -> None:
         if type(event) is Sealed:
-            self._ask(event, None)
+            if self._waits and self._relay.waits(event.seq):
+                self._withdraw()
+            else:
+                self._ask(event, None)
         elif isinstance(event, Head):
             assert isinstance(event.message, Sealed)
             self._request = event.message
@@ -267,6 +333,12 @@ class Pinned:
             self._hand_over(message, self._waiting_length)
         self._go_on()
 
+    def _withdraw(self) -> None:
+        """Its caller cancels the call that waits."""
+        self._waits = False
+        text = "it was cancelled while it waited for a backend"
+        self._refuse(self._relay.withdraw(monotonic()), self._waiting_length, text)
+
     def _hand_over(self, message: Sealed, length: int | None) -> None:
         if message.type == MessageType.INVOKE:
             self._service.tally["calls"] += 1
@@ -302,6 +374,7 @@ class Pinned:
     def _backend_said(self, data: bytes) -> None:
         client, events = self._client, self._from_backend
         events.feed(data)
+        client.hold(1 + self._relay.under_way // SHARE)
         try:
             while (event := events.next_event()) is not None:
                 if type(event) is Sealed:
@@ -312,6 +385,8 @@ class Pinned:
         except PyroError as error:
             self._backend_left(str(error))
             return
+        finally:
+            client.let_go()
         if client.is_clogged:
             self._backend.pause()
             client.on_drained(self._backend.resume)
@@ -338,6 +413,8 @@ class Pinned:
         else:
             self._in_answer = False
             self._relay.answered_whole(monotonic())
+            unsaid, self._unsaid = self._unsaid, []
+            self._say(unsaid)
 
     def _backend_left(self, reason: str) -> None:
         """Every call that waits is to be told what is certain of it; then the client's connection ends too."""
@@ -353,7 +430,7 @@ class Pinned:
         if self._request is None or self._waits:
             self._say(fails)
         else:
-            self._refused = fails
+            self._refused = [*(self._refused or ()), *fails]
             self._client.resume()
 
     def _blame(self, reason: str) -> None:
@@ -367,8 +444,12 @@ class Pinned:
         note(logging.WARNING, "call_failed", service=self._service.name, outcome=fail.outcome.value, reason=fail.text)
 
     def _say(self, fails: list[Fail]) -> None:
-        """Answer in the place of the backend; when that is lost the client's connection ends too."""
-        told = all(map(self._answer_for_backend, fails))
+        """Answer in the place of the backend, between two answers of that; when it is lost the client's connection
+        ends too."""
+        if self._in_answer and not self._backend_is_lost:
+            self._unsaid += fails
+            return
+        told = self._in_answer or all(map(self._answer_for_backend, fails))
         if self._backend_is_lost:
             self._finish("its backend was lost")
         elif not told:
@@ -395,6 +476,7 @@ class Pinned:
 
     def _finish(self, reason: str) -> None:
         """Close the backend now, the client when it has what was meant for it."""
+        self._backend.let_go()
         self._backend.close()
         self._relay.clear(monotonic(), reason, "dispatcher")
         if self._client.closed or not self._client.pending:
@@ -405,3 +487,10 @@ class Pinned:
         if not self._finishing:
             self._finishing = True
             note(logging.INFO, "client_closed", service=self._service.name, reason=reason)
+
+
+def _cost(event: Event) -> int:
+    """Bytes that keeping it costs, about."""
+    if type(event) is Sealed:
+        return _EACH + len(event.data)
+    return _EACH + (len(event.data) if isinstance(event, BodyPart) else 0)

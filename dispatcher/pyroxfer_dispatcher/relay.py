@@ -182,6 +182,20 @@ class Relay:
             self._calls[call.request.seq] = call
         return call.request
 
+    def has(self, seq: int) -> bool:
+        """Whether a call with this number is under way, or waits."""
+        return seq in self._calls or self.waits(seq)
+
+    def waits(self, seq: int) -> bool:
+        """Whether this is the number of the call that waits."""
+        return self._queued is not None and self._queued.request.seq == seq
+
+    def withdraw(self, now: float) -> Sealed:
+        """The call that waits is not wanted any more."""
+        assert self._queued is not None, "no call waits"
+        self._admission.leave(self._queued.ticket)
+        return self.woken(now, admitted=False)
+
     def handed_over(self, message: Sealed, end: int, now: float) -> None:
         """The last byte of a message was handed over to the backend: ``end`` bytes have been, so far."""
         call = self._calls.get(message.seq)

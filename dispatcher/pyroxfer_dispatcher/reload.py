@@ -75,9 +75,10 @@ def _changed(known: Service, made: Service, was: ServiceConfig, config: ServiceC
         if backend is None:
             backends.append(wanted)
             continue
-        if written.get((entry.name, entry.uri)) != entry:
-            backend.weight, backend.tags = wanted.weight, wanted.tags
-            backend.max_in_flight = wanted.max_in_flight
+        said = written.get((entry.name, entry.uri))
+        if said != entry:
+            weight_before = None if said is None else said.weight
+            backend.shape(wanted.weight, wanted.tags, wanted.max_in_flight, weight_before=weight_before)
         backends.append(backend)
     known.group.become(made.group, backends)
     known.admission.limits = made.admission.limits

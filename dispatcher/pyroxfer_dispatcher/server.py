@@ -55,7 +55,7 @@ from .reload import change_directory, check_reload
 from .routes import Party, Service
 from .security import refresh, settings_for
 from .shares import said_in
-from .state import State, remembered, restore
+from .state import Inherited, State, remembered
 from .status import services_of
 from .streams import StreamRelay
 from .succession import Program, Succession
@@ -118,7 +118,7 @@ class Dispatcher:
         self._settings = settings_for(config)
         self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
         self._epoch = secrets.token_bytes(16)
-        self._hub = Hub()
+        self._hub = Hub(config.busy_poll)
         self.directory = make_directory(config, self._hub.later)
         self._names = Names(config, self._settings)
         self._pools: dict[int, LinkPool] = {}
@@ -131,10 +131,10 @@ class Dispatcher:
         self._location: str | None = None
         self._health = Health(self._settings, self._names.resolve, self._all_services, config.health_interval)
         self._management = Management(config, self)
-        self._inherited = State()
+        self._inherited = Inherited(State() if worker is None else said_in(worker.folder), self._take_out)
         self._arrivals: dict[Connection, Arrival] = {}
         take_out = partial(self._management.operations.take_out, disabled=False)
-        self._discovery = Discovery(config, self._settings, self.directory, take_out, self._is_own)
+        self._discovery = Discovery(config, self._settings, self.directory, take_out, self._appeared, self._is_own)
         self._conversations: set[Conversation | Pinned] = set()
         self._stopping = False
         self._cut = 0
@@ -185,7 +185,7 @@ class Dispatcher:
         try:
             self._management.records.open()
             if self._predecessor is not None:
-                self._inherited = self._predecessor.state()
+                self._inherited = Inherited(self._predecessor.state(), self._take_out)
             await self._names.register(self.uri)
         except BaseException:
             self._doors.close()
@@ -245,7 +245,7 @@ class Dispatcher:
         if self._draining:
             raise CommandError("the dispatcher is draining")
         successor = await self._succession.begin(
-            self.config, self._doors, lambda: remembered(self.directory, self.config)
+            self.config, self._doors, lambda: remembered(self.directory, self._inherited)
         )
         self._draining = True
         self._names.let_go()
@@ -339,6 +339,9 @@ class Dispatcher:
     def _take_out(self, service: Service, backend: Backend, disabled: bool) -> None:
         self._management.operations.take_out(service, backend, disabled=disabled)
 
+    def _appeared(self, service: Service, backend: Backend) -> None:
+        self._inherited.appeared(service, backend)
+
     def discovered(self, service: str) -> list[dict[str, Any]]:
         """The state of the registries from which a service has backends."""
         return self._discovery.describe(service)
@@ -371,10 +374,9 @@ class Dispatcher:
                 if self.config.health_interval:
                     nursery.start_soon(self._health.run)
                 self._helpers = nursery
+                self._inherited.restore(self.directory)
                 await nursery.start(self._discovery.run)
                 await self._discovery.first_look()
-                said = self._inherited if self._worker is None else said_in(self._worker.folder)
-                restore(self.directory, said, self._take_out)
                 self._accepts.set()
                 streams = StreamRelay(self._settings, self._names.resolve, self._homes_of)
                 await serve_connections(

@@ -10,7 +10,6 @@ from pyroxfer_core import Uri
 from pyroxfer_core.errors import PyroError
 
 from .backends import Backend
-from .config import Config
 from .routes import Directory, Service
 
 
@@ -23,7 +22,7 @@ class BackendState(msgspec.Struct, frozen=True, omit_defaults=True):
     draining: bool = False
     disabled: bool = False
     weight: float | None = None
-    """None: as the configuration says."""
+    """None: as the configuration or the registry says."""
 
 
 class ListenerState(msgspec.Struct, frozen=True):
@@ -41,47 +40,60 @@ class State(msgspec.Struct, frozen=True):
     listeners: tuple[ListenerState, ...] = ()
 
 
-def remembered(directory: Directory, config: Config) -> State:
-    """What there is to remember now."""
-    return State(tuple(_backends(directory, config)), tuple(_listeners(directory)))
+class Inherited:
+    """What the process before this one remembered. It holds for each service and backend as it appears, once.
+
+    Args:
+        take_out: drains a backend, or disables it.
+    """
+
+    def __init__(self, state: State, take_out: Callable[[Service, Backend, bool], None]) -> None:
+        self._said = {(one.service, one.name, one.uri): one for one in state.backends}
+        self._listeners = state.listeners
+        self._take_out = take_out
+
+    @property
+    def waiting(self) -> tuple[BackendState, ...]:
+        """What was said of backends that have not appeared."""
+        return tuple(self._said.values())
+
+    def restore(self, directory: Directory) -> None:
+        """Remember it of all that is there already, listeners included."""
+        for service in directory.services.values():
+            for backend in service.group.backends:
+                self.appeared(service, backend)
+        for listener in self._listeners:
+            known = directory.services.get(listener.service)
+            if known is not None and known.listeners is not None:
+                try:
+                    known.listeners.register(listener.topic, Uri(listener.uri))
+                except (PyroError, LookupError):
+                    continue  # fewer are allowed here
+
+    def appeared(self, service: Service, backend: Backend) -> None:
+        """Remember what was said of a backend."""
+        said = self._said.pop((service.name, backend.name, str(backend.uri)), None)
+        if said is not None and said.weight is not None:
+            backend.weigh(said.weight)
+        if said is not None and said.draining:
+            self._take_out(service, backend, said.disabled)
 
 
-def _backends(directory: Directory, config: Config) -> Iterator[BackendState]:
-    for said in config.services:
-        weights = {(entry.name, entry.uri): entry.weight for entry in said.backends}
-        for backend in directory.services[said.name].group.backends:
-            configured = weights.get((backend.name, backend.uri))
-            weight = None if configured in (None, backend.weight) else backend.weight
+def remembered(directory: Directory, inherited: Inherited) -> State:
+    """What there is to remember now, what was inherited and has not been of use included."""
+    return State((*_backends(directory), *inherited.waiting), tuple(_listeners(directory)))
+
+
+def _backends(directory: Directory) -> Iterator[BackendState]:
+    for service in directory.services.values():
+        for backend in () if service.listeners is not None else service.group.backends:
+            weight = backend.weight if backend.is_weighed else None
             if backend.draining or weight is not None:
-                yield BackendState(
-                    said.name, backend.name, str(backend.uri), backend.draining, backend.disabled, weight
-                )
+                key = service.name, backend.name, str(backend.uri)
+                yield BackendState(*key, backend.draining, backend.disabled, weight)
 
 
 def _listeners(directory: Directory) -> Iterator[ListenerState]:
     for name, service in directory.services.items():
         for topic, uri in () if service.listeners is None else service.listeners.registered():
             yield ListenerState(name, topic, str(uri))
-
-
-def restore(directory: Directory, state: State, take_out: Callable[[Service, Backend, bool], None]) -> None:
-    """Remember it here, as far as the services and backends are still there.
-
-    Args:
-        take_out: drains a backend, or disables it.
-    """
-    for said in state.backends:
-        service = directory.services.get(said.service)
-        for backend in () if service is None else service.group.backends:
-            if service is not None and (backend.name, str(backend.uri)) == (said.name, said.uri):
-                if said.weight is not None:
-                    backend.weight = said.weight
-                if said.draining:
-                    take_out(service, backend, said.disabled)
-    for listener in state.listeners:
-        service = directory.services.get(listener.service)
-        if service is not None and service.listeners is not None:
-            try:
-                service.listeners.register(listener.topic, Uri(listener.uri))
-            except (PyroError, LookupError):
-                continue  # fewer are allowed here

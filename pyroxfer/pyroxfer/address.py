@@ -38,6 +38,11 @@ class Address:
     into: bool
     """The path ended in a slash, or there was none: it names a folder to put things into."""
 
+    @property
+    def name(self) -> str:
+        """What it is called in its folder; nothing for the folder served."""
+        return self.path.rpartition("/")[2]
+
     def __str__(self) -> str:
         place = self.uri.location if self.uri.object == OBJECT_ID else str(self.uri)
         return f"{place}/{self.path}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import stat as stat_module
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -18,7 +18,7 @@ from .getting import Receiver
 from .many import Outcome, some_of_many
 from .names import printable
 from .offer import FileEntry, Receipt
-from .options import TransferOptions
+from .options import NATIVE, TransferOptions
 from .origin import origin_of_path
 from .progress import ProgressCallback, Reporter
 from .selection import Selection
@@ -59,6 +59,8 @@ async def send(
     include: Sequence[str] = (),
     only: Sequence[str] | None = None,
     links: bool = False,
+    names: str = NATIVE,
+    exact: bool = False,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> Receipt | list[Receipt]:
@@ -69,8 +71,8 @@ async def send(
         to: an address such as ``HOST:PORT/path`` or ``NAME/path``; with a slash at its end, or naming a folder that
             exists, things are put into it.
         channel: ``auto``, or the one to use.
-        if_exists: ``fail``, ``skip``, ``replace``, ``rename``, or ``resume``, which replaces and takes the beginning
-            that is equal from what is there. Equal bytes under the final name are success always.
+        if_exists: ``fail``, ``skip``, ``replace``, ``rename``, or ``resume``, which replaces and takes the blocks
+            that are equal from what is there. Equal bytes under the final name are success always.
         durability: what is flushed before the receipt: ``none``, ``data``, or ``full`` (names too).
         resume: go on where an interrupted attempt ended, after comparing digests, and keep what this one leaves.
         streams: side streams at once for one file; 0 decides by the length of the line.
@@ -80,6 +82,10 @@ async def send(
             unless ``include`` matches it; ``include`` alone takes only what it matches.
         only: paths below the one folder that is named; nothing else of it is taken.
         links: make symbolic links whose text stays inside the root, instead of leaving links out.
+        names: ``portable`` refuses names that not every system takes, and of one folder those that differ in case or
+            normal form only; with ``native`` the latter are warned of.
+        exact: what is sent gets the name at the end of ``to``, also when a folder of that name is there: as with
+            ``cp -T``. So a folder is gone on with that an interrupted run has begun.
         progress: called with each event, in the task that waits here.
 
     Returns:
@@ -99,14 +105,24 @@ async def send(
     target = to if isinstance(to, Address) else parse_address(to)
     selection = Selection(exclude, include, only)
     options = TransferOptions(
-        channel, if_exists, durability, resume, streams, bwlimit, compress, selection, links, settings or Settings()
+        channel,
+        if_exists,
+        durability,
+        resume,
+        streams,
+        bwlimit,
+        compress,
+        selection,
+        names,
+        links,
+        settings or Settings(),
     )
     if not sources:
         raise AddressError("nothing to send: name at least one file or folder")
     async with open_conversation(target.uri, options.settings) as talk:
-        into = target.into or await is_folder(talk, target.path)
-        if len(sources) > 1 and not into:
-            raise AddressError(f"{target}: is not a folder, so it cannot take several things; end it in '/'")
+        into = not exact and (target.into or await is_folder(talk, target.path))
+        check_takes(len(sources), str(target), into, exact)
+        check_apart(await in_thread(source_names, sources))
         reporter = Reporter(progress)
         one = functools.partial(_send_one, Sender(talk, options, reporter), talk, target=target.path, into=into)
         receipts = await _each(sources, one, reporter)
@@ -141,12 +157,43 @@ def check_sources(sources: Sequence[str], one_folder: bool = False) -> bool:
     return any(os.path.isdir(source) for source in sources)  # noqa: PTH112  # False, not an error, where nothing is
 
 
+def check_apart(names: Iterable[str]) -> None:
+    """Whether things that go into one folder have names of their own; one that is named twice is one thing.
+
+    Raises:
+        AddressError: two have one name, and the second would take the place of the first.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise AddressError(f"two of the sources are called '{printable(name)}'; give them different targets")
+        if name:
+            seen.add(name)
+
+
+def source_names(sources: Sequence[str]) -> list[str]:
+    """What local sources are called in a folder, each once; nothing for one whose contents are meant. Blocking."""
+    return [folder_name(source) for source in dict.fromkeys(sources)]
+
+
 async def is_folder(talk: Conversation, path: str) -> bool:
     return (await talk.ask("is_folder", path)).get("folder") is True
 
 
-async def check_takes_folder(talk: Conversation, path: str) -> None:
-    """Make sure that a folder can go to a path.
+def check_takes(count: int, target: str, into: bool, exact: bool) -> None:
+    """Whether so many things can go to a target.
+
+    Raises:
+        AddressError: they cannot.
+    """
+    if count > 1 and exact:
+        raise AddressError("several things cannot all have the one name that was asked for with -T")
+    if count > 1 and not into:
+        raise AddressError(f"{printable(target)}: is not a folder, so it cannot take several things; end it in '/'")
+
+
+async def check_takes_folder(talk: Conversation, path: str) -> bool:
+    """Make sure that a folder can go to a path; whether there is one already.
 
     Raises:
         ExistsError: something else than a folder stands there.
@@ -154,6 +201,7 @@ async def check_takes_folder(talk: Conversation, path: str) -> None:
     there = await talk.ask("is_folder", path)
     if there.get("there") is True and there.get("folder") is not True:
         raise ExistsError(f"{printable(path)}: is a file at the server, and a folder is sent; name another target")
+    return there.get("there") is True
 
 
 async def _send_one(sender: Sender, talk: Conversation, source: str, target: str, into: bool) -> list[Receipt]:
@@ -174,10 +222,11 @@ async def _send_one(sender: Sender, talk: Conversation, source: str, target: str
 async def _send_folder(sender: Sender, talk: Conversation, source: str, target: str, into: bool) -> list[Receipt]:
     name = await in_thread(folder_name, source)
     place = joined(target, name) if into and name else target
-    await check_takes_folder(talk, place)
+    begun = await check_takes_folder(talk, place)
     store = await in_thread(LocalStore, source)
     try:
-        return await sender.send_tree(store, place, source)
+        with sender.reporter.beginning(place, already=begun or into or not name):
+            return await sender.send_tree(store, place, source)
     finally:
         store.close()
 
@@ -203,6 +252,8 @@ async def get(
     include: Sequence[str] = (),
     only: Sequence[str] | None = None,
     links: bool = False,
+    names: str = NATIVE,
+    exact: bool = False,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> Receipt | list[Receipt]:
@@ -220,14 +271,24 @@ async def get(
     addresses = [source if isinstance(source, Address) else parse_address(source) for source in wanted]
     selection = Selection(exclude, include, only)
     options = TransferOptions(
-        channel, if_exists, durability, resume, streams, bwlimit, compress, selection, links, settings or Settings()
+        channel,
+        if_exists,
+        durability,
+        resume,
+        streams,
+        bwlimit,
+        compress,
+        selection,
+        names,
+        links,
+        settings or Settings(),
     )
     if not addresses:
         raise AddressError("nothing to fetch: name at least one address")
     reporter, several = Reporter(progress), len(addresses) > 1
     folders: list[str] = []
-    if several and not await in_thread(_takes_several, os.fspath(to)):
-        raise AddressError(f"{printable(os.fspath(to))}: is not a folder, so it cannot take several things")
+    check_takes(len(addresses), os.fspath(to), not several or await in_thread(takes_several, os.fspath(to)), exact)
+    check_apart(address.name for address in dict.fromkeys(addresses))
 
     async def one(name: str) -> list[Receipt]:
         address = by_name[name]
@@ -238,35 +299,37 @@ async def get(
                 raise AddressError("a list of files is for one folder; name just that")
             if entry.kind == "folder":
                 folders.append(name)
-            return await _get_one(receiver, entry, os.fspath(to))
+            return await _get_one(receiver, entry, os.fspath(to), exact)
 
     by_name = {str(address): address for address in addresses}
     receipts = await _each(list(by_name), one, reporter)
     return _gathered(several or bool(folders), receipts)
 
 
-def _takes_several(to: str) -> bool:
+def takes_several(to: str) -> bool:
     """Whether a local target is a folder, or says that it will be one. Blocking."""
     return to.endswith("/") or Path(to).is_dir()
 
 
-async def _get_one(receiver: Receiver, entry: FileEntry, to: str) -> list[Receipt]:
+async def _get_one(receiver: Receiver, entry: FileEntry, to: str, exact: bool) -> list[Receipt]:
     if to == PIPE:
         if entry.kind == "folder":
             raise AddressError(f"{printable(entry.path)}: is a folder and cannot go to standard output")
         return [await receiver.get_to_pipe(entry, 1)]
     name = PurePosixPath(entry.path).name
-    folder, target = await in_thread(_local_target, to, name, entry.kind == "folder")
+    begun = exact or await in_thread(os.path.isdir, to)
+    folder, target = await in_thread(_local_target, to, name, entry.kind == "folder", exact)
     store = await in_thread(LocalStore, folder)
     try:
         if entry.kind == "folder":
-            return await receiver.get_tree(entry.path, store, target)
+            with receiver.reporter.beginning(to, already=begun or not name):
+                return await receiver.get_tree(entry.path, store, target)
         return [await receiver.get(entry, store, target)]
     finally:
         store.close()
 
 
-def _local_target(to: str, name: str, is_folder: bool) -> tuple[str, str]:
+def _local_target(to: str, name: str, is_folder: bool, exact: bool) -> tuple[str, str]:
     """The local folder to hold, and the path in it for what is fetched. Blocking.
 
     Raises:
@@ -274,20 +337,34 @@ def _local_target(to: str, name: str, is_folder: bool) -> tuple[str, str]:
         TransferError: what the system said.
     """
     with translated(to):
-        return _local_place(to, name, is_folder)
+        return _local_place(to, name, is_folder, exact)
 
 
-def _local_place(to: str, name: str, is_folder: bool) -> tuple[str, str]:
+def _local_place(to: str, name: str, is_folder: bool, exact: bool) -> tuple[str, str]:
     there = Path(to)
-    if there.is_dir() or to.endswith("/"):
+    if goes_into(to, exact):
         there.mkdir(parents=True, exist_ok=True)
         return to, name
     if is_folder:
-        if there.exists():
-            raise ExistsError(f"{printable(to)}: is a file, and a folder is fetched")
-        there.mkdir(parents=True)
+        check_no_file(to)
+        there.mkdir(parents=True, exist_ok=True)
         return to, ""
     return os.fspath(there.parent), there.name
+
+
+def goes_into(to: str, exact: bool) -> bool:
+    """Whether what is fetched goes into a local target, and is not called like it. Blocking."""
+    return not exact and takes_several(to)
+
+
+def check_no_file(to: str) -> None:
+    """Whether a local target can be, or become, a folder. Blocking.
+
+    Raises:
+        ExistsError: it is a file.
+    """
+    if Path(to).exists() and not Path(to).is_dir():
+        raise ExistsError(f"{printable(to)}: is a file, and a folder is fetched")
 
 
 async def ls(address: str | Address, *, settings: Settings | None = None) -> list[FileEntry]:

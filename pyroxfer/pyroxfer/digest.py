@@ -17,10 +17,13 @@ from blake3 import blake3
 
 from .errors import IntegrityError, PeerError, SourceChangedError
 from .offer import ALGORITHMS, End
-from .runs import Range, Run, covered, gaps
+from .runs import MAX_RUNS, Range, Run, covered, gaps
 
 MOST_EARLY: Final = 2
 """Blocks that may wait in memory for the one before them: as many as a transfer has threads that bring them."""
+MOST_PIECES: Final = 2 * MAX_RUNS
+"""Ranges of one file apart from each other: what an earlier attempt left, and as many again for blocks under way.
+Each new block is compared with all of them."""
 PIECE: Final = 1024 * 1024
 """Bytes read and hashed at a time: BLAKE3 needs long pieces for its vector code, the L2 cache short ones."""
 
@@ -56,7 +59,7 @@ def choose_algorithm(theirs: object) -> str:
     raise PeerError("the two ends have no digest in common")
 
 
-def digest_of(data: bytes, algorithm: str) -> str:
+def digest_of(data: bytes | memoryview, algorithm: str) -> str:
     """Digest of bytes in memory, as hexadecimal text."""
     running = new_hash(algorithm)
     running.update(memoryview(data))
@@ -209,7 +212,7 @@ class Coverage:
         """Take the range for one writer.
 
         Raises:
-            PeerError: it reaches over the agreed size, or a byte of it was taken before.
+            PeerError: it reaches over the agreed size, a byte of it was taken before, or there are too many pieces.
         """
         end = offset + length
         if offset < 0 or length < 0 or (self._size is not None and end > self._size):
@@ -221,6 +224,8 @@ class Coverage:
         )
         if taken and length:
             raise PeerError(f"the block at {offset} was sent twice")
+        if len(self._complete) + len(self._reserved) >= MOST_PIECES:
+            raise PeerError(f"the blocks leave more than {MOST_PIECES} gaps; send them more nearly in order")
         if length:
             self._reserved[offset] = end
 

@@ -11,12 +11,25 @@ from pathlib import Path, PurePosixPath
 from pyroxfer_core import Settings
 
 from .address import Address, parse_address
-from .client import PIPE, Paths, check_sources, check_takes_folder, folder_name, is_folder, listed
+from .client import (
+    PIPE,
+    Paths,
+    check_apart,
+    check_no_file,
+    check_sources,
+    check_takes,
+    check_takes_folder,
+    folder_name,
+    goes_into,
+    is_folder,
+    listed,
+    source_names,
+    takes_several,
+)
 from .conversation import Conversation, open_conversation
-from .errors import AddressError, ExistsError, LostError, TransferError
+from .errors import AddressError, LostError, TransferError
 from .getting import Receiver
-from .names import printable
-from .options import TransferOptions
+from .options import NATIVE, TransferOptions
 from .planning import REFUSED, Planned, Planner
 from .progress import ProgressCallback, Reporter
 from .selection import Selection
@@ -34,6 +47,8 @@ async def plan_send(
     include: Sequence[str] = (),
     only: Sequence[str] | None = None,
     links: bool = False,
+    names: str = NATIVE,
+    exact: bool = False,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> list[Planned]:
@@ -52,12 +67,13 @@ async def plan_send(
         if_exists=if_exists,
         selection=Selection(exclude, include, only),
         links=links,
+        names=names,
         settings=settings or Settings(),
     )
     async with open_conversation(target.uri, options.settings) as talk:
-        into = target.into or await is_folder(talk, target.path)
-        if len(sources) > 1 and not into:
-            raise AddressError(f"{target}: is not a folder, so it cannot take several things; end it in '/'")
+        into = not exact and (target.into or await is_folder(talk, target.path))
+        check_takes(len(sources), str(target), into, exact)
+        check_apart(await in_thread(source_names, sources))
         planner = Planner(talk, options, Reporter(progress))
         for source in sources:
             await _noted(planner, source, several, functools.partial(_plan_one, planner, talk, source, target, into))
@@ -103,6 +119,8 @@ async def plan_get(
     include: Sequence[str] = (),
     only: Sequence[str] | None = None,
     links: bool = False,
+    names: str = NATIVE,
+    exact: bool = False,
     progress: ProgressCallback | None = None,
     settings: Settings | None = None,
 ) -> list[Planned]:
@@ -112,12 +130,13 @@ async def plan_get(
     place = os.fspath(to)
     if not addresses or place == PIPE:
         raise AddressError("a dry run needs addresses, and a place in the file system")
-    if len(addresses) > 1 and not (place.endswith("/") or await in_thread(os.path.isdir, place)):
-        raise AddressError(f"{printable(place)}: is not a folder, so it cannot take several things")
+    check_takes(len(addresses), place, len(addresses) < 2 or await in_thread(takes_several, place), exact)
+    check_apart(address.name for address in dict.fromkeys(addresses))
     options = TransferOptions(
         if_exists=if_exists,
         selection=Selection(exclude, include, only),
         links=links,
+        names=names,
         settings=settings or Settings(),
     )
     planned: list[Planned] = []
@@ -129,16 +148,16 @@ async def plan_get(
                 planner,
                 str(address),
                 len(addresses) > 1,
-                functools.partial(_plan_fetch, planner, receiver, address.path, place),
+                functools.partial(_plan_fetch, planner, receiver, address.path, place, exact),
             )
             planned += planner.planned
     return planned
 
 
-async def _plan_fetch(planner: Planner, receiver: Receiver, path: str, to: str) -> None:
+async def _plan_fetch(planner: Planner, receiver: Receiver, path: str, to: str, exact: bool) -> None:
     entry = await receiver.about(path)
     is_tree = entry.kind == "folder"
-    folder, target = await in_thread(_place_without_making, to, PurePosixPath(entry.path).name, is_tree)
+    folder, target = await in_thread(_place_without_making, to, PurePosixPath(entry.path).name, is_tree, exact)
     store = await in_thread(LocalStore, folder) if await in_thread(os.path.isdir, folder) else None
     try:
         if is_tree:
@@ -150,13 +169,12 @@ async def _plan_fetch(planner: Planner, receiver: Receiver, path: str, to: str) 
             store.close()
 
 
-def _place_without_making(to: str, name: str, is_tree: bool) -> tuple[str, str]:
+def _place_without_making(to: str, name: str, is_tree: bool, exact: bool) -> tuple[str, str]:
     """As for a real run: the local folder, and the path in it."""
     there = Path(to)
-    if there.is_dir() or to.endswith("/"):
+    if goes_into(to, exact):
         return to, name
     if is_tree:
-        if there.exists():
-            raise ExistsError(f"{printable(to)}: is a file, and a folder is fetched")
+        check_no_file(to)
         return to, ""
     return os.fspath(there.parent), there.name

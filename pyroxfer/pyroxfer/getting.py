@@ -7,7 +7,6 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
 
 from .channels.annot import KEY
 from .channels.base import as_bytes
@@ -16,7 +15,7 @@ from .conversation import Conversation, opened
 from .errors import ExistsError, PeerError, SourceChangedError, TransferError, from_record
 from .many import Job, Outcome, one_of_many, work_off
 from .names import printable, split_path
-from .offer import ALREADY, NO_CHANNEL, End, FileEntry, Offer, Receipt, Ticket
+from .offer import ALREADY, NO_CHANNEL, End, FileEntry, Offer, Receipt, SmallEnd, Ticket
 from .options import TransferOptions
 from .origin import origin_of_remote
 from .packing import SAMPLE, WORTH_TRYING, ZSTD, find_packing
@@ -26,7 +25,7 @@ from .runs import Run
 from .selection import select
 from .sending import joined, keeps
 from .sink import FileSink, PipeSink
-from .small import SMALL, batches
+from .small import SMALL, batches, cut
 from .store.base import Store, WholeFiles
 from .tasks import in_thread
 from .trees import dress_here, get_links
@@ -38,16 +37,17 @@ class Receiver:
     def __init__(self, talk: Conversation, options: TransferOptions, reporter: Reporter) -> None:
         self._talk = talk
         self._options = options
-        self._reporter = reporter
+        self.reporter = reporter
         self._cleaned: set[str] = set()
         self._packing = find_packing() if options.compress and talk.packs else None
 
-    def _offer(self, entry: FileEntry, target: str) -> Offer:
-        origin = origin_of_remote(entry.path) if self._options.resume else ""
+    def _offer(self, entry: FileEntry, target: str, digest: str | None = None) -> Offer:
+        origin = origin_of_remote(entry.path) if self._options.resume and digest is None else ""
         return Offer(
             target,
             entry.size,
             self._talk.algorithm,
+            digest,
             mode=entry.mode,
             mtime_ns=entry.mtime_ns,
             if_exists=self._options.if_exists,
@@ -80,14 +80,15 @@ class Receiver:
 
         Cancelling keeps what has arrived in a hidden file for the next attempt.
         """
-        self._reporter.offer(entry.path, entry.size)
+        self._options.check_name(target)
+        self.reporter.offer(entry.path, entry.size)
         return await self._get(entry, store, target)
 
     def _goes_inline(self, size: int) -> bool:
         return self._options.channel == AUTO and size <= SMALL
 
     async def _get_inline(self, entry: FileEntry, store: Store, target: str) -> Receipt:
-        self._reporter.accept(entry.path, INLINE, INLINE_REASON)
+        self.reporter.accept(entry.path, INLINE, INLINE_REASON)
         placed = (await self._fetch_batch([entry.path], [entry], store, [target]))[0]
         if isinstance(placed, TransferError):
             raise placed
@@ -125,7 +126,7 @@ class Receiver:
                 return await in_thread(settle_late, store, offer, own)
         except BaseException as error:
             if keeps(error):
-                self._reporter.interrupted(path, await sink.suspend(), "here")
+                self.reporter.interrupted(path, await sink.suspend(), "here")
             raise
         finally:
             await sink.discard()
@@ -143,15 +144,14 @@ class Receiver:
         choice = choose(self._options.channel, ticket.size)
         if self._options.channel == AUTO and await self._shrinks(ticket):
             choice = in_blocks()
-        copied = sink.staged.basis != sink.staged.fd
         recalled = await sink.recall()
         if sink.staged.found:
             equal = await self._equal(ticket, recalled)
-            await sink.keep(equal, doubt=copied)
+            await sink.keep(equal)
             ticket = replace(ticket, kept=tuple(equal))
             if equal:
                 ticket = replace(ticket, grant=await self._talk.grant(ticket.transfer_id))
-        self._reporter.accept(path, choice.channel.name, choice.reason, resumed=sink.resumed)
+        self.reporter.accept(path, choice.channel.name, choice.reason, resumed=sink.resumed)
         theirs, used = await self._pull(choice, ticket, sink, path)
         return await sink.verify(theirs), used
 
@@ -186,11 +186,11 @@ class Receiver:
             self._talk,
             ticket,
             sink,
-            self._reporter.mover(path, ticket.size, getattr(sink, "resumed", 0)),
+            self.reporter.mover(path, ticket.size, getattr(sink, "resumed", 0)),
             self._options.manner(self._talk.round_trip_s, self._packing),
         )
         if used is not choice:
-            self._reporter.accept(path, used.channel.name, used.reason)
+            self.reporter.accept(path, used.channel.name, used.reason)
         return end, used
 
     async def get_to_pipe(self, entry: FileEntry, fd: int) -> Receipt:
@@ -200,10 +200,10 @@ class Receiver:
             IntegrityError: what went out is not what the server has.
             TransferError: nobody reads the pipe, or what the server said.
         """
-        self._reporter.offer(entry.path, entry.size)
+        self.reporter.offer(entry.path, entry.size)
         ticket = await self._open(entry.path)
         choice = choose(self._options.channel, ticket.size, seekable=False)
-        self._reporter.accept(entry.path, choice.channel.name, choice.reason)
+        self.reporter.accept(entry.path, choice.channel.name, choice.reason)
         sink = PipeSink(fd, entry.path, self._talk.algorithm)
         try:
             theirs, used = await self._pull(choice, ticket, sink, entry.path)
@@ -216,7 +216,7 @@ class Receiver:
 
     def _finished(self, receipt: Receipt) -> Receipt:
         moved = receipt.channel != NO_CHANNEL and receipt.reason != INLINE_REASON
-        self._reporter.commit(receipt, moved=moved)
+        self.reporter.commit(receipt, moved=moved)
         return receipt
 
     async def get_tree(self, folder: str, store: Store, target: str) -> list[Receipt]:
@@ -229,10 +229,10 @@ class Receiver:
             NoSpaceError: all of it cannot find room here; nothing was fetched.
             TransferError, CommunicationError: the run broke off.
         """
-        outcome = Outcome(self._reporter)
+        outcome = Outcome(self.reporter)
         entries, links = select(await self.listing(folder, deep=True), self._options, outcome)
         total = sum(entry.size for entry in entries)
-        self._reporter.offer(folder or ".", total)
+        self.reporter.offer(folder or ".", total)
         await in_thread(store.check_room, target, total)
         folders = [joined(target, entry.path) for entry in entries if entry.kind == "folder"]
         files = [entry for entry in entries if entry.kind == "file"]
@@ -255,7 +255,7 @@ class Receiver:
 
     async def _get_entry(self, folder: str, store: Store, target: str, entry: FileEntry, outcome: Outcome) -> None:
         async def transfer() -> Receipt:
-            self._reporter.file(entry.path, entry.size)
+            self.reporter.file(entry.path, entry.size)
             there = replace(entry, path=joined(folder, entry.path))
             return await self._get(there, store, joined(target, entry.path))
 
@@ -268,7 +268,7 @@ class Receiver:
         targets = [joined(target, entry.path) for entry in batch]
         placed = await self._fetch_batch(paths, batch, store, targets)
         for entry, item in zip(batch, placed, strict=True):
-            self._reporter.file(entry.path, entry.size)
+            self.reporter.file(entry.path, entry.size)
             if isinstance(item, TransferError):
                 outcome.failed(entry.path, item)
             else:
@@ -282,34 +282,35 @@ class Receiver:
         results = reply.get("results")
         if not isinstance(results, (list, tuple)) or len(results) != len(batch):
             raise PeerError("the server answered for another number of files than was asked for")
-        return await in_thread(self._place_batch, store, batch, targets, results)
+        ends = [_read_end(result) for result in results]
+        data = cut(as_bytes(reply.get("data")), [end.size if isinstance(end, SmallEnd) else 0 for end in ends])
+        return await in_thread(self._place_batch, store, list(zip(batch, targets, ends, data, strict=True)))
 
     def _place_batch(
-        self, store: Store, batch: list[FileEntry], targets: list[str], results: Sequence[Any]
+        self, store: Store, files: Sequence[tuple[FileEntry, str, SmallEnd | TransferError, memoryview]]
     ) -> list[Receipt | TransferError]:
         with store.whole_files() as whole:
             return [
-                self._place(store, whole, entry, target, result)
-                for entry, target, result in zip(batch, targets, results, strict=True)
+                end if isinstance(end, TransferError) else self._place(store, whole, entry, target, end, data)
+                for entry, target, end, data in files
             ]
 
     def _place(
-        self, store: Store, whole: WholeFiles, entry: FileEntry, target: str, result: Any
+        self, store: Store, whole: WholeFiles, entry: FileEntry, target: str, end: SmallEnd, data: memoryview
     ) -> Receipt | TransferError:
         try:
-            if not isinstance(result, dict):
-                raise PeerError("the server answered with something else than a file")
-            if "error" in result:
-                raise from_record(result["error"])
-            data, end = bytes(as_bytes(result.get("data"))), End.from_dict(result)
-            if len(data) > SMALL:
+            if end.size > SMALL:
                 raise SourceChangedError(f"{printable(entry.path)}: changed since it was listed; fetch it again")
-            # what the server says about a file is checked as an offer is, its path being our own
-            fields = {**self._offer(entry, target).to_dict(), **end.to_dict()}
-            fields |= {"mode": result.get("mode"), "mtime_ns": result.get("mtime_ns")}
-            return place_small(store, whole, Offer.from_dict(fields), data, INLINE, INLINE_REASON)
+            there = FileEntry(entry.path, entry.kind, end.size, end.mode, end.mtime_ns)
+            return place_small(store, whole, self._offer(there, target, end.digest), data, INLINE, INLINE_REASON)
         except TransferError as error:
             return error
+
+
+def _read_end(result: object) -> SmallEnd | TransferError:
+    if isinstance(result, dict) and "error" in result:
+        return from_record(result["error"])
+    return SmallEnd.from_dict(result)
 
 
 def _make_folders(store: Store, folders: list[str]) -> list[tuple[str, TransferError]]:

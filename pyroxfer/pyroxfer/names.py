@@ -7,6 +7,7 @@ colon of a time stamp is let through, because the store runs only where it means
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 
@@ -27,6 +28,11 @@ _DEVICES = frozenset(
 )
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories: control, format (bidirectional, zero-width), surrogate, line and paragraph separator."""
+PATHS_REMEMBERED = 1024
+"""Paths whose components are kept: each is looked at where it arrives and where it is used, a batch of small files at
+a time."""
+_PUNCTUATION = frozenset('<>:"|?*')
+"""Characters that some other systems do not take, or take for something else."""
 _JOINERS = frozenset("\u200c\u200d")
 """Format characters that scripts and emoji need inside words."""
 
@@ -34,6 +40,26 @@ _JOINERS = frozenset("\u200c\u200d")
 def printable(name: str) -> str:
     """``name`` with everything that is not plainly visible escaped, safe for a terminal or a log line."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name)
+
+
+def folded(path: str) -> str:
+    """The one spelling of a path where case and normal form make no difference."""
+    return (
+        path.lower()
+        if path.isascii()
+        else unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
+    )
+
+
+def check_portable(path: str) -> None:
+    """Whether every other system takes a path as it is, beyond what ``split_path`` makes sure of.
+
+    Raises:
+        NameRefusedError: with the character that one does not take.
+    """
+    for char in path:
+        if char in _PUNCTUATION:
+            raise NameRefusedError(f"{printable(path)[:300]}: not every system takes '{char}' in a name; see --names")
 
 
 def is_partial(name: str) -> bool:
@@ -58,6 +84,7 @@ def check_component(name: str) -> str:
     return name
 
 
+@functools.lru_cache(PATHS_REMEMBERED)
 def split_path(path: str) -> tuple[str, ...]:
     """The components of a relative path; none for the root itself (``""`` or ``"."``). One trailing slash is ignored.
 

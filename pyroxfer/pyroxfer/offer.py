@@ -276,6 +276,24 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class SmallEnd:
+    """What the sender of a small file says of it, beside its bytes."""
+
+    size: int
+    digest: str
+    mode: int
+    mtime_ns: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in self.__slots__}
+
+    @classmethod
+    def from_dict(cls, value: object) -> Self:
+        fields = _Fields("file", value)
+        return cls(fields.size(), fields.hexadecimal("digest", (DIGEST_HEX,)), fields.mode(), fields.mtime())
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """The receiver's word that a file is committed: its own count and digest, flushed and in place."""
 

@@ -10,10 +10,12 @@ from .digest import PrefixDigest, digest_of
 from .errors import ExistsError, IntegrityError, NotFoundError
 from .names import printable
 from .offer import ALREADY, NO_CHANNEL, SKIPPED, End, FileEntry, Offer, Receipt
-from .runs import Run, step_for
+from .runs import UNKNOWN, Range, Run, pieces, step_for
 from .sink import check_equal
+from .source import HASH_TURN
 from .store.base import StagedFile, Store, WholeFiles
 from .store.rooted import translated
+from .tasks import check_cancelled
 
 NEEDS_DIGEST: Final = "digest"
 """Answer of ``settle``: a file of equal size stands there; only the sender's digest can tell whether it is equal."""
@@ -88,16 +90,15 @@ def stage(store: Store, offer: Offer) -> StagedFile:
 
 
 def _build_on_final(store: Store, offer: Offer, staged: StagedFile) -> None:
-    """Let the file that stands under the final name be what the first bytes come from."""
+    """Let the file that stands under the final name be what equal blocks come from."""
     there = existing(store, offer.path)
     if there is None or there.kind != "file" or offer.size is None:
         return
     store.build_on(offer.path, staged)
     with translated(offer.path):
-        digest = PrefixDigest(offer.algorithm, staged.basis, step_for(offer.size))
-        digest.catch_up(min(os.fstat(staged.basis).st_size, offer.size))
-    end = digest.end()
-    staged.found = (*digest.marks, Run(0, end.size, end.digest))
+        length = min(os.fstat(staged.basis).st_size, offer.size)
+    blocks = pieces([Range(0, length)], step_for(offer.size))
+    staged.found = tuple(Run(*block, UNKNOWN) for block in blocks)
 
 
 def existing(store: Store, path: str) -> FileEntry | None:
@@ -114,7 +115,10 @@ def digest_of_file(store: Store, path: str, algorithm: str) -> End:
     fd = store.open_file(path)
     try:
         digest = PrefixDigest(algorithm, fd)
-        digest.catch_up(os.fstat(fd).st_size)
+        size = os.fstat(fd).st_size
+        while digest.hashed < size:
+            check_cancelled()
+            digest.catch_up(min(digest.hashed + HASH_TURN, size))
         return digest.end()
     finally:
         os.close(fd)
@@ -133,7 +137,9 @@ def _untouched(offer: Offer, size: int, digest: str, reason: str) -> Receipt:
     )
 
 
-def place_small(store: Store, files: WholeFiles, offer: Offer, data: bytes, channel: str, reason: str) -> Receipt:
+def place_small(
+    store: Store, files: WholeFiles, offer: Offer, data: bytes | memoryview, channel: str, reason: str
+) -> Receipt:
     """Put a whole small file in place and say so. Where nothing is to be overwritten, the name is looked at only when
     it turns out to be taken.
 
@@ -153,7 +159,7 @@ def place_small(store: Store, files: WholeFiles, offer: Offer, data: bytes, chan
     return path if isinstance(path, Receipt) else receipt_for(offer, path, own, channel, reason)
 
 
-def _put(store: Store, files: WholeFiles, offer: Offer, data: bytes) -> str | Receipt:
+def _put(store: Store, files: WholeFiles, offer: Offer, data: bytes | memoryview) -> str | Receipt:
     """The path the file got, or a receipt when what stands there is left.
 
     Raises:

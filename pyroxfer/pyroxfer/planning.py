@@ -85,6 +85,11 @@ class Planner:
         return found
 
     def _take(self, offer: Offer, answer: Mapping[str, object]) -> None:
+        try:
+            self._options.check_name(offer.path)
+        except TransferError as error:
+            self.note(offer.path, offer.size or 0, REFUSED, error)
+            return
         if "error" in answer:
             self.note(offer.path, offer.size or 0, REFUSED, from_record(answer["error"]))
         elif "receipt" in answer:
@@ -122,6 +127,7 @@ class Planner:
 
     async def _get(self, store: Store | None, offer: Offer, entry: FileEntry) -> str:
         split_file_path(offer.path)
+        self._options.check_name(offer.path)
         settled = None if store is None else await in_thread(settle, store, offer)
         if store is not None and settled == NEEDS_DIGEST:
             end = Offer.from_dict(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
@@ -93,6 +94,8 @@ class Reporter:
         self._total: int | None = 0
         self._told = 0.0
         self._shown: set[str] = set()
+        self.again = "the same command goes on"
+        """How what was interrupted is gone on with."""
 
     def _tell(self, event: Progress) -> None:
         if self._callback is not None:
@@ -111,13 +114,30 @@ class Reporter:
     def interrupted(self, path: str, kept: int | None, where: str) -> None:
         """A transfer did not come to its end; how much is kept of it, if that is known, and how to go on."""
         if kept is None:
-            self.warn(path, f"interrupted; what has arrived {where} is used when the same command is run again")
+            self.warn(path, f"interrupted; {self.again} from what has arrived {where}")
         elif kept:
-            self.warn(path, f"interrupted; {human(kept)} are kept {where}, and the same command goes on from there")
+            self.warn(path, f"interrupted; {human(kept)} are kept {where}, and {self.again} from there")
+
+    @contextlib.contextmanager
+    def beginning(self, path: str, *, already: bool) -> Iterator[None]:
+        """While a folder is moved to a path; when that does not end well, and the folder was not there ``already``,
+        how to go on: without a word about it, the next run would put the folder into what this one began."""
+        before = self.again
+        if not already:
+            self.again = "the same command with -T goes on"
+        try:
+            yield
+        except BaseException:
+            if not already:
+                self.warn(path, f"is not whole yet; {self.again}")
+            raise
+        finally:
+            self.again = before
 
     def file(self, path: str, size: int) -> None:
         """The turn of one file among many."""
-        self._tell(Progress("file", path, size, self._done, self._total))
+        if self._callback is not None:  # of many small files each event would cost as much as a system call
+            self._callback(Progress("file", path, size, self._done, self._total))
 
     def link(self, path: str, text: str) -> None:
         """A symbolic link of a folder stands at the receiver."""
@@ -156,8 +176,9 @@ class Reporter:
     def commit(self, receipt: Receipt, *, moved: bool) -> None:
         """A file is in place. ``moved`` is false when its bytes are to be counted now, since none were moved."""
         self._done += 0 if moved else receipt.size
-        self._tell_progress()
-        self._tell(Progress("commit", receipt.path, receipt.size, self._done, self._total, receipt=receipt))
+        if self._callback is not None:
+            self._tell_progress()
+            self._callback(Progress("commit", receipt.path, receipt.size, self._done, self._total, receipt=receipt))
 
     def error(self, path: str, error: Exception) -> None:
         """One file among many failed."""

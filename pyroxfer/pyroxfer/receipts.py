@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections import OrderedDict
@@ -13,6 +14,8 @@ from typing import Any, Final, Protocol
 from .errors import AddressError, PeerError
 from .names import printable
 from .offer import Receipt
+
+logger = logging.getLogger("pyroxfer.service")
 
 KEPT_S: Final = 7 * 24 * 3600.0
 REMEMBERED: Final = 10_000
@@ -59,6 +62,8 @@ class ReceiptsInMemory:
 class ReceiptsInFile:
     """In an SQLite file, by served folder. It survives a killed server; a power failure may take the last ones.
 
+    A receipt that the file does not take (its disk is full) is kept in memory: what it speaks of is committed.
+
     Raises:
         AddressError: the file cannot be made or read.
     """
@@ -67,6 +72,8 @@ class ReceiptsInFile:
         import sqlite3  # not needed without a file
 
         self._clock, self._root, self._since = clock, root, 0
+        self._beside = ReceiptsInMemory(clock)
+        self._failures: tuple[type[Exception], ...] = (sqlite3.Error,)
         place = folder / "receipts.sqlite3"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -84,25 +91,33 @@ class ReceiptsInFile:
 
     def get(self, transfer_id: str) -> Receipt | None:
         """The receipt of a finished upload."""
-        row = self._db.execute(
-            "SELECT receipt FROM receipts WHERE root = ? AND id = ? AND at > ?",
-            (self._root, transfer_id, self._clock() - KEPT_S),
-        ).fetchone()
         try:
-            return Receipt.from_dict(json.loads(row[0])) if row else None
+            row = self._db.execute(
+                "SELECT receipt FROM receipts WHERE root = ? AND id = ? AND at > ?",
+                (self._root, transfer_id, self._clock() - KEPT_S),
+            ).fetchone()
+            if row:
+                return Receipt.from_dict(json.loads(row[0]))
+        except self._failures as error:
+            logger.warning("receipts cannot be read: %s", error)
         except (ValueError, PeerError):
-            return None
+            pass  # a record of another version, or a damaged one: as good as none
+        return self._beside.get(transfer_id)
 
     def put(self, receipt: Receipt) -> None:
         """Keep a receipt under its transfer id."""
         record = json.dumps(receipt.to_dict())
-        self._db.execute(
-            "INSERT OR REPLACE INTO receipts VALUES (?, ?, ?, ?)",
-            (self._root, receipt.transfer_id, self._clock(), record),
-        )
-        self._since += 1
-        if self._since >= _FORGET_EVERY:
-            self._forget()
+        try:
+            self._db.execute(
+                "INSERT OR REPLACE INTO receipts VALUES (?, ?, ?, ?)",
+                (self._root, receipt.transfer_id, self._clock(), record),
+            )
+            self._since += 1
+            if self._since >= _FORGET_EVERY:
+                self._forget()
+        except self._failures as error:
+            logger.warning("a receipt is kept in memory only, until the server ends: %s", error)
+            self._beside.put(receipt)
 
     def _forget(self) -> None:
         self._since = 0

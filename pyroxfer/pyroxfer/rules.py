@@ -133,6 +133,9 @@ class GuardedStore:
     def make_link(self, path: str, text: str, if_exists: str) -> bool:
         return self._store.make_link(self.check(path, "write"), text, if_exists)
 
+    def check_writable(self, path: str) -> None:
+        self._store.check_writable(self.check(path, "write"))
+
     def stage(self, path: str, size: int | None, mode: int, origin: str = "") -> StagedFile:
         return self._store.stage(self.check(path, "write"), size, mode, origin)
 
@@ -174,5 +177,5 @@ class GuardedFiles:
     def open_file(self, path: str) -> int:
         return self._files.open_file(self._guard.check(path, "read"))
 
-    def put(self, path: str, data: bytes, mode: int, mtime_ns: int | None, durability: str) -> str:
+    def put(self, path: str, data: bytes | memoryview, mode: int, mtime_ns: int | None, durability: str) -> str:
         return self._files.put(self._guard.check(path, "write"), data, mode, mtime_ns, durability)

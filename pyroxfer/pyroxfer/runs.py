@@ -15,6 +15,8 @@ LEAST_STEP: Final = 4 * MIB
 """Smallest distance between two beginnings that are noted."""
 MOST_STEPS: Final = 1024
 """A file has about so many noted beginnings at most, so that two ends compare them in one message."""
+UNKNOWN: Final = ""
+"""In the place of a digest that nobody has noted."""
 MAX_RUNS: Final = 4 * MOST_STEPS
 """Runs that travel in one message at most."""
 

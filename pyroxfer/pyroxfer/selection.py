@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from .errors import AddressError, DeniedError, NotFoundError
-from .names import printable
+from .errors import AddressError, DeniedError, NameRefusedError, NotFoundError
+from .names import folded, printable
 from .offer import FileEntry
 
 if TYPE_CHECKING:
@@ -77,8 +77,14 @@ def select(
     """Files and folders of a tree to be moved, and links to be made; what cannot be, or is not there, is told."""
     taken: list[FileEntry] = []
     links: list[FileEntry] = []
-    for entry in filter(options.selection.picks, entries):
-        if entry.kind in ("file", "folder"):
+    picked = list(filter(options.selection.picks, entries))
+    refused = _refused_names(picked, options, outcome)
+    for entry in picked:
+        if any(path in refused for path in _way_to(entry.path)):
+            outcome.failed(
+                entry.path, refused.get(entry.path) or NameRefusedError(_BELOW.format(printable(entry.path)))
+            )
+        elif entry.kind in ("file", "folder"):
             taken.append(entry)
         elif entry.kind == "unreadable":
             outcome.failed(entry.path, DeniedError(f"{printable(entry.path)}: cannot be read"))
@@ -90,6 +96,39 @@ def select(
     for path in options.selection.missing(entries):
         outcome.failed(path, NotFoundError(f"{printable(path)}: is in the list of files, and not in the folder"))
     return taken, links
+
+
+_BELOW: Final = "{}: its folder's name is refused"
+
+
+def _way_to(path: str) -> Iterator[str]:
+    """A path, and the folders above it."""
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
+
+
+def _refused_names(
+    entries: Sequence[FileEntry], options: TransferOptions, outcome: Outcome
+) -> dict[str, NameRefusedError]:
+    """Names that may not be used; of those that differ in case or normal form only, each is one, or is warned of."""
+    refused: dict[str, NameRefusedError] = {}
+    spelt: dict[str, str] = {}
+    for entry in entries:
+        try:
+            options.check_name(entry.path.rpartition("/")[2])
+        except NameRefusedError as error:
+            refused[entry.path] = error
+        other = spelt.setdefault(folded(entry.path), entry.path)
+        if other == entry.path:
+            continue
+        text = "differs from '{}' in case or normal form only: to some systems they are one; see --names"
+        if not options.refuses_twins:
+            outcome.reporter.warn(entry.path, text.format(other))
+            continue
+        for one, another in ((entry.path, other), (other, entry.path)):
+            refused.setdefault(one, NameRefusedError(f"{printable(one)}: {text.format(printable(another))}"))
+    return refused
 
 
 def _compiled(patterns: Sequence[str]) -> GitIgnoreSpec | None:

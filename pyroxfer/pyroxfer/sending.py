@@ -26,6 +26,7 @@ from .offer import End, FileEntry, Offer, Receipt, Ticket
 from .options import TransferOptions
 from .origin import origin_of_path
 from .packing import SAMPLE, WORTH_TRYING, find_packing
+from .placing import receipt_for
 from .progress import Reporter
 from .runs import Range, covered
 from .selection import select
@@ -62,7 +63,7 @@ class Sender:
     def __init__(self, talk: Conversation, options: TransferOptions, reporter: Reporter) -> None:
         self._talk = talk
         self._options = options
-        self._reporter = reporter
+        self.reporter = reporter
         self._packing = find_packing() if options.compress and talk.packs else None
 
     def _offer(
@@ -99,8 +100,9 @@ class Sender:
         Cancelling tells the server, for two seconds at most; what has arrived is kept there for the next attempt, and
         nothing stands under the final name.
         """
+        self._options.check_name(target)
         offer = self._offer(target, source.size, source.mode, source.mtime_ns, source.origin)
-        self._reporter.offer(source.path, source.size)
+        self.reporter.offer(source.path, source.size)
         return await self._send(source, offer)
 
     async def _send(self, source: NamedSource, offer: Offer) -> Receipt:
@@ -110,11 +112,11 @@ class Sender:
 
     async def _send_inline(self, source: NamedSource, offer: Offer) -> Receipt:
         assert source.size is not None, "only files of known size go inline"
-        self._reporter.accept(offer.path, INLINE, INLINE_REASON)
+        self.reporter.accept(offer.path, INLINE, INLINE_REASON)
         data = await source.read_block(0, source.size) if source.size else b""
         end = await source.end()
-        item = {"offer": replace(offer, digest=end.digest).to_dict(), "data": data}
-        reply = await self._talk.ask("put_files", [item], [], INLINE_REASON)
+        offer = replace(offer, digest=end.digest)
+        reply = await self._talk.ask("put_files", [offer.to_dict()], data, [], INLINE_REASON)
         return self._finished(_read_result(_results(reply, 1)[0], end, offer), moved=False)
 
     async def _send_blocks(self, source: NamedSource, offer: Offer) -> Receipt:
@@ -131,22 +133,22 @@ class Sender:
             raise PeerError("the server answered with the ticket of another transfer")
         try:
             ticket = await self._resume(ticket, source)
-            self._reporter.accept(offer.path, choice.channel.name, choice.reason, resumed=_resumed(ticket))
+            self.reporter.accept(offer.path, choice.channel.name, choice.reason, resumed=_resumed(ticket))
             end, used = await push(
                 choice,
                 self._talk,
                 ticket,
                 source,
-                self._reporter.mover(source.path, source.size, _resumed(ticket)),
+                self.reporter.mover(source.path, source.size, _resumed(ticket)),
                 self._options.manner(self._talk.round_trip_s, self._packing),
             )
             if used is not choice:
-                self._reporter.accept(offer.path, used.channel.name, used.reason)
+                self.reporter.accept(offer.path, used.channel.name, used.reason)
             receipt = await self._commit(offer, end, used)
         except BaseException as error:
             kept = await self._talk.give_up(offer.transfer_id, keep=keeps(error))
             if offer.origin and keeps(error):
-                self._reporter.interrupted(offer.path, kept, "at the server")
+                self.reporter.interrupted(offer.path, kept, "at the server")
             raise
         return self._finished(_check_receipt(receipt, end, offer), moved=True)
 
@@ -197,7 +199,7 @@ class Sender:
             ) from first
 
     def _finished(self, receipt: Receipt, *, moved: bool) -> Receipt:
-        self._reporter.commit(receipt, moved=moved)
+        self.reporter.commit(receipt, moved=moved)
         return receipt
 
     async def send_tree(self, store: Store, target: str, base: str) -> list[Receipt]:
@@ -211,11 +213,11 @@ class Sender:
             NoSpaceError: all of it cannot find room there; nothing was sent.
             TransferError, CommunicationError: the run broke off.
         """
-        outcome = Outcome(self._reporter)
+        outcome = Outcome(self.reporter)
         found = await in_thread(lambda: [replace(store.stat(""), path=""), *store.walk("")])
         entries, links = select(found, self._options, outcome)
         total = sum(entry.size for entry in entries)
-        self._reporter.offer(target or ".", total)
+        self.reporter.offer(target or ".", total)
         await self._talk.ask("check_room", target, total)
         inline = [entry for entry in entries if entry.kind == "folder" or self._goes_inline(entry.size)]
         blocks = [entry for entry in entries if entry.kind == "file" and not self._goes_inline(entry.size)]
@@ -235,7 +237,7 @@ class Sender:
             fd = await in_thread(store.open_file, entry.path)
             origin = await in_thread(origin_of_path, f"{base}/{entry.path}")
             async with FileSource(fd, entry.path, self._talk.algorithm, origin) as source:
-                self._reporter.file(entry.path, source.size)
+                self.reporter.file(entry.path, source.size)
                 place = joined(target, entry.path)
                 offer = self._offer(place, source.size, source.mode, source.mtime_ns, source.origin)
                 return await self._send_blocks(source, offer)
@@ -253,8 +255,8 @@ class Sender:
                 outcome.failed(entry.path, item)
             else:
                 files.append((entry, *item))
-        items = [{"offer": offer.to_dict(), "data": data} for _, offer, data in files]
-        reply = await self._talk.ask("put_files", items, folders, INLINE_REASON)
+        offers, data = [offer.to_dict() for _, offer, _ in files], b"".join(data for _, _, data in files)
+        reply = await self._talk.ask("put_files", offers, data, folders, INLINE_REASON)
         results = _results(reply, len(files) + len(folders))
         for (entry, offer, _), result in zip(files, results, strict=False):
             self._take_result(entry, offer, result, outcome)
@@ -273,12 +275,12 @@ class Sender:
             small = read_small(whole, entry.path, self._talk.algorithm)
         except TransferError as error:
             return error
-        size, place = len(small.data), joined(target, entry.path)
-        return self._offer(place, size, small.mode, small.mtime_ns, digest=small.digest), small.data
+        end, place = small.end, joined(target, entry.path)
+        return self._offer(place, end.size, end.mode, end.mtime_ns, digest=end.digest), small.data
 
     def _take_result(self, entry: FileEntry, offer: Offer, result: Any, outcome: Outcome) -> None:
         end = End(offer.size or 0, offer.digest or "")
-        self._reporter.file(entry.path, end.size)
+        self.reporter.file(entry.path, end.size)
         try:
             outcome.receipts.append(self._finished(_read_result(result, end, offer), moved=False))
         except TransferError as error:
@@ -309,6 +311,9 @@ def _results(reply: Any, count: int) -> list[Any]:
 
 
 def _read_result(result: Any, end: End, offer: Offer) -> Receipt:
+    due = receipt_for(offer, offer.path, end, INLINE, INLINE_REASON)
+    if result.get("receipt") == due.to_dict():
+        return due
     if "error" in result:
         raise from_record(result["error"])
     return _check_receipt(Receipt.from_dict(result.get("receipt")), end, offer)

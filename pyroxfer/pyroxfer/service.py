@@ -15,17 +15,28 @@ from .digest import choose_algorithm
 from .errors import DeniedError, LostError, PeerError, TransferError, to_record
 from .grants import DOWNLOAD, UPLOAD
 from .names import MAX_PATH_BYTES
-from .offer import ALGORITHMS, MAX_REASON, End, Offer, Receipt, Ticket, check_ranges, check_transfer_id, text_argument
+from .offer import (
+    ALGORITHMS,
+    MAX_REASON,
+    End,
+    Offer,
+    Receipt,
+    Ticket,
+    check_ranges,
+    check_size,
+    check_transfer_id,
+    text_argument,
+)
 from .packing import ZSTD, find_packing
 from .placing import digest_of_file, place_small
 from .replies import about_transfer, replies
 from .rules import GuardedStore, Rules
 from .siblings import Siblings
-from .small import BATCH_BYTES, BATCH_FILES, read_small
+from .small import BATCH_BYTES, BATCH_FILES, cut, read_small
 from .source import FileSource
 from .stock import StockEnd
 from .store.base import Store, WholeFiles
-from .tasks import in_thread
+from .tasks import in_thread, whole_file_threads
 from .transfers import Transfers
 from .trees import TreeEnd
 from .uploading import Uploads
@@ -124,12 +135,14 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
     async def digest(self, path: object, algorithm: object) -> Mapping[str, Any]:
         """``{"end": {"size", "digest"}}`` of a file, read now."""
         store, kind = self._readable(), choose_algorithm([algorithm])
-        end = await in_thread(digest_of_file, store, text_argument(path, "a path", MAX_PATH_BYTES), kind)
+        name = text_argument(path, "a path", MAX_PATH_BYTES)
+        end = await in_thread(digest_of_file, store, name, kind, limiter=whole_file_threads())
         return {"end": end.to_dict()}
 
     @replies
     async def remove(self, path: object) -> Mapping[str, Any]:
         """Remove a file or an empty folder."""
+        self._readable()  # who may only bring files does not see any, and takes none away
         await in_thread(self._writable().remove, text_argument(path, "a path", MAX_PATH_BYTES))
         return {}
 
@@ -161,6 +174,7 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
         """``{"received": bytes}`` of an upload under way, ``{}`` of a download; the error that ended it otherwise."""
         name = check_transfer_id(transfer_id)
         if self.transfers.is_download(name):
+            self.transfers.download(name)
             return {}
         return {"received": self.transfers.upload(name).sink.received}
 
@@ -197,16 +211,17 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
         return {}
 
     @replies
-    async def put_files(self, files: object, folders: object, reason: object) -> Mapping[str, Any]:
-        """Put small files in place whole: ``files`` is a list of ``{"offer": …, "data": bytes}`` with digests in the
-        offers, ``folders`` a list of paths to make. ``{"results": […]}``, one ``receipt`` or ``error`` for each file
-        and then for each folder, in order."""
+    async def put_files(self, offers: object, data: object, folders: object, reason: object) -> Mapping[str, Any]:
+        """Put small files in place whole: offers with size and digest, the bytes of all these files one after
+        another, and a list of folders to make. ``{"results": […]}``, one ``receipt`` or ``error`` for each file and
+        then for each folder, in order."""
         store = self._writable()
         why = text_argument(reason, "a reason", MAX_REASON)
-        if not isinstance(files, (list, tuple)) or not isinstance(folders, (list, tuple)):
-            raise PeerError("expected a list of files and a list of folders")
-        if len(files) + len(folders) > BATCH_FILES:
+        if not isinstance(offers, (list, tuple)) or not isinstance(folders, (list, tuple)):
+            raise PeerError("expected a list of offers and a list of folders")
+        if len(offers) + len(folders) > BATCH_FILES:
             raise PeerError(f"a call takes at most {BATCH_FILES} files and folders")
+        files = list(zip(offers, cut(as_bytes(data), [_size_of(offer) for offer in offers]), strict=True))
         return {"results": await in_thread(_put_files, store, files, folders, why)}
 
     @replies
@@ -256,29 +271,32 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
 
     @replies
     async def get_files(self, paths: object, algorithm: object) -> Mapping[str, Any]:
-        """Small files whole: ``{"results": […]}``, for each path ``data``, ``size``, ``digest``, ``mode`` and
-        ``mtime_ns``, or ``error``."""
+        """Small files whole: ``{"results": […], "data": bytes}``, for each path ``size``, ``digest``, ``mode`` and
+        ``mtime_ns``, or ``error``, and the bytes of all these files one after another."""
         store = self._readable()
         kind = choose_algorithm([algorithm])
         if not isinstance(paths, (list, tuple)) or len(paths) > BATCH_FILES:
             raise PeerError(f"expected a list of at most {BATCH_FILES} paths")
         names = [text_argument(path, "a path", MAX_PATH_BYTES) for path in paths]
-        return {"results": await in_thread(_get_files, store, names, kind)}
+        return await in_thread(_get_files, store, names, kind)
 
 
-def _put_files(store: Store, files: Sequence[Any], folders: Sequence[Any], reason: str) -> list[dict[str, Any]]:
+def _size_of(offer: object) -> int:
+    """The size in an offer that is not checked yet."""
+    return check_size(offer.get("size") if isinstance(offer, Mapping) else None)
+
+
+def _put_files(
+    store: Store, files: Sequence[tuple[object, memoryview]], folders: Sequence[Any], reason: str
+) -> list[dict[str, Any]]:
     with store.whole_files() as whole:
-        results = [_put_file(store, whole, item, reason) for item in files]
+        results = [_put_file(store, whole, offer, data, reason) for offer, data in files]
     return results + [_make_folder(store, path) for path in folders]
 
 
-def _put_file(store: Store, whole: WholeFiles, item: Any, reason: str) -> dict[str, Any]:
+def _put_file(store: Store, whole: WholeFiles, offer: object, data: memoryview, reason: str) -> dict[str, Any]:
     try:
-        if not isinstance(item, Mapping):
-            raise PeerError("expected a file with its offer")
-        data = bytes(as_bytes(item.get("data")))
-        offer = Offer.from_dict(item.get("offer"))
-        return {"receipt": place_small(store, whole, offer, data, INLINE, reason).to_dict()}
+        return {"receipt": place_small(store, whole, Offer.from_dict(offer), data, INLINE, reason).to_dict()}
     except TransferError as error:
         return {"error": to_record(error)}
 
@@ -291,29 +309,20 @@ def _make_folder(store: Store, path: Any) -> dict[str, Any]:
         return {"error": to_record(error)}
 
 
-def _get_files(store: Store, paths: Sequence[str], algorithm: str) -> list[dict[str, Any]]:
+def _get_files(store: Store, paths: Sequence[str], algorithm: str) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
+    parts: list[bytes] = []
     weight = 0
     with store.whole_files() as whole:
         for path in paths:
-            if weight > BATCH_BYTES:
-                error = PeerError(f"a call gives at most {BATCH_BYTES} bytes; ask for fewer")
+            try:
+                if weight > BATCH_BYTES:
+                    raise PeerError(f"a call gives at most {BATCH_BYTES} bytes; ask for fewer")
+                small = read_small(whole, path, algorithm)
+            except TransferError as error:
                 results.append({"error": to_record(error)})
-                continue
-            results.append(_get_file(whole, path, algorithm))
-            weight += results[-1].get("size", 0)
-    return results
-
-
-def _get_file(whole: WholeFiles, path: str, algorithm: str) -> dict[str, Any]:
-    try:
-        small = read_small(whole, path, algorithm)
-    except TransferError as error:
-        return {"error": to_record(error)}
-    return {
-        "data": small.data,
-        "size": len(small.data),
-        "digest": small.digest,
-        "mode": small.mode,
-        "mtime_ns": small.mtime_ns,
-    }
+            else:
+                results.append(small.end.to_dict())
+                parts.append(small.data)
+                weight += len(small.data)
+    return {"results": results, "data": b"".join(parts)}

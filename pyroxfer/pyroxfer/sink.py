@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import select
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar, TypeVarTuple
 
@@ -13,11 +14,11 @@ from .digest import Coverage, PrefixDigest, digest_of_range
 from .errors import IntegrityError, LostError, PeerError, TransferError, from_os_error
 from .names import printable
 from .offer import End
-from .runs import MAX_RUNS, Range, Run, covered, step_for
+from .runs import MAX_RUNS, UNKNOWN, Range, Run, covered, step_for
 from .source import HASH_TURN, catch_up
 from .store.base import StagedFile
 from .store.rooted import translated
-from .tasks import Usage, in_thread, own_threads
+from .tasks import Usage, in_thread, own_threads, wait_for
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -83,7 +84,8 @@ class FileSink:
         return self._coverage.done
 
     async def recall(self) -> list[Run]:
-        """What an earlier attempt left, as far as its bytes still have the digests that were noted of them."""
+        """What an earlier attempt left, as far as its bytes still have the digests that were noted of them; and what
+        stands under the final name, digested now."""
         if not self.staged.found or self.size is None:
             return []
         with self.usage, translated(self.staged.path):
@@ -94,19 +96,21 @@ class FileSink:
             good = []
             for run in beginnings:
                 await catch_up(running, run.length, self._threads)
-                if running.end().digest == run.digest:
-                    good.append(run)
+                good += _confirmed(run, running.end().digest)
             reach = good[-1].length if good else 0
             self._recalled = running
             for run in sorted(noted, key=lambda run: run.start):
-                if run.start and run.end > reach and await self._is_true(self.staged.basis, run):
-                    good.append(run)
+                if run.start and run.end > reach:
+                    good += _confirmed(run, await self._digest_of(self.staged.basis, run))
         return good[-MAX_RUNS:]
 
-    async def _is_true(self, fd: int, run: Run) -> bool:
-        return await self._in_thread(digest_of_range, fd, self.algorithm, run.start, run.length) == run.digest
+    async def _digest_of(self, fd: int, run: Run) -> str:
+        return await self._in_thread(digest_of_range, fd, self.algorithm, run.start, run.length)
 
-    async def keep(self, runs: Sequence[Run], *, doubt: bool) -> None:
+    async def _is_true(self, fd: int, run: Run) -> bool:
+        return await self._digest_of(fd, run) == run.digest
+
+    async def keep(self, runs: Sequence[Run], *, doubt: bool = False) -> None:
         """Begin with these of the recalled runs and nothing else of what was there.
 
         With ``doubt`` they are digested once more at the end: somebody may have been writing when they were recalled.
@@ -325,7 +329,10 @@ class PipeSink:
         self._digest.offer(offset, view)
         try:
             while view:
-                view = view[os.write(self._pipe, view) :]
+                try:
+                    view = view[os.write(self._pipe, view) :]
+                except BlockingIOError:  # whoever made the pipe does not want to wait in it
+                    wait_for(self._pipe, select.POLLOUT)
         except BrokenPipeError:
             raise TransferError("nobody reads the output any more") from None
         except OSError as error:
@@ -341,6 +348,11 @@ class PipeSink:
         own = self._digest.end()
         check_equal(own, theirs, self.path)
         return own
+
+
+def _confirmed(run: Run, digest: str) -> list[Run]:
+    """The run with the digest that its bytes have now, unless another one was noted."""
+    return [Run(run.start, run.length, digest)] if run.digest in (UNKNOWN, digest) else []
 
 
 def check_equal(own: End, theirs: End, path: str) -> None:

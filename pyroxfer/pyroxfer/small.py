@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from .digest import digest_of
-from .errors import SourceChangedError
+from .errors import PeerError, SourceChangedError
 from .names import printable
-from .offer import FileEntry, bounded_mtime
+from .offer import FileEntry, SmallEnd, bounded_mtime
 from .store.base import WholeFiles
 from .store.rooted import translated
 
@@ -24,12 +24,10 @@ BATCH_FILES: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class SmallFile:
-    """A whole file in memory, with the digest of exactly these bytes."""
+    """A whole file in memory, with count and digest of exactly these bytes."""
 
     data: bytes
-    digest: str
-    mode: int
-    mtime_ns: int
+    end: SmallEnd
 
 
 def read_small(files: WholeFiles, path: str, algorithm: str) -> SmallFile:
@@ -43,20 +41,37 @@ def read_small(files: WholeFiles, path: str, algorithm: str) -> SmallFile:
     try:
         with translated(path):
             before = os.fstat(fd)
-            data = b"" if before.st_size > SMALL else _read_up_to(fd, SMALL + 1)
+            data = b"" if before.st_size > SMALL else _read_whole(fd, before.st_size)
             after = os.fstat(fd)
     finally:
         os.close(fd)
     if len(data) != before.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise SourceChangedError(f"{printable(path)}: changed while it was being sent; send it again")
-    return SmallFile(data, digest_of(data, algorithm), before.st_mode & 0o777, bounded_mtime(before.st_mtime_ns))
+    digest, mode = digest_of(data, algorithm), before.st_mode & 0o777
+    return SmallFile(data, SmallEnd(len(data), digest, mode, bounded_mtime(before.st_mtime_ns)))
 
 
-def _read_up_to(fd: int, most: int) -> bytes:
-    data = b""
-    while len(data) < most and (more := os.read(fd, most - len(data))):
+def _read_whole(fd: int, size: int) -> bytes:
+    """What there is of ``size`` bytes, and one more when the file is longer; one call when it is not shorter."""
+    data = os.read(fd, size + 1)
+    while len(data) < size and (more := os.read(fd, size + 1 - len(data))):
         data += more
     return data
+
+
+def cut(data: bytes | bytearray | memoryview, sizes: Sequence[int]) -> list[memoryview]:
+    """The files that lie one after another in ``data``.
+
+    Raises:
+        PeerError: the sizes are those of more or of fewer bytes.
+    """
+    if sum(sizes) != len(data):
+        raise PeerError("the bytes of the files are more or fewer than their sizes say")
+    view, found, position = memoryview(data), [], 0
+    for size in sizes:
+        found.append(view[position : position + size])
+        position += size
+    return found
 
 
 def batches(entries: Iterable[FileEntry]) -> Iterator[list[FileEntry]]:

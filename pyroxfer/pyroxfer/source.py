@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Sequence
 from typing import Final, Protocol, Self
 
@@ -14,7 +15,7 @@ from .names import printable
 from .offer import End, bounded_mtime
 from .runs import Range
 from .store.rooted import translated
-from .tasks import Usage, in_thread, own_threads
+from .tasks import Usage, in_thread, own_threads, wait_for
 
 HASH_TURN: Final = 16 * 1024 * 1024
 """Bytes digested per visit of a worker thread: some milliseconds, so cancelling is prompt and hops cost nothing."""
@@ -191,16 +192,27 @@ class PipeSource:
     async def read_block(self, offset: int, length: int) -> bytes:
         """The next ``length`` bytes, fewer only at the end; ``offset`` is where the last block ended.
 
+        Raises:
+            TransferError: it cannot be read.
+
         Cancelling leaves a thread behind that waits for the pipe; it ends with the process at the latest.
         """
         data = bytearray()
         while len(data) < length:
-            part = await trio.to_thread.run_sync(os.read, self._pipe, length - len(data), abandon_on_cancel=True)
+            part = await trio.to_thread.run_sync(self._read, length - len(data), abandon_on_cancel=True)
             if not part:
                 break
             data += part
         await in_thread(self._digest.offer, offset, memoryview(data))
         return bytes(data)
+
+    def _read(self, most: int) -> bytes:
+        with translated(self.path):
+            while True:
+                try:
+                    return os.read(self._pipe, most)
+                except BlockingIOError:  # whoever made the pipe does not want to wait in it
+                    wait_for(self._pipe, select.POLLIN)
 
     async def digest_all(self) -> None:
         """Nothing is left to digest: every block was taken as it passed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, TypeVar, TypeVarTuple
 
@@ -15,19 +16,28 @@ Ts = TypeVarTuple("Ts")
 
 DISK_THREADS: Final = 16
 """Disk calls running at once in one event loop: they fill a disk's queue and do not crowd out other threads."""
+WHOLE_FILE_THREADS: Final = 8
+"""Files read from end to end at once before anything moves: each may take minutes, and holds up no short work."""
 OWN_THREADS: Final = 2
 """Of one transfer: one reads or writes while the other digests or flushes."""
 
 _disk_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("pyroxfer-disk-limiter")
+_whole_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("pyroxfer-whole-limiter")
 
 
-def _limiter() -> trio.CapacityLimiter:
+def _shared(limiters: trio.lowlevel.RunVar[trio.CapacityLimiter], threads: int) -> trio.CapacityLimiter:
+    """The one of this event loop."""
     try:
-        return _disk_limiter.get()
+        return limiters.get()
     except LookupError:
-        limiter = trio.CapacityLimiter(DISK_THREADS)
-        _disk_limiter.set(limiter)
+        limiter = trio.CapacityLimiter(threads)
+        limiters.set(limiter)
         return limiter
+
+
+def whole_file_threads() -> trio.CapacityLimiter:
+    """Threads for work that reads a whole file, such as digesting what stands under a name."""
+    return _shared(_whole_limiter, WHOLE_FILE_THREADS)
 
 
 class Usage:
@@ -63,9 +73,27 @@ class Usage:
 async def in_thread(function: Callable[[*Ts], T], *args: *Ts, limiter: trio.CapacityLimiter | None = None) -> T:
     """Run blocking disk work in a worker thread, one of those for everybody or of a transfer's own ``limiter``.
 
-    Once begun it is not cancelled: its value comes back, so that what it opened or made finds its owner.
+    Once begun it is not cancelled, unless it asks `check_cancelled`: its value comes back, so that what it opened or
+    made finds its owner.
     """
-    return await trio.to_thread.run_sync(function, *args, limiter=limiter or _limiter())
+    return await trio.to_thread.run_sync(function, *args, limiter=limiter or _shared(_disk_limiter, DISK_THREADS))
+
+
+def check_cancelled() -> None:
+    """For long work in a thread, where it can end.
+
+    Raises:
+        trio.Cancelled: whoever waits for the thread does not want it any more.
+    """
+    with contextlib.suppress(RuntimeError):  # a thread that trio did not start: nobody can cancel it
+        trio.from_thread.check_cancelled()
+
+
+def wait_for(fd: int, event: int) -> None:
+    """Wait until a descriptor that does not wait by itself can be read from or written to. Blocking."""
+    poll = select.poll()
+    poll.register(fd, event)
+    poll.poll()
 
 
 def own_threads() -> trio.CapacityLimiter:

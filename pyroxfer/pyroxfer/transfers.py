@@ -299,9 +299,13 @@ class Transfers:
             if failure is not None:
                 raise type(failure)(str(failure))
             raise UnknownTransferError("the transfer is over, has expired, or never was; start it again")
-        if found.deadline > -math.inf:
-            found.deadline = self._clock() + self._lease_s
+        self.touch(found)
         return found
+
+    def touch(self, transfer: Transfer) -> None:
+        """Bytes of it moved: its lease begins anew, unless its client is gone."""
+        if transfer.deadline > -math.inf:
+            transfer.deadline = self._clock() + self._lease_s
 
     def has(self, transfer_id: str) -> bool:
         """Whether the transfer is under way here, or it is known what ended it."""

@@ -83,7 +83,9 @@ class TreeEnd:
         store = self._writable()
 
         def plan(item: object) -> dict[str, Any]:
-            settled = settle(store, Offer.from_dict(item))
+            offer = Offer.from_dict(item)
+            store.check_writable(offer.path)
+            settled = settle(store, offer)
             if isinstance(settled, Receipt):
                 return {"receipt": settled.to_dict()}
             return {} if settled is None else {"needs": settled}

@@ -12,12 +12,12 @@ from .channels.base import MAX_BLOCK
 from .errors import DeniedError, ExistsError, PeerError, TransferError
 from .grants import UPLOAD
 from .offer import End, Offer, Receipt, Ticket
-from .placing import begin, existing, receipt_for, settle_late
+from .placing import begin, receipt_for, settle_late
 from .runs import Run
 from .siblings import Siblings
 from .sink import FileSink
 from .store.base import StagedFile, Store
-from .tasks import in_thread
+from .tasks import in_thread, whole_file_threads
 from .transfers import Transfers, Upload
 
 Answer = Receipt | str | Upload
@@ -38,18 +38,19 @@ class Uploads:
         An upload of the same file from the same origin over another connection is taken over: it ends there.
 
         Raises:
-            DeniedError: the id is in use.
+            DeniedError: the id is in use, or the caller may not write there.
             BusyError: too many are under way, or the server stops.
             ExistsError: other bytes stand under the name.
             TransferError: what the store said.
         """
         self.transfers.check_id(offer.transfer_id, holder)
-        await in_thread(existing, store, offer.path)  # before somebody else's transfer is touched
+        store.check_writable(offer.path)  # before somebody else's transfer is touched
         doubt = await self.give_way(offer, holder)
         if self.siblings is not None:
             doubt = await self.siblings.take_over(offer) or doubt
         async with self.transfers.room():
-            begun = await in_thread(begin, store, offer)
+            threads = None if offer.digest is None else whole_file_threads()  # to compare it with what is there
+            begun = await in_thread(begin, store, offer, limiter=threads)
             if not isinstance(begun, (Receipt, str)):
                 return await self._let_in(offer, begun, holder, doubt)
         return begun
@@ -75,10 +76,9 @@ class Uploads:
         except BaseException:
             await sink.suspend()
             raise
-        copied = staged.basis != staged.fd
         if not recalled and staged.found:
-            await sink.keep([], doubt=False)
-        return self.transfers.new_upload(offer, sink, holder, recalled, doubt=doubt or copied)
+            await sink.keep([])
+        return self.transfers.new_upload(offer, sink, holder, recalled, doubt=doubt)
 
     def ticket(self, upload: Upload) -> Ticket:
         """What the sender needs to go on with an upload."""

@@ -14,6 +14,7 @@ from typing import Any
 import report
 import sizes
 import tools
+import trustme
 from measure import Comparison, Contestant, Effort, Sample, in_turns
 from processes import OURS, ROOT, Server, command, kept_bytecode, program, run_client, stock
 
@@ -24,15 +25,17 @@ PART = 64 * MIB
 """What the slow ways of Pyro5 move; MB/s all the same."""
 WAYS = {"regular": PART, "iterator": PART, "annotation": WHOLE, "raw": WHOLE}
 FOLDER = ROOT / ".bench"
+AUTHORITY, CERTIFICATE = "ca.pem", "server.pem"
+TLS = "raw over TLS"
 TITLE = "Files"
 NOTE = """\
 1 GiB (Pyro5's regular and iterator ways: 64 MiB) from the page cache to a new file, nothing synced on either
 side. Pyro5 uses marshal, its fastest serializer for bytes: 10 MiB a call, items of 105 kB, annotations of 500
-kB, and its raw way is sendfile to recv(60000). Ours has digests on at both ends and ends with a receipt.
-The limit in C is sendfile to splice, without a digest; rsync, nginx with curl, and scp run as whole processes.
-`server MiB` is the server's largest resident size. The small files go into an empty folder; each of ours has a
-receipt of its own, durability none, and the time includes the start of the command, its modules compiled. By size:
-downloads in one process, the channels by turns, connecting and committing included."""
+kB, and its raw way is sendfile to recv(60000). Ours has digests on at both ends and ends with a receipt; over TLS it
+is held against scp, which encrypts, too. The limit in C is sendfile to splice, without a digest; rsync, nginx with
+curl, and scp run as whole processes. `server MiB` is the server's largest resident size. The small files go into an
+empty folder; each of ours has a receipt of its own, durability none, and the time includes the start of the command,
+its modules compiled. By size: downloads in one process, the channels by turns, connecting and committing included."""
 SMALL = "Small files"
 SMALL_COUNT = 2000
 SMALL_BYTES = 16 * 1024
@@ -76,6 +79,7 @@ def source_folder() -> Iterator[Path]:
         with open(source / "big", "wb") as file:
             for _ in range(WHOLE // MIB):
                 file.write(os.urandom(MIB))
+        make_certificate()
         (source / "small").mkdir()
         for number in range(SMALL_COUNT):
             (source / "small" / f"{number:04}").write_bytes(os.urandom(SMALL_BYTES))
@@ -90,13 +94,22 @@ def download_from_pyro5(source: Path, way: str) -> Sample:
         return sample(server, client)
 
 
-def move_with_ours(source: Path, direction: str, channel: str) -> Sample:
+def move_with_ours(source: Path, direction: str, channel: str, *, tls: bool = False) -> Sample:
     """Upload: the server writes; download: the client does."""
+    certificate = ["--tls-cert", FOLDER / CERTIFICATE] if tls else []
+    authority = [FOLDER / AUTHORITY] if tls else []
     with fresh_target() as target:
         served, client_side = (target, source) if direction == "upload" else (source, target)
-        with Server(command("pyroxfer", "serve", served)) as server:
-            client = program(OURS, "files_client.py", f"{server.uri}/big", direction, channel, client_side / "big")
-            return sample(server, client)
+        with Server(command("pyroxfer", "serve", served, *certificate)) as server:
+            words = [f"{server.uri}/big", direction, channel, client_side / "big", *authority]
+            return sample(server, program(OURS, "files_client.py", *words))
+
+
+def make_certificate() -> None:
+    """For a server of this run, and the authority that signed it."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(FOLDER / AUTHORITY)
+    authority.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.write_to_path(FOLDER / CERTIFICATE)
 
 
 @contextmanager
@@ -135,6 +148,8 @@ def contestants(source: Path) -> list[Contestant]:
         found.append(Contestant(f"Pyro5 {way}", partial(download_from_pyro5, source, way)))
         for direction in ("download", "upload"):
             found.append(Contestant(f"{channel}, {direction}", partial(move_with_ours, source, direction, channel)))
+    for direction in ("download", "upload"):
+        found.append(Contestant(f"{TLS}, {direction}", partial(move_with_ours, source, direction, "raw", tls=True)))
     return found
 
 
@@ -209,6 +224,7 @@ WANTED = {
     "raw": {"Pyro5 raw": 1.2, "limit in C": 0.75, "rsync daemon": 2.5, "nginx and curl": 1.2},
     "annot": {"Pyro5 annotation": 2.0},
     "iter": {"Pyro5 iterator": 1.5},
+    TLS: {"scp": 2.0},
 }
 """For each channel: the peers, and how many times faster the project wants to be."""
 

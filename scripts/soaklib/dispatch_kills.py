@@ -18,7 +18,8 @@ from pathlib import Path
 from random import Random
 
 import trio
-from fleet import HERE, Service, counters_three_ways, free_ports, until_signalled
+from fleet import HERE, Service, counters_three_ways, until_signalled
+from ports import free_ports
 
 from pyroxfer_core import Proxy, SerializedBlob
 from pyroxfer_core.errors import CommunicationError, Outcome, PyroError

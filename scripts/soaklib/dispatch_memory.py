@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import trio
-from fleet import Service, free_ports
+from fleet import Service
+from ports import free_ports
 
 from pyroxfer_core.wire import V502, Flags, Message, MessageType, write_blob_info
 

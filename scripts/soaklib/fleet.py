@@ -6,7 +6,6 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import trio
+from ports import free_ports
 
 T = TypeVar("T")
 
@@ -196,11 +196,3 @@ async def until_signalled(function: Callable[..., Awaitable[T]], *args: object) 
         nursery.cancel_scope.cancel()
         return found
     raise SystemExit("ended by a signal")
-
-
-def free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports

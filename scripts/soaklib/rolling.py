@@ -24,7 +24,8 @@ from random import Random
 from typing import Any, Final
 
 import trio
-from fleet import HERE, Service, counters_three_ways, free_ports, until_signalled
+from fleet import HERE, Service, counters_three_ways, until_signalled
+from ports import free_ports
 
 from pyroxfer_core import Proxy, SerializedBlob, blocking
 from pyroxfer_core.errors import CommunicationError, PyroError

@@ -38,7 +38,6 @@ from pyroxfer_core.wire import codec_for
 from pyroxfer_core.wire.message import Flags, Message, MessageType
 from pyroxfer_core.wire.proof import AUTH_KEY, Challenge, Prover, is_denial
 
-pytestmark = pytest.mark.deadline(10)
 ALICE, BOB = "correct-horse-battery", "staple-something-else"
 TOKENS = Tokens({"alice": ALICE, "bob": BOB})
 GUARDED = Settings(tokens=TOKENS, shutdown_grace_s=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 from certificates import Certificates
-from doubles import until
+from doubles import connectok_bytes, until
 from facade_doubles import WITHIN_S, Service, serving
 
 from pyroxfer_core import Proxy, Settings, blocking
@@ -23,6 +24,8 @@ from pyroxfer_core.errors import CommunicationError, Outcome, TimeoutError
 FAR = 1000.0
 """Seconds that no test takes: what connecting may take by itself."""
 SHORT = 0.05
+LONG_ENOUGH = 0.5
+"""For a handshake of TLS, and half a handshake of ours."""
 
 
 @pytest.fixture
@@ -107,6 +110,42 @@ def test_a_daemon_that_does_not_answer_under_tls(stopped: socket.socket, certifi
     assert caught.value.outcome is Outcome.NOT_SENT
 
 
+def test_a_daemon_that_stops_in_the_middle_of_its_welcome_under_tls(
+    stopped: socket.socket, certificates: Certificates
+) -> None:
+    """What has come of a record is nothing that can be read."""
+    over = threading.Event()
+    ended_first: list[bool] = []
+
+    def greet_by_half() -> None:
+        sock, _ = stopped.accept()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = certificates.server_context().wrap_bio(incoming, outgoing, server_side=True)
+        with sock:
+            for step in (tls.do_handshake, tls.read):
+                while True:
+                    try:
+                        step()
+                        break
+                    except ssl.SSLWantReadError:
+                        sock.sendall(outgoing.read())
+                        incoming.write(sock.recv(65536))
+            tls.write(connectok_bytes())
+            sock.sendall(outgoing.read()[:-1])
+            ended_first.append(over.wait(WITHIN_S))
+
+    daemon = threading.Thread(target=greet_by_half)
+    daemon.start()
+    changes = {"ssl_client_context": certificates.client_context()}
+    with facade(f"PYRO:{at(stopped)}", **changes) as proxy, pytest.raises(TimeoutError) as caught:
+        proxy._pyroTimeout = LONG_ENOUGH
+        proxy.echo(1)
+    over.set()
+    daemon.join(WITHIN_S)
+    assert ended_first == [True]
+    assert caught.value.outcome is Outcome.NOT_SENT
+
+
 def test_a_place_that_takes_no_more_connections() -> None:
     """The connection itself is not made: the queue of the listener is full."""
     with socket.socket() as listener, contextlib.ExitStack() as stack:
@@ -144,6 +183,17 @@ def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     with facade("PYRO:thing@far.invalid:4711") as proxy, pytest.raises(CommunicationError, match="nobody knows"):
         proxy._pyroTimeout = None
         _call(proxy)
+
+
+def test_no_resolver_is_asked_for_an_address_in_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolver(*args: object, **keywords: object) -> object:
+        raise AssertionError("it was asked")
+
+    with serving(blocking.Daemon()) as daemon:
+        uri = daemon.register(Service(), "thing")
+        monkeypatch.setattr(socket, "getaddrinfo", resolver)
+        with blocking.Proxy(f"PYRO:thing@127.0.0.1:{uri.port}", settings=settings()) as proxy:
+            assert proxy.echo(1) == 1
 
 
 def test_a_call_waits_for_another_threads_connection_as_long_as_it_may(stopped: socket.socket) -> None:

@@ -35,8 +35,6 @@ from pyroxfer_core.errors import (
 )
 from pyroxfer_core.serializers import register_dict_to_class, unregister_dict_to_class
 
-pytestmark = pytest.mark.deadline(10)
-
 SETTINGS = Settings(shutdown_grace_s=1)
 OWN = Settings()
 STOCK = Settings(protocol=48)

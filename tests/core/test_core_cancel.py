@@ -16,8 +16,6 @@ from pyroxfer_core import Daemon, Proxy, Settings, behavior, current_call, expos
 from pyroxfer_core.errors import CommunicationError, Outcome, PyroError, RefusedError, TimeoutError
 from pyroxfer_core.wire.features import Grant
 
-pytestmark = pytest.mark.deadline(15)
-
 OWN = Settings()
 STOCK = Settings(protocol=48)
 BOTH = pytest.mark.parametrize("client", [OWN, STOCK], ids=["own", "48"])

@@ -14,7 +14,6 @@ from pyroxfer_core.transport import Connection, open_connection
 from pyroxfer_core.wire import Decoder, codec_for
 from pyroxfer_core.wire.message import BodyPart, End, Head, Message, MessageType
 
-pytestmark = pytest.mark.deadline(10)
 BIG = 8_000_000
 
 

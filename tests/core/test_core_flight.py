@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import types
+from collections.abc import AsyncIterator, Coroutine, Generator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
 
 from pyroxfer_core import Daemon, Proxy, Settings, behavior, current_call, expose
-
-pytestmark = pytest.mark.deadline(10)
-
+from pyroxfer_core.client.calls import CallOptions
+from pyroxfer_core.client.member import Call
 
 TOGETHER = 8
 
@@ -120,3 +122,39 @@ async def test_requests_of_all_kinds_that_came_together_are_answered_each_as_it_
         assert str(outcomes.pop("open")).startswith("127.0.0.1")
     assert type(stream).__name__ == "PushedStream"
     assert outcomes == {"when_open": 9, "at_once": 7, "in_thread": 9, "fail": (4,), "fail_later": (10,)}
+
+
+async def test_a_call_can_be_a_task(proxy: Proxy) -> None:
+    """``start_soon`` takes a method of a proxy as it takes any async function; the task has its name."""
+    async with trio.open_nursery() as nursery:
+        for value in range(TOGETHER):
+            nursery.start_soon(proxy.together, value)
+        assert {task.name for task in nursery.child_tasks} == {repr(proxy.together)}
+    assert proxy._pyroLink is not None
+
+
+def test_a_call_can_be_driven_like_a_coroutine() -> None:
+    """It goes on, ends and is left as one; leaving what was not begun does nothing."""
+    left: list[str] = []
+
+    @types.coroutine
+    def steps() -> Generator[str, int, int]:
+        try:
+            return (yield "asked") + 1
+        finally:
+            left.append("left")
+
+    proxy: Any = SimpleNamespace(_pyroRun=lambda call: steps())
+    one, two, three, unused = (Call(proxy, "method", (), {}, CallOptions()) for _ in range(4))
+    assert isinstance(one, Coroutine)
+    assert one.send(None) == "asked"
+    with pytest.raises(StopIteration) as ended:
+        one.send(1)
+    assert ended.value.value == 2
+    two.send(None)
+    with pytest.raises(LookupError):
+        two.throw(LookupError())
+    three.send(None)
+    three.close()
+    unused.close()
+    assert left == ["left"] * 3

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,36 @@ from pyroxfer_core import CutCall, Daemon, Proxy, Settings, expose, oneway
 from pyroxfer_core import blocking as pyro
 from pyroxfer_core.errors import CommunicationError, Outcome, RefusedError
 
-pytestmark = pytest.mark.deadline(20)
 ROOT = Path(__file__).parent.parent.parent
 LIMIT_S = 0.05
 
 
 @expose
 class Service:
-    def __init__(self) -> None:
+    def __init__(self, records: Sequence[object] = ()) -> None:
+        self.records = records
         self.log: list[Any] = []
         self.gate = trio.Event()
         self.release = threading.Event()
 
-    async def block(self, seconds: float) -> str:
-        time.sleep(seconds)  # noqa: ASYNC251  # what nobody should do
+    async def freeze(self, named: int) -> str:
+        """What nobody should do, until so many are named and then for a while."""
+        for _ in range(2000):
+            if len(self.records) < named:
+                time.sleep(0.005)  # noqa: ASYNC251
+        time.sleep(4 * LIMIT_S)  # noqa: ASYNC251
         return "blocked"
 
     @expose(inline=True)
-    def block_inline(self, seconds: float) -> str:
-        time.sleep(seconds)
+    def freeze_inline(self, named: int) -> str:
+        for _ in range(2000):
+            if len(self.records) < named:
+                time.sleep(0.005)
+        time.sleep(4 * LIMIT_S)
+        return "blocked"
+
+    async def block(self, seconds: float) -> str:
+        time.sleep(seconds)  # noqa: ASYNC251  # what nobody should do
         return "blocked"
 
     def block_in_thread(self, seconds: float) -> str:
@@ -77,12 +88,12 @@ def warnings_of(caplog: pytest.LogCaptureFixture, pattern: str) -> list[str]:
     return [text for record in caplog.records if re.search(pattern, text := record.getMessage())]
 
 
-@pytest.mark.parametrize("method", ["block", "block_inline"])
+@pytest.mark.parametrize("method", ["freeze", "freeze_inline"])
 async def test_a_handler_that_blocks_the_loop_is_named(method: str, caplog: pytest.LogCaptureFixture) -> None:
     """By object, method and line, while it blocks, and once."""
     async with Daemon(settings=Settings(slow_handler_s=LIMIT_S)) as daemon:
-        async with Proxy(daemon.register(Service(), "service")) as proxy:
-            assert await getattr(proxy, method)(0.5) == "blocked"
+        async with Proxy(daemon.register(Service(caplog.records), "service")) as proxy:
+            assert await getattr(proxy, method)(1) == "blocked"
     (text,) = warnings_of(caplog, "blocking the loop")
     assert f"service.{method}" in text
     assert re.search(rf"line \d+ of {method} in .*test_core_freezes", text)
@@ -100,9 +111,9 @@ async def test_handlers_that_let_others_in_are_not(caplog: pytest.LogCaptureFixt
 
 async def test_every_call_that_blocks_is_named(caplog: pytest.LogCaptureFixture) -> None:
     async with Daemon(settings=Settings(slow_handler_s=LIMIT_S)) as daemon:
-        async with Proxy(daemon.register(Service(), "service")) as proxy:
-            await proxy.block(0.4)
-            await proxy.block_inline(0.4)
+        async with Proxy(daemon.register(Service(caplog.records), "service")) as proxy:
+            await proxy.freeze(1)
+            await proxy.freeze_inline(2)
     assert len(warnings_of(caplog, "blocking the loop")) == 2
 
 
@@ -116,9 +127,9 @@ async def test_nobody_looks_when_it_is_turned_off(caplog: pytest.LogCaptureFixtu
 
 def test_the_facade_names_them_too(caplog: pytest.LogCaptureFixture) -> None:
     with serving(pyro.Daemon(settings=Settings(slow_handler_s=LIMIT_S))) as daemon:
-        with pyro.Proxy(daemon.register(Service(), "service")) as proxy:
-            assert proxy.block(0.5) == "blocked"
-    assert warnings_of(caplog, r"service\.block has been blocking the loop")
+        with pyro.Proxy(daemon.register(Service(caplog.records), "service")) as proxy:
+            assert proxy.freeze(1) == "blocked"
+    assert warnings_of(caplog, r"service\.freeze has been blocking the loop")
 
 
 async def test_one_watchdog_watches_a_loop_until_the_last_of_its_daemons_ends(
@@ -133,12 +144,12 @@ async def test_one_watchdog_watches_a_loop_until_the_last_of_its_daemons_ends(
     async with Daemon(settings=settings):
         async with Daemon(settings=settings) as first, Daemon(settings=settings) as second:
             (dog,) = dogs() - earlier
-            for name, daemon in (("first", first), ("second", second)):
-                async with Proxy(daemon.register(Service(), name)) as proxy:
-                    await proxy.block(0.5)
+            for number, (name, daemon) in enumerate((("first", first), ("second", second)), 1):
+                async with Proxy(daemon.register(Service(caplog.records), name)) as proxy:
+                    await proxy.freeze(number)
         assert dog.is_alive()
     await until(lambda: not dog.is_alive())
-    assert len(warnings_of(caplog, r"(first|second)\.block has been blocking")) == 2
+    assert len(warnings_of(caplog, r"(first|second)\.freeze has been blocking")) == 2
 
 
 async def test_closing_tells_who_was_cut(caplog: pytest.LogCaptureFixture) -> None:

@@ -25,8 +25,6 @@ from pyroxfer_core.wire import Decoder, codec_for
 from pyroxfer_core.wire.features import FEATURES_KEY, Feature, write_offer
 from pyroxfer_core.wire.message import Message, MessageType
 
-pytestmark = pytest.mark.deadline(10)
-
 CONNECTFAIL, RESULT = "CONNECTFAIL", "RESULT"
 NAMES = {1: "CONNECT", 2: "CONNECTOK", 3: CONNECTFAIL, 5: RESULT, 6: "PING"}
 

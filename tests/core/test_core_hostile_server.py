@@ -23,8 +23,6 @@ from pyroxfer_core.wire import codec_for, features
 from pyroxfer_core.wire.features import FEATURES_KEY, Feature, Grant
 from pyroxfer_core.wire.message import Flags, Message, MessageType
 
-pytestmark = pytest.mark.deadline(10)
-
 SETTINGS = Settings(protocol=502, connect_timeout_s=0.3, max_message_bytes=1_000_000)
 WELCOME = connectok_bytes("{'echo'}")
 

@@ -29,7 +29,6 @@ from pyroxfer_core.errors import (
 )
 from pyroxfer_core.wire.features import CALL_KEY, STOCK, Feature, Grant
 
-pytestmark = pytest.mark.deadline(15)
 KEY = "sixteen bytes at least"
 
 

@@ -16,8 +16,6 @@ from pyroxfer_core.errors import CommunicationError, PyroError
 from pyroxfer_core.server import lending
 from pyroxfer_core.server.workers import WorkerPool
 
-pytestmark = pytest.mark.deadline(10)
-
 OWN = Settings()
 STOCK = Settings(protocol=48)
 BOTH = pytest.mark.parametrize("client", [OWN, STOCK], ids=["own", "48"])

@@ -30,8 +30,6 @@ from pyroxfer_core.transport.sockets import bind_tcp
 from pyroxfer_core.wire import codec_for
 from pyroxfer_core.wire.message import Message, MessageType
 
-pytestmark = pytest.mark.deadline(15)
-
 OWN = Settings()
 STOCK = Settings(protocol=48)
 BOTH = pytest.mark.parametrize("client", [OWN, STOCK], ids=["own", "48"])

@@ -18,8 +18,6 @@ from pyroxfer_core.transport.sockets import KEEPALIVE_IDLE_S, bind_tcp
 from pyroxfer_core.wire.message import Message
 from pyroxfer_core.wire.preamble import encode_preamble
 
-pytestmark = pytest.mark.deadline(10)
-
 
 class House:
     """Serves connections by noting what came, and answering a protocol message with its version."""

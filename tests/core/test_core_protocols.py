@@ -19,8 +19,6 @@ from pyroxfer_core.errors import (
 from pyroxfer_core.wire import codec_for
 from pyroxfer_core.wire.message import Message, MessageType
 
-pytestmark = pytest.mark.deadline(10)
-
 BOTH = pytest.mark.parametrize("protocol", [48, 502])
 
 

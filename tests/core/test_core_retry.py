@@ -30,7 +30,6 @@ from pyroxfer_core.errors import (
 )
 from pyroxfer_core.wire.features import STOCK, Feature, Grant
 
-pytestmark = pytest.mark.deadline(15)
 OWN = Grant(Feature.ALL, b"n" * 16, b"e" * 16)
 OTHER_EPOCH = Grant(Feature.ALL, b"n" * 16, b"f" * 16)
 KEY = "sixteen bytes at least"

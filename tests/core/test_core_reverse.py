@@ -20,7 +20,6 @@ from pyroxfer_core.errors import (
     TimeoutError,
 )
 
-pytestmark = pytest.mark.deadline(15)
 OWN = Settings()
 STOCK = Settings(protocol=48)
 FORCED = Settings(protocol=502)

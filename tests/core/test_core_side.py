@@ -17,7 +17,6 @@ from pyroxfer_core import Daemon, Settings, SideStream, open_side_stream
 from pyroxfer_core.errors import ConnectionClosedError, Outcome, ProtocolError
 from pyroxfer_core.transport import side
 
-pytestmark = pytest.mark.deadline(10)
 SIZE = 3_000_001
 DATA = (bytes(range(256)) * (SIZE // 256 + 1))[:SIZE]
 

@@ -13,8 +13,6 @@ from doubles import run, until
 from pyroxfer_core import Daemon, Proxy, Settings, expose
 from pyroxfer_core.errors import ConnectionClosedError, Outcome, PyroError, SerializeError
 
-pytestmark = pytest.mark.deadline(10)
-
 OWN = Settings()
 STOCK = Settings(protocol=48)
 BOTH = pytest.mark.parametrize("client", [OWN, STOCK], ids=["own", "48"])

@@ -55,6 +55,7 @@ def test_serializers_are_the_safe_ones_unless_others_are_named() -> None:
     ("name", "value"),
     [
         ("SERIALIZER", 5),
+        ("SERVERTYPE", "processes"),
         ("NS_PORT", "9090"),
         ("NS_PORT", -1),
         ("THREADPOOL_SIZE", 0),
@@ -105,12 +106,12 @@ def test_unknown_variables_are_one_line_of_the_log(
     """Pyro5 refuses to be imported with Pyro4's variables around."""
     caplog.set_level(logging.INFO, "pyroxfer_core.blocking.config")
     monkeypatch.setenv("PYRO_HMAC_KEY", "secret")
-    monkeypatch.setenv("PYRO_SERVERTYPE", "multiplex")
+    monkeypatch.setenv("PYRO_SOCK_NODELAY", "true")
     fresh = Configuration()
-    assert fresh.SERVERTYPE == "multiplex"
+    assert fresh.SOCK_NODELAY is True
     assert fresh.SERIALIZER == "serpent"
     (record,) = caplog.records
-    assert record.getMessage().endswith("PYRO_HMAC_KEY, PYRO_SERVERTYPE")
+    assert record.getMessage().endswith("PYRO_HMAC_KEY, PYRO_SOCK_NODELAY")
     assert "secret" not in caplog.text
 
 

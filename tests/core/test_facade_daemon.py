@@ -7,13 +7,15 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future as ThreadResult
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import trio
 from facade_doubles import WITHIN_S, Service, serving
 
 from pyroxfer_core import expose
@@ -111,6 +113,119 @@ def test_a_method_that_would_end_the_program_in_its_own_loop(threads: ThreadPool
         with pytest.raises(ConnectionClosedError):
             run_own_loop(daemon, interrupted)
         assert run_own_loop(daemon, threads.submit(ask, "here")) == "here"
+
+
+@expose
+class Wanderer:
+    """Tells which thread each part of it ran in, and how many calls were in it at once."""
+
+    seen: ClassVar[set[int]] = set()
+    inside = most = 0
+
+    def __init__(self) -> None:
+        self.seen.add(threading.get_ident())
+
+    def work(self) -> None:
+        clazz = type(self)
+        clazz.inside += 1
+        clazz.most = max(clazz.most, clazz.inside)
+        self.seen.add(threading.get_ident())
+        time.sleep(0.001)
+        clazz.inside -= 1
+
+    def items(self) -> Iterator[int]:
+        for number in range(3):
+            self.work()
+            yield number
+
+    @property
+    def level(self) -> int:
+        self.work()
+        return 1
+
+
+class Multiplexed(Daemon):
+    def validateHandshake(self, conn: Any, data: Any) -> Any:
+        Wanderer.seen.add(threading.get_ident())
+        return "hello"
+
+
+class Beside:
+    """Something else to be served with a daemon."""
+
+    sockets: ClassVar[list[socket.socket]] = []
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def events(self, eventsockets: Sequence[Any]) -> None:
+        pass
+
+    async def serve_beside(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.ended.set()
+
+
+@pytest.fixture
+def multiplex() -> Iterator[None]:
+    config.SERVERTYPE = "multiplex"
+    yield
+    config.reset()
+
+
+def test_the_multiplex_server_has_one_thread(multiplex: None, threads: ThreadPoolExecutor) -> None:
+    """The code of objects runs in that of requestLoop, a call at a time; combined daemons share it."""
+    Wanderer.seen, Wanderer.most = set(), 0
+
+    def visit(uri: Any) -> list[int]:
+        with Proxy(uri) as proxy:
+            for _ in range(5):
+                proxy.work()
+            return [*proxy.items(), proxy.level]
+
+    with Multiplexed() as first, Daemon() as second:
+        uris = [first.register(Wanderer), second.register(Wanderer)]
+        beside = Beside()
+        first.combine(second)
+        first.combine(beside)
+        visits = [threads.submit(visit, uri) for uri in uris * 2]
+        first.requestLoop(lambda: not all(each.done() for each in visits))
+        assert [each.result() for each in visits] == [[0, 1, 2, 1]] * 4
+        assert beside.ended.is_set()
+    assert (Wanderer.seen, Wanderer.most) == ({threading.get_ident()}, 1)
+
+
+def test_the_multiplex_server_ends_and_begins_again(multiplex: None, threads: ThreadPoolExecutor) -> None:
+    """By shutdown from inside a call, which is answered, and from another thread; before it began, too."""
+
+    @expose
+    class Switch:
+        def off(self) -> str:
+            daemon.shutdown()
+            return "bye"
+
+    def turn_off() -> object:
+        with Proxy(uri) as proxy:
+            return proxy.off()
+
+    with Daemon() as daemon:
+        uri = daemon.register(Switch())
+        daemon.shutdown()
+        daemon.requestLoop()
+    with Daemon() as daemon:
+        uri = daemon.register(Switch())
+        daemon.requestLoop(lambda: False)
+        answer = threads.submit(turn_off)
+        daemon.requestLoop()
+        assert answer.result(WITHIN_S) == "bye"
+    with Daemon() as daemon:
+        echo = daemon.register(Service())
+        ended = threads.submit(call, echo, 1)
+        ended.add_done_callback(lambda _: daemon.shutdown())
+        daemon.requestLoop()
+        assert ended.result(WITHIN_S) == 1
 
 
 def test_combined_daemons_share_a_loop(threads: ThreadPoolExecutor) -> None:
@@ -386,3 +501,34 @@ def test_the_base_of_serializers() -> None:
         SerializerBase.unregister_dict_to_class("Point")
     with pytest.raises(PyroError):
         SerializerBase.dict_to_class(data)
+
+
+def test_a_host_may_be_an_address_object() -> None:
+    """As the type hints of Pyro5 say."""
+    with Daemon(ip_address("127.0.0.1")) as daemon:
+        assert daemon.locationStr.startswith("127.0.0.1:")
+    with Daemon([ip_address("127.0.0.1")]) as daemon:
+        assert daemon.locationStr.startswith("127.0.0.1:")
+
+
+def test_an_error_of_the_condition_arrives_as_it_is() -> None:
+    """Not in a group, which an ``except`` of an old program would not catch."""
+    with Daemon() as daemon, pytest.raises(ZeroDivisionError):
+        daemon.requestLoop(lambda: bool(1 // 0))
+
+
+@pytest.mark.parametrize("kind", ["thread", "multiplex"])
+def test_clients_wait_from_one_loop_to_the_next(kind: str, multiplex: None, threads: ThreadPoolExecutor) -> None:
+    """A condition ends a loop, not the daemon: it can still be reached, and take objects. A shutdown ends both."""
+    config.SERVERTYPE = kind
+    with Daemon() as daemon:
+        for number in range(3):
+            uri = daemon.register(Service())
+            asked = threads.submit(call, uri, number)
+            daemon.requestLoop(lambda asked=asked: not asked.done())  # type: ignore[misc]  # no type for the default
+            assert asked.result(WITHIN_S) == number
+        socket.create_connection(("localhost", int(daemon.locationStr.rpartition(":")[2]))).close()
+        daemon.shutdown()
+        daemon.requestLoop()
+        with pytest.raises(CommunicationError):
+            call(uri, 1)

@@ -13,15 +13,16 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from facade_doubles import WITHIN_S, Service, StockServer, plain_answer, serving
 
-from pyroxfer_core import behavior, expose
+from pyroxfer_core import Settings, behavior, expose
 from pyroxfer_core.blocking import BatchProxy, Daemon, Proxy, SerializedBlob, current_context
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, TimeoutError
-from pyroxfer_core.wire.message import Message
+from pyroxfer_core.wire import codec_for
+from pyroxfer_core.wire.message import Message, MessageType
 
 
 @pytest.fixture
@@ -117,19 +118,22 @@ def test_an_interrupt_ends_a_call_and_leaves_the_connection(service: Service, pr
 
 def test_an_interrupt_of_the_reading_thread_passes_reading_on(service: Service, proxy: Proxy) -> None:
     """Another thread that waited for its answer meanwhile still gets it."""
+    late: list[Future[str]] = []
+
+    def interrupt() -> None:
+        assert service.entered.acquire(timeout=WITHIN_S)
+        late.append(threads.submit(proxy.wait, "other"))
+        assert service.entered.acquire(timeout=WITHIN_S)
+        os.kill(os.getpid(), signal.SIGINT)
+
     with ThreadPoolExecutor(1) as threads:
-        entered, service.entered = service.entered, threading.Semaphore(0)
-        proxy.echo(0)
-        timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
-        late: list[object] = []
-        starter = threading.Timer(0.05, lambda: late.append(threads.submit(proxy.wait, "other")))
-        starter.start()
-        timer.start()
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
         with pytest.raises(KeyboardInterrupt):
             proxy.wait("interrupted")
+        interrupting.join()
         service.release.set()
-        assert late[0].result(WITHIN_S) == "other"  # type: ignore[attr-defined]  # a future
-        assert entered is not service.entered
+        assert late[0].result(WITHIN_S) == "other"
 
 
 def test_an_interrupt_towards_a_stock_peer_closes() -> None:
@@ -549,6 +553,26 @@ def test_one_class_may_be_served_by_two_daemons(daemon: Daemon) -> None:
                 assert proxy.touch() == "touched"
         with pytest.raises(PyroError, match="already has a Pyro id"):
             other.register(Shared, "again")
+
+
+def test_a_daemon_may_welcome_in_another_serializer_than_it_is_greeted_in() -> None:
+    def seven(request: Message) -> bytes:
+        return codec_for(502).encode(Message(MessageType.RESULT, request.seq, request.serializer, 0, b"7"))
+
+    with StockServer(seven) as server:
+        with Proxy(f"PYRO:thing@{server.location}", settings=Settings(serializer="json")) as proxy:
+            assert proxy.echo(1) == 7
+        assert [request.serializer for request in server.requests] == ["json"]
+
+
+def test_the_protocol_of_one_proxy_is_not_that_of_others_at_the_same_place(daemon: Daemon) -> None:
+    """What somebody asked for says nothing about what the daemon speaks best."""
+    uri = daemon.uriFor("service")
+    for told, spoken in ((48, 48), (None, 502)):
+        with Proxy(uri, settings=Settings(protocol=told)) as proxy:
+            assert proxy.echo(1) == 1
+            assert proxy._pyroConnection is not None
+            assert proxy._pyroConnection.version == spoken
 
 
 def test_interrupts_at_any_moment_lose_nobody(

@@ -13,7 +13,7 @@ from facade_doubles import WITHIN_S, StockServer, plain_answer, serving
 
 from pyroxfer_core import Settings, behavior, expose, oneway
 from pyroxfer_core.blocking import Daemon, Proxy
-from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
+from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, TimeoutError
 
 
 @expose
@@ -240,3 +240,34 @@ def test_towards_a_stock_peer_there_is_no_thread() -> None:
         with Proxy(f"PYRO:service@{server.location}", background=True) as proxy:
             assert proxy.echo(1) == "answer"
             assert not any(thread.name == "pyroxfer reader" for thread in threading.enumerate())
+
+
+@expose
+@behavior(instance_mode="single")
+class Circle:
+    """Calls the next in a ring."""
+
+    following = ""
+    settings = Settings()
+
+    def go(self, depth: int) -> str:
+        if depth == 0:
+            return "round"
+        with Proxy(self.following, settings=self.settings) as proxy:
+            return str(proxy.go(depth - 1))
+
+
+@pytest.mark.parametrize("protocol", [None, 48], ids=["own", "48"])
+def test_a_circle_that_takes_all_threads_is_refused(protocol: int | None) -> None:
+    """It has as many threads more as there are; then nobody would ever get one, so nobody waits."""
+    settings = Settings(worker_threads=1, protocol=protocol)
+    with serving(Daemon(settings=settings)) as one, serving(Daemon(settings=settings)) as two:
+        first, second = Circle(), Circle()
+        first.settings = second.settings = settings
+        first.following, second.following = str(two.register(second)), str(one.register(first))
+        with Proxy(second.following, settings=settings) as proxy:
+            proxy._pyroTimeout = WITHIN_S
+            assert proxy.go(3) == "round"
+            with pytest.raises(PyroError, match="wait for what this call is a part of"):
+                proxy.go(8)
+            assert proxy.go(3) == "round"

@@ -37,7 +37,7 @@ from pyroxfer_core.nameserver import start_ns
 from pyroxfer_core.objects.documentation import describe_members
 
 GATEWAY = (sys.executable, "-c", "from pyroxfer_core.cli.gateway import gateway; gateway()")
-WITHIN_S = 30
+WITHIN_S = 60
 
 
 async def test_the_application_runs_in_hypercorn_below_a_path() -> None:

@@ -10,7 +10,7 @@ import pytest
 from browser import Page, browser
 from gateway_doubles import running
 
-pytestmark = pytest.mark.deadline(90)
+pytestmark = pytest.mark.deadline(120)
 
 PICTURES = Path(__file__).parent.parent.parent / ".screenshots"
 Say = Callable[[str], None]

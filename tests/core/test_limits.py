@@ -20,8 +20,6 @@ from pyroxfer_core.transport import crowd
 from pyroxfer_core.wire import codec_for
 from pyroxfer_core.wire.message import Flags, Message, MessageType
 
-pytestmark = pytest.mark.deadline(20)
-
 
 @expose
 class Demo:

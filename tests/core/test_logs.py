@@ -77,4 +77,4 @@ async def test_one_module_can_be_made_louder(caplog: pytest.LogCaptureFixture, l
         while await client.receive():
             pass
     names = {record.name for record in caplog.records}
-    assert ("pyroxfer_core.server.peer" in names) is said
+    assert ("pyroxfer_core.server.turn" in names) is said

@@ -43,7 +43,7 @@ from pyroxfer_core.nameserver.lookup import locate_ns
 NS = (sys.executable, "-c", "from pyroxfer_core.cli.ns import ns; ns()")
 NSC = (sys.executable, "-c", "from pyroxfer_core.cli.nsc import nsc; nsc()")
 ONE = "PYRO:one@localhost:5555"
-WITHIN_S = 30
+WITHIN_S = 60
 
 
 class RunningNs:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import trio
+from doubles import until
+from ports import free_ports
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pyroxfer_core import Daemon, Proxy, expose, keep_registered, locate_ns
@@ -59,25 +61,30 @@ async def _until_gone(ns: Proxy, name: str) -> AsyncIterator[Any]:
 async def test_names_are_registered_again_in_a_name_server_that_forgot_them(caplog: pytest.LogCaptureFixture) -> None:
     """Also when it was away for a while; what happened is said once, and once when it is over."""
     async with trio.open_nursery() as nursery:
-        async with LOCAL() as first:
+        (port,) = free_ports(1)
+        async with start_ns("localhost", port) as first:
             place = at(first)
             registration = Registration({"one": ONE}, ttl=1, **place)
             await registration.begin()
-        nursery.start_soon(registration.keep)
-        await trio.sleep(0.6)
-        async with start_ns("localhost", place["port"]) as second, await locate_ns(**place) as ns:
-            async for item in ns.watch():
-                if "one" in item["entries"]:
-                    break
-            await trio.sleep(0.01)
+        keeping = trio.CancelScope()
+
+        async def keep() -> None:
+            with keeping:
+                await registration.keep()
+
+        def said() -> list[str]:
+            records = [record for record in caplog.records if record.name == "pyroxfer_core.nameserver.keeping"]
+            return [record.getMessage().partition(":")[0] for record in records]
+
+        nursery.start_soon(keep)
+        await until(said)
+        async with start_ns("localhost", port) as second:
+            await until(lambda: len(said()) == 2)
+            assert await second.name_server.count() == 2
+            keeping.cancel()
             await registration.end()
             assert await second.name_server.count() == 1
-        nursery.cancel_scope.cancel()
-    said = [record.getMessage() for record in caplog.records if record.name == "pyroxfer_core.nameserver.keeping"]
-    assert [text.partition(":")[0] for text in said] == [
-        "the registration of one cannot be renewed",
-        "registered again",
-    ]
+        assert said() == ["the registration of one cannot be renewed", "registered again"]
 
 
 async def test_an_address_of_somebody_else_is_left_alone() -> None:

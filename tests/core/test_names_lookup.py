@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from ports import free_ports
 
 from pyroxfer_core.client.proxy import Proxy
 from pyroxfer_core.errors import NamingError
@@ -132,15 +132,9 @@ def responder_port(running: RunningNameServer) -> int:
     return int(running.responder.location.rpartition(":")[2])
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port: int = closed.getsockname()[1]
-        return port
-
-
 async def test_nothing_found_says_where_it_was_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookup, "find_by_broadcast", _silence)
-    port = free_port()
+    (port,) = free_ports(1)
     with pytest.raises(NamingError, match=r"^Failed to locate the nameserver: ") as caught:
         await locate_ns(settings=Settings(ns_port=port))
     for detail in (f"localhost:{port}", f"127.0.1.1:{port}", "nobody answered the broadcast", "pyroxfer ns"):
@@ -159,7 +153,7 @@ async def test_a_broadcast_finds_a_name_server_bound_to_all_addresses(monkeypatc
     settings = Settings(insecure=True)
     async with start_ns("0.0.0.0", 0, bchost="127.0.0.1", bcport=0, settings=settings) as running:
         bcport = responder_port(running)
-        searching = Settings(ns_port=free_port(), ns_broadcast_port=bcport)
+        searching = Settings(ns_port=free_ports(1)[0], ns_broadcast_port=bcport)
         async with await locate_ns(settings=searching) as ns:
             assert ns._pyroUri.host == "127.0.0.1"
             assert ns._pyroUri.port == running.internal_uri.port

@@ -12,7 +12,15 @@ import pytest
 
 from pyroxfer_core import errors
 from pyroxfer_core.access import Identity
-from pyroxfer_core.errors import DaemonError, Outcome, PyroError, RefusedError, SecurityError, SerializeError
+from pyroxfer_core.errors import (
+    DaemonError,
+    NamingError,
+    Outcome,
+    PyroError,
+    RefusedError,
+    SecurityError,
+    SerializeError,
+)
 from pyroxfer_core.objects import (
     CallContext,
     ObjectTable,
@@ -376,8 +384,8 @@ class TestReplies:
         assert isinstance(reply.exception, RefusedError)
         assert reply.exception.outcome is Outcome.NOT_SENT
 
-    def test_callback_errors_are_logged_and_end_a_stock_connection(self) -> None:
-        stock = reply_for_exception(ValueError(), own=False, dispatched=True, callback=True)
-        own = reply_for_exception(ValueError(), own=True, dispatched=True, callback=True)
-        assert (stock.close, stock.log) == (True, True)
-        assert (own.close, own.log) == (False, True)
+    @pytest.mark.parametrize("own", [False, True])
+    @pytest.mark.parametrize("error", [ValueError(), NamingError(), RefusedError(), SerializeError()])
+    def test_callback_errors_are_logged_and_end_no_connection(self, error: Exception, own: bool) -> None:
+        reply = reply_for_exception(error, own=own, dispatched=True, callback=True)
+        assert (reply.close, reply.log) == (False, True)

@@ -19,8 +19,6 @@ from pyroxfer_core.serializers.msgpack import MsgpackSerializer
 from pyroxfer_core.serializers.outofband import LARGE, MARK, MAX_PARTS
 from pyroxfer_core.wire.scattered import Scattered, joined, slices
 
-pytestmark = pytest.mark.deadline(20)
-
 OWN = SerializerContext(502, own=True, out_of_band=True)
 SERIALIZER = MsgpackSerializer(OWN)
 BIG = bytes(range(256)) * 400

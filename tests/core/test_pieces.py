@@ -35,8 +35,6 @@ from pyroxfer_core.wire.message import Flags, Message, MessageType
 from pyroxfer_core.wire.pieces import MAX_BODIES, MAX_PIECE, MAX_SEGMENTS, Incoming, Outgoing, segments_of
 from pyroxfer_core.wire.scattered import Scattered, joined
 
-pytestmark = pytest.mark.deadline(20)
-
 CODEC = codec_for(502)
 BIG = bytes(range(256)) * 8192
 """2 MiB: eight pieces."""
@@ -363,7 +361,7 @@ async def test_the_deadline_of_a_large_request_counts_from_its_beginning(mock_cl
         connection=SimpleNamespace(codec=CODEC, decoder=Decoder(CODEC)),
     )
     async with trio.open_nursery() as nursery:
-        large = LargeMessages(peer, nursery)
+        large = LargeMessages(peer, nursery.start_soon)
         start = begin(0, 3)
         start.annotations[DEADLINE_KEY] = grant.deadline(1000)
         assert large.take(start) is None

@@ -30,8 +30,6 @@ from pyroxfer_core.wire.streaming import (
     stop_message,
 )
 
-pytestmark = pytest.mark.deadline(20)
-
 
 def items(number: int, values: list[Any]) -> Message:
     return Message(MessageType.ITEMS, number, "msgpack", 0, OWN.dumps(values))

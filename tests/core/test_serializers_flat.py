@@ -113,3 +113,20 @@ def test_the_short_way_of_marshal_accepts_nothing_that_the_full_reader_refuses(
             except ProtocolError as error:
                 outcomes.append(str(error))
         assert outcomes[0] == outcomes[1]
+
+
+def test_a_parser_that_another_thread_confuses_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 fails then with an error of its own, whatever the text."""
+    real, failures = ast.literal_eval, [SystemError("recursion depth mismatch")] * 2
+
+    def confused(text: str) -> Any:
+        if failures:
+            raise failures.pop()
+        return real(text)
+
+    monkeypatch.setattr(ast, "literal_eval", confused)
+    assert SERPENT.loads(f"{HEADER}[1,[2]]".encode()) == [1, [2]]
+    assert not failures
+    failures += [SystemError("always")] * 1000
+    with pytest.raises(SerializeError, match="SystemError"):
+        SERPENT.loads(f"{HEADER}[1,[2]]".encode())

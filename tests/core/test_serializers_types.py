@@ -13,6 +13,7 @@ import uuid
 import warnings
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,6 +130,11 @@ def test_a_surrogate_survives_serpent_and_is_refused_where_it_cannot_travel() ->
     for name in ("json", "msgpack"):
         with pytest.raises(SerializeError):
             serializer(name).dumps("\ud800")
+    own = serializer("msgpack", own=True)
+    call = ("object", "method", ["\udcff", {"\udcff": ("\udcff",)}], {"k": "\udcff"})
+    assert own.loads_call(own.dumps_call(*call)) == call
+    assert own.loads(own.dumps("\udcff")) == "\udcff"
+    assert own.loads(own.dumps({"\udcff"})) == {"\udcff"}
 
 
 def test_dates_of_windows_peers_have_four_bytes() -> None:
@@ -241,6 +247,39 @@ def test_subclasses_of_builtin_types_arrive_as_the_builtin_between_own_peers() -
     arrived = one.loads(one.dumps(values))
     assert arrived == [(1, 2), {"a": bytearray(b"x")}, {"a": 1}, 1, 2**70]
     assert list(map(type, arrived)) == [tuple, dict, dict, int, int]
+
+
+def test_what_pyro_writes_as_something_simpler_by_default_is_written_so_between_own_peers() -> None:
+    one = serializer("msgpack", own=True)
+    values = [Color.RED, collections.deque([1, (2,)]), {1: 2}.keys(), {1: 2}.values(), {"a": (1,)}.items()]
+    assert one.loads(one.dumps(values)) == [Color.RED.value, [1, (2,)], [1], [2], [("a", (1,))]]
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class Text(str):
+    def __repr__(self) -> str:
+        return "as nobody can read it"
+
+
+@pytest.mark.parametrize("name", SAFE)
+@pytest.mark.parametrize("own", [False, True])
+def test_scalars_of_other_classes_travel_as_the_builtin(name: str, own: bool) -> None:
+    one = serializer(name, own=own)
+    values: list[Any] = [np.float64(0.1), Text("text"), np.str_("text"), Number.ONE]
+    for value, plain in zip(values, [0.1, "text", "text", 1], strict=True):
+        (arrived,) = one.loads_call(one.dumps_call("object", "method", (value,), {}))[2]
+        assert (type(arrived), arrived) == (type(plain), plain)
+        arrived = one.loads(one.dumps(value))
+        assert (type(arrived), arrived) == (type(plain), plain)
+
+
+@pytest.mark.parametrize("value", [[np.float64(1)], {"k": [np.str_("a")]}, {np.float64(1): 1}, {np.float64(1)}])
+def test_numbers_of_numpy_in_containers_are_not_taken_for_bytes_by_marshal(value: Any) -> None:
+    with pytest.raises(SerializeError, match=r"numpy\.(float64|str_); .*\.tolist\(\)"):
+        serializer("marshal").dumps(value)
 
 
 def test_one_serializer_serves_many_threads() -> None:

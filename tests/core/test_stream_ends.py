@@ -18,8 +18,6 @@ from pyroxfer_core.server.workers import WorkerPool
 from pyroxfer_core.wire.message import MessageType
 from pyroxfer_core.wire.streaming import credit_message, stop_message
 
-pytestmark = pytest.mark.deadline(20)
-
 
 @expose
 class Source:

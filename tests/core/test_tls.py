@@ -44,7 +44,6 @@ from pyroxfer_core.transport.tls import TlsSocket, start_tls
 from pyroxfer_core.wire import Decoder, codec_for
 from pyroxfer_core.wire.message import Message, MessageType
 
-pytestmark = pytest.mark.deadline(10)
 LARGE = bytes(range(256)) * 12_000
 
 
@@ -229,7 +228,7 @@ async def test_first_bytes_are_judged_inside_tls(certificates: Certificates) -> 
         seen.append(stream.token.rstrip(b"\0"))
         await stream.send_all(await stream.receive_exactly(5))
 
-    settings = certificates.settings(connect_timeout_s=0.5)
+    settings = certificates.settings(connect_timeout_s=3)
     async with Daemon(settings=settings) as daemon:
         daemon.side_stream_handler = take
         for data in (b"GET / HTTP/1.0\r\n\r\n", b"PYRO", b"\x16\x03\x01\x02\x00"):

@@ -21,8 +21,6 @@ from pyroxfer_core.errors import CommunicationError, Outcome, PyroError, Seriali
 from pyroxfer_core.wire.message import Message, MessageType
 from pyroxfer_core.wire.streaming import credit_message, end_message, stop_message
 
-pytestmark = pytest.mark.deadline(20)
-
 
 @expose
 class Sink:

@@ -506,3 +506,49 @@ def test_only_a_large_annotation_of_bytes_stays_where_it_is() -> None:
     assert b"".join(buffers) == V502.encode(sent)
     assert any(buffer is block for buffer in buffers)
     assert all(type(buffer) is bytes for buffer in buffers), "what may change is copied"
+
+
+CHUNKS = st.tuples(
+    st.sampled_from([b"BLBI", b"PXDL", "é12".encode(), b"\xff\xff\xff\xff"]), st.integers(0, 30), st.integers(-1, 1)
+).map(lambda chunk: chunk[0] + max(0, chunk[1] + chunk[2]).to_bytes(4, "big") + b"v" * chunk[1])
+"""Key, length and value; some are not text, some have another length than they say."""
+AREAS = st.one_of(st.binary(max_size=10), CHUNKS, st.lists(CHUNKS, max_size=3).map(b"".join))
+
+
+def outcome(decoder: Decoder, first: Event | str | None) -> list[Event | bytes | str]:
+    """All events after the first, or with them the text of the error."""
+    events: list[Event] = [] if first is None or isinstance(first, str) else [first]
+    errors = [first] if isinstance(first, str) else []
+    try:
+        while not errors and (event := decoder.next_event()) is not None:
+            events.append(event)
+    except PyroError as error:
+        errors.append(f"{type(error).__name__}: {error}")
+    return [*joined(events), *errors]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    AREAS,
+    st.sampled_from([0, 1, 20, 40]),
+    st.sampled_from([b"", b"PYRO", bytes(50)]),
+    st.sampled_from([0, 1, 64]),
+    st.sampled_from([0, 20, 1000]),
+    st.sampled_from([8, 45, 1000]),
+)
+def test_what_is_taken_at_once_is_what_it_is_step_by_step(
+    area: bytes, size: int, tail: bytes, max_annotations: int, collect: int, max_message: int
+) -> None:
+    head = V502.encode(Message(4, 7, "msgpack", 1, b"b" * size, {}, bytes(range(16))))
+    data = head[:16] + len(area).to_bytes(4, "big") + head[20:40] + area + head[40:] + tail
+    quick, slow = (
+        Decoder(V502, max_message=max_message, max_annotations=max_annotations, collect=collect) for _ in range(2)
+    )
+    first: Event | str | None
+    try:
+        first = quick.take(data)
+    except PyroError as error:
+        first = f"{type(error).__name__}: {error}"
+    slow.feed(data[:1])
+    slow.feed(data[1:])
+    assert outcome(quick, first) == outcome(slow, None)

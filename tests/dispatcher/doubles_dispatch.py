@@ -104,8 +104,10 @@ async def raw_backend(script: Script, speaks: tuple[int, ...] = (48, 502)) -> As
     backend = RawBackend(script, speaks)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(backend.serve)
-        yield backend
-        backend.die()
+        try:
+            yield backend
+        finally:
+            backend.die()
 
 
 def answer_to(request: Message, body: Body = POISON, flags: int = 0, **annotations: bytes) -> Message:

@@ -132,7 +132,7 @@ def test_an_open_admin_door_needs_a_loud_word() -> None:
         parse_config('admin = "0.0.0.0:9096"\n[[services]]\nname = "a"\nlisteners = "one"\n')
 
 
-@pytest.mark.deadline(90)
+@pytest.mark.deadline(120)
 async def test_the_status_page_shows_what_runs_and_drains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Calls appear by themselves with their rate; the button drains, and takes back; nothing comes from elsewhere."""
     async with (

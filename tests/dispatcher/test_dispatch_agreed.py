@@ -8,15 +8,17 @@ from doubles_dispatch import wait_for
 from test_dispatch_transparent import config_for
 
 from pyroxfer_core import Daemon, Proxy, Settings, behavior, expose
+from pyroxfer_core.client.heartbeat import Pulse
 from pyroxfer_core.errors import CommunicationError, Outcome
 from pyroxfer_core.settings import MIB
-from pyroxfer_dispatcher import Dispatcher
+from pyroxfer_dispatcher import Dispatcher, pinned
 
 
 @expose
 @behavior(instance_mode="single")
 class Worker:
     def __init__(self) -> None:
+        self.started = 0
         self.running = 0
         self.cancelled = 0
 
@@ -35,6 +37,7 @@ class Worker:
         return trio.current_effective_deadline() - trio.current_time()
 
     async def wait(self, seconds: float) -> str:
+        self.started += 1
         self.running += 1
         try:
             await trio.sleep(seconds)
@@ -102,6 +105,54 @@ async def test_cancelling_reaches_the_handler() -> None:
             await proxy.wait(30)
         await wait_for(lambda: worker.cancelled == 1)
         assert await proxy.echo(1) == 1
+
+
+async def test_cancelling_a_call_makes_room_for_the_one_that_waits_for_it() -> None:
+    """On one connection: the cancel comes behind the call that waits, and behind another one."""
+    worker = Worker()
+    async with Daemon(port=0) as daemon:
+        config = config_for(daemon.register(worker, "worker"), service="max_in_flight = 1\nqueue_timeout = 60")
+        async with (
+            Dispatcher(config) as dispatcher,
+            Proxy(f"PYRO:worker@{dispatcher.location}") as proxy,
+            trio.open_nursery() as waiting,
+            trio.open_nursery() as running,
+        ):
+            admission = dispatcher.directory.services["work"].admission
+            running.start_soon(_wait, proxy)
+            await wait_for(lambda: worker.running == 1)
+            for _ in range(2):
+                waiting.start_soon(_echo, proxy)
+            await wait_for(lambda: admission.waiting and _behind(dispatcher))
+            running.cancel_scope.cancel()
+        assert worker.cancelled == 1
+
+
+async def test_a_call_that_is_cancelled_while_it_waits_never_runs() -> None:
+    """Those behind it go on; one of them that was cancelled, too, does not run either."""
+    worker = Worker()
+    async with Daemon(port=0) as daemon:
+        config = config_for(daemon.register(worker, "worker"), service="max_in_flight = 1\nqueue_timeout = 60")
+        async with (
+            Dispatcher(config) as dispatcher,
+            Proxy(f"PYRO:worker@{dispatcher.location}") as proxy,
+            trio.open_nursery() as behind,
+            trio.open_nursery() as running,
+        ):
+            service = dispatcher.directory.services["work"]
+            running.start_soon(_wait, proxy)
+            await wait_for(lambda: worker.running == 1)
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(_wait, proxy)
+                await wait_for(lambda: service.admission.waiting == 1)
+                waiting.start_soon(_wait, proxy)
+                await wait_for(lambda: _behind(dispatcher) == 1)
+                behind.start_soon(_echo, proxy)
+                await wait_for(lambda: _behind(dispatcher) == 2)
+                waiting.cancel_scope.cancel()
+            await wait_for(lambda: service.tally["NotSent"] == 2)
+            running.cancel_scope.cancel()
+        assert worker.started == 1
 
 
 async def test_a_lost_backend_is_unknown_to_a_proxy_of_ours_too() -> None:
@@ -174,6 +225,15 @@ async def _wait(proxy: Proxy, seconds: float = 30.0) -> None:
     await proxy.wait(seconds)
 
 
+def _behind(dispatcher: Dispatcher) -> int:
+    """How much the client sent behind the call that waits."""
+    return sum(len(one._behind) for one in dispatcher._conversations if isinstance(one, pinned.Pinned))
+
+
+async def _echo(proxy: Proxy) -> None:
+    assert await proxy.echo("its turn comes") == "its turn comes"
+
+
 async def test_a_large_call_that_is_refused_leaves_the_connection_in_use() -> None:
     """The rest of its body is dropped, and the next call is served."""
     worker = Worker()
@@ -195,3 +255,25 @@ async def test_a_large_call_that_is_refused_leaves_the_connection_in_use() -> No
                 nursery.cancel_scope.cancel()
             await wait_for(lambda: worker.running == 0)
             assert await second.echo(bytes(2 * MIB)) == bytes(2 * MIB)
+
+
+async def test_a_client_whose_call_waits_is_told_that_it_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would give the connection up otherwise: its questions stand behind the call, and nobody answers them."""
+    heard = []
+    monkeypatch.setattr(Pulse, "heard", lambda pulse: heard.append(pulse))
+    monkeypatch.setattr(pinned, "ALIVE_S", 0.05)
+    worker = Worker()
+    async with Daemon(port=0) as daemon:
+        config = config_for(daemon.register(worker, "worker"), service="max_in_flight = 1\nqueue_timeout = 60")
+        async with (
+            Dispatcher(config) as dispatcher,
+            Proxy(f"PYRO:worker@{dispatcher.location}") as first,
+            Proxy(f"PYRO:worker@{dispatcher.location}") as second,
+            trio.open_nursery() as running,
+        ):
+            running.start_soon(_wait, first)
+            await wait_for(lambda: worker.running == 1)
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(_echo, second)
+                await wait_for(lambda: len(heard) >= 3)
+                running.cancel_scope.cancel()

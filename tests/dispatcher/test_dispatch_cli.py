@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -179,3 +180,16 @@ async def test_memory_stays_flat_whatever_passes(write: Write, start: Start) -> 
             answer = await ask(client, blob(2, body))
             assert answer.body == body
             assert resident_peak(process.pid) - before < 4 * MIB
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("show",), ("run",), ("run", "--workers", "2")])
+def test_an_output_that_is_full_is_one_line(write: Write, arguments: tuple[str, ...]) -> None:
+    """Results that go into a file on a full disk end the command with an error, also where Python buffers them."""
+    path = write(config_text("PYRO:a@localhost:1"))
+    options = () if arguments[0].startswith("-") else ("-c", str(path))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments, *options], stdout=full, stderr=subprocess.PIPE, timeout=30, env=environment
+        )
+    assert (done.returncode, done.stderr) == (1, b"Error: the output: No space left on device\n")

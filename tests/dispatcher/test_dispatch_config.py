@@ -92,6 +92,13 @@ BAD: list[tuple[str, list[str]]] = [
             " listen on localhost, or say insecure = true, or give tls_cert, and token_file or tls_ca"
         ],
     ),
+    (
+        HEAD + "fair_by = 'hots'\nlisteners = 3\n[[services.backends]]\nname='a'\nuri='PYRO:x@h:1'\n",
+        [
+            "services[0].listeners: 3 is not known; choose one of: none, one, all",
+            "services[0].fair_by: 'hots' is not known; choose one of: host, connection",
+        ],
+    ),
     ("object = 'a b'\n" + MINIMAL, ["object: 'a b' has blanks or an @"]),
     ("methods = ['ok', '_no']\n" + MINIMAL, ["methods[1]: '_no' is not the name of a public method"]),
     ("methods = ['ok', 5]\n" + MINIMAL, ["methods: Expected `str`, got `int` at [1]"]),

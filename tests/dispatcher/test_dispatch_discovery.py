@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,16 +14,20 @@ from typing import Any
 import pytest
 import trio
 from click.testing import CliRunner
-from doubles_dispatch import POISON, RawBackend, ask, blob, echo, raw_backend, raw_client, wait_for
+from doubles_dispatch import POISON, RawBackend, ask, blob, config_for, echo, raw_backend, raw_client, wait_for
 from test_dispatch_admin import http
+from test_dispatch_health import pong
 
-from pyroxfer_core import Connection, bind_tcp
+from pyroxfer_core import Connection, Settings, Uri, bind_tcp
+from pyroxfer_core.errors import NamingError
 from pyroxfer_core.nameserver import Entry, RunningNameServer, start_ns
 from pyroxfer_core.wire import Message
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.backends import Backend
 from pyroxfer_dispatcher.cli import main
 from pyroxfer_dispatcher.config import ConfigError, parse_config
+from pyroxfer_dispatcher.naming import Names
+from pyroxfer_dispatcher.state import BackendState, Inherited, State
 from pyroxfer_dispatcher.status import describe_service
 
 SECTION = 'discover = "PYRONAME:orders"'
@@ -161,6 +166,31 @@ async def test_a_backend_that_comes_back_while_it_is_in_use_is_the_same_one() ->
                 await register("orders", one.uri)
                 await wait_for(has(dispatcher, one))
                 assert backends(dispatcher)[one.uri] is not anew
+
+
+async def test_what_the_process_before_said_of_a_discovered_backend_holds() -> None:
+    """Whenever the registry tells of it; other tags change nothing of that, another weight does."""
+    async with name_server() as names, raw_backend(echo) as one, raw_backend(echo) as two:
+        register = names.name_server.register
+        config = parse_config(text_for(names.uri.port))
+        said = [
+            BackendState("orders", f"orders@localhost:{one.port}", one.uri, weight=7.0),
+            BackendState("orders", f"orders@localhost:{two.port}", two.uri, draining=True, disabled=True),
+        ]
+        dispatcher = Dispatcher(config)
+        dispatcher._inherited = Inherited(State(tuple(said)), dispatcher._take_out)
+        async with dispatcher:
+            for backend in (one, two):
+                await register("orders", backend.uri, False, ["weight:3"], add=True)
+            await wait_for(has(dispatcher, one, two))
+            first, second = (backends(dispatcher)[backend.uri] for backend in (one, two))
+            assert (first.weight, first.draining) == (7.0, False)
+            assert (second.weight, second.draining, second.disabled) == (3.0, True, True)
+            await register("orders", one.uri, False, ["weight:3", "zone:b"])
+            await wait_for(lambda: "zone:b" in first.tags)
+            assert first.weight == 7.0
+            await register("orders", one.uri, False, ["weight:4", "zone:b"])
+            await wait_for(lambda: first.weight == 4.0)
 
 
 async def test_a_file_and_a_registry_together() -> None:
@@ -405,3 +435,43 @@ def test_the_short_form_is_one_section() -> None:
     whole = '[[services.discover]]\nall = ["a", "b"]\nregistry = "names:9091"'
     assert short == parse_config(text_for(1, whole)).services
     assert parse_config(text_for(1, service='prefer = ["zone:a"]')).services[0].prefer == ("zone:a",)
+
+
+# -- names in the file
+
+
+def refuses(port: int | None) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("localhost", port)) != 0
+
+
+async def test_a_name_server_that_is_away_takes_no_backend_of_the_file_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """New connections go where the name led last, and checks find the backend up; a name that was removed is gone."""
+    async with mortal_name_server() as (names, die), raw_backend(pong) as one:
+        register, port = names.name_server.register, names.uri.port
+        await register("orders", one.uri)
+        await register("removed", one.uri)
+        config = config_for(f"PYRONAME:orders@localhost:{port}")
+        places = Names(config, Settings())
+        orders, removed = (Uri(f"PYRONAME:{name}@localhost:{port}") for name in ("orders", "removed"))
+        for name in (orders, removed):
+            assert await places.resolve(name) == Uri(one.uri)
+        await names.name_server.remove("removed")
+        with pytest.raises(NamingError, match="unknown name"):
+            await places.resolve(removed)
+        async with Dispatcher(config) as dispatcher:
+            for _ in range(2):
+                async with raw_client(dispatcher.location) as client:
+                    assert (await ask(client, blob())).body == POISON
+                one.drop_all()
+                die()
+                await wait_for(lambda: refuses(port))
+            await dispatcher._health.look()
+            (backend,) = dispatcher.directory.services["orders"].group.backends
+            assert not backend.failures
+        assert await places.resolve(orders) == Uri(one.uri)
+        with pytest.raises(NamingError, match="Failed to locate"):
+            await Names(config, Settings()).resolve(orders)
+    assert [record.getMessage().split()[0] for record in caplog.records].count("name_kept") == 2, "each said it once"

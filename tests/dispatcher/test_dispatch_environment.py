@@ -39,6 +39,7 @@ LAYERS: dict[str, tuple[object, str, object]] = {
     "health_interval": (1.0, "0.5", 0.5),
     "drain_timeout": (1.0, "2", 2.0),
     "stall_timeout": (1.0, "2", 2.0),
+    "busy_poll": (0.001, "0", 0.0),
 }
 """Each key: in the file, in the environment, and what is in force with both."""
 

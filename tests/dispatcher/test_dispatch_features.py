@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
 from test_dispatch_transparent import config_for
 
 from pyroxfer_core import Daemon, Proxy, behavior, expose
 from pyroxfer_dispatcher import Dispatcher
 
-pytestmark = pytest.mark.deadline(20)
 BIG = bytes(range(256)) * 20_000
 
 

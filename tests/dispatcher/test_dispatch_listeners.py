@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from doubles import until
 from doubles_dispatch import ask, blob, raw_client
 from test_dispatch_server import text_of
 
@@ -95,6 +96,7 @@ async def test_one_way_blobs_reach_all_listeners() -> None:
         async with Proxy(dispatcher.uri) as proxy:
             await proxy.notify(SerializedBlob("events.a", ["x"]))
             await proxy.process_blob(SerializedBlob("events.a", ["y"]))
+        await until(lambda: all(len(listener.heard) == 2 for listener in listeners))  # nobody awaits a one-way call
         assert [sorted(data for _, data in listener.heard) for listener in listeners] == [[["x"], ["y"]]] * 2
 
 

@@ -7,14 +7,26 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 import trio
-from doubles_dispatch import POISON, RawBackend, ask, blob, config_for, echo, raw_backend, raw_client, wait_for
+from doubles_dispatch import (
+    POISON,
+    RawBackend,
+    answer_to,
+    ask,
+    blob,
+    config_for,
+    echo,
+    raw_backend,
+    raw_client,
+    wait_for,
+)
 from test_dispatch_server import text_of
 from test_dispatch_transparent import call, client_of
 
 from pyroxfer_core import Connection
 from pyroxfer_core.settings import MIB
-from pyroxfer_core.wire import Message
+from pyroxfer_core.wire import Message, codec_for
 from pyroxfer_dispatcher import Dispatcher
+from pyroxfer_dispatcher.pinned import MAX_BEHIND, Pinned
 
 ClientOf = Callable[[str], AbstractAsyncContextManager[Connection]]
 WAYS: dict[str, tuple[str, ClientOf, Callable[..., Message]]] = {
@@ -127,6 +139,114 @@ async def test_a_refused_large_call_is_answered_after_its_end(way: str) -> None:
         assert (await received(first)).body == POISON
         gate.open()
         assert (await ask(second, message(2))).body == POISON
+
+
+async def test_a_refused_large_call_is_told_so_when_its_backend_is_lost_meanwhile() -> None:
+    """The client still sends it; afterwards it hears of the refusal, and then its connection ends."""
+    _, client_of, message = WAYS["pinned"]
+    async with (
+        busy("pinned", "max_queue = 0") as (backend, dispatcher, _),
+        crowd(dispatcher, client_of, 2) as clients,
+    ):
+        first, second = clients
+        await first.send(message(1))
+        await wait_for(lambda: len(backend.seen) == 1)
+        data = codec_for(502).encode(message(1, bytes(MIB)))
+        await second.send_encoded(data[:-1])
+        await wait_for(lambda: dispatcher.directory.services["orders"].tally["NotSent"] == 1)
+        backend.drop_all()
+        assert "Unknown: " in text_of(await received(first))
+        await second.send_encoded(data[-1:])
+        assert "NotSent: service 'orders' is overloaded" in text_of(await received(second))
+
+
+async def test_a_refusal_is_not_said_inside_an_answer() -> None:
+    """A client that calls again while a large answer comes in hears of the refusal behind it."""
+    _, client_of, message = WAYS["pinned"]
+    half, go_on = 500_000, trio.Event()
+    answer = codec_for(502).encode(answer_to(message(1), bytes(2 * half)))
+
+    async def script(connection: Connection, request: Message) -> None:
+        await connection.send_encoded(answer[:half])
+        await go_on.wait()
+        await connection.send_encoded(answer[half:])
+
+    async with raw_backend(script) as backend:
+        config = config_for(backend.uri, service='objects = ["worker"]\nmax_queue = 0', backend="max_in_flight = 1")
+        async with Dispatcher(config) as dispatcher, client_of(dispatcher.location) as client:
+            client.decoder.max_message = 4 * half
+            await client.send(message(1))
+            await pinned_of(dispatcher, lambda one: one._in_answer)
+            await client.send(message(2))
+            await wait_for(lambda: dispatcher.directory.services["orders"].tally["NotSent"] == 1)
+            go_on.set()
+            assert (await received(client)).body == bytes(2 * half)
+            assert "NotSent: " in text_of(await received(client))
+
+
+async def test_nothing_is_said_inside_an_answer_that_breaks_off() -> None:
+    """The end of the connection says it all: whatever came behind would count as a part of the answer."""
+    _, client_of, message = WAYS["pinned"]
+    head = codec_for(502).encode_head(answer_to(message(1)), 1_000_000)
+    sent, go_on = head + bytes(500_000), trio.Event()
+
+    async def script(connection: Connection, request: Message) -> None:
+        await connection.send_encoded(sent)
+        await go_on.wait()
+        connection.close()
+
+    async with raw_backend(script) as backend:
+        config = config_for(backend.uri, service='objects = ["worker"]\nmax_queue = 0', backend="max_in_flight = 1")
+        async with Dispatcher(config) as dispatcher, client_of(dispatcher.location) as client:
+            await client.send(message(1))
+            await pinned_of(dispatcher, lambda one: one._in_answer)
+            await client.send(message(2))
+            await wait_for(lambda: dispatcher.directory.services["orders"].tally["NotSent"] == 1)
+            go_on.set()
+            assert await rest_of(client) == sent
+
+
+async def rest_of(client: Connection) -> bytes:
+    """All bytes until the end of the connection."""
+    data = b""
+    while True:
+        try:
+            more = client.sock.recv(65536)
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(client.sock)
+            continue
+        if not more:
+            return data
+        data += more
+
+
+async def test_little_is_kept_behind_a_call_that_waits_and_all_of_it_goes_on_in_order() -> None:
+    """The rest stays with the client until the call has its turn."""
+    _, client_of, message = WAYS["pinned"]
+    count = 1000
+    async with busy("pinned") as (backend, dispatcher, gate), crowd(dispatcher, client_of, 2) as clients:
+        first, second = clients
+        await first.send(message(1))
+        await wait_for(lambda: len(backend.seen) == 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(second.send_encoded, b"".join(codec_for(502).encode(message(n)) for n in range(count)))
+            waiting = await pinned_of(dispatcher, lambda one: one._client.is_paused)
+            assert MAX_BEHIND <= waiting._bytes_behind < 2 * MAX_BEHIND
+            for _ in range(count + 1):
+                gate.open()
+            for number in range(count):
+                assert (await received(second)).seq == number
+        assert (waiting._bytes_behind, len(waiting._behind)) == (0, 0)
+
+
+async def pinned_of(dispatcher: Dispatcher, condition: Callable[[Pinned], bool]) -> Pinned:
+    """The first one of which this becomes true."""
+
+    def found() -> list[Pinned]:
+        return [one for one in dispatcher._conversations if isinstance(one, Pinned) and condition(one)]
+
+    await wait_for(found)
+    return found()[0]
 
 
 @pytest.mark.parametrize("way", WAYS)

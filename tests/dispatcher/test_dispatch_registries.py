@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 from doubles_dispatch import POISON, ask, blob, echo, raw_backend, raw_client, wait_for
-from etcds import Etcd, free_ports
+from etcds import Etcd
 from peers import started
+from ports import free_ports
 
 from pyroxfer_core import keep_registered, locate_ns
 from pyroxfer_core.errors import NamingError
@@ -146,7 +147,7 @@ async def at_last(change: Callable[[], Awaitable[object]]) -> None:
         return
 
 
-@pytest.mark.deadline(90)
+@pytest.mark.deadline(120)
 async def test_an_etcd_that_loses_its_leader_and_then_itself(tmp_path: Path) -> None:
     """Changes are told by another member; without a majority what was said last counts until there is one again."""
     etcd = await trio.to_thread.run_sync(lambda: Etcd(tmp_path, 3, ["--unsafe-no-fsync"]))

@@ -69,6 +69,16 @@ async def test_a_backend_that_is_gone_from_the_file_ends_its_calls() -> None:
             await wait_for(lambda: not first.connections)
 
 
+async def test_the_weight_that_an_operator_said_holds_until_the_file_says_another() -> None:
+    async with raw_backend(echo) as backend:
+        async with Dispatcher(parse_config(text_for(backend.uri))) as dispatcher:
+            (known,) = dispatcher.directory.services["orders"].group.backends
+            known.weigh(5.0)
+            for extra, weight in (("max_in_flight = 7", 5.0), ("weight = 2", 2.0)):
+                dispatcher.reload(parse_config(text_for(backend.uri, extra=extra)))
+                assert known.weight == weight
+
+
 async def test_a_route_that_is_gone_is_refused_at_once() -> None:
     """What was remembered of it is forgotten."""
     async with raw_backend(echo) as backend:

@@ -52,7 +52,7 @@ from pyroxfer_dispatcher.config import Config, parse_config
 from pyroxfer_dispatcher.control import CommandError, ask_control
 from pyroxfer_dispatcher.handover import VARIABLE, Door, Inheritance, to_line
 from pyroxfer_dispatcher.predecessor import Predecessor
-from pyroxfer_dispatcher.state import State, remembered, restore
+from pyroxfer_dispatcher.state import BackendState, Inherited, State, remembered
 from pyroxfer_dispatcher.succession import Program
 
 RUN = (sys.executable, "-c", "from pyroxfer_dispatcher.cli import main; main()", "run", "-c")
@@ -412,6 +412,9 @@ def test_what_the_predecessor_says_is_checked(said: bytes, text: str, monkeypatc
 # --- what is remembered
 
 
+NOTHING = Inherited(State(), lambda *_: pytest.fail("nothing was said"))
+
+
 def directory_of(config: Config) -> Any:
     return make_directory(config, lambda call: None)
 
@@ -439,17 +442,30 @@ def test_what_operators_said_and_who_listens_is_remembered() -> None:
     first.draining = first.disabled = True
     old.services["topics"].listeners.register("topics.one", Uri("PYRO:listener@localhost:3"))
     taken: list[tuple[str, bool]] = []
-    state = remembered(old, config)
-    restore(new, state, lambda service, backend, disabled: taken.append((backend.name, disabled)))
+    state = remembered(old, NOTHING)
+    Inherited(state, lambda service, backend, disabled: taken.append((backend.name, disabled))).restore(new)
     assert taken == [("a", True)]
     assert [backend.weight for backend in new.services["orders"].group.backends] == [1.0, 4.0]
     assert list(new.services["topics"].listeners.registered()) == [("topics.one", Uri("PYRO:listener@localhost:3"))]
-    second.weight = 5.0
-    restore(new, remembered(old, config), lambda *_: None)
+    second.weigh(5.0)
+    Inherited(remembered(old, NOTHING), lambda *_: None).restore(new)
     assert [backend.weight for backend in new.services["orders"].group.backends] == [1.0, 5.0]
     elsewhere = directory_of(config_for("PYRO:c@localhost:1"))
-    restore(elsewhere, state, lambda *_: pytest.fail("nothing of it is there"))
-    restore(new, State(), lambda *_: pytest.fail("nothing was said"))
+    Inherited(state, lambda *_: pytest.fail("nothing of it is there")).restore(elsewhere)
+    NOTHING.restore(new)
+
+
+def test_what_was_said_of_a_backend_waits_until_that_appears() -> None:
+    """Once; and a process that takes over before it does inherits it, too."""
+    said = BackendState("orders", "b0", "PYRO:worker@localhost:1", draining=True, weight=3.0)
+    taken: list[bool] = []
+    inherited = Inherited(State((said,)), lambda service, backend, disabled: taken.append(disabled))
+    assert remembered(directory_of(config_for("PYRO:other@localhost:1")), inherited) == State((said,))
+    service = directory_of(config_for("PYRO:worker@localhost:1")).services["orders"]
+    (backend,) = service.group.backends
+    for _ in range(2):
+        inherited.appeared(service, backend)
+    assert (taken, backend.weight, inherited.waiting) == ([False], 3.0, ())
 
 
 @asynccontextmanager

@@ -26,7 +26,6 @@ from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.cli import main
 from pyroxfer_dispatcher.config import Config, ConfigError, parse_config
 
-pytestmark = pytest.mark.deadline(15)
 CLIENT, DISPATCHER = "correct-horse-battery", "staple-something-else"
 LARGE = "large" * 200_000
 

@@ -194,6 +194,32 @@ async def test_one_way_calls_leave_and_no_answer_comes() -> None:
         assert (await ask(client, blob(2))).seq == 2
 
 
+@pytest.mark.parametrize(
+    ("body", "flags", "links"),
+    [
+        (b"{'__class__': 'Pyro5.errors.SerializeError'}", Flags.EXCEPTION, 2),
+        (b"{'__class__': 'Pyro4.errors.SecurityError'}", Flags.EXCEPTION, 2),
+        (b"x" * 50, Flags.EXCEPTION | Flags.COMPRESSED, 2),
+        (b"{'__class__': 'builtins.ValueError'}", Flags.EXCEPTION, 1),
+        (b"'SerializeError'", 0, 1),
+    ],
+)
+async def test_a_link_is_left_when_a_stock_backend_is_about_to_hang_up(body: bytes, flags: int, links: int) -> None:
+    """Or the call after one that could not be read, which may be another client's, would go down with it."""
+
+    used: list[Connection] = []
+
+    async def fail(connection: Connection, request: Message) -> None:
+        used.append(connection)
+        await connection.send(answer_to(request, body, flags))
+
+    async with raw_backend(fail) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
+        async with raw_client(dispatcher.location) as client:
+            for seq in range(2):
+                assert (await ask(client, blob(seq))).body == body
+    assert len(set(used)) == links
+
+
 async def test_links_are_used_again() -> None:
     async with raw_backend(echo) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
         async with raw_client(dispatcher.location) as client:
@@ -673,6 +699,16 @@ async def test_rubbish_is_turned_away_and_others_are_served(rubbish: bytes) -> N
         except trio.BrokenResourceError:
             pass  # a reset is a refusal too
         await bad.aclose()
+
+
+async def test_nothing_behind_rubbish_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    """However much of it there is: one line says why the client was lost, and none is a traceback."""
+    async with raw_backend(echo) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
+        async with raw_client(dispatcher.location) as client:
+            with contextlib.suppress(PyroError):
+                await client.send_encoded(bytes(1_000_000))
+            await wait_for(lambda: dispatcher.facts["clients"] == 0)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_rubbish_after_the_handshake_ends_that_client_only() -> None:

@@ -24,7 +24,7 @@ from pyroxfer_dispatcher.metrics import Metrics, labelled, plain, text_of
 from pyroxfer_dispatcher.shares import check_workers, part_of
 from pyroxfer_dispatcher.together import joined
 
-pytestmark = pytest.mark.deadline(90)
+pytestmark = pytest.mark.deadline(120)
 RUN = (sys.executable, "-c", "from pyroxfer_dispatcher.cli import main; main()", "run", "--workers", "2", "-c")
 
 
@@ -177,7 +177,7 @@ class Running:
             return b"".join([part async for part in stream]).decode()
 
     async def ended(self) -> int:
-        return await trio.to_thread.run_sync(self.process.wait, 30)
+        return await trio.to_thread.run_sync(self.process.wait, 60)
 
 
 def text_for(folder: Path, *backends: RawBackend) -> str:
@@ -197,7 +197,7 @@ def running(folder: Path, *backends: RawBackend) -> Iterator[Running]:
         yield Running(process, folder)
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 @asynccontextmanager

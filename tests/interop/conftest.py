@@ -58,13 +58,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.interop)
             place = matrix.cell_of(item)
             if place is not None:
-                item.user_properties.append(("interop", place))
+                item.user_properties.append(("interop", tuple(place)))  # as plain as a report that crosses processes
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.getoption("--cells", default=False):
         places = {place for item in session.items for name, place in item.user_properties if name == "interop"}
-        print("cells:", json.dumps(sorted(map(list, places))))
+        print("cells:", json.dumps(sorted(places)))
 
 
 @pytest.hookimpl(trylast=True)

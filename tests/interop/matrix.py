@@ -38,7 +38,7 @@ class Report(Protocol):
     """What the tables need of a pytest report."""
 
     outcome: str
-    user_properties: list[tuple[str, object]]
+    user_properties: list[tuple[str, Any]]
 
 
 Parameters = Mapping[str, Any]
@@ -75,8 +75,9 @@ def found(reports: Iterable[Report]) -> dict[Cell, str]:
     """What became of each cell; one that several tests share is good when all are."""
     cells: dict[Cell, str] = {}
     for report in reports:
-        for name, place in report.user_properties:
-            if name == "interop" and isinstance(place, Cell):
+        for name, texts in report.user_properties:
+            if name == "interop":
+                place = Cell(*texts)
                 here = (CANNOT if place.cannot else PASSED) if report.outcome == "passed" else FAILED
                 cells[place] = FAILED if FAILED in (here, cells.get(place)) else here
     return cells

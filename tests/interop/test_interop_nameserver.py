@@ -26,7 +26,7 @@ from pyroxfer_core.nameserver.storage.sqlite import SqliteStorage
 pytestmark = pytest.mark.interop
 
 LIBRARIES = ("pyro4", "pyro5")
-WITHIN_S = 30
+WITHIN_S = 60
 OUR_NS = (sys.executable, "-c", "from pyroxfer_core.cli.ns import ns; ns()")
 OUR_NSC = (sys.executable, "-c", "from pyroxfer_core.cli.nsc import nsc; nsc()")
 OUR_DOCTOR = (sys.executable, "-c", "from pyroxfer_core.cli.doctor import doctor; doctor()")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trio
+from seaweeds import BUCKET, Seaweed
 
 from pyroxfer import FileServer
 
@@ -84,6 +85,25 @@ def here(tmp_path: Path) -> Path:
 async def server(root: Path) -> AsyncIterator[FileServer]:
     async with FileServer(root) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """An S3 server with an empty bucket."""
+    running = Seaweed(tmp_path_factory.mktemp("seaweed"))
+    try:
+        running.make_bucket(BUCKET)
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def url(seaweed: Seaweed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix of this test's own, and the environment that an operator would export."""
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{tmp_path.parent.name}/{tmp_path.name}"
 
 
 @pytest.fixture

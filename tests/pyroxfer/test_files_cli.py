@@ -410,6 +410,15 @@ async def test_an_early_interrupt_ends_in_silence(nursery: trio.Nursery) -> None
     assert await process.stderr.receive_some(1000) == b""
 
 
+def test_what_only_loads_at_a_server_is_not_loaded_by_a_client() -> None:
+    """Nor is garbage looked for while modules are loaded; it is as soon as they are."""
+    program = "import atexit, gc, sys; from pyroxfer_command import main; sys.argv[1:] = ['send', '.', '']\n"
+    program += "wrong = {'pyroxfer.transfers', 'pyroxfer.siblings', 'pyroxfer_core.server.peer'}\n"
+    program += "atexit.register(lambda: print(sorted(wrong & set(sys.modules)), gc.isenabled())); main()"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "[] True\n"), ended.stderr
+
+
 async def test_a_folder_does_not_go_where_a_file_stands(server: FileServer, root: Path, here: Path) -> None:
     (here / "tree").mkdir()
     (here / "tree" / "f").write_bytes(b"1")
@@ -612,3 +621,12 @@ def test_an_output_that_is_full_is_one_line(arguments: tuple[str, ...], buffered
             [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=30, env=environment
         )
     assert (done.returncode, done.stderr) == (1, b"Error: the output: No space left on device\n")
+
+
+def test_a_server_whose_output_is_full_is_one_line(tmp_path: Path) -> None:
+    """It cannot say where it is; what Python still has buffered is not complained of once more."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [*COMMAND, "serve", str(tmp_path), "--listen", "localhost:0"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=30, env=environment)
+    assert (done.returncode, done.stderr) == (1, b"pyroxfer: No space left on device\n")

@@ -11,7 +11,7 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyroxfer.digest import Coverage, PrefixDigest, choose_algorithm, digest_of
+from pyroxfer.digest import MOST_PIECES, Coverage, PrefixDigest, choose_algorithm, digest_of
 from pyroxfer.errors import IntegrityError, PeerError, SourceChangedError
 
 
@@ -61,6 +61,16 @@ def test_no_byte_is_ever_taken_twice(ranges: list[tuple[int, int]]) -> None:
     assert coverage.done == len(taken)
     assert coverage.prefix == next(n for n in range(31) if n not in taken)
     assert not coverage.busy
+
+
+def test_blocks_with_too_many_gaps_are_refused() -> None:
+    """Each block is compared with all pieces before it, which a peer could make as many as the file has bytes."""
+    coverage = Coverage(None)
+    with pytest.raises(PeerError, match="gaps"):
+        for offset in range(1, 10 * MOST_PIECES, 2):
+            coverage.reserve(offset, 1)
+            coverage.complete(offset, 1)
+    assert coverage.done == MOST_PIECES
 
 
 def test_a_range_completes_in_steps_and_a_failed_one_is_free_again() -> None:

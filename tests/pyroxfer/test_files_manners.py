@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -14,20 +15,27 @@ from typing import Any
 
 import pytest
 import trio
+from doubles import until
 
 import pyroxfer
 from pyroxfer import FileServer, Receipt, errors
-from pyroxfer.channels import iter
+from pyroxfer.channels import iter, raw
 from pyroxfer.channels.base import AUTO_STREAMS, Manner
 from pyroxfer.channels.window import CREDIT, Window
 from pyroxfer.conversation import open_conversation
-from pyroxfer.offer import Offer, Ticket
+from pyroxfer.digest import PrefixDigest
+from pyroxfer.grants import DOWNLOAD, UPLOAD
+from pyroxfer.offer import DEFAULT_CREDIT, Offer, Ticket
 from pyroxfer.pace import Pace
+from pyroxfer.runs import Range
 from pyroxfer.store import staged as staged_room
-from pyroxfer_core import Settings
+from pyroxfer.tasks import open_flat_nursery
+from pyroxfer.transfers import LEASE_S, Upload
+from pyroxfer_core import Settings, open_side_stream
 from pyroxfer_core import errors as core_errors
 
 MIB = 1024 * 1024
+ENDLESS = 2**43
 Settled = Callable[[], Awaitable[None]]
 RandomBytes = Callable[[int], bytes]
 
@@ -72,6 +80,46 @@ async def test_a_slow_disk_holds_up_its_own_transfer_only(
         assert not (root / "slow0").exists()
         go.set()
     assert (root / "slow19").read_bytes() == (here / "slow").read_bytes()
+
+
+@pytest.fixture
+def endless(root: Path, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """A file in the served folder that takes an hour to read; released each time that somebody reads on in it."""
+    (root / "endless").touch()
+    os.truncate(root / "endless", ENDLESS)
+    reading, real = threading.Semaphore(0), PrefixDigest.catch_up
+
+    def catch_up(digest: PrefixDigest, end: int) -> None:
+        reading.release()
+        real(digest, end)
+
+    monkeypatch.setattr(PrefixDigest, "catch_up", catch_up)
+    return reading
+
+
+async def test_a_server_that_reads_a_large_file_stops_when_nobody_waits(
+    root: Path, endless: threading.Semaphore, nursery: trio.Nursery
+) -> None:
+    """Digesting what stands under the name of an upload, and on demand."""
+    offer = Offer("endless", ENDLESS, digest="0" * 64)
+    for method, arguments in (("open_upload", [offer.to_dict()]), ("digest", ["endless", "blake3"])):
+        async with FileServer(root) as server, open_conversation(server.uri, Settings()) as talk:
+            async with trio.open_nursery() as asking:
+                asking.start_soon(partial(talk.ask, method, *arguments))
+                await until(partial(endless.acquire, False))
+                asking.cancel_scope.cancel()
+
+
+async def test_reading_large_files_holds_up_nobody_who_only_looks(
+    server: FileServer, endless: threading.Semaphore
+) -> None:
+    """More of them than there are threads for short work."""
+    async with open_conversation(server.uri, Settings()) as talk, trio.open_nursery() as asking:
+        for _ in range(20):
+            asking.start_soon(talk.ask, "digest", "endless", "blake3")
+        await until(partial(endless.acquire, False))
+        assert [entry.path for entry in await pyroxfer.ls(f"{server.location}/")] == ["endless"]
+        asking.cancel_scope.cancel()
 
 
 async def test_more_than_have_room_wait_for_their_turn(
@@ -134,12 +182,81 @@ async def test_a_server_that_stops_says_how_to_go_on(
     assert os.listdir(root) == ["f"]
 
 
+@pytest.mark.parametrize("direction", [UPLOAD, DOWNLOAD])
+async def test_whoever_moves_a_byte_now_and_then_is_not_idle(
+    server: FileServer, root: Path, direction: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a stripe, and between the bytes by asking how it stands."""
+    now, transfers = [0.0], server._transfers
+    monkeypatch.setattr(transfers, "_clock", lambda: now[0])
+    (root / "there").write_bytes(bytes(raw.STRIPE))
+    async with open_conversation(server.uri, Settings()) as talk:
+        method, arguments = (
+            ("open_upload", [Offer("f", raw.STRIPE).to_dict()])
+            if direction == UPLOAD
+            else ("open_download", ["there", "blake3"])
+        )
+        ticket = Ticket.from_dict((await talk.ask(method, *arguments))["ticket"])
+        (transfer,) = transfers._active.values()
+
+        async def is_touched() -> None:
+            await until(lambda: transfer.deadline == now[0] + LEASE_S)
+            now[0] += LEASE_S - 1
+
+        stream = await open_side_stream(server.uri, bytes.fromhex(ticket.grant))
+        await raw._receive_record(stream, raw.READY)
+        await raw._send_record(stream, raw.GO, 0)
+        await raw._send_range_record(stream, Range(0, raw.STRIPE), True)
+        if isinstance(transfer, Upload):
+            await until(lambda: transfer.sink.missing() == [])  # all of it is under way
+            now[0] += LEASE_S - 1
+            await stream.send_all(b"x")
+            await is_touched()
+        await talk.ask("status", ticket.transfer_id)
+        await is_touched()
+        stream.abort()
+
+
+@pytest.mark.parametrize("direction", ["send", "get"])
+async def test_a_side_stream_that_freezes_is_noticed(
+    server: FileServer, root: Path, here: Path, direction: str, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something on the way forgets it and closes nothing, while the conversation goes on."""
+    monkeypatch.setattr(raw, "ASK_S", 0.05)
+    monkeypatch.setattr(raw, "STALL_S", 0.5)
+
+    async def pass_on(source: trio.SocketStream, sink: trio.SocketStream, most: int) -> None:
+        passed = 0
+        async for data in source:
+            passed += len(data)
+            if passed > most:
+                await trio.sleep_forever()
+            await sink.send_all(data)
+
+    async def serve(client: trio.SocketStream) -> None:
+        first = await client.receive_some(4)
+        most = 2**62 if first == b"PYRO" else MIB
+        async with await trio.open_tcp_stream("localhost", int(server.location.rsplit(":")[-1])) as there:
+            await there.send_all(first)
+            with contextlib.suppress(trio.BrokenResourceError):
+                async with open_flat_nursery() as pumps:
+                    pumps.start_soon(pass_on, there, client, most)
+                    await pass_on(client, there, most)
+                    pumps.cancel_scope.cancel()
+
+    (listener, *_) = await nursery.start(trio.serve_tcp, serve, 0)
+    place = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+    source, target = (here, root) if direction == "send" else (root, here)
+    (source / "f").write_bytes(bytes(8 * MIB))
+    ends = (here / "f", f"{place}/g") if direction == "send" else (f"{place}/f", here / "g")
+    with pytest.raises(errors.StalledError, match="nothing moved"):
+        await getattr(pyroxfer, direction)(*ends, channel="raw")
+    nursery.cancel_scope.cancel()
+    assert not (target / "g").exists()
+
+
 async def test_a_client_that_stalls_is_ended_with_a_reason(root: Path, here: Path, random_bytes: RandomBytes) -> None:
     """A side stream on which nothing comes any more: the lease ends it, what came is kept."""
-    from pyroxfer.channels import raw
-    from pyroxfer.runs import Range
-    from pyroxfer_core import open_side_stream
-
     async with FileServer(root, lease_s=1.0) as server, open_conversation(server.uri, Settings()) as talk:
         reply = await talk.ask("open_upload", Offer("f", 9 * MIB, origin="ab" * 16, durability="none").to_dict())
         ticket = Ticket.from_dict(reply["ticket"])
@@ -278,6 +395,15 @@ async def test_the_window_grows_on_a_long_line_only(autojump_clock: trio.abc.Clo
     assert long.size == 300_000
     await fly(long, 0.1, 1)
     assert long.size == 256 * 1024
+
+
+def test_a_long_line_has_more_items_on_the_way() -> None:
+    """What is sent unasked by ``iter``, within the credit that the server gives."""
+    assert iter.items_ahead(DEFAULT_CREDIT, 0.0) == CREDIT // iter.BLOCK
+    assert iter.items_ahead(DEFAULT_CREDIT, 0.05) == 11
+    assert iter.items_ahead(DEFAULT_CREDIT, 5.0) == DEFAULT_CREDIT // iter.BLOCK
+    assert iter.items_ahead(3 * iter.BLOCK, 5.0) == 3
+    assert iter.items_ahead(1, 0.0) == 1
 
 
 def test_streams_are_chosen_by_the_length_of_the_line() -> None:

@@ -3,9 +3,11 @@ source."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ import trio
 
 import pyroxfer
 from pyroxfer import FileServer, Progress, Receipt, errors, transfers
-from pyroxfer.conversation import Conversation
+from pyroxfer.conversation import Conversation, open_conversation
 from pyroxfer.journal import MAGIC, Heading, Writer, read_journal
 from pyroxfer.receipts import KEPT_S, ReceiptsInFile, ReceiptsInMemory
 from pyroxfer.runs import LEAST_STEP, Range, Run, covered, gaps, pieces
+from pyroxfer_core import Settings
 from pyroxfer_core import errors as core_errors
 
 MIB = 1024 * 1024
@@ -299,13 +302,15 @@ async def test_equal_bytes_that_came_another_way_make_the_partial_file_useless(c
 async def test_a_file_that_stands_there_can_be_what_is_built_on(
     server: FileServer, root: Path, here: Path, channel: str, direction: str, random_bytes: RandomBytes
 ) -> None:
-    """``if_exists="resume"``: the equal beginning is copied, the rest moved, and the file replaced in one step."""
+    """``if_exists="resume"``: equal blocks are copied, the rest moved, and the file replaced in one step."""
     transfer = Interrupted(server, root, here, direction, channel)
     data = random_bytes(SIZE)
     transfer.source.write_bytes(data)
     for there, kept in (
         (data[:HAD], HAD),
         (data[:LEAST_STEP] + b"x" * MIB, LEAST_STEP),
+        (b"x" + data[1:], SIZE - LEAST_STEP),
+        (data[:LEAST_STEP] + b"x" + data[LEAST_STEP + 1 :], SIZE - LEAST_STEP),
         (b"other", 0),
         (data * 2, 0),
     ):
@@ -374,10 +379,24 @@ def test_receipts_that_cannot_be_kept_are_one_clear_error(tmp_path: Path) -> Non
             ReceiptsInFile(tmp_path / place, "/srv")
 
 
-async def test_a_server_started_again_still_has_its_receipts(root: Path, here: Path, tmp_path: Path) -> None:
-    from pyroxfer.conversation import open_conversation
-    from pyroxfer_core import Settings
+async def test_what_is_committed_is_said_although_the_receipt_cannot_be_written(
+    root: Path, here: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file of receipts breaks while the server runs, as on a full disk: each upload still has its receipt, and
+    the same one when it is asked for again."""
+    (here / "f").write_bytes(b"x" * 300_000)
+    async with FileServer(root, state=tmp_path / "state") as server:
+        with contextlib.closing(sqlite3.connect(tmp_path / "state" / "receipts.sqlite3")) as other:
+            other.execute("DROP TABLE receipts")
+        receipt = await pyroxfer.send(here / "f", f"{server.location}/", channel="annot")
+        assert isinstance(receipt, Receipt)
+        async with open_conversation(server.uri, Settings()) as talk:
+            arguments = (receipt.transfer_id, receipt.size, receipt.digest, "annot", "again")
+            assert (await talk.ask("commit", *arguments))["receipt"] == receipt.to_dict()
+    assert "kept in memory only" in caplog.text
 
+
+async def test_a_server_started_again_still_has_its_receipts(root: Path, here: Path, tmp_path: Path) -> None:
     (here / "f").write_bytes(b"x" * 300_000)
     async with FileServer(root, state=tmp_path / "state") as server:
         sent = await pyroxfer.send(here / "f", f"{server.location}/")

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 import pyroxfer
 from pyroxfer import FileServer, errors
+from pyroxfer.conversation import open_conversation
 from pyroxfer.names import split_path
+from pyroxfer.offer import Offer
 from pyroxfer.rules import Rule, Rules
 from pyroxfer.store.local import LocalStore
 from pyroxfer.store.space import Space
@@ -75,6 +77,14 @@ async def test_callers_do_what_the_rules_let_them(root: Path, here: Path) -> Non
         assert found == ["bob", "bob/big", "bob/f"]
         with pytest.raises(errors.DeniedError):
             await pyroxfer.plan_send(here / "f", f"{place}/private/x", settings=bob)
+        (planned,) = await pyroxfer.plan_send(here / "f", f"{place}/public/x", settings=bob)
+        assert planned.action == "refuse"
+        async with open_conversation(server.uri, alice) as hers, open_conversation(server.uri, bob) as his:
+            offer = Offer("public/bob/x", 5).to_dict()
+            await his.ask("open_upload", offer)
+            with pytest.raises(errors.DeniedError, match="rules"):
+                await hers.ask("open_upload", offer)
+            assert (await his.ask("status", offer["transfer_id"]))["received"] == 0
         await pyroxfer.remove(f"{place}/f", settings=alice)
         assert not (root / "f").exists()
 
@@ -173,7 +183,7 @@ def test_space_is_promised_once(tmp_path: Path) -> None:
     store.close()
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 def test_nothing_outside_is_touched_while_links_are_swapped_in() -> None:
     """A slice of `./scripts/swaps`: every operation of the store against a folder that becomes a link."""
     command = [sys.executable, str(RACE), "--count", "2000", "--seed", "3"]

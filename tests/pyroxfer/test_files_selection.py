@@ -77,6 +77,46 @@ async def test_the_selection_is_the_same_both_ways(
     assert sorted(one.path for one in fetched) == [name for name in expected if (here / "back" / name).is_file()]
 
 
+@pytest.mark.parametrize("direction", ["send", "get"])
+async def test_names_that_other_systems_take_for_one_are_told(
+    server: FileServer, root: Path, here: Path, direction: str
+) -> None:
+    """Case and normal form, of files and of folders: warned of, or refused with all below them before a byte moves,
+    as is punctuation that not every system takes; the same in a dry run."""
+    twins = {"README": b"1", "readme": b"2", "caf\u00e9": b"3", "cafe\u0301": b"4", "Sub": {"x": b"5"}, "sub": {}}
+    tree = {**twins, "a:b": b"6", "fine": b"7", "deep": {"what?": b"8"}}
+    source, target = (here, root) if direction == "send" else (root, here)
+    plant(source / "tree", tree)
+    transfer, plan = getattr(pyroxfer, direction), getattr(pyroxfer, f"plan_{direction}")
+    ends = [str(here / "tree"), f"{server.location}/to"] if direction == "send" else [f"{server.location}/tree", here]
+    with pytest.raises(errors.SomeFilesFailedError) as caught:
+        await transfer(*ends[:1], f"{ends[1]}{'' if direction == 'send' else '/to'}", names="portable")
+    refused = [*twins, "Sub/x", "a:b", "deep/what?"]
+    assert sorted(caught.value.failures) == sorted(refused)
+    assert all(isinstance(error, errors.NameRefusedError) for error in caught.value.failures.values())
+    assert names(target / "to") == ["deep", "fine"]
+    planned = await plan(*ends[:1], f"{ends[1]}{'' if direction == 'send' else '/to2'}", names="portable")
+    assert sorted(one.path for one in planned if one.action == "refuse") == sorted(refused)
+    events: list[Progress] = []
+    await transfer(*ends[:1], f"{ends[1]}{'' if direction == 'send' else '/all'}", progress=events.append)
+    warned = {event.path for event in events if event.event == "warn"}
+    assert len(warned) == 3
+    assert warned < set(twins)
+
+
+async def test_one_file_gets_a_portable_name_only_if_asked(server: FileServer, root: Path, here: Path) -> None:
+    (here / "f").write_bytes(b"x" * 300_000)
+    place = f"{server.location}/12:00"
+    with pytest.raises(errors.NameRefusedError, match="':'"):
+        await pyroxfer.send(here / "f", place, names="portable")
+    await pyroxfer.send(here / "f", place)
+    with pytest.raises(errors.NameRefusedError, match="':'"):
+        await pyroxfer.get(place, here, names="portable")
+    assert os.listdir(here) == ["f"]
+    with pytest.raises(errors.AddressError, match="names cannot be"):
+        await pyroxfer.get(place, here, names="odd")
+
+
 async def test_a_listed_file_that_is_missing_is_a_failure(server: FileServer, here: Path) -> None:
     plant(here / "tree", TREE)
     with pytest.raises(errors.SomeFilesFailedError) as caught:
@@ -186,7 +226,7 @@ def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, input=stdin, timeout=60)
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_the_command_takes_patterns_and_lists(server: FileServer, root: Path, here: Path) -> None:
     """Patterns, a list on standard input and a dry run from the command line; exit 10 when some would be refused."""
     import trio

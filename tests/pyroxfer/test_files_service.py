@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from pyroxfer.conversation import Conversation, open_conversation
 from pyroxfer.digest import digest_of
 from pyroxfer.offer import Offer, Ticket, new_transfer_id
 from pyroxfer.runs import Range
+from pyroxfer.sink import PipeSink
+from pyroxfer.source import PipeSource
 from pyroxfer_core import Daemon, Proxy, Settings, expose, open_side_stream
 from pyroxfer_core import errors as core_errors
 
@@ -230,7 +233,7 @@ async def test_names_that_leave_the_root_are_refused_at_every_door(talk: Convers
     offer = {**Offer("f", 1).to_dict(), "path": path, "digest": digest_of(b"x", "blake3")}
     with pytest.raises(errors.NameRefusedError):
         await talk.ask("open_upload", offer)
-    results = (await talk.ask("put_files", [{"offer": offer, "data": b"x"}], [], ""))["results"]
+    results = (await talk.ask("put_files", [offer], b"x", [], ""))["results"]
     assert results[0]["error"]["code"] == "name_refused"
     with pytest.raises(errors.NameRefusedError):
         await talk.ask("open_download", path, "blake3")
@@ -241,7 +244,7 @@ async def test_names_that_leave_the_root_are_refused_at_every_door(talk: Convers
 NONSENSE: list[Any] = [None, 5, -1, "x", b"x", [], {}, {"a": 1}, "0" * 32, [None], 2**70, 1.5, True]
 METHODS = {
     "about": 1, "is_folder": 1, "digest": 2, "remove": 1, "open_upload": 1, "status": 1, "commit": 5, "abort": 1,
-    "put_files": 3, "open_download": 2, "end_download": 1, "get_files": 2, "put_block": 3, "put_annotated": 2,
+    "put_files": 4, "open_download": 2, "end_download": 1, "get_files": 2, "put_block": 3, "put_annotated": 2,
     "get_annotated": 3, "keep": 2, "suspend": 1, "grant": 1, "compare": 2, "check_room": 2,
 }  # fmt: skip
 
@@ -314,6 +317,25 @@ async def test_leftovers_of_a_server_that_died_are_removed_at_the_next_start(
                 await trio.sleep(0.01)
 
 
+async def test_pipes_that_do_not_wait_by_themselves_are_waited_for() -> None:
+    """As some parents of a command leave its standard input and output."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    data = os.urandom(300_000)
+    async with trio.open_nursery() as nursery:
+        source, sink = PipeSource(reading, "in", "blake3"), PipeSink(writing, "out", "blake3")
+        nursery.start_soon(sink.write_block, 0, data)
+        got = await source.read_block(0, len(data))
+    assert got == data
+    os.close(reading)
+    with pytest.raises(errors.TransferError, match="nobody reads"):
+        await sink.write_block(len(data), b"x")
+    with pytest.raises(errors.TransferError, match="in: "):
+        await PipeSource(writing, "in", "blake3").read_block(0, 1)
+    os.close(writing)
+
+
 async def test_read_only_and_upload_only(root: Path, here: Path) -> None:
     (root / "there").write_bytes(DATA)
     (here / "mine").write_bytes(DATA)
@@ -325,8 +347,8 @@ async def test_read_only_and_upload_only(root: Path, here: Path) -> None:
             await pyroxfer.remove(f"{server.location}/there")
         await pyroxfer.get(f"{server.location}/there", here)
     async with FileServer(root, upload_only=True) as server:
-        for call in (pyroxfer.get, pyroxfer.ls, pyroxfer.stat):
-            with pytest.raises(errors.DeniedError):
+        for call in (pyroxfer.get, pyroxfer.ls, pyroxfer.stat, pyroxfer.remove):
+            with pytest.raises(errors.DeniedError, match="only takes files in"):
                 await call(f"{server.location}/there")
         await pyroxfer.send(here / "mine", f"{server.location}/")
     assert (root / "mine").read_bytes() == DATA
@@ -337,18 +359,57 @@ async def test_read_only_and_upload_only(root: Path, here: Path) -> None:
 async def test_small_files_with_a_wrong_digest_or_size_are_refused(talk: Conversation, root: Path) -> None:
     """Each file of a batch is judged by itself, by the receiver's own numbers."""
     good = Offer("good", 4, digest=digest_of(b"data", "blake3")).to_dict()
-    items = [
-        {"offer": {**good, "path": "a"}, "data": b"date"},
-        {"offer": {**good, "path": "b"}, "data": b"data and more"},
-        {"offer": {**good, "path": "c", "digest": None}, "data": b"data"},
-        {"offer": {**good, "path": "d"}},
-        {"offer": good, "data": b"data"},
+    offers = [
+        {**good, "path": "a"},
+        {**good, "path": "b", "size": 13},
+        {**good, "path": "c", "digest": None},
+        {**good, "path": "d", "if_exists": "perhaps"},
+        good,
     ]
-    results = (await talk.ask("put_files", items, ["folder"], "test"))["results"]
+    data = b"date" + b"data and more" + b"data" + b"data" + b"data"
+    results = (await talk.ask("put_files", offers, data, ["folder"], "test"))["results"]
     assert [result.get("error", {}).get("code") for result in results] == [
         "integrity", "integrity", "integrity", "peer", None, None,
     ]  # fmt: skip
     assert content(root) == ["folder", "good"]
+
+
+@pytest.mark.parametrize("data", [b"", b"dat", b"data and more", None])
+async def test_bytes_that_are_not_those_of_the_sizes_are_refused(
+    talk: Conversation, root: Path, here: Path, data: bytes | None
+) -> None:
+    """Where one file ends and the next begins is known from their sizes alone, so nothing of such a call is taken."""
+    offer = Offer("f", 4, digest=digest_of(b"data", "blake3")).to_dict()
+    with pytest.raises(errors.PeerError):
+        await talk.ask("put_files", [offer], data, ["folder"], "test")
+    assert content(root) == []
+
+
+async def test_a_server_that_gives_more_or_fewer_bytes_than_it_says_is_found_out(here: Path) -> None:
+    end = {"size": 4, "digest": digest_of(b"data", "blake3"), "mode": 0o644, "mtime_ns": 0}
+    answers: list[Any] = []
+
+    @expose
+    class Sly:
+        async def hello(self) -> Any:
+            return {"protocol": 1, "algorithms": ["blake3"]}
+
+        async def about(self, path: str) -> Any:
+            return {"entry": {"path": "f", "kind": "file", "size": 4, "mode": 0o644, "mtime_ns": 0}}
+
+        async def get_files(self, paths: list[str], algorithm: str) -> Any:
+            return {"results": [end], "data": answers.pop()}
+
+    async with Daemon() as daemon:
+        daemon.register(Sly(), "pyroxfer.files")
+        for wrong in (b"", b"dat", b"data and more", None, "data"):
+            answers.append(wrong)
+            with pytest.raises(errors.PeerError):
+                await pyroxfer.get(f"{daemon.location}/f", f"{here}/")
+            assert content(here) == []
+        answers.append(b"data")
+        await pyroxfer.get(f"{daemon.location}/f", f"{here}/")
+    assert content(here) == ["f"]
 
 
 async def test_a_server_that_lies_about_a_small_file_is_found_out(
@@ -369,8 +430,9 @@ async def test_a_server_that_lies_about_a_small_file_is_found_out(
 async def test_a_call_gives_a_bounded_number_of_bytes(talk: Conversation, root: Path) -> None:
     """However many names are asked for at once, the answer stays small enough for any receiver."""
     (root / "f").write_bytes(b"x" * 250_000)
-    results = (await talk.ask("get_files", ["f"] * 100, "blake3"))["results"]
-    assert sum(len(result.get("data", b"")) for result in results) < 5_000_000
+    reply = await talk.ask("get_files", ["f"] * 100, "blake3")
+    results = reply["results"]
+    assert len(reply["data"]) == sum(result.get("size", 0) for result in results) < 5_000_000
     assert results[-1]["error"]["code"] == "peer"
 
 
@@ -635,8 +697,8 @@ async def test_the_server_does_not_choose_the_name_here(here: Path, kind: str) -
             yield {"entries": [{"path": "f", "kind": "file", "size": len(DATA), "mode": 0o644, "mtime_ns": 0}]}
 
         async def get_files(self, paths: list[str], algorithm: str) -> Any:
-            digest = digest_of(DATA, algorithm)
-            return {"results": [{"data": DATA, "size": len(DATA), "digest": digest, "mode": 0o644, "mtime_ns": 0}]}
+            end = {"size": len(DATA), "digest": digest_of(DATA, algorithm), "mode": 0o644, "mtime_ns": 0}
+            return {"results": [end], "data": DATA}
 
     async with Daemon() as daemon:
         daemon.register(Sly(), "pyroxfer.files")

@@ -344,6 +344,7 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 def test_numbered_names_fit() -> None:
     assert numbered("a.tar.gz", 3) == "a.tar (3).gz"
+    assert numbered("a." + "b" * 253, 3) == "a." + "b" * 249 + " (3)"
     assert numbered("plain", 1) == "plain (1)"
     long = numbered("é" * 127 + "x", 12)
     assert len(long.encode()) <= 255

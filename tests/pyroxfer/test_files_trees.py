@@ -195,6 +195,56 @@ async def test_local_targets_mean_what_they_mean_for_cp(server: FileServer, root
         await pyroxfer.get(f"{place}/t", here / "file")
 
 
+@pytest.mark.parametrize("direction", ["send", "get"])
+async def test_a_folder_that_was_begun_is_gone_on_with(
+    server: FileServer, root: Path, here: Path, direction: str
+) -> None:
+    """A run that ends in the middle says how: without a word the next one would put the folder into what is there."""
+    plant(here if direction == "send" else root, {"t": {"deep": {"a": b"1", "bad:name": b"2"}, "b": b"3"}})
+    begun = (root if direction == "send" else here) / "new"
+    ends = (here / "t", f"{server.location}/new") if direction == "send" else (f"{server.location}/t", here / "new")
+    transfer, plan = getattr(pyroxfer, direction), getattr(pyroxfer, f"plan_{direction}")
+    told: list[str] = []
+    with pytest.raises(errors.SomeFilesFailedError):
+        await transfer(*ends, names="portable", progress=lambda event: told.append(event.text))
+    assert "is not whole yet; the same command with -T goes on" in told
+    planned = await plan(*ends, exact=True)
+    assert sorted(one.action for one in planned) == ["already", "already", "move"]
+    await transfer(*ends, exact=True)
+    found = sorted(str(path.relative_to(begun)) for path in begun.rglob("*"))
+    assert found == ["b", "deep", "deep/a", "deep/bad:name"]
+    with pytest.raises(errors.AddressError, match="-T"):
+        await transfer([ends[0], f"{ends[0]}/b"], ends[1], exact=True)
+    with pytest.raises(errors.ExistsError):
+        await transfer(f"{ends[0]}/b", ends[1], exact=True)
+    await transfer(*ends)
+    assert (begun / "t" / "b").exists()
+
+
+async def test_of_two_things_with_one_name_none_takes_the_place_of_the_other(
+    server: FileServer, root: Path, here: Path
+) -> None:
+    """Nothing moves, whatever is to be done with what exists; one that is named twice is one."""
+    for folder in (root, here):
+        for name in ("a/x", "b/x"):
+            (folder / name).parent.mkdir()
+            (folder / name).write_text(name)
+    there, sources = f"{server.location}/to/", [here / "a" / "x", here / "b" / "x"]
+    addresses = [f"{server.location}/a/x", f"{server.location}/b/x"]
+    for transfer, arguments in (
+        (pyroxfer.send, (sources, there)),
+        (pyroxfer.plan_send, (sources, there)),
+        (pyroxfer.get, (addresses, f"{here}/to/")),
+        (pyroxfer.plan_get, (addresses, f"{here}/to/")),
+    ):
+        with pytest.raises(errors.AddressError, match="are called 'x'"):
+            await transfer(*arguments, if_exists="replace")
+    assert not (root / "to").exists()
+    assert not (here / "to").exists()
+    await pyroxfer.send([here / "a" / "x"] * 2, there)
+    assert (root / "to" / "x").read_text() == "a/x"
+
+
 async def test_of_several_things_the_good_ones_arrive(server: FileServer, root: Path, here: Path) -> None:
     """Files and folders named together: one that fails does not stop the next, and all failures are told."""
     plant(here, {"a": b"1", "b": b"2", "t": {"x": b"3", "y": b"4"}})

@@ -30,7 +30,7 @@ from pyroxfer_core import Settings, Worker, open_side_stream
 MIB = 1024 * 1024
 ORIGIN = "ab" * 16
 RandomBytes = Callable[[int], bytes]
-pytestmark = pytest.mark.deadline(60)
+pytestmark = pytest.mark.deadline(120)
 
 
 def listening() -> socket.socket:

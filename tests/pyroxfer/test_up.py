@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from ports import free_ports
 
 from pyroxfer.appliance import DEFAULTS
 from pyroxfer.cli.main import main
@@ -24,14 +25,6 @@ PYROXFER = (sys.executable, "-m", "pyroxfer")
 
 def up(*args: str) -> Result:
     return CliRunner().invoke(main, ["up", *args])
-
-
-def free_ports(count: int) -> list[int]:
-    socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in socks]
-    for sock in socks:
-        sock.close()
-    return ports
 
 
 def text_for(names: int, files: int, dispatcher: int) -> str:

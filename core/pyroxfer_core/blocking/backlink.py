@@ -35,6 +35,7 @@ class BlockingBackLink:
         self.object_id = inner.object_id
         self.location = inner.uri.location or ""
         self.metadata: Metadata | None = inner.metadata
+        self.plain_methods: frozenset[str] = frozenset()
         self.response: Any = None
         self.welcome: Message | None = None
         self.lent = self.released = self.forsaken = False

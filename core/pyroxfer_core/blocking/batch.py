@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..client.batch import BatchedCall, results_of
+from ..client.batch import BatchedCall, results_of, take_noted
 from ..errors import PyroError
 from ..futures import Future, FutureResult
 from .proxy import Proxy
@@ -36,9 +36,12 @@ class BatchProxy:
         if name.startswith("__"):
             raise AttributeError(name)
 
-        def note(*args: Any, **kwargs: Any) -> None:
-            self._calls.append([name, list(args), kwargs])  # lists: between our own ends a tuple costs more
+        append = self._calls.append
 
+        def note(*args: Any, **kwargs: Any) -> None:
+            append([name, list(args), kwargs])  # lists: between our own ends a tuple costs more
+
+        self.__dict__[name] = note  # the next look for it ends in the instance
         return note
 
     def _pyroClaimOwnership(self) -> None:
@@ -55,7 +58,7 @@ class BatchProxy:
         """
         if oneway and asynchronous:
             raise PyroError("async oneway calls make no sense")
-        calls, self._calls = self._calls, []
+        calls = take_noted(self._calls)
         if asynchronous:
             return Future(self._send)(calls, False)
         return self._send(calls, oneway)

@@ -33,6 +33,7 @@ HONOURED: Final[Mapping[str, Any]] = {
     "COMMTIMEOUT": 0.0,
     "MAX_RETRIES": 0,
     "MAX_MESSAGE_SIZE": 1024**3,
+    "SERVERTYPE": "thread",
     "THREADPOOL_SIZE": 80,
     "SERIALIZER": "serpent",
     "SERIALIZERS_ACCEPTED": SAFE_SERIALIZERS,
@@ -57,7 +58,6 @@ HONOURED: Final[Mapping[str, Any]] = {
 ACCEPTED: Final[Mapping[str, Any]] = {
     "BROADCAST_ADDRS": ["<broadcast>", "0.0.0.0"],  # noqa: S104  # Pyro's default, only shown
     "POLLTIMEOUT": 2.0,
-    "SERVERTYPE": "thread",
     "THREADPOOL_SIZE_MIN": 4,
     "ONEWAY_THREADED": True,
     "SOCK_REUSE": True,
@@ -257,6 +257,8 @@ def checked(name: str, value: Any) -> Any:
         raise ValueError(f"config.{name} is of type {type(default).__name__}, not {value!r}")
     if isinstance(value, (int, float)) and value < _SMALLEST.get(name, 0) and name not in ACCEPTED:
         raise ValueError(f"config.{name} is at least {_SMALLEST.get(name, 0)}, not {value!r}")
+    if name == "SERVERTYPE" and value not in ("thread", "multiplex"):
+        raise ValueError(f"config.{name} is thread or multiplex, not {value!r}")
     if name == "PREFER_IP_VERSION" and value not in (0, 4, 6):
         raise ValueError(f"config.{name} is 0, 4 or 6, not {value!r}")
     return value

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, overload
 
 from ..errors import ConnectionClosedError, Outcome, TimeoutError
 from ..transport.connection import MAX_BUFFERS
-from ..transport.sockets import reason_of, set_keepalive
+from ..transport.sockets import begin_keepalive, reason_of
 from ..uri import Uri
 from ..wire.message import Body
 
@@ -46,7 +46,7 @@ def connect(uri: Uri, until: float, ip_version: int = 0) -> socket.socket:
         if uri.sockname is not None:
             return _connected(socket.AF_UNIX, uri.sockname, until)
         sock = _connect_tcp(uri.host or "localhost", uri.port or 0, until, ip_version)
-        set_keepalive(sock)
+        begin_keepalive(sock)
     except builtins.TimeoutError as error:
         text = f"cannot connect to {uri.location}: no answer within {limit:.3g} s"
         raise TimeoutError(text, outcome=Outcome.NOT_SENT) from error
@@ -79,6 +79,9 @@ def _addresses(host: str, port: int, until: float) -> list[Any]:
     ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     if host == "localhost":
         return ask()
+    with contextlib.suppress(OSError):
+        socket.inet_pton(socket.AF_INET, host)  # most addresses are of this kind, and it takes no resolver to tell
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
     with contextlib.suppress(socket.gaierror):
         return ask(flags=socket.AI_NUMERICHOST)
     answer: list[list[Any] | OSError] = []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ..client.handshake import name_place
 from ..client.versions import remember_version, versions_to_try
 from ..errors import CommunicationError, ConnectionClosedError, Outcome, ProtocolError, TimeoutError
+from ..uri import Uri
 from .background import read_in_background
 from .link import BlockingLink
 from .open import open_socket
@@ -39,7 +40,9 @@ class ConnectingTurn:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._guard = threading.Lock()
+        self._changed: threading.Condition | None = None
+        """Made by the first thread that has to wait."""
         self._thread: int | None = None
 
     @contextmanager
@@ -54,18 +57,34 @@ class ConnectingTurn:
             yield
             return
         try:
-            with self._changed:
+            with self._guard:
                 while self._thread is not None:
-                    check_time(deadline)
-                    left = CHECK_S if deadline is None else min(deadline - time.monotonic(), CHECK_S)
-                    self._changed.wait(max(left, 0))
+                    self._wait(deadline)
                 self._thread = me
             yield
         finally:
             if self._thread == me:
                 self._thread = None
-                with self._changed:
-                    self._changed.notify_all()
+                with self._guard:
+                    if self._changed is not None:
+                        self._changed.notify_all()
+
+    def _wait(self, deadline: float | None) -> None:
+        """Wait for the thread that connects; the guard is held."""
+        check_time(deadline)
+        if self._changed is None:
+            self._changed = threading.Condition(self._guard)
+        left = CHECK_S if deadline is None else min(deadline - time.monotonic(), CHECK_S)
+        self._changed.wait(max(left, 0))
+
+
+def _resolved(proxy: Proxy, deadline: float | None) -> Uri:
+    uri: Uri = proxy._pyroUri
+    if uri.protocol == "PYRO":
+        return uri
+    from .names import resolve_by  # it uses proxies itself
+
+    return resolve_by(uri, proxy._pyroSettings, deadline)
 
 
 def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
@@ -79,16 +98,15 @@ def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
     Raises:
         CommunicationError: there is no connection (outcome NotSent).
     """
-    from .names import resolve_by  # it uses proxies itself
-
     settings = proxy._pyroSettings.with_changes(serializer=proxy._pyroSerializer)
-    uri = resolve_by(proxy._pyroUri, proxy._pyroSettings, deadline)
+    uri = _resolved(proxy, deadline)
     until = time.monotonic() + settings.connect_timeout_s
     until = until if deadline is None else min(until, deadline)
     location = uri.location or ""
     failure: CommunicationError | None = None
     cut, refused = False, 0
-    for version in versions_to_try(location, settings):
+    versions = versions_to_try(location, settings)
+    for version in versions:
         if version == refused:
             continue
         sock = open_socket(uri, settings, until)
@@ -105,7 +123,9 @@ def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
             error.outcome = Outcome.NOT_SENT
             name_place(error, location)
             raise
-        if version == 502 or not cut:  # a connection that broke says nothing about what is spoken there
+        if len(versions) > 1 and (
+            version == 502 or not cut
+        ):  # a connection that broke says nothing about what is spoken there
             remember_version(location, version)
         if proxy._pyroBackground and link.session.concurrent:
             read_in_background(link)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import selectors
 import socket
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 from typing import Any, Final, Protocol
 
 import trio
 
-from ..errors import DaemonError, SecurityError
+from ..errors import CommunicationError, DaemonError, SecurityError
 from ..objects.table import DAEMON_ID
 from ..processes.worker import Worker
 from ..serializers.vocabulary import ProxyState
@@ -29,12 +31,15 @@ from ..wire import Decoder
 from .backlink import BlockingBackLink
 from .config import config
 from .ownloop import OwnLoop, SwitchedPool
-from .proxy import Proxy, proxy_from_state, proxy_state_of
+from .proxy import Proxy, proxy_from_state, proxy_state_of, with_key
 
 CONDITION_PERIOD_S: Final = 0.5
 """How often ``loopCondition`` is asked; Pyro asks every two seconds and after each event."""
 HOUSEKEEPING_PERIOD_S: Final = 2.0
 """How often `Daemon.housekeeping` is called, as in Pyro."""
+
+
+Host = str | IPv4Address | IPv6Address
 
 
 class DaemonObject(about.DaemonObject):
@@ -76,7 +81,7 @@ class Daemon(trio_daemon.Daemon):
 
     def __init__(
         self,
-        host: str | Sequence[str] | None = None,
+        host: Host | Sequence[Host] | None = None,
         port: int = 0,
         unixsocket: str | None = None,
         nathost: str | None = None,
@@ -89,7 +94,7 @@ class Daemon(trio_daemon.Daemon):
         worker: Worker | None = None,
     ) -> None:
         host = config.HOST if host is None else host
-        hosts = [host] if isinstance(host, str) else list(host)
+        hosts = [str(host)] if isinstance(host, Host) else list(map(str, host))
         if settings is None:
             settings = config.settings()
             if config.SSL and settings.ssl_server_context is None:
@@ -113,6 +118,7 @@ class Daemon(trio_daemon.Daemon):
         self.pool: SwitchedPool = SwitchedPool(settings.worker_threads, settings.worker_queue)
         self.streams = StreamTable(self.pool, settings.stream_linger_s, settings.stream_lifetime_s)
         self._connected = connected_socket
+        self._in_one_thread = config.SERVERTYPE == "multiplex" and connected_socket is None
         self._combined: list[Combinable] = []
         self._stop: trio.Event | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -146,6 +152,15 @@ class Daemon(trio_daemon.Daemon):
             return super().register(obj_or_class, objectId, force)
         object_id = self.table.register(obj_or_class, objectId, force, weak=True)
         return self.uri_for(object_id)
+
+    def unregister(self, objectOrId: Any) -> None:
+        """Stop serving an object, a class, or an id. Running calls go on.
+
+        Raises:
+            DaemonError: the object is not registered.
+            ValueError: it is None.
+        """
+        super().unregister(objectOrId)
 
     def uriFor(self, objectOrId: Any, nat: bool = True) -> Uri:
         """The URI of an object or id."""
@@ -206,7 +221,7 @@ class Daemon(trio_daemon.Daemon):
 
     @_pyroHmacKey.setter
     def _pyroHmacKey(self, key: bytes | str | None) -> None:
-        self.settings = self.settings.with_changes(hmac_key=key.encode() if isinstance(key, str) else key)
+        self.settings = with_key(self.settings, key)
 
     @property
     def sock(self) -> socket.socket:
@@ -217,15 +232,67 @@ class Daemon(trio_daemon.Daemon):
     # --- serving -----------------------------------------------------------------------------------------------
 
     def requestLoop(self, loopCondition: Callable[[], bool] | None = None) -> None:
-        """Serve until `shutdown` is called or ``loopCondition`` says False; Ctrl-C is a KeyboardInterrupt."""
+        """Serve until `shutdown` is called or ``loopCondition`` says False; Ctrl-C is a KeyboardInterrupt.
+
+        With ``config.SERVERTYPE`` multiplex, when the daemon was made, plain methods run in this thread.
+        """
         if self.pool.own_loop is not None:
             raise DaemonError("this daemon is served by the program's own loop: go on with events(), or close it")
+        if self._in_one_thread:
+            self._loop_in_this_thread(loopCondition)
+            return
         try:
-            trio.run(self._serve_until_stopped, loopCondition)
+            if not trio.run(self._serve_until_stopped, loopCondition, self._combined):
+                self._await_next_loop()
         except BaseExceptionGroup as group:
-            if group.subgroup(KeyboardInterrupt) is None:
-                raise
-            raise KeyboardInterrupt from group  # it came while a call was running here, not between two
+            if group.subgroup(KeyboardInterrupt) is not None:
+                raise KeyboardInterrupt from group  # it came while a call was running here, not between two
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                error = error.exceptions[0]
+            raise error from None  # what the program raised, for instance in its condition
+
+    def _loop_in_this_thread(self, condition: Callable[[], bool] | None) -> None:
+        """Be the program's own loop, for this daemon and those combined with it."""
+        others = [other for other in self._combined if isinstance(other, Daemon)]
+        loop = self._own_loop([other for other in self._combined if not isinstance(other, Daemon)])
+        try:
+            with selectors.DefaultSelector() as selector:
+                for sock in (loop.sock, *(sock for other in others for sock in other.sockets)):
+                    selector.register(sock, selectors.EVENT_READ)
+                while loop.is_served and (condition is None or condition()):
+                    selector.select(CONDITION_PERIOD_S)
+                    loop.turn()
+                    for other in others:
+                        other.events(())
+            if loop.is_served:
+                self._end_own_loop()
+                self._await_next_loop()
+        finally:
+            for daemon in (self, *others):
+                daemon._end_own_loop()
+
+    def _await_next_loop(self) -> None:
+        """The condition has ended this one: until the next, new clients wait as they do in Pyro."""
+        with contextlib.suppress(CommunicationError):  # somebody else was quicker, which the next loop will say
+            self.bind()
+
+    def _own_loop(self, beside: Sequence[Combinable]) -> OwnLoop:
+        """From now on plain methods wait for their turn in a loop, which may have been begun already."""
+        loop = self.pool.own_loop
+        if loop is None:
+            loop = OwnLoop(lambda: trio.run(self._serve_until_stopped, None, beside))
+            self.pool.own_loop = loop
+            loop.start()
+        return loop
+
+    def _end_own_loop(self) -> None:
+        loop = self.pool.own_loop
+        if loop is not None:
+            self.shutdown()
+            loop.join()
+            self.pool.own_loop = None
+            self._stopped = False
 
     @property
     def sockets(self) -> list[socket.socket]:
@@ -235,11 +302,8 @@ class Daemon(trio_daemon.Daemon):
         """
         if self._token is not None and self.pool.own_loop is None:
             return [self.sock]
-        if self.pool.own_loop is None:
-            self.pool.own_loop = OwnLoop(lambda: trio.run(lambda: self._serve_until_stopped(None, alone=True)))
-            self.pool.own_loop.start()
-        beside = [sock for other in self._combined for sock in other.sockets]
-        return [self.pool.own_loop.sock, *beside]
+        loop = self._own_loop(())
+        return [loop.sock, *(sock for other in self._combined for sock in other.sockets)]
 
     def events(self, eventsockets: Sequence[Any]) -> None:
         """Run the methods that were called, in this thread."""
@@ -256,12 +320,13 @@ class Daemon(trio_daemon.Daemon):
 
     async def serve_beside(self) -> None:
         """Serve until cancelled, in the loop of a daemon this one was combined with."""
-        await self._serve_until_stopped(None)
+        await self._serve_until_stopped(None, self._combined)
 
     def housekeeping(self) -> None:
         """Called every two seconds while requests are served, in a thread; for programs to override."""
 
-    async def _serve_until_stopped(self, condition: Callable[[], bool] | None, *, alone: bool = False) -> None:
+    async def _serve_until_stopped(self, condition: Callable[[], bool] | None, beside: Sequence[Combinable]) -> bool:
+        """Returns whether it was `shutdown` that ended it."""
         stop = trio.Event()
         self.draining = False
         async with self:
@@ -271,7 +336,7 @@ class Daemon(trio_daemon.Daemon):
                     stop.set()
             try:
                 async with trio.open_nursery() as nursery:
-                    for other in () if alone else self._combined:
+                    for other in beside:
                         nursery.start_soon(other.serve_beside)
                     if type(self).housekeeping is not Daemon.housekeeping:
                         nursery.start_soon(self._keep_house)
@@ -281,6 +346,7 @@ class Daemon(trio_daemon.Daemon):
                 with self._guard:
                     self._stop = self._token = None
                     self._stopped = False
+        return stop.is_set()
 
     @staticmethod
     async def _wait_for_stop(stop: trio.Event, condition: Callable[[], bool] | None) -> None:
@@ -294,22 +360,21 @@ class Daemon(trio_daemon.Daemon):
             await trio.sleep(HOUSEKEEPING_PERIOD_S)
             await trio.to_thread.run_sync(self.housekeeping)
 
-    async def _serve_all(
-        self, listener: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def _serve_clients(self, listener: socket.socket) -> None:
         if self._connected is None:
-            await super()._serve_all(listener, task_status=task_status)
+            await super()._serve_clients(listener)
             return
         limit = self.settings.max_message_bytes
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._sweep_streams)
-            task_status.started()
-            tap = wire_log(self.settings, lambda: "the connected socket")
-            decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key, tap=tap)
-            connection = Connection(listener, decoder, hmac_key=self.settings.hmac_key)
-            await Peer(self, connection).serve(greeted=True)
-            self.shutdown()
+        tap = wire_log(self.settings, lambda: "the connected socket")
+        decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key, tap=tap)
+        connection = Connection(listener, decoder, hmac_key=self.settings.hmac_key)
+        left = trio.Event()
+        connection.release = left.set
+        peer = self.new_peer(connection)
+        peer.session.assume_connected()
+        peer.begin()
+        await left.wait()
+        self.shutdown()
 
     def shutdown(self) -> None:
         """End `requestLoop`, from any thread and also from inside a call."""
@@ -320,12 +385,8 @@ class Daemon(trio_daemon.Daemon):
 
     def close(self) -> None:
         """Stop serving and give up the address, from any thread."""
-        own_loop = self.pool.own_loop
-        if own_loop is not None and not trio.lowlevel.in_trio_run():
-            self.shutdown()
-            own_loop.join()
-            self.pool.own_loop = None
-            self._stopped = False
+        if not trio.lowlevel.in_trio_run():
+            self._end_own_loop()
         with self._guard:
             served_elsewhere = self._token is not None and self._token is not _current_token()
         if served_elsewhere:
@@ -365,7 +426,7 @@ class Daemon(trio_daemon.Daemon):
     @staticmethod
     def serveSimple(
         objects: Mapping[Any, str | None],
-        host: str | None = None,
+        host: Host | None = None,
         port: int = 0,
         daemon: Daemon | None = None,
         ns: bool = True,
@@ -381,7 +442,7 @@ def _current_token() -> trio.lowlevel.TrioToken | None:
 
 def serve(
     objects: Mapping[Any, str | None],
-    host: str | None = None,
+    host: Host | None = None,
     port: int = 0,
     daemon: Daemon | None = None,
     use_ns: bool = True,
@@ -409,7 +470,7 @@ def serve(
             raise ValueError("with workers the daemon is made here: give host and port")
         from .workers import serve_in_workers  # only programs with workers need it
 
-        serve_in_workers(objects, host, port, use_ns, verbose, workers)
+        serve_in_workers(objects, None if host is None else str(host), port, use_ns, verbose, workers)
         return
     with daemon or Daemon(host, port) as server, contextlib.ExitStack() as stack:
         names: dict[str, Uri] = {}

@@ -110,7 +110,7 @@ class LargeMessages:
                 self._send_now(outgoing, outgoing.next, until)
         except BaseException:
             if outgoing.complete and waiter is not None:  # an interrupt, after the last byte
-                self._link.give_up(waiter, outgoing.message)
+                self._link.give_up(waiter, outgoing.message.seq)
             raise
         finally:
             if outgoing.begun and not outgoing.complete and not self._link.closed:

@@ -17,7 +17,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -36,6 +35,7 @@ from ..errors import (
     TimeoutError,
 )
 from ..objects.expose import Metadata
+from ..objects.invoke import BATCH_METHOD
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState, served_as
@@ -46,15 +46,18 @@ from ..wire import Codec, Decoder, codec_for
 from ..wire.features import Feature, Grant
 from ..wire.message import Body, Message, MessageType
 from ..wire.pieces import MAX_PIECE, Outgoing
+from ..wire.plain import PlainCalls, plain_calls
 from ..wire.scattered import JOIN_BELOW, buffers_of
 from ..wire.session import IN_PIECES, ClientSession, alive, heartbeat
+from ..wire.v502 import V502
 from .background import BackgroundLink
-from .connect import BlockingSocket, limit_silence, send_buffers, send_by, time_left, wait_for
+from .connect import BlockingSocket, limit_silence, send_buffers, send_by, wait_for
+from .duty import ReadingDuty
+from .intake import Intake
 from .large import LargeMessages
 from .tls import BlockingTls
 from .waiting import Waiter, as_ours, copy_for, seconds_left
 
-RECEIVE_BYTES: Final = 64 * 1024
 CANCEL_CHECK_S: Final = 0.001
 CANCEL_GRACE_S: Final = 1.0
 """How long giving up a call may take: another thread may be sending at that moment."""
@@ -109,11 +112,7 @@ class BlockingLink:
         assert self._decoder.codec is not None, "it was given"
         self._codec = self._decoder.codec
         self._encode = self._codec.encode
-        self._buffer = bytearray(RECEIVE_BYTES)
-        """The first byte is 0 while no received bytes can be on their way from the socket to their waiter."""
-        self._view = memoryview(self._buffer)
-        self._lossy = int(isinstance(sock, BlockingTls))
-        """Whether an interrupt can lose bytes in the middle of receiving."""
+        self._intake = Intake(sock, self._decoder, self._take, self._fail)
         self.version = version
         self.object_id = object_id
         self.location = location
@@ -124,10 +123,7 @@ class BlockingLink:
         self._in_flight: Message | None = None
         """The call that has the turn."""
         self.sending = threading.Lock()
-        self._guard = threading.Lock()
-        """Guards who reads and who sleeps: `_reader`, `_followers` and every `Waiter.wake`."""
-        self._reader: Waiter | None = None
-        self._followers: dict[Waiter, None] = {}
+        self._duty = ReadingDuty()
         self.serializers: dict[str, Serializer] = {}
         """Those made so far; see `serializer`."""
         self.preferred = "serpent"
@@ -139,6 +135,8 @@ class BlockingLink:
         self.readers: StreamReaders[Waiter] = StreamReaders()
         """Who waits for the items of pushed streams."""
         self.metadata: Metadata | None = None
+        self.plain_methods: frozenset[str] = frozenset()
+        """What `call_plain` takes."""
         self.response: Any = None
         """The daemon's handshake response."""
         self.welcome: Message | None = None
@@ -173,30 +171,30 @@ class BlockingLink:
             ProtocolError: the peer speaks another protocol, or none.
         """
         try:
+            self.sock.settimeout(None)  # what waits here has the limit as an argument
             context = make_context(self.version, False)
             hello = make_serializer(settings.serializer or "serpent", context)
             args = self.session, hello, self.version, self.object_id, handshake, settings, options
             while True:
-                self.sock.settimeout(time_left(until))
-                self.sock.sendall(self._encode(connect_message(*args), hmac_key=self._hmac_key))
+                send_by(self.sock, self._encode(connect_message(*args), hmac_key=self._hmac_key), until)
                 answer = self._receive_one(until)
                 self.session.receive(answer)
                 if not self.session.is_challenged:
                     break
-            welcome = read_welcome(answer, self.version, self.location, settings, context)
+            welcome = read_welcome(answer, self.version, self.location, settings, hello)
         except BaseException as error:
             self.close()
             raise as_ours(error, "handshake") from error
         self.metadata, self.response, self.welcome = welcome.metadata, welcome.response, answer
-        self._context = make_context(self.version, Feature.TYPED in self.grant).granted(self.grant)
+        may_offer = Feature.REVERSE in self.grant
+        self._context = context.granted(self.grant, self.offer_served if may_offer else context.autoproxy)
         if Feature.TYPED in self.grant:
             self.preferred = "msgpack"
-        if Feature.REVERSE in self.grant:
-            self._context = replace(self._context, autoproxy=self.offer_served)
         if Feature.PIECES in self.grant:
             self._large = LargeMessages(self, settings.max_message_bytes)
             self._decoder.place_of = self._large.place_of
-        self.sock.settimeout(None)
+        if welcome.metadata is not None and self._takes_plain_calls(settings):
+            self.plain_methods = welcome.metadata.methods - welcome.metadata.oneway | {BATCH_METHOD}
         if settings.heartbeat_s and Feature.HEARTBEAT in self.grant:
             self._heartbeat_s = settings.heartbeat_s
             limits = self._heartbeat_s, self._heartbeat_s * (QUESTIONS + 1)
@@ -204,6 +202,9 @@ class BlockingLink:
                 self.sock.limit_silence(*limits)
             else:
                 limit_silence(self.sock, *limits)
+
+    def _takes_plain_calls(self, settings: Settings) -> bool:
+        return self.session.concurrent and self._codec is V502 and not settings.compression
 
     def assume_connected(self, make_context: ContextFactory) -> None:
         """Skip the handshake: the socket is the user's, and both ends know what they connected."""
@@ -249,10 +250,24 @@ class BlockingLink:
         waiter = Waiter()
         if self.session.grant.bits & Feature.CONCURRENT:
             self._post(waiter, message, deadline)
-            return self._await(waiter, message, deadline)
+            return self._await(waiter, message.seq, deadline)
         answer = self._in_turn(waiter, message, deadline)
         assert answer is not None, "of a call that is waited for"
         return answer
+
+    def call_plain(self, serializer: str, body: Body, flags: int = 0) -> bytes | Message:
+        """`call` one of the `plain_methods` without deadline and options, in fewer steps. Errors as `call`.
+
+        Returns:
+            The body of the answer if that says nothing else; else the whole answer.
+        """
+        large = self._large
+        if type(body) is bytes and len(body) <= JOIN_BELOW and (large is None or not large.active):
+            waiter, calls = Waiter(), plain_calls(serializer, flags)
+            seq = self._post_plain(waiter, calls, body)
+            if seq is not None:
+                return self._await_plain(waiter, calls, seq)
+        return self.call(Message(MessageType.INVOKE, 0, serializer, flags, body), None)
 
     def call_beside(
         self, waiter: Waiter, message: Message, deadline: float | None, work: Callable[[], None]
@@ -266,13 +281,13 @@ class BlockingLink:
         try:
             work()
         except BaseException as error:
-            self.give_up(waiter, message)
+            self.give_up(waiter, message.seq)
             if isinstance(error, TimeoutError):
                 raise TimeoutError(
                     f"the call took too long ({Outcome.UNKNOWN.value})", outcome=error.outcome
                 ) from None
             raise
-        return self._await(waiter, message, deadline)
+        return self._await(waiter, message.seq, deadline)
 
     def post(self, waiter: Waiter, message: Message, deadline: float | None) -> None:
         """Send a call; its answer is for `finish`. Errors as `call`."""
@@ -280,7 +295,7 @@ class BlockingLink:
 
     def finish(self, waiter: Waiter, message: Message, deadline: float | None) -> Message:
         """Wait for the answer to a call that was sent by `post`. Errors as `call`."""
-        return self._await(waiter, message, deadline)
+        return self._await(waiter, message.seq, deadline)
 
     def send_item(self, message: Message) -> None:
         """Send an item of a stream, in pieces when it is large.
@@ -295,7 +310,7 @@ class BlockingLink:
 
     def rouse(self, waiter: Waiter) -> None:
         """Wake the thread that sleeps for this."""
-        self._rouse(waiter)
+        self._duty.rouse(waiter)
 
     @property
     def context(self) -> SerializerContext:
@@ -319,7 +334,7 @@ class BlockingLink:
             self._take_turn(message, deadline)
             try:
                 self._post(waiter, message, deadline)
-                return None if waiter is None else self._await(waiter, message, deadline)
+                return None if waiter is None else self._await(waiter, message.seq, deadline)
             finally:
                 self._in_flight = None
                 self.turn.release()
@@ -355,10 +370,7 @@ class BlockingLink:
         with self.sending:
             if large is not None and large.active:
                 large.arrived(message)
-            if self._reader is None and self._poll.poll(0):
-                self._look()
-            if self.closed or self.session.going_away:
-                raise ConnectionClosedError("the connection was lost between calls", outcome=Outcome.NOT_SENT)
+            self._check_line()
             numbered = False
             try:
                 self.session.invoke(waiter, message)
@@ -380,15 +392,51 @@ class BlockingLink:
                     self.sock.sendall(data)
                 else:
                     send_by(self.sock, data, deadline)
-            except BaseException as error:  # half a request spoils the stream, whatever stopped it
-                if isinstance(error, BlockingIOError):
-                    error = silent(self.location, self._heartbeat_s)
-                self.session.pending.pop(message.seq, None)
-                self._fail(ConnectionClosedError("the connection broke while a request was leaving"))
-                raise as_ours(error, "call", Outcome.NOT_SENT) from error
+            except BaseException as error:
+                raise self._spoiled(message.seq, error) from error
         if not small and isinstance(data, Outgoing):
             assert large is not None, "it took the request over"
             large.send(data, waiter, deadline)
+
+    def _post_plain(self, waiter: Waiter, calls: PlainCalls, body: bytes) -> int | None:
+        """`_post` a plain call, in fewer steps; its number. None: not yet, the first message has more to say."""
+        session, data = self.session, b""
+        with self.sending:
+            self._check_line()
+            if not session.settled:
+                return None
+            try:
+                seq = session.number(waiter, calls.serializer)
+                data = calls.request(seq, body)
+                self.sock.sendall(data)
+            except BaseException as error:
+                if data:
+                    raise self._spoiled(session.seq, error) from error
+                if session.pending.get(session.seq) is waiter:
+                    session.drop(session.seq)
+                if isinstance(error, CommunicationError):
+                    error.outcome = Outcome.NOT_SENT
+                raise
+        return seq
+
+    def _check_line(self) -> None:
+        """See that the connection is still there, before a request leaves.
+
+        Raises:
+            ConnectionClosedError: it is not (outcome NotSent).
+        """
+        if self._duty.reader is None and self._poll.poll(0):
+            self._look()
+        if self.closed or self.session.going_away:
+            raise ConnectionClosedError("the connection was lost between calls", outcome=Outcome.NOT_SENT)
+
+    def _spoiled(self, seq: int, error: BaseException) -> BaseException:
+        """Half a request spoils the stream, whatever stopped it: the connection is closed. What to raise for it."""
+        if isinstance(error, BlockingIOError):
+            error = silent(self.location, self._heartbeat_s)
+        self.session.pending.pop(seq, None)
+        self._fail(ConnectionClosedError("the connection broke while a request was leaving"))
+        return as_ours(error, "call", Outcome.NOT_SENT)
 
     def _head(self, message: Message) -> bytes | Outgoing:
         if self._large is not None and len(message.body) > MAX_PIECE:
@@ -399,43 +447,64 @@ class BlockingLink:
         """Something came while nobody was reading: the answer to an abandoned call, a goodbye, or the end."""
         reader = Waiter()
         try:
-            if not self.closed and self._may_read(reader):
+            if not self.closed and self._duty.take(reader):
                 while not self.closed and self._poll.poll(0):
-                    self._receive_and_take()
+                    self._intake.receive()
         except (PyroError, OSError) as error:
             self._fail(error)
         finally:
-            self._settle(reader)
+            self._duty.settle(reader)
 
     # --- waiting -----------------------------------------------------------------------------------------------
 
-    def _await(self, waiter: Waiter, message: Message, deadline: float | None) -> Message:
+    def _await(self, waiter: Waiter, seq: int, deadline: float | None) -> Message:
         try:
             try:
                 while waiter.reply is None and waiter.error is None:
-                    with self._guard:  # as in `_may_read`, which would cost every call another step
-                        if self._reader is None:
-                            self._reader = waiter
-                    if self._reader is waiter:
+                    if self._duty.take(waiter):
                         self._read_for_all(waiter, deadline)
                     else:
-                        self._follow(waiter, deadline)
+                        self._duty.follow(waiter, deadline)
             finally:
-                self._settle(waiter)
-        except (PyroError, OSError) as error:
-            if not isinstance(error, builtins.TimeoutError):
-                self._fail(error)
-            elif waiter.reply is None and waiter.error is None:
-                self.give_up(waiter, message)
-                text = f"the call took too long ({Outcome.UNKNOWN.value})"
-                raise TimeoutError(text, outcome=Outcome.UNKNOWN) from None
-        except BaseException:
-            self._settle(waiter)  # the interrupt may have come before it was done above
-            self.give_up(waiter, message)
-            raise
+                self._duty.settle(waiter)
+        except BaseException as error:
+            self._stop_waiting(waiter, seq, error)
         if waiter.reply is None:
             raise waiter.error or ConnectionClosedError("the connection was lost", outcome=Outcome.UNKNOWN)
         return waiter.reply
+
+    def _await_plain(self, waiter: Waiter, calls: PlainCalls, seq: int) -> bytes | Message:
+        """`_await`, in fewer steps as long as nobody else reads and just the plain answer comes: then its body."""
+        body = None
+        try:
+            try:
+                if self._duty.take(waiter):
+                    body = self._intake.receive_plain(calls, seq, self.session.drop)
+            finally:
+                self._duty.settle(waiter)
+        except BlockingIOError:
+            pass  # a long silence, of which `_await` makes something
+        except BaseException as error:
+            self._stop_waiting(waiter, seq, error)
+        if body is None:
+            return self._await(waiter, seq, None)
+        if self.session.going_away and not self.session.pending:
+            self.close()
+        return body
+
+    def _stop_waiting(self, waiter: Waiter, seq: int, error: BaseException) -> None:
+        """What becomes of a call whose wait ended with this error, which is raised unless the answer is there."""
+        if isinstance(error, PyroError | OSError):
+            if not isinstance(error, builtins.TimeoutError):
+                self._fail(error)
+            elif waiter.reply is None and waiter.error is None:
+                self.give_up(waiter, seq)
+                text = f"the call took too long ({Outcome.UNKNOWN.value})"
+                raise TimeoutError(text, outcome=Outcome.UNKNOWN) from None
+        else:
+            self._duty.settle(waiter)  # the interrupt may have come before it was done above
+            self.give_up(waiter, seq)
+            raise error
 
     def listen(self, listener: Waiter, deadline: float | None) -> None:
         """Wait until something has come for who is among the `readers`.
@@ -450,19 +519,19 @@ class BlockingLink:
         try:
             try:
                 while not listener.settled:
-                    if self._may_read(listener):
+                    if self._duty.take(listener):
                         self._read_for_all(listener, deadline)
                     else:
-                        self._follow(listener, deadline)
+                        self._duty.follow(listener, deadline)
             finally:
-                self._settle(listener)
+                self._duty.settle(listener)
         except (PyroError, OSError) as error:
             if not isinstance(error, builtins.TimeoutError):
                 self._fail(error)
             elif not listener.settled:
                 raise TimeoutError("the next item took too long", outcome=Outcome.UNKNOWN) from None
         except BaseException:
-            self._settle(listener)  # the interrupt may have come before it was done above
+            self._duty.settle(listener)  # the interrupt may have come before it was done above
             raise
         if listener.reply is None:
             raise listener.error or ConnectionClosedError("the connection was lost", outcome=Outcome.UNKNOWN)
@@ -472,7 +541,7 @@ class BlockingLink:
             if deadline is not None:
                 self._wait_readable(deadline)
             try:
-                self._receive_and_take()
+                self._intake.receive()
             except BlockingIOError:
                 self._heard_nothing()
 
@@ -486,55 +555,12 @@ class BlockingLink:
                 self._heard_nothing()
         self._wait_for_bytes(deadline)
 
-    def _may_read(self, waiter: Waiter) -> bool:
-        """Whether nobody else reads; the duty is taken then, and given back by `_settle`."""
-        with self._guard:
-            if self._reader is None:
-                self._reader = waiter
-            return self._reader is waiter
-
-    def _settle(self, waiter: Waiter) -> None:
-        """End a wait, however it ends: give back the duty of reading, and see that somebody takes it up.
-
-        Twice is fine. An interrupt can come between any two steps, but not while a lock is taken by ``with``.
-        """
-        with self._guard:
-            if self._reader is waiter:
-                self._reader = None
-            self._followers.pop(waiter, None)
-            if self._reader is None and self._followers:
-                self._wake(next(iter(self._followers)))
-
-    def _follow(self, waiter: Waiter, deadline: float | None) -> None:
-        """Sleep until the answer was read by another thread, or nobody reads any more."""
-        wake = threading.Lock()
-        wake.acquire()
-        with self._guard:
-            if waiter.reply is not None or waiter.error is not None or self._reader is None:
-                return
-            waiter.wake = wake
-            self._followers[waiter] = None
-        if not wake.acquire(timeout=seconds_left(deadline)):
-            raise builtins.TimeoutError
-
-    def _wake(self, waiter: Waiter) -> None:
-        """Wake a thread that follows; the guard is held."""
-        del self._followers[waiter]
-        if waiter.wake is not None:
-            waiter.wake.release()
-
-    def _rouse(self, waiter: Waiter) -> None:
-        """Wake the thread of this call if it sleeps."""
-        with self._guard:
-            if waiter in self._followers:
-                self._wake(waiter)
-
-    def give_up(self, waiter: Waiter, message: Message) -> None:
+    def give_up(self, waiter: Waiter, seq: int) -> None:
         """Leave a call that was sent without its answer."""
         waiter.abandoned = True
         if waiter.reply is not None or self.closed:
             return
-        if not self.grant.bits & Feature.CANCEL or not self._send_cancel(message.seq):
+        if not self.grant.bits & Feature.CANCEL or not self._send_cancel(seq):
             self._fail(ConnectionClosedError("a call on this connection was given up"))
 
     def _send_cancel(self, seq: int) -> bool:
@@ -552,70 +578,14 @@ class BlockingLink:
 
     # --- reading, by one thread at a time ------------------------------------------------------------------------
 
-    def _receive_and_take(self) -> None:
-        """Wait for bytes, and give every answer among them to its waiter.
-
-        An interrupt may come between any two steps. Until the first byte of the buffer says otherwise, nothing has
-        been taken from the socket, and the connection can go on without the interrupted call.
-        """
-        decoder, buffer = self._decoder, self._buffer
-        try:
-            place = None if decoder.collected is None else decoder.wanted_buffer()
-            if place is None:
-                buffer[0] = 0
-                count = self.sock.recv_into(buffer)
-                event = decoder.take(self._view[:count].tobytes())
-            else:
-                count = self._receive_into(place)
-                event = decoder.next_event()
-            if not count:
-                decoder.eof()
-                raise ConnectionClosedError("the peer closed the connection")
-            self._take_all(event)
-        except BaseException as error:
-            if buffer[0]:
-                self._fail(error)
-            raise
-
-    def _receive_into(self, place: memoryview) -> int:
-        """Take in a part of a large body. What came is kept although an interrupt comes right after it."""
-        buffer, decoder = self._buffer, self._decoder
-        buffer[0] = self._lossy
-        counts: list[int] = []
-        try:
-            counts.extend(map(self.sock.recv_into, (place,)))  # a step that no interrupt divides
-            buffer[0] = 1
-        except BaseException:
-            if counts:
-                buffer[0] = 1
-                decoder.received(counts[0])
-                self._take_all(decoder.next_event())
-            raise
-        decoder.received(counts[0])
-        return counts[0]
-
-    def _take_all(self, event: object) -> None:
-        """Give every answer that is complete to its waiter."""
-        decoder = self._decoder
-        while event is not None:
-            assert type(event) is Message, "a client's decoder collects everything"
-            self._take(event)
-            event = decoder.next_event() if decoder.data else None
-        self._buffer[0] = 0
-
     def _receive_one(self, deadline: float) -> Message:
         """The answer to the handshake, which nothing can follow; whole by ``deadline``, however it drips in."""
-        decoder = self._decoder
-        while (event := decoder.next_event()) is None:
-            self._wait_for_bytes(deadline)
-            data = self.sock.recv(RECEIVE_BYTES)
-            decoder.feed(data)
-            if not data:
-                self.ended = True
-                decoder.eof()
-                raise ConnectionClosedError("the peer closed the connection")
-        assert type(event) is Message, "a client's decoder collects everything"
-        return event
+        answer = self._intake.receive_one(lambda: self._wait_for_bytes(deadline))
+        if answer is None:
+            self.ended = True
+            self._decoder.eof()
+            raise ConnectionClosedError("the peer closed the connection")
+        return answer
 
     def _take(self, message: Message) -> None:
         session = self.session
@@ -631,7 +601,7 @@ class BlockingLink:
         elif not waiter.abandoned:
             waiter.reply = message
             if waiter.wake is not None:
-                self._rouse(waiter)
+                self._duty.rouse(waiter)
         if session.going_away and not session.pending:
             self.close()
 
@@ -645,7 +615,7 @@ class BlockingLink:
             listener = self.readers.take(message)
             if listener is not None:
                 listener.reply = message
-                self._rouse(listener)
+                self._duty.rouse(listener)
         elif message.type in (MessageType.CREDIT, MessageType.STOP):
             end = self.uploads.take(message, self.serializer("msgpack"))
             if end is not None:
@@ -732,14 +702,14 @@ class BlockingLink:
         reader = Waiter()
         try:
             while not self.closed:
-                if self._may_read(reader):
+                if self._duty.take(reader):
                     self._read_for_all(reader, None)
                 else:
-                    self._follow(reader, None)
+                    self._duty.follow(reader, None)
         except (PyroError, OSError) as error:
             self._fail(error)
         finally:
-            self._settle(reader)
+            self._duty.settle(reader)
             if self._background is not None:
                 self._background.end()
 
@@ -769,9 +739,7 @@ class BlockingLink:
         for waiter in (*session.drop_pending(), *self.readers.waiting.values()):
             outcome = Outcome.EXECUTED if waiter.answered else Outcome.UNKNOWN
             waiter.error = copy_for(error, Outcome.NOT_SENT if waiter in unread else outcome)
-        with self._guard:
-            for follower in list(self._followers):
-                self._wake(follower)
+        self._duty.rouse_all()
 
     def fail(self, error: BaseException) -> None:
         """Close. Calls in flight in other threads end with this error."""

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final, TypeVar
 
 import trio
@@ -14,9 +15,10 @@ from ..errors import NamingError, Outcome, TimeoutError
 from ..settings import Settings
 from ..uri import Uri
 from .config import config
-from .proxy import Proxy
+from .proxy import Proxy, with_key
 
 T = TypeVar("T")
+Host = str | IPv4Address | IPv6Address
 
 URI = Uri
 """Pyro's name of the class."""
@@ -89,15 +91,24 @@ async def _resolve_once(uri: Uri, settings: Settings, deadline: float | None) ->
     raise TimeoutError(f"cannot find {uri}: no answer within {left:.3g} s", outcome=Outcome.NOT_SENT)
 
 
-def locate_ns(host: str = "", port: int | None = None, broadcast: bool = True) -> Proxy:
+def locate_ns(host: Host = "", port: int | None = None, broadcast: bool = True) -> Proxy:
     """A connected proxy of the name server.
 
     Raises:
         NamingError: none was found.
     """
-    from ..nameserver.lookup import locate_ns as locate_async
+    return _locate(host, port, broadcast, config.settings())
 
-    settings = config.settings()
+
+def locateNS(
+    host: Host | None = None, port: int | None = None, broadcast: bool = True, hmac_key: bytes | str | None = None
+) -> Proxy:
+    """Pyro4's `locate_ns`. With ``hmac_key`` the name server is asked in protocol 48 and must have the same key."""
+    return _locate(host, port, broadcast, with_key(config.settings(), hmac_key))
+
+
+def _locate(host: Host | None, port: int | None, broadcast: bool, settings: Settings) -> Proxy:
+    from ..nameserver.lookup import locate_ns as locate_async
 
     async def locate() -> Uri:
         async with await locate_async(str(host or "") or None, port, broadcast, settings=settings) as found:
@@ -106,10 +117,6 @@ def locate_ns(host: str = "", port: int | None = None, broadcast: bool = True) -
     proxy = Proxy(run_async(locate), settings=settings)
     proxy._pyroBind()
     return proxy
-
-
-locateNS = locate_ns
-"""Pyro4's name of the function."""
 
 
 def type_meta(class_or_object: Any, prefix: str = "class:") -> set[str]:

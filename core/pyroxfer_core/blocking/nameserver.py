@@ -211,20 +211,56 @@ def start_ns_loop(
     loopCondition: Callable[[], bool] | None = None,
 ) -> None:
     """Run a name server until ``loopCondition`` says False, or Ctrl-C. Errors as `start_ns`."""
-    uri, daemon, broadcast = start_ns(
-        host, port, enableBroadcast, bchost, bcport, unixsocket, nathost, natport, storage
+    _serve(
+        *start_ns(host, port, enableBroadcast, bchost, bcport, unixsocket, nathost, natport, storage), loopCondition
     )
+
+
+def startNS(
+    host: str | None = None,
+    port: int | None = None,
+    enableBroadcast: bool = True,
+    bchost: str | None = None,
+    bcport: int | None = None,
+    unixsocket: str | None = None,
+    nathost: str | None = None,
+    natport: int | None = None,
+    storage: str | None = None,
+    hmac: bytes | str | None = None,
+) -> tuple[Uri, NameServerDaemon, BroadcastServer | None]:
+    """Pyro4's `start_ns`. With ``hmac`` clients need the same key, and speak protocol 48."""
+    made = start_ns(host, port, enableBroadcast, bchost, bcport, unixsocket, nathost, natport, storage)
+    if hmac:
+        made[1]._pyroHmacKey = hmac
+    return made
+
+
+def startNSloop(
+    host: str | None = None,
+    port: int | None = None,
+    enableBroadcast: bool = True,
+    bchost: str | None = None,
+    bcport: int | None = None,
+    unixsocket: str | None = None,
+    nathost: str | None = None,
+    natport: int | None = None,
+    storage: str | None = None,
+    hmac: bytes | str | None = None,
+) -> None:
+    """Pyro4's `start_ns_loop`, without a condition; ``hmac`` as for `startNS`."""
+    _serve(*startNS(host, port, enableBroadcast, bchost, bcport, unixsocket, nathost, natport, storage, hmac), None)
+
+
+def _serve(
+    uri: Uri, daemon: NameServerDaemon, broadcast: BroadcastServer | None, condition: Callable[[], bool] | None
+) -> None:
     with daemon:
         if broadcast is not None:
             daemon.combine(broadcast)
             print(f"Broadcast server running on {broadcast.locationStr}")  # noqa: T201
         print(f"NS running on {daemon.locationStr}\nURI = {uri}", flush=True)  # noqa: T201
         try:
-            daemon.requestLoop(loopCondition)
+            daemon.requestLoop(condition)
         except KeyboardInterrupt:
             pass
     print("NS shut down.")  # noqa: T201
-
-
-startNS, startNSloop = start_ns, start_ns_loop
-"""Pyro4's names of the functions."""

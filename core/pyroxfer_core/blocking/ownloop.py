@@ -29,11 +29,21 @@ class OwnLoop:
         self.sock.setblocking(False)
         self._bell.setblocking(False)
         self._due: deque[Callable[[], None]] = deque()
-        self._thread = threading.Thread(target=serve, name="pyroxfer daemon", daemon=True)
+        self._serve = serve
+        self._thread = threading.Thread(target=self._run, name="pyroxfer daemon", daemon=True)
+        self.is_served = True
+        """The daemon has not ended."""
 
     def start(self) -> None:
         """Begin to serve."""
         self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self.is_served = False
+            self.ring()
 
     def __len__(self) -> int:
         return len(self._due)
@@ -41,6 +51,10 @@ class OwnLoop:
     def post(self, run: Callable[[], None]) -> None:
         """Have a function run at the next turn; ``sock`` becomes readable."""
         self._due.append(run)
+        self.ring()
+
+    def ring(self) -> None:
+        """Make ``sock`` readable."""
         try:
             self._bell.send(b"!")
         except BlockingIOError:
@@ -94,6 +108,12 @@ class SwitchedPool(WorkerPool):
         if len(loop) >= self._most:
             raise PoolBusyError("busy: too many calls wait for the program's loop; try again later")
         return await _run_in(loop, functools.partial(function, *args, **kwargs))
+
+    async def run_iterator(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Fetch items; as `WorkerPool.run_iterator`."""
+        if self.own_loop is None:
+            return await super().run_iterator(function, *args)
+        return await _run_in(self.own_loop, functools.partial(function, *args))
 
 
 async def _run_in(loop: OwnLoop, function: Callable[[], Any]) -> Any:

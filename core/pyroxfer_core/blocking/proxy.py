@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..client.calls import (
@@ -15,6 +14,7 @@ from ..client.calls import (
     encode_call,
     hangs_up_after,
     read_reply,
+    read_value,
     user_annotations,
 )
 from ..client.handshake import read_metadata
@@ -27,11 +27,14 @@ from ..errors import (
     Outcome,
     ProtocolError,
     PyroError,
+    SerializeError,
     TimeoutError,
 )
+from ..futures import FutureResult
 from ..objects.expose import Metadata
 from ..objects.invoke import BATCH_METHOD
 from ..serializers.base import SerializerContext, StreamArgumentError
+from ..serializers.blob import SerializedBlob
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..uri import Uri
@@ -42,9 +45,8 @@ from .asynchronous import call_async
 from .config import config
 from .connecting import ConnectingTurn, check_time, open_link
 from .context import NO_OPTIONS, call_options, current_context
-from .forwarding import Forwarding
 from .link import BlockingLink
-from .method import Method
+from .members import NO_MEMBERS, Members, knows_its_methods
 from .pushed import PushedIterator
 from .streams import StreamIterator
 from .uploads import call_with_streams
@@ -55,11 +57,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNANSWERED: Final = (Outcome.UNKNOWN, Outcome.NOT_SENT)
-_ONEWAY: Final = Flags.ONEWAY
-_NOTHING: Final = Metadata(frozenset(), frozenset(), frozenset())
+_NONE: Final[frozenset[str]] = frozenset()
+_ONEWAY, _BATCH = Flags.ONEWAY, Flags.BATCH
 
 
-class Proxy(Forwarding):
+@knows_its_methods
+class Proxy(Members):
     """A remote object, as in Pyro5: ``proxy.method(...)``, ``proxy.attribute``, ``proxy.attribute = value``.
 
     Connects at first use, and again when the connection was lost between calls. Any thread may use it: calls run at
@@ -78,6 +81,17 @@ class Proxy(Forwarding):
         PyroError: the URI is not one.
     """
 
+    # What most proxies leave as it is stands in the class: it need not be set for each.
+    _pyroHandshake: Any = "hello"
+    _pyroLink: BlockingLink | None = None
+    _pyroGreeted: BlockingLink | None = None
+    """The connection whose handshake is being judged."""
+    _pyroSeq = 0
+    _pyroSocket: socket.socket | None = None
+    _pyroBackground = False
+    _pyroVia: Callable[[], Any] | None = None
+    """The way to the object over a connection that the other side made, while there is one."""
+
     def __init__(
         self,
         uri: Uri | str,
@@ -88,31 +102,30 @@ class Proxy(Forwarding):
     ) -> None:
         if connected_socket is not None:
             uri = f"PYRO:{uri}@<<connected-socket>>:0"
+        self._pyroBegin(uri, connected_socket, background, settings or config.settings())
+        if connected_socket is not None:
+            self._pyroConnected(self._pyroDeadline())
+
+    def _pyroBegin(
+        self, uri: Uri | str, connected_socket: socket.socket | None, background: bool, settings: Settings
+    ) -> None:
+        """What every proxy starts with; copies do without ``__init__``, whose arguments are a subclass's affair."""
         self._pyroUri = uri if isinstance(uri, Uri) else Uri(uri)
-        self._pyroSettings = settings or config.settings()
-        self._pyroHandshake: Any = "hello"
+        self._pyroSettings = settings
         self._pyroTimeout = self._pyroSettings.call_timeout_s
         self._pyroMaxRetries: int = config.MAX_RETRIES
         self._pyroBudget = RetryBudget()
         self._pyroSerializer: str | None = self._pyroSettings.serializer
-        self._pyroMeta: Metadata | None = None
-        self._pyroLink: BlockingLink | None = None
-        self._pyroGreeted: BlockingLink | None = None
-        """The connection whose handshake is being judged."""
-        self._pyroSeq = 0
         self._pyroConnecting = ConnectingTurn()
-        self._pyroSocket = connected_socket
-        self._pyroAsynchronous = False
-        self._pyroBackground = background
-        self._pyroVia: Callable[[], Any] | None = None
-        """The way to the object over a connection that the other side made, while there is one."""
+        if connected_socket is not None:
+            self._pyroSocket = connected_socket
+        if background:
+            self._pyroBackground = True
         kind = type(self)
         self._pyroHooked = (
             kind._pyroAnnotations is not Proxy._pyroAnnotations
             or kind._pyroResponseAnnotations is not Proxy._pyroResponseAnnotations
         )
-        if connected_socket is not None:
-            self._pyroConnected(self._pyroDeadline())
 
     def __repr__(self) -> str:
         state = "connected" if self._pyroLink is not None else "not connected"
@@ -129,34 +142,6 @@ class Proxy(Forwarding):
         if link is not None:
             link.close()
 
-    # --- members -------------------------------------------------------------------------------------------------
-
-    def __getattr__(self, name: str) -> Any:
-        meta = self.__dict__.get("_pyroMeta")
-        if meta is not None and name in meta.methods:
-            return partial(call_async, self, name) if self._pyroAsynchronous else Method(self._pyroCall, name)
-        if name.startswith("_pyro") or (name.startswith("__") and name.endswith("__")):
-            raise AttributeError(name)
-        meta = self._pyroMetadata()
-        if meta is None or name in meta.methods:
-            return partial(call_async, self, name) if self._pyroAsynchronous else Method(self._pyroCall, name)
-        if name in meta.attrs:
-            return self._pyroInvoke("__getattr__", (name,), None)
-        raise AttributeError(f"remote object '{self._pyroUri}' has no exposed attribute or method '{name}'")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("_pyro"):
-            super().__setattr__(name, value)
-            return
-        meta = self._pyroMetadata()
-        if meta is None or name not in meta.attrs:
-            raise AttributeError(f"remote object '{self._pyroUri}' has no exposed attribute '{name}'")
-        self._pyroInvoke("__setattr__", (name, value), None)
-
-    def __dir__(self) -> list[str]:
-        meta = self._pyroMeta or _NOTHING
-        return sorted({*super().__dir__(), *meta.methods, *meta.attrs})
-
     def __eq__(self, other: object) -> bool:
         return other is self or (isinstance(other, Proxy) and other._pyroUri == self._pyroUri)
 
@@ -167,26 +152,15 @@ class Proxy(Forwarding):
         """The same object, over a connection of its own."""
         if self._pyroSocket is not None:
             raise PyroError("a proxy on a connected socket cannot be copied: there is only one socket")
-        copy = type(self)(self._pyroUri, background=self._pyroBackground, settings=self._pyroSettings)
+        copy = object.__new__(type(self))
+        copy._pyroBegin(self._pyroUri, None, self._pyroBackground, self._pyroSettings)
         copy._pyroHandshake, copy._pyroTimeout = self._pyroHandshake, self._pyroTimeout
         copy._pyroSerializer, copy._pyroMaxRetries = self._pyroSerializer, self._pyroMaxRetries
         copy._pyroMeta, copy._pyroAsynchronous = self._pyroMeta, self._pyroAsynchronous
         return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return proxy_from_state, (self._pyroState(), self._pyroSettings)
-
-    @property
-    def _pyroMethods(self) -> frozenset[str]:
-        return (self._pyroMeta or _NOTHING).methods
-
-    @property
-    def _pyroAttrs(self) -> frozenset[str]:
-        return (self._pyroMeta or _NOTHING).attrs
-
-    @property
-    def _pyroOneway(self) -> frozenset[str]:
-        return (self._pyroMeta or _NOTHING).oneway
+        return proxy_from_state, (self._pyroState(), self._pyroSettings, self._pyroKind)
 
     @property
     def _pyroConnection(self) -> BlockingLink | None:
@@ -206,11 +180,11 @@ class Proxy(Forwarding):
 
     @_pyroHmacKey.setter
     def _pyroHmacKey(self, key: bytes | str | None) -> None:
-        self._pyroSettings = self._pyroSettings.with_changes(hmac_key=key.encode() if isinstance(key, str) else key)
+        self._pyroSettings = with_key(self._pyroSettings, key)
 
-    def _pyroAsync(self, asynchronous: bool = True) -> None:
-        """Pyro4's asynchronous mode: each method call runs in a thread and returns a FutureResult at once."""
-        self._pyroAsynchronous = asynchronous
+    def _pyroLater(self, method: str, /, *args: Any, **kwargs: Any) -> FutureResult:
+        """``proxy.method(*args, **kwargs)`` in the asynchronous mode."""
+        return call_async(self, method, *args, **kwargs)
 
     def _pyroBatch(self) -> BatchProxy:
         """Pyro4's way to make a `BatchProxy`."""
@@ -240,7 +214,8 @@ class Proxy(Forwarding):
         if self._pyroLink is not None and self._pyroLink.usable:
             return False
         link = self._pyroConnected(self._pyroDeadline())
-        self._pyroUri = Uri(f"PYRO:{link.object_id}@{link.location}")
+        if self._pyroUri.protocol != "PYRO":
+            self._pyroUri = Uri(f"PYRO:{link.object_id}@{link.location}")
         return True
 
     def _pyroRelease(self) -> None:
@@ -318,7 +293,7 @@ class Proxy(Forwarding):
         finally:
             self._pyroGreeted = None
         if link.metadata is not None:
-            self._pyroMeta = link.metadata
+            self._pyroKnow(link.metadata)
         self._pyroLink = link
         return link
 
@@ -345,27 +320,25 @@ class Proxy(Forwarding):
         return link
 
     def _pyroContext(self, version: int, own: bool) -> SerializerContext:
-        settings = self._pyroSettings
+        settings, unsafe = self._pyroSettings, _NONE
+        if settings.knows_daemons:
+            unsafe = settings.with_changes(serializer=self._pyroSerializer).unsafe_for(known=True)
         return SerializerContext(
             version=version,
             own=own,
             proxy_factory=lambda state: proxy_from_state(state, settings),
             proxy_state_of=proxy_state_of,
             autoproxy=served_as,
-            unsafe=settings.with_changes(serializer=self._pyroSerializer).unsafe_for(known=settings.knows_daemons),
+            unsafe=unsafe,
         )
 
     def _pyroState(self) -> ProxyState:
-        meta = self._pyroMeta or _NOTHING
+        meta = self._pyroMeta or NO_MEMBERS
         return ProxyState(
             str(self._pyroUri), meta.oneway, meta.methods, meta.attrs, self._pyroHandshake, self._pyroSerializer
         )
 
     # --- calls -----------------------------------------------------------------------------------------------------
-
-    def _pyroCall(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """``proxy.method(*args, **kwargs)``."""
-        return self._pyroInvoke(method, args, kwargs)
 
     def _pyroInvokeBatch(self, calls: list[Any], oneway: bool = False) -> Any:
         """Send noted calls together; the results as they came, None when one-way."""
@@ -387,10 +360,36 @@ class Proxy(Forwarding):
         failed: CommunicationError | None = None
         if link is not None:
             try:
+                if (
+                    methodname in link.plain_methods
+                    and deadline is None
+                    and not (flags & ~_BATCH or objectId or self._pyroHooked)
+                    and not (vargs and isinstance(vargs[0], SerializedBlob))
+                    and call_options() is NO_OPTIONS
+                ):
+                    return self._pyroCallPlain(link, methodname, vargs, kwargs, flags)
                 return self._pyroCallOn(link, methodname, vargs, kwargs, flags, objectId, deadline)
             except CommunicationError as error:
                 failed = error
         return self._pyroInvokeAgain(failed, link, deadline, (methodname, vargs, kwargs, flags, objectId))
+
+    def _pyroCallPlain(
+        self, link: BlockingLink, method: str, args: Any, kwargs: dict[str, Any] | None, flags: int
+    ) -> Any:
+        """`_pyroCallOn` for a call that has nothing but arguments, in fewer steps."""
+        name = self._pyroSerializer or link.preferred
+        serializer = link.serializers.get(name) or link.serializer(name)
+        try:
+            body = serializer.dumps_call(link.object_id, method, args, kwargs)
+        except StreamArgumentError:
+            return self._pyroCallOn(link, method, args, kwargs, flags)
+        except SerializeError as error:
+            error.outcome = Outcome.NOT_SENT
+            raise
+        answer = link.call_plain(name, body, flags)
+        if isinstance(answer, bytes):
+            return read_value(answer, serializer)
+        return self._pyroResult(link, method, answer, None, NO_OPTIONS)
 
     def _pyroInvokeAgain(
         self,
@@ -505,13 +504,19 @@ class Proxy(Forwarding):
                 link.send_oneway(request, deadline)
                 return None
             answer = link.call(request, deadline)
+        return self._pyroResult(link, method, answer, deadline, options)
+
+    def _pyroResult(
+        self, link: BlockingLink, method: str, answer: Message, deadline: float | None, options: CallOptions
+    ) -> Any:
+        """What a call gives to its caller."""
         if answer.annotations:
             self._pyroAnswered(answer)
         try:
-            reader = serializers.get(answer.serializer) or link.serializer(answer.serializer)
-            result = read_reply(answer, reader, grant, self._pyroSettings)
+            reader = link.serializers.get(answer.serializer) or link.serializer(answer.serializer)
+            result = read_reply(answer, reader, link.session.grant, self._pyroSettings)
         except PyroError as error:
-            if hangs_up_after(answer, error, grant):
+            if hangs_up_after(answer, error, link.session.grant):
                 link.close()
             if not isinstance(error, CommunicationError) or deadline is None:
                 raise
@@ -556,9 +561,15 @@ class Proxy(Forwarding):
             self._pyroResponseAnnotations(annotations, answer.type)
 
 
-def proxy_from_state(state: ProxyState, settings: Settings) -> Proxy:
+def with_key(settings: Settings, key: bytes | str | None) -> Settings:
+    """The settings with another HMAC key."""
+    return settings.with_changes(hmac_key=key.encode() if isinstance(key, str) else key)
+
+
+def proxy_from_state(state: ProxyState, settings: Settings, kind: type[Proxy] = Proxy) -> Proxy:
     """Make a proxy that arrived in a value, with the receiver's settings."""
-    proxy = Proxy(state.uri_text, settings=settings)
+    proxy = object.__new__(kind)
+    proxy._pyroBegin(state.uri_text, None, False, settings)
     proxy._pyroHandshake = state.handshake
     if state.serializer in settings.accepted_serializers:
         proxy._pyroSerializer = state.serializer

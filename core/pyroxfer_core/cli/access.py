@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 import trio
@@ -20,9 +20,11 @@ import trio
 from ..access import Tokens, check_token, load_token
 from ..certificates import load_certificate, tls_client_context, tls_server_context
 from ..errors import SecurityError
-from ..processes.worker import Worker
-from ..server.manager import ServiceManager
 from ..settings import Settings
+
+if TYPE_CHECKING:  # the servers': a client starts without them
+    from ..processes.worker import Worker
+    from ..server.manager import ServiceManager
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from ..errors import ProtocolError
@@ -23,10 +23,23 @@ def results_of(values: Any) -> Iterator[Any]:
     """
     if not isinstance(values, (list, tuple)):
         raise ProtocolError("the reply to a batch is not a list")
+    if ExceptionWrapper not in set(map(type, values)):
+        return iter(values)
+    return _until_failure(values)
+
+
+def _until_failure(values: Sequence[Any]) -> Iterator[Any]:
     for value in values:
         if isinstance(value, ExceptionWrapper):
             raise value.exception
         yield value
+
+
+def take_noted(calls: list[BatchedCall]) -> list[BatchedCall]:
+    """What was noted so far, which goes out of the list; whoever notes more goes on with the same one."""
+    noted = calls[:]
+    del calls[: len(noted)]
+    return noted
 
 
 class BatchProxy:
@@ -45,14 +58,17 @@ class BatchProxy:
         if name.startswith("__"):
             raise AttributeError(name)
 
-        def note(*args: Any, **kwargs: Any) -> None:
-            self._calls.append([name, list(args), kwargs])  # lists: between our own ends a tuple costs more
+        append = self._calls.append
 
+        def note(*args: Any, **kwargs: Any) -> None:
+            append([name, list(args), kwargs])  # lists: between our own ends a tuple costs more
+
+        self.__dict__[name] = note  # the next look for it ends in the instance
         return note
 
     def __call__(self, oneway: bool = False) -> BatchRun:
         """Send what was noted, when the result is awaited or iterated."""
-        calls, self._calls = self._calls, []
+        calls = take_noted(self._calls)
         return BatchRun(self._proxy, calls, oneway)
 
 

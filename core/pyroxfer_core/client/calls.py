@@ -211,19 +211,29 @@ def read_reply(message: Message, serializer: Serializer, grant: Grant, settings:
     """
     flags = message.flags
     if not flags & _SPECIAL:
-        try:
-            return serializer.loads(message.body)
-        except (CommunicationError, PyroError) as error:
-            raise _unreadable(error) from error
+        return read_value(message.body, serializer)
     if flags & Flags.ITEMSTREAM:
         return _stream_start(message, grant)
     try:
-        value = serializer.loads(plain_body(message, settings.max_message_bytes))
+        body = plain_body(message, settings.max_message_bytes)
     except (CommunicationError, PyroError) as error:
         raise _unreadable(error) from error
+    value = read_value(body, serializer)
     if flags & Flags.EXCEPTION:
         raise _exception_of(value, message, grant)
     return value
+
+
+def read_value(body: Body, serializer: Serializer) -> Any:
+    """The value of a reply that is not more.
+
+    Raises:
+        SerializeError: it cannot be decoded (outcome Executed).
+    """
+    try:
+        return serializer.loads(body)
+    except (CommunicationError, PyroError) as error:
+        raise _unreadable(error) from error
 
 
 def _unreadable(error: PyroError) -> SerializeError:

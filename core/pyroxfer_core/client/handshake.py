@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ..errors import AuthenticationError, CommunicationError, Outcome, ProtocolError
 from ..objects.expose import Metadata
-from ..serializers.base import Serializer, SerializerContext
+from ..serializers.base import Serializer
 from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..wire.features import STOCK, Grant
@@ -53,22 +53,21 @@ class Welcome:
     """What was agreed on, once the first call repeats ``grant.confirmation``; where `introduce` offered something."""
 
 
-def read_welcome(
-    message: Message, version: int, location: str, settings: Settings, context: SerializerContext
-) -> Welcome:
-    """Read CONNECTOK or CONNECTFAIL.
+def read_welcome(message: Message, version: int, location: str, settings: Settings, hello: Serializer) -> Welcome:
+    """Read CONNECTOK or CONNECTFAIL, by the serializer of CONNECT unless it is in another.
 
     Raises:
         CommunicationError: the daemon refused; its text is told (outcome NotSent).
         SerializeError, ProtocolError: the answer cannot be read.
     """
     body = plain_body(message, settings.max_message_bytes)
+    same = message.serializer == hello.name
+    reader = hello if same else make_serializer(message.serializer, hello.context)
+    value = reader.loads(body)
     if message.type == MessageType.CONNECTFAIL:
-        text = make_serializer(message.serializer, context).loads(body)
         if is_denial(message.annotations.get(AUTH_KEY)):
-            raise AuthenticationError(f"{location} refused this side: {text}")
-        raise CommunicationError(f"connection to {location} rejected: {text}", outcome=Outcome.NOT_SENT)
-    value = make_serializer(message.serializer, context).loads(body)
+            raise AuthenticationError(f"{location} refused this side: {value}")
+        raise CommunicationError(f"connection to {location} rejected: {value}", outcome=Outcome.NOT_SENT)
     if version == 48 and not message.flags & Flags.META_ON_CONNECT:
         return Welcome(value, None)
     if not isinstance(value, dict) or "handshake" not in value or not isinstance(value.get("meta"), dict):
@@ -88,7 +87,10 @@ def read_metadata(meta: Mapping[str, Any]) -> Metadata:
     return Metadata(methods, oneway, attrs, again, session=meta.get("session") is True)
 
 
+_TEXT: Final = frozenset({str})
+
+
 def _names(values: Iterable[Any]) -> frozenset[str]:
-    if not isinstance(values, (list, tuple, set, frozenset)) or not all(isinstance(name, str) for name in values):
+    if not isinstance(values, (list, tuple, set, frozenset)) or not _TEXT.issuperset(map(type, values)):
         raise ProtocolError("the metadata of the handshake is not lists of names")
     return frozenset(values)

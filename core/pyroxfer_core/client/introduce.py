@@ -48,7 +48,7 @@ async def introduce(
         if not session.is_challenged:
             break
     try:
-        return replace(read_welcome(answer, version, connection.peer, settings, context), grant=session.grant)
+        return replace(read_welcome(answer, version, connection.peer, settings, hello), grant=session.grant)
     except CommunicationError as error:
         if answer.type == MessageType.CONNECTFAIL:
             raise RefusedError(str(error)) from error

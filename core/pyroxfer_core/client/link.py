@@ -25,8 +25,10 @@ from ..uri import Uri
 from ..wire.features import Feature, Grant
 from ..wire.message import Flags, Message, MessageType
 from ..wire.pieces import Outgoing
+from ..wire.plain import HEAD_SIZE, PlainCalls
 from ..wire.scattered import JOIN_BELOW
 from ..wire.session import IN_PIECES, ClientSession, alive
+from ..wire.v502 import V502
 from .calls import DAEMON_OBJECT, STREAM_KEY, CallOptions
 from .handshake import connect_message, read_welcome
 from .heartbeat import Pulse, watch
@@ -93,6 +95,8 @@ class Link:
         self.metadata: Metadata | None = None
         self.plain_methods: frozenset[str] = frozenset()
         """What `post_small` takes."""
+        self.plain_calls: PlainCalls
+        """Those with what requests are written with."""
         self.response: Any = None
         """The daemon's handshake response."""
         self.uri = Uri("PYRO:x@unknown:0")
@@ -151,6 +155,14 @@ class Link:
         if waiting is False:
             connection.close()
         return waiting is None and not self.session.going_away
+
+    def is_quiet(self) -> bool:
+        """Whether nothing is on its way, in either direction: a call made now is alone on the connection."""
+        connection, session = self.connection, self.session
+        if self._reading or self._woken or session.pending or session.going_away or connection.broken:
+            return False
+        decoder = connection.decoder
+        return not (connection.unsent or decoder.data or decoder.collected) and connection.peek() is None
 
     @property
     def usable_for_posting(self) -> bool:
@@ -227,7 +239,7 @@ class Link:
         waiter = Waiter()
         seq = waiter.seq = session.number(waiter, writer.name)
         try:
-            waiter.end = self.connection.queue_small(_INVOKE, writer.name, seq, body)
+            waiter.end = self.connection.queue_encoded(self.plain_calls.request(seq, body))
         except CommunicationError as error:
             session.drop(seq)
             error.outcome = Outcome.NOT_SENT
@@ -281,6 +293,45 @@ class Link:
         except trio.Cancelled:
             await self.abandon(waiter)
             raise
+
+    async def wait_plain(self, waiter: Waiter) -> bytes | Message:
+        """`wait` for a call that `post_small` queued on a quiet connection, in fewer steps.
+
+        Returns:
+            The body of the answer if that says nothing else; else the whole answer.
+        """
+        connection = self.connection
+        try:
+            if connection.flush_nowait() and type(waiter.end) is int:
+                self._reading = True
+                try:
+                    data = await connection.receive_bytes()
+                    if self.plain_calls.is_answer(data, len(data), waiter.seq):
+                        self.session.drop(waiter.seq)
+                        return data[HEAD_SIZE:]
+                    self._take_in(data)
+                finally:
+                    self._reading = False
+                    if self.session.pending or self.readers.waiting or self._background is not None:
+                        self._hand_over()
+        except PyroError as error:
+            self._fail(error)
+            if waiter.reply is None:  # what came behind the answer does not make it worse
+                raise self._outcome(waiter, waiter.error or error) from error
+        except trio.Cancelled:
+            await self.abandon(waiter)
+            raise
+        return await self.wait(waiter)
+
+    def _take_in(self, data: bytes) -> None:
+        """Give what came in, and has not gone through the decoder, to whom it is for."""
+        decoder = self.connection.decoder
+        decoder.feed(data)
+        if not data:
+            decoder.eof()
+            raise ConnectionClosedError(f"{self.connection.peer} closed the connection")
+        while (event := decoder.next_event()) is not None:
+            self._take(event)
 
     @property
     def turns(self) -> Callable[[], TurnSender] | None:
@@ -567,14 +618,14 @@ async def greet(
             session.receive(answer)
             if not session.is_challenged:
                 break
-        welcome = read_welcome(answer, version, location, settings, context)
+        welcome = read_welcome(answer, version, location, settings, hello)
     except BaseException:
         connection.close()
         raise
     grant = session.grant
-    link = Link(connection, session, make_context(version, Feature.TYPED in grant).granted(grant))
+    link = Link(connection, session, context.granted(grant))
     link.metadata, link.response = welcome.metadata, welcome.response
-    if link.concurrent and link.metadata is not None and not settings.compression and connection.hmac_key is None:
+    if link.concurrent and link.metadata is not None and not settings.compression and connection.codec is V502:
         link.plain_methods = link.metadata.methods - link.metadata.oneway
     if Feature.REVERSE in session.grant:
         link.context = replace(link.context, autoproxy=link.offer_served)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Outcome, SerializeError
@@ -65,7 +65,10 @@ class Member:
 
 
 class Call:
-    """A call that starts when it is awaited, or iterated when it returns an item stream. Use it once."""
+    """A call that starts when it is awaited, or iterated when it returns an item stream. Use it once.
+
+    It has what coroutines have, so ``nursery.start_soon(proxy.method, …)`` takes it for one.
+    """
 
     # What most calls leave as it is stands in the class: it need not be set for each.
     flags = 0
@@ -78,6 +81,7 @@ class Call:
     reply: Message | None = None
     certain: Outcome | None = None
     """What the peer said about it."""
+    _begun: Coroutine[Any, Any, Any] | None = None
 
     def __init__(
         self,
@@ -101,6 +105,24 @@ class Call:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self.proxy._pyroRun(self).__await__()
+
+    def send(self, value: Any) -> Any:
+        """Go on, as a coroutine does."""
+        return self._coroutine().send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Go on with an error, as a coroutine does."""
+        return self._coroutine().throw(*error)
+
+    def close(self) -> None:
+        """Leave it, as one leaves a coroutine; nothing happens to one that was not begun by `send`."""
+        if self._begun is not None:
+            self._begun.close()
+
+    def _coroutine(self) -> Coroutine[Any, Any, Any]:
+        if self._begun is None:
+            self._begun = self.proxy._pyroRun(self)
+        return self._begun
 
     @property
     def outcome(self) -> Outcome:

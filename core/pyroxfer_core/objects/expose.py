@@ -33,10 +33,10 @@ def is_private(name: str) -> bool:
 
 
 @overload
-def expose(member: T, /) -> T: ...
+def expose(method_or_class: T) -> T: ...
 @overload
 def expose(*, inline: bool) -> Callable[[T], T]: ...
-def expose(member: Any = None, /, *, inline: bool = False) -> Any:
+def expose(method_or_class: Any = None, *, inline: bool = False) -> Any:
     """Let remote callers use a method, a property, or every public member defined in a class itself.
 
     ``@expose(inline=True)`` also declares that a plain function never blocks, so that it is run without a thread.
@@ -44,9 +44,9 @@ def expose(member: Any = None, /, *, inline: bool = False) -> Any:
     Raises:
         AttributeError: the name is private, or the decorator stands above ``@classmethod`` or ``@staticmethod``.
     """
-    if member is None:
+    if method_or_class is None:
         return functools.partial(_expose, inline=inline)
-    return _expose(member, inline=inline)
+    return _expose(method_or_class, inline=inline)
 
 
 def _expose(member: Any, *, inline: bool) -> Any:
@@ -228,6 +228,11 @@ class Exposed:
                 name for name in self._kinds if getattr(getattr(clazz, name), "_pyroIdempotent", False)
             ),
         )
+
+    def is_callback(self, name: str) -> bool:
+        """Whether the method ``name`` is marked ``@callback``."""
+        kind = self._kinds.get(name)
+        return kind is not None and kind.is_callback
 
     def find(self, instance: Any, name: str) -> tuple[Callable[..., Any], MethodKind]:
         """The bound method ``name`` of an instance of the class.

@@ -95,20 +95,19 @@ def reply_for_exception(exc: BaseException, *, own: bool, dispatched: bool, call
         own: the peer is one of ours; it understands outcomes, and its connection carries other calls too.
         dispatched: the method was running. Whatever it failed with, the call is then executed: a nested call that was
             not sent must not make the caller send this one again.
-        callback: the method is marked ``@callback``.
+        callback: the method is marked ``@callback``. Its error is logged, and nothing more: Pyro hangs up, too.
 
     A communication error is never answered with silence. A stock peer would repeat the call or drop the connection on
     one, so it gets a PyroError whose text begins with what is certain.
     """
     if not isinstance(exc, Exception):
         return ErrorReply(None, close=True, log=True)
-    stock = not own
     if isinstance(exc, (SerializeError, SecurityError)):
-        return ErrorReply(exc, close=stock and not dispatched)
+        return ErrorReply(exc, close=not own and not dispatched, log=callback)
     if isinstance(exc, CommunicationError):
         answer = _for_own(exc, dispatched) if own else PyroError(_certain_text(exc, dispatched))
-        return ErrorReply(answer, close=stock and callback, log=callback)
-    return ErrorReply(exc, close=stock and callback, log=callback)
+        return ErrorReply(answer, log=callback)
+    return ErrorReply(exc, log=callback)
 
 
 def _for_own(exc: CommunicationError, dispatched: bool) -> CommunicationError:

@@ -19,7 +19,7 @@ ARRAY: Final = 0x4D
 _DTYPE: Final = re.compile(r"[<>|][?biufcmMSUV][0-9]{1,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?")
 """Plain element types as NumPy writes them: no objects, no fields."""
 _MAX_DIMENSIONS: Final = 32
-CONTAINERS: Final = frozenset({list, tuple, dict})
+CONTAINERS: Final = frozenset({list, tuple, dict, set, frozenset})
 """What an array can be in when a serializer does not look at each value itself."""
 
 
@@ -30,17 +30,17 @@ def is_array(value: Any) -> bool:
 
 
 def refuse_arrays(value: Any) -> None:
-    """Look for arrays in containers; nothing is looked at while NumPy is not loaded.
+    """Look for arrays and NumPy's scalars in containers; nothing is looked at while NumPy is not loaded.
 
     Raises:
         SerializeError: there is one; the text names ``.tolist()``.
     """
     if sys.modules.get("numpy") is None:
         return
-    for item in value.values() if type(value) is dict else value:
+    for item in (*value, *value.values()) if type(value) is dict else value:
         if type(item) in CONTAINERS:
             refuse_arrays(item)
-        elif is_array(item):
+        elif type(item).__module__.partition(".")[0] == "numpy":
             raise unwritable(item)
 
 

@@ -47,12 +47,15 @@ class SerializerContext:
     autoproxy: Callable[[Any], ProxyState | None] | None = None
     """The proxy that stands for an object served by this process, None for any other value."""
 
-    def granted(self, grant: Grant) -> SerializerContext:
-        """The same context with what was agreed with the peer."""
+    def granted(self, grant: Grant, autoproxy: Callable[[Any], ProxyState | None] | None = None) -> SerializerContext:
+        """The same context with what was agreed with the peer, and another ``autoproxy`` if one is given."""
+        own = Feature.TYPED in grant
         return replace(
             self,
-            out_of_band=self.own and Feature.OUT_OF_BAND in grant,
-            streams=self.own and Feature.UPLOAD in grant,
+            own=own,
+            out_of_band=own and Feature.OUT_OF_BAND in grant,
+            streams=own and Feature.UPLOAD in grant,
+            autoproxy=autoproxy or self.autoproxy,
         )
 
 

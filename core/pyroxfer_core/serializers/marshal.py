@@ -12,11 +12,13 @@ from ..wire.message import Body
 from .arrays import CONTAINERS, refuse_arrays
 from .base import Arguments, Call, Serializer
 from .json import array_to_plain
+from .scalars import BASES, as_builtin
 
 _VERSION: Final = 2
 """The last version without references: equal values give equal bytes, and an endless list is refused."""
 _SCALARS: Final = frozenset({type(None), bool, int, float, str})
-_NATIVE: Final = (str, int, float, type(None), complex, bytes, bytearray, tuple, set, frozenset, list, dict)
+_SCALAR_BASES: Final = tuple(BASES)
+_NATIVE: Final = (type(None), tuple, set, frozenset, list, dict)
 
 
 class MarshalSerializer(Serializer):
@@ -60,6 +62,8 @@ class MarshalSerializer(Serializer):
         return self._revive(body, read(body))
 
     def _plain(self, value: Any) -> Any:
+        if isinstance(value, _SCALAR_BASES):
+            return as_builtin(value)  # the writer would take NumPy's for bytes, and refuse others
         if isinstance(value, _NATIVE):
             if type(value) in CONTAINERS:
                 refuse_arrays(value)  # the writer would take their memory for bytes

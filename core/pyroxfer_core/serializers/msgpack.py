@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import array
+import collections
 import datetime
 import decimal
+import enum
 import itertools
 import operator
 import struct
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from functools import partial
 from typing import Any, Final
 
@@ -24,10 +26,13 @@ from .base import Arguments, Call, Serializer, SerializerContext, StreamArgument
 from .classes import CLASS_MARK, ClassCodec
 from .json import array_to_plain
 from .outofband import LARGE, MAX_PARTS, NO_PARTS, PART, Parts, PartWriter, has_parts, is_large, split
+from .scalars import BASES
 
 _LARGE: Final = 1 << 20
 """A packer keeps the memory of its largest result, in bytes; above this size another one takes its place."""
 
+_SURROGATES: Final = "surrogatepass"
+"""Names of files may hold lone surrogates. They are written for peers of ours only."""
 _MAX_NESTED: Final = 32
 """Tuples and sets inside each other. Each level of reading takes some 50 KiB of the C stack."""
 
@@ -172,7 +177,9 @@ class _OwnForm:
     def _pack_nested(self, value: Any, parts: PartWriter, depth: int) -> bytes:
         _check_depth(depth)
         default = partial(self._default, parts, depth)
-        packed: bytes = msgpack.packb(value, use_bin_type=True, strict_types=True, default=default)
+        packed: bytes = msgpack.packb(
+            value, use_bin_type=True, strict_types=True, default=default, unicode_errors=_SURROGATES
+        )
         return packed
 
     def _default(self, parts: PartWriter, depth: int, value: Any) -> Any:
@@ -191,6 +198,10 @@ class _OwnForm:
                 return self._as_builtin(parts, depth, plain(value))
         known = self._classes.known_to_dict(value)
         if known is None:
+            if isinstance(value, enum.Enum):
+                return self._as_builtin(parts, depth, value.value)
+            if isinstance(value, _LISTED):
+                return self._as_builtin(parts, depth, list(value))
             if self._out_of_band and is_array(value):
                 return write_array(value, parts)
             if self._context.streams and isinstance(value, (AsyncIterator, Iterator)):
@@ -221,7 +232,7 @@ class _OwnForm:
         """The value of a body that came in pieces or has parts behind it, and the msgpack body alone."""
         packed, parts = split(body) if has_parts(body) else (joined(body), NO_PARTS)
         hook = partial(self._unpack_extension, parts, 0)
-        value = msgpack.unpackb(packed, raw=False, strict_map_key=False, ext_hook=hook)
+        value = msgpack.unpackb(packed, raw=False, strict_map_key=False, unicode_errors=_SURROGATES, ext_hook=hook)
         parts.finish()
         return value, packed
 
@@ -246,7 +257,7 @@ class _OwnForm:
     def _unpack_nested(self, data: bytes, parts: Parts, depth: int) -> list[Any]:
         _check_depth(depth)
         hook = partial(self._unpack_extension, parts, depth)
-        members = msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=hook)
+        members = msgpack.unpackb(data, raw=False, strict_map_key=False, unicode_errors=_SURROGATES, ext_hook=hook)
         if not isinstance(members, list):
             raise SerializeError("msgpack cannot read this value: members were expected in a tuple or set")
         return members
@@ -330,11 +341,7 @@ def _text_reader(parse: Callable[[str], Any]) -> Callable[[bytes], Any]:
 _NESTED: Final[dict[type, int]] = {tuple: _TUPLE, set: _SET, frozenset: _FROZENSET}
 _NESTED_CODES: Final = frozenset(_NESTED.values())
 _BASES: Final[dict[type, Callable[[Any], Any]]] = {
-    int: int.__int__,
-    float: float.__float__,
-    str: str.__str__,
-    bytes: bytes,
-    bytearray: bytearray,
+    **BASES,
     dict: dict,
     list: list,
     tuple: tuple,
@@ -342,6 +349,8 @@ _BASES: Final[dict[type, Callable[[Any], Any]]] = {
     frozenset: frozenset,
 }
 """Subclasses of builtin types travel as the builtin: the peer need not know them."""
+_LISTED: Final = (collections.deque, KeysView, ValuesView, ItemsView)
+"""What Pyro writes as a list by default, that is with serpent."""
 _OWN_WRITERS: Final[dict[type, Callable[[Any], Any]]] = {
     int: _write_bigint,
     complex: lambda value: msgpack.ExtType(_COMPLEX, _COMPLEX_FORMAT.pack(value.real, value.imag)),
@@ -409,7 +418,9 @@ class MsgpackSerializer(Serializer):
         """The call of a body. Plain ones are read and judged at once."""
         if type(body) is bytes and CLASS_MARK not in body:
             try:
-                parts = unpackb(body, raw=False, strict_map_key=False, ext_hook=self._unpack_extension)
+                parts = unpackb(
+                    body, raw=False, strict_map_key=False, unicode_errors=_SURROGATES, ext_hook=self._unpack_extension
+                )
                 object_id, method, args, kwargs = parts
             except Exception:  # noqa: S110  # what is wrong is said below
                 pass
@@ -428,7 +439,9 @@ class MsgpackSerializer(Serializer):
         """The value of a body."""
         if type(body) is bytes and CLASS_MARK not in body:
             try:
-                return unpackb(body, raw=False, strict_map_key=False, ext_hook=self._unpack_extension)
+                return unpackb(
+                    body, raw=False, strict_map_key=False, unicode_errors=_SURROGATES, ext_hook=self._unpack_extension
+                )
             except Exception:  # noqa: S110  # what is wrong is said below
                 pass
         return super().loads(body)
@@ -441,7 +454,9 @@ class MsgpackSerializer(Serializer):
 
     def _read(self, body: Body) -> Any:
         try:
-            value = msgpack.unpackb(body, raw=False, strict_map_key=False, ext_hook=self._unpack_extension)
+            value = msgpack.unpackb(
+                body, raw=False, strict_map_key=False, unicode_errors=_SURROGATES, ext_hook=self._unpack_extension
+            )
         except (msgpack.FormatError, TypeError):  # neither comes of a small body that is well-formed
             if self._own is None or not (isinstance(body, Scattered) or has_parts(body)):
                 raise

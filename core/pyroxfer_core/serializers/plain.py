@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,10 +11,11 @@ import msgpack
 from ..errors import SerializeError
 from ..wire.marshal import read as read_marshal
 from ..wire.message import Body
+from .literals import read_literal
 
 
 def _read_serpent(body: Body) -> Any:
-    return ast.literal_eval(str(body, "utf-8"))
+    return read_literal(str(body, "utf-8"))
 
 
 def _read_json(body: Body) -> Any:
@@ -23,7 +23,7 @@ def _read_json(body: Body) -> Any:
 
 
 def _read_msgpack(body: Body) -> Any:
-    return msgpack.unpackb(body, ext_hook=lambda code, data: None)
+    return msgpack.unpackb(body, unicode_errors="surrogatepass", ext_hook=lambda code, data: None)
 
 
 _READERS: Final[dict[str, Callable[[Body], Any]]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import collections
 import enum
 import re
@@ -15,9 +14,12 @@ from ..errors import SerializeError
 from ..wire.message import Body
 from .base import Arguments, Serializer, SerializerContext
 from .classes import ClassCodec
+from .literals import read_literal
+from .scalars import BASES, as_builtin
 
 _HEADER: Final = "# serpent utf-8 python3.2\n"
 _VIEWS: Final = (KeysView, ValuesView, ItemsView)
+_SCALARS_OF_ANY_CLASS: Final = tuple(BASES)
 
 
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
@@ -71,6 +73,8 @@ class _Writer(serpent.Serializer):  # type: ignore[misc]  # the library has no t
         elif isinstance(value, collections.OrderedDict):
             items = {"__class__": "collections.OrderedDict", "items": list(value.items())}
             writer._serialize(items, out, level)
+        elif isinstance(value, _SCALARS_OF_ANY_CLASS):
+            writer._serialize(as_builtin(value), out, level)  # not by repr(), which they may have changed
         else:
             writer._write_by_type(value, out, level)
 
@@ -117,4 +121,4 @@ def _parse(body: Body) -> Any:
     text = str(body, "utf-8")
     if "\0" in text:
         raise SerializeError("serpent cannot read this value: it contains NUL characters")
-    return ast.literal_eval(text)
+    return read_literal(text)

@@ -35,9 +35,9 @@ class DaemonObject:
             f"Servertype: pyroxfer trio"
         )
 
-    async def get_metadata(self, object_id: str, as_lists: bool = False) -> dict[str, Any]:
+    async def get_metadata(self, objectId: str, as_lists: bool = False) -> dict[str, Any]:
         """Exposed members of an object, as sets or lists."""
-        meta = self._daemon.table.get(object_id).exposed.metadata
+        meta = self._daemon.table.get(objectId).exposed.metadata
         shape: Any = list if as_lists else set
         return {"methods": shape(meta.methods), "oneway": shape(meta.oneway), "attrs": shape(meta.attrs)}
 
@@ -46,11 +46,11 @@ class DaemonObject:
         entry = self._daemon.table.get(object_id)
         return describe_members(entry.target if entry.is_class else type(entry.target))
 
-    async def get_next_stream_item(self, stream_id: str) -> Any:
+    async def get_next_stream_item(self, streamId: str) -> Any:
         """The next item of an item stream."""
-        return await self._daemon.streams.next_item(stream_id, current_context_var.get().client)
+        return await self._daemon.streams.next_item(streamId, current_context_var.get().client)
 
     @oneway
-    async def close_stream(self, stream_id: str) -> None:
+    async def close_stream(self, streamId: str) -> None:
         """End an item stream."""
-        await self._daemon.streams.close(stream_id)
+        await self._daemon.streams.close(streamId)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -11,13 +10,15 @@ import trio
 
 from ..errors import DaemonError, PyroError, RefusedError
 from ..objects.table import DAEMON_ID
-from ..serializers.base import Call, SerializerContext
+from ..serializers.base import SerializerContext
 from ..serializers.vocabulary import ProxyState
 from ..wire.features import Grant
 from ..wire.message import Message, MessageType
 from ..wire.session import ClientSession, ServerSession
+from .crew import Crew
 from .execute import Job, failure, is_slow_to_read
 from .peer import Peer
+from .turn import read_slowly
 
 if TYPE_CHECKING:
     from .daemon import Daemon
@@ -53,21 +54,21 @@ class Callee(Peer):
     """
 
     def __init__(self, daemon: Daemon, link: Caller) -> None:
-        super().__init__(daemon, link.connection)
+        super().__init__(daemon, link.connection, None)
         self.session = ServerSession(daemon.epoch)
         self.session.assume_reverse(link.grant.reversed())
         self._link = link
-        self._reading = True
+        self._nursery: trio.Nursery | None = None
         self._offered: set[str] = set()
         self.over = False
         """It refuses everything, because its daemon is closed."""
 
-    async def serve(self, *, greeted: bool = True) -> None:
+    async def serve(self) -> None:
         """Answer until the connection, or the daemon, ends."""
         daemon = self.daemon
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._nursery, self._crew = nursery, Crew(nursery)
                 await self._link.read_for_others()
                 nursery.cancel_scope.cancel()
         finally:
@@ -95,11 +96,10 @@ class Callee(Peer):
 
         return replace(context, autoproxy=hand_out)
 
-    def _decode(self, message: Message, read: Callable[[], Call] | None) -> Job | Message | None:
-        job = super()._decode(message, read)
-        if not isinstance(job, Job) or self._may_be_called(job):
-            return job
-        return failure(self, message, job.serializer, DaemonError("unknown object"), dispatched=False)
+    def check(self, job: Job) -> None:
+        """Only what was handed out may be called."""
+        if not self._may_be_called(job):
+            raise DaemonError("unknown object")
 
     def _may_be_called(self, job: Job) -> bool:
         object_id = job.entry.object_id
@@ -113,27 +113,27 @@ class Callee(Peer):
             ConnectionClosedError: the answer cannot leave.
         """
         if message.type == MessageType.CANCEL:
-            self._cancel(message.seq)
+            self.calls.cancel(message.seq)
         elif self._nursery is None:
             self._refuse(message)
         elif is_slow_to_read(message):
             self._nursery.start_soon(self._take_slowly, message)
         else:
-            job = self._begin(message, None)
+            job = self.calls.begin(message, None)
             if job is not None:
-                self._start(job)
+                self.crew.start(job)
         self.connection.flush_nowait()
 
     def _refuse(self, message: Message) -> None:
         error = RefusedError("draining: the daemon is closed")
         answer = failure(self, message, self.serializer(message.serializer), error, dispatched=False)
         if answer is not None:
-            self.queue(answer)
+            self.calls.queue(answer)
 
     async def _take_slowly(self, message: Message) -> None:
-        job = self._begin(message, await self._read_call(message))
+        job = self.calls.begin(message, await read_slowly(self, message))
         if job is not None:
-            self._start(job)
+            self.crew.start(job)
 
     def go_away(self) -> None:
         """Take back that anything is served here."""

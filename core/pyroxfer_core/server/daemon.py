@@ -19,7 +19,7 @@ from ..errors import CommunicationError, ConnectionClosedError, DaemonError, Pyr
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import Metadata, reset_exposed
 from ..objects.table import DAEMON_ID, ObjectTable, refuse_to_share
-from ..serializers.base import SerializerContext
+from ..serializers.base import Serializer, SerializerContext
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection
@@ -30,6 +30,7 @@ from ..transport.sockets import bind_unix, remove_socket_file
 from ..uri import Uri
 from ..wire.message import Body
 from .about import DaemonObject
+from .crew import Crew
 from .door import is_guarded, open_door, refuse_open_door
 from .hello import Hello, Judge, Verdict
 from .keys import KeyTable
@@ -44,6 +45,7 @@ from .places import (
     places_of,
     published_host,
 )
+from .poller import Poller
 from .streams import StreamTable
 from .watchdog import Watchdog
 from .workers import WorkerPool
@@ -180,6 +182,8 @@ class Daemon:
         self._more: list[socket.socket] = []
         """Listeners of further hosts."""
         self._nursery: trio.Nursery | None = None
+        self._crew: Crew | None = None
+        self._stock: dict[tuple[int, frozenset[str]], dict[str, Serializer]] = {}
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._drained: trio.Event | None = None
         self._watchdog: Watchdog | None = None
@@ -436,20 +440,40 @@ class Daemon:
         self, listener: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Everything that `aclose` cuts; what runs in the body of ``async with`` is not among it."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._sweep_streams)
-            task_status.started()
-            await serve_connections(
-                [listener, *self._more],
-                self._serve,
-                settings=self.settings,
-                side_handler=self._serve_side_stream,
-                share=None if self._worker is None else self._worker.share,
-            )
+        poller = Poller()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._crew = Crew(nursery, poller)
+                self._crew.begin()
+                nursery.start_soon(self._sweep_streams)
+                task_status.started()
+                await self._serve_clients(listener)
+        finally:  # nobody serves them any more
+            for peer in self.peers:
+                peer.ended = True
+            for peer in list(self.peers):
+                await peer.leave()
+            poller.close()
+
+    async def _serve_clients(self, listener: socket.socket) -> None:
+        await serve_connections(
+            [listener, *self._more],
+            self._serve,
+            settings=self.settings,
+            side_handler=self._serve_side_stream,
+            share=None if self._worker is None else self._worker.share,
+        )
 
     async def _serve(self, connection: Connection) -> None:
-        await Peer(self, connection).serve()
+        peer = self.new_peer(connection)
+        if await peer.greet():
+            peer.begin()
+
+    def new_peer(self, connection: Connection) -> Peer:
+        """The client at the other end of a connection."""
+        assert self._crew is not None, "served"
+        return Peer(self, connection, self._crew)
 
     async def _serve_side_stream(self, stream: Any) -> None:
         if self.side_stream_handler is not None:
@@ -463,9 +487,9 @@ class Daemon:
 
     def run_detached(self, run_call: Callable[[], Awaitable[None]]) -> None:
         """Run a call that goes on when its client leaves."""
-        if self._nursery is not None:
+        if self._nursery is not None and self._crew is not None:
             self._detached += 1
-            self._nursery.start_soon(self._run_detached, run_call)
+            self._crew.spawn(self._run_detached, run_call)
 
     async def _run_detached(self, run_call: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -595,6 +619,10 @@ class Daemon:
             proxy_state_of=self.state_of_proxy,
             autoproxy=self.autoproxy,
         )
+
+    def stock_serializers(self, version: int, unsafe: frozenset[str]) -> dict[str, Serializer]:
+        """The serializers, by name, that all stock clients of a protocol share which are trusted with the same."""
+        return self._stock.setdefault((version, unsafe), {})
 
     def make_proxy(self, state: ProxyState) -> Any:
         """The proxy that arrived in a call."""

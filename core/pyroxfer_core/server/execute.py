@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,8 +38,6 @@ _ONEWAY, _BATCH, _KEEPSERIALIZED, _COMPRESSED = Flags.ONEWAY, Flags.BATCH, Flags
 _RESULT: Final = MessageType.RESULT
 SLOW_BYTES: Final = 64 * 1024
 """Text formats take some 100 ns a byte and more, and a compressed body inflates to a thousand times its size."""
-KEPT_BYTES: Final = 4096
-"""The largest request that an idle connection may go on holding."""
 SLOW_MSGPACK_BYTES: Final = 4 * 1024 * 1024
 Read = Callable[[], Call]
 """Gives, or raises, what `read_call` did when it ran already."""
@@ -79,11 +76,6 @@ class Job(CallContext):
         self.kwargs = kwargs
         self.deadline = deadline
         self.lane: Any = None
-
-    def forget(self) -> None:
-        """Let go of what was asked: as the context of the task that ran it, a job outlives its call."""
-        self.message = replace(self.message, body=b"")
-        self.args, self.kwargs = (), None
 
     @property
     def oneway(self) -> bool:
@@ -216,7 +208,8 @@ def failed(peer: Peer, job: Job, error: BaseException) -> Message | None:
         hang_up(peer, error)
         return None
     if isinstance(error, Exception):
-        return failure(peer, job.message, job.serializer, error, dispatched=True)
+        callback = job.entry.exposed.is_callback(job.method)
+        return failure(peer, job.message, job.serializer, _own(error), dispatched=True, callback=callback)
     travelling, rest = part(error)  # a method's wish to end the process, for instance; Pyro hangs up on one, too
     if travelling is None:
         hang_up(peer, error)
@@ -224,6 +217,14 @@ def failed(peer: Peer, job: Job, error: BaseException) -> Message | None:
     if rest is not None:
         log.warning("a call of %s failed while it was cut short", peer.connection.peer, exc_info=rest)
     raise travelling from None
+
+
+def _own(error: Exception) -> Exception:
+    """What the method raised: no StopIteration leaves a coroutine as it is."""
+    cause = error.__cause__
+    if type(error) is RuntimeError and isinstance(cause, StopIteration) and str(error).startswith("coroutine raised"):
+        return cause
+    return error
 
 
 def hang_up(peer: Peer, error: BaseException) -> None:
@@ -243,12 +244,20 @@ async def _run_special(peer: Peer, job: Job, instance: Any) -> Any:
 
 
 def runner(peer: Peer, job: Job) -> Callable[..., Awaitable[Any]]:
-    """What runs functions in threads for this call."""
+    """What runs functions in threads for this call.
+
+    Raises:
+        PoolBusyError: it would wait for ever.
+    """
     pool = peer.pool
     if job.message.flags & _ONEWAY:
         run = pool.run_patiently
+    elif pool.full and _is_nested(peer, job):
+        if pool.exhausted and _count_kin(peer, job) >= pool.threads:
+            raise PoolBusyError("busy: all worker threads wait for what this call is a part of, so none gets free")
+        run = pool.run_nested
     else:
-        run = pool.run_nested if pool.full and _is_nested(peer, job) else pool.run
+        run = pool.run
     return partial(run, _noted, job) if isinstance(job, KeyedJob) else run
 
 
@@ -270,6 +279,20 @@ def _is_nested(peer: Peer, job: Job) -> bool:
         other is not job and other.known_correlation == mine
         for neighbour in peer.daemon.peers
         for other in neighbour.running()
+    )
+
+
+def _count_kin(peer: Peer, job: Job) -> int:
+    """How many running calls here belong to the same chain of calls."""
+    chain, correlation = job.known_chain, job.known_correlation
+    others = (other for neighbour in (*peer.daemon.peers, *peer.daemon.callees) for other in neighbour.running())
+    return sum(
+        other is not job
+        and (
+            (chain is not None and other.known_chain == chain)
+            or (correlation is not None and other.known_correlation == correlation)
+        )
+        for other in others
     )
 
 
@@ -301,7 +324,8 @@ async def _run_batch(peer: Peer, job: Job, instance: Any) -> list[Any]:
                 raise SerializeError("an iterator cannot be the result of a call in a batch")
         except ThreadEndedError:
             raise
-        except Exception as error:
+        except Exception as raised:
+            error = _own(raised)
             error._pyroTraceback = _lines_of(peer, error)  # type: ignore[attr-defined]  # where Pyro's clients look
             results.append(ExceptionWrapper(error))
             break
@@ -341,13 +365,24 @@ def _response_annotations(peer: Peer, job: Job) -> dict[str, Body]:
     return job._response_annotations or {}
 
 
+def _hook_annotations(peer: Peer) -> dict[str, Body]:
+    """What the daemon adds to the answer of a call that failed. The error is answered also when this fails."""
+    if not peer.annotates:
+        return {}
+    try:
+        return dict(peer.daemon.annotations())
+    except Exception:
+        log.exception("annotations() of the daemon failed")
+        return {}
+
+
 def _stream_result(peer: Peer, job: Job, value: Any) -> Message:
     """The announcement of an item stream: flags, its id, and the placeholder exception that stock peers expect."""
     message = job.message
     stream_id = peer.streams.add(value, peer)
     annotations = {**_response_annotations(peer, job), STREAM_KEY: stream_id.encode("ascii")}
     if Feature.PUSH in peer.session.grant:
-        number = peer.pushed_streams().offer(stream_id, job)
+        number = peer.pushed.offer(stream_id, job)
         if number is not None:
             annotations[PUSHED_KEY] = peer.session.grant.stream(number)
     return Message(
@@ -369,11 +404,17 @@ def _deflate(peer: Peer, answer: Message) -> None:
 
 
 def failure(
-    peer: Peer, request: Message, serializer: Serializer | None, error: Exception, *, dispatched: bool
+    peer: Peer,
+    request: Message,
+    serializer: Serializer | None,
+    error: Exception,
+    *,
+    dispatched: bool,
+    callback: bool = False,
 ) -> Message | None:
     """The exception answer to a request; None for a one-way call. Marks the connection when it must end after it."""
     own = peer.session.grant.bits & Feature.TYPED != 0
-    verdict = reply_for_exception(error, own=own, dispatched=dispatched)
+    verdict = reply_for_exception(error, own=own, dispatched=dispatched, callback=callback)
     if verdict.log:
         log.warning("a request of %s failed", peer.connection.peer, exc_info=error)
     if verdict.close:
@@ -385,7 +426,7 @@ def failure(
     exception = StopIteration(*error.args) if isinstance(error, EndOfStream) else verdict.exception
     lines = _lines_of(peer, error)
     body = (serializer or peer.serializer("marshal")).dumps_exception(exception, lines)
-    annotations: dict[str, Body] = {}
+    annotations = _hook_annotations(peer)
     if own and not dispatched and isinstance(error, CommunicationError) and error.outcome in _OUTCOME_LETTERS:
         annotations[OUTCOME_KEY] = peer.session.grant.outcome(_OUTCOME_LETTERS[error.outcome])
     answer = Message(

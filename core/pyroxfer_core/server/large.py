@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -27,13 +28,13 @@ class LargeMessages:
     """Made with the first large message of a peer that takes them in pieces.
 
     Args:
-        nursery: where answers leave, each in a task of its own, so that requests are read on meanwhile.
+        start_soon: makes a task, in which an answer leaves, so that requests are read on meanwhile.
     """
 
-    def __init__(self, peer: Peer, nursery: trio.Nursery) -> None:
+    def __init__(self, peer: Peer, start_soon: Callable[..., None]) -> None:
         limit = peer.settings.max_message_bytes
         self._peer = peer
-        self._nursery = nursery
+        self._start_soon = start_soon
         self._incoming = Incoming(limit, limit, _FROM_CLIENT)
         peer.connection.decoder.place_of = self._incoming.place_of
         self.sender = TurnSender(peer.connection)
@@ -93,7 +94,7 @@ class LargeMessages:
         outgoing = Outgoing(answer, self._peer.connection.codec)
         self._leaving[answer.seq] = outgoing
         self._peer.answer_leaves()
-        self._nursery.start_soon(self._send, outgoing)
+        self._start_soon(self._send, outgoing)
         return outgoing
 
     async def _send(self, outgoing: Outgoing) -> None:

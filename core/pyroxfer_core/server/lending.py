@@ -9,7 +9,6 @@ A client of ours may say more while its call runs. So the loop takes its connect
 
 from __future__ import annotations
 
-import contextvars
 import select
 import threading
 from collections.abc import Callable
@@ -26,8 +25,8 @@ from .execute import SLOW_BYTES, Job, failed, result, runner
 from .streams import PLAIN
 
 if TYPE_CHECKING:
+    from .crew import Worker
     from .peer import Peer
-    from .worker import Worker
 
 LINGER_MS: Final = 5
 """How long a thread waits for the next request."""
@@ -50,7 +49,7 @@ class Loan:
         peer.loan = self
         self._poll = select.poll()
         self._poll.register(peer.connection.sock, select.POLLIN)
-        self._context = contextvars.copy_context()
+        self._context = peer.crew.context()
         self.job = job
         """The last call that was begun."""
         self.value: Any = _NOTHING
@@ -87,14 +86,14 @@ class Loan:
         """There is no call from now on."""
         self._is_idle = True
         self._worker.job = None
-        self._peer.pause()
+        self._peer.calls.pause()
         self._peer.pool.lingering.add(self)
 
     def _resume(self, job: Job) -> None:
         self._worker.job = job
         if self._is_idle:
             self._is_idle = False
-            self._peer.resume()
+            self._peer.calls.resume()
             self._peer.pool.lingering.discard(self)
 
     def work(self, function: Callable[..., Any]) -> None:
@@ -160,7 +159,7 @@ class Loan:
             prepared = peer.prepared(event)
             if prepared is not None:
                 job, function = prepared
-                peer.follows(self._worker, self.job, job)
+                peer.calls.follows(self._worker, self.job, job)
                 self.job = job
                 self._begun += 1
                 self._resume(job)

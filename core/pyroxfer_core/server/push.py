@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 class PushedStreams:
     """The streams of one connection that may be pushed, by number."""
 
-    def __init__(self, peer: Peer, nursery: trio.Nursery) -> None:
+    def __init__(self, peer: Peer, start_soon: Callable[..., None]) -> None:
         self._peer = peer
-        self._nursery = nursery
+        self._start_soon = start_soon
         self._streams: dict[int, _Pushed] = {}
         self._last = 0
 
@@ -68,7 +68,7 @@ class PushedStreams:
             pushed.wake()
         else:
             pushed.running = True
-            self._nursery.start_soon(self._push, pushed)
+            self._start_soon(self._push, pushed)
 
     def _unknown(self, number: int) -> Message:
         """The end of a stream that is not there any more; a reader that knows its end by now takes no notice."""
@@ -85,7 +85,7 @@ class PushedStreams:
             self._peer.connection.queue(end_message(number))
         elif not pushed.stopped:
             pushed.stopped = True
-            self._nursery.start_soon(self._close, pushed)
+            self._start_soon(self._close, pushed)
 
     async def _close(self, pushed: _Pushed) -> None:
         await self._peer.streams.close(pushed.stream_id)
@@ -168,4 +168,4 @@ class _Pushed:
             await self._sender.fetch(iterator)
             await trio.lowlevel.checkpoint()
         else:
-            await self._sender.fetch_in_thread(iterator, self._peer.pool.run_patiently)
+            await self._sender.fetch_in_thread(iterator, self._peer.pool.run_iterator)

@@ -19,13 +19,13 @@ from ..transport.connection import Event
 from ..transport.resume import resumed
 from ..wire.message import Message, MessageType
 from ..wire.scattered import JOIN_BELOW
-from .execute import KEPT_BYTES, SPECIAL, Job, Read, failed, result
+from .execute import SPECIAL, Job, Read, failed, result
 from .lending import lend
 from .streams import PLAIN, is_stream
 
 if TYPE_CHECKING:
+    from .crew import Worker
     from .peer import Peer
-    from .worker import Worker
 
 _INVOKE: Final = MessageType.INVOKE
 _RESULT: Final = MessageType.RESULT
@@ -55,7 +55,7 @@ class Waiting:
 def prepare(peer: Peer, message: Message) -> tuple[Job, Callable[..., Any], MethodKind] | Unusual:
     """What a request calls, if it is usual."""
     serializer = peer.known_serializers.get(message.serializer)
-    if message.flags or message.annotations or serializer is None or not peer.may_begin(message):
+    if message.flags or message.annotations or serializer is None or not peer.calls.may_begin(message):
         return Unusual(message)
     try:
         call = object_id, method, args, kwargs = serializer.loads_call(message.body)
@@ -83,11 +83,20 @@ def run_small(peer: Peer, worker: Worker, message: Message) -> Unusual | Waiting
         return prepared
     job, function, kind = prepared
     worker.job = job
-    peer.begun(worker, message.seq)
+    peer.calls.begun(worker, message.seq)
+    context = worker.context = peer.crew.context()
     if not kind.is_async and not kind.is_inline:
         return Waiting(lend(peer, worker, job, function))
-    serializer = job.serializer
+    waiting = context.run(_run, peer, job, kind, function)
+    if waiting is None:
+        worker.job = worker.context = None
+    return waiting
+
+
+def _run(peer: Peer, job: Job, kind: MethodKind, function: Callable[..., Any]) -> Waiting | None:
+    """In the context of the call: all that can be done at once."""
     current_context_var.set(job)
+    message = job.message
     answer: Message | None = None
     body: Any = None
     try:
@@ -101,14 +110,12 @@ def run_small(peer: Peer, worker: Worker, message: Message) -> Unusual | Waiting
             else:
                 return Waiting(rest_of_small(peer, job, running, request))
         if job._response_annotations is None and (type(value) in PLAIN or not is_stream(value)):
-            body = serializer.dumps(value)
+            body = job.serializer.dumps(value)
         else:
             answer = result(peer, job, value)
     except BaseException as error:
         answer = failed(peer, job, error)
-    peer.ended(message.seq)
-    if len(message.body) > KEPT_BYTES:
-        job.forget()
+    peer.calls.done(message.seq)
     if type(body) is bytes and len(body) <= JOIN_BELOW and message.correlation_id is None:
         try:
             peer.connection.queue_small(_RESULT, message.serializer, message.seq, body)
@@ -118,7 +125,7 @@ def run_small(peer: Peer, worker: Worker, message: Message) -> Unusual | Waiting
     if body is not None:
         answer = Message(_RESULT, message.seq, message.serializer, 0, body, {}, message.correlation_id)
     if answer is not None:
-        peer.queue(answer)
+        peer.calls.queue(answer)
     return None
 
 

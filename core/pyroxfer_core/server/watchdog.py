@@ -15,13 +15,13 @@ from typing import Final
 import trio
 
 from .execute import Job, execute
-from .small import rest_of_small, run_small
+from .small import _run, rest_of_small
 
 log = logging.getLogger(__name__)
 
 LOOKS: Final = 5
 """How often the loop is looked at within the time that a handler may block it."""
-_EXECUTE: Final = frozenset({execute.__code__, run_small.__code__, rest_of_small.__code__})
+_EXECUTE: Final = frozenset({execute.__code__, _run.__code__, rest_of_small.__code__})
 """Where handlers are called."""
 
 

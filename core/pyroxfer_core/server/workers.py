@@ -72,6 +72,8 @@ class WorkerPool:
     """
 
     def __init__(self, threads: int, queue: int) -> None:
+        self.threads = 2 * threads
+        """How many there are, those for nested calls included."""
         self._slots = _Slots(threads)
         self._patient = trio.CapacityLimiter(max(1, threads // 2))
         self._reserve = _Slots(threads)
@@ -88,6 +90,11 @@ class WorkerPool:
     def full(self) -> bool:
         """Whether a function would have to wait for a thread."""
         return self._slots.exhausted
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether also a nested call would have to wait for a thread."""
+        return self._slots.exhausted and self._reserve.exhausted
 
     @property
     def wanted(self) -> bool:
@@ -109,6 +116,10 @@ class WorkerPool:
         """
         async with self._patient:
             return await self._run(function, args, kwargs)
+
+    async def run_iterator(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Like `run_patiently`, for fetching items of a stream: its reader waits for nothing else."""
+        return await self.run_patiently(function, *args)
 
     async def run_nested(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Like `run`, for a call that is made while working on another one: that may have the thread it waits for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import select
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -20,6 +21,7 @@ from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
 from .open import open_socket
 from .sockets import StreamSocket, is_local, lost_connection, peer_text, reason_of, set_options
+from .tls import TlsSocket
 from .wirelog import wire_log
 
 
@@ -32,6 +34,8 @@ Event = Message | Head | BodyPart | End
 RECEIVE_BYTES: Final = 64 * 1024
 READS_PER_TURN: Final = 16
 """Reads in a row that need no wait before others get a turn: a busy peer must not starve the rest."""
+READS_FOR_ONE: Final = 4
+"""Reads in a row for one message, where others wait that have said something, too."""
 LINGER_S: Final = 1.0
 """How long a refused peer has to read why."""
 MAX_BUFFERS: Final = 512
@@ -62,6 +66,12 @@ class Connection:
         """True once the peer had closed or reset the connection."""
         self.settled: Callable[[], None] = _nothing
         """To be called when the handshake is done: the connection no longer counts as half-open."""
+        self.release: Callable[[], None] = _nothing
+        """To be called by who has kept an accepted connection, when it has ended: see `keep`."""
+        self.kept = False
+        """It lives on when the handler that it was accepted for has returned."""
+        self.when_closed: Callable[[], None] = _nothing
+        """Called when it is about to be closed on this side, as long as the socket is there."""
         self.greet_by = math.inf
         """When an accepted connection must have finished its handshake, on trio's clock."""
         self.hmac_key = hmac_key
@@ -69,6 +79,7 @@ class Connection:
         self._out: list[Body] = []
         self._sending = False
         self._drained: trio.Event | None = None
+        self._poll: select.poll | None = None
         self.in_pieces: Callable[[Message], Outgoing | None] | None = None
         """Takes over messages with bodies above 256 KiB; None when they must leave as they are."""
         self.queued = 0
@@ -115,7 +126,6 @@ class Connection:
 
     async def receive_more(self) -> Event | None:
         """Like `receive`, for callers who know that no event is complete yet."""
-        decoder, sock = self.decoder, self._sock
         event: Event | None = None
         try:
             while event is None:
@@ -123,32 +133,65 @@ class Connection:
                 if self._reads >= READS_PER_TURN:
                     self._reads = 0
                     await trio.lowlevel.checkpoint()
-                place = decoder.wanted_buffer()
                 try:
-                    if place is None:
-                        data = sock.recv(RECEIVE_BYTES)
-                        count = len(data)
-                    else:
-                        count = sock.recv_into(place)
+                    event = self._read_once()
                 except BlockingIOError:
                     self._reads = 0
                     await self._wait(trio.lowlevel.wait_readable)
                     continue
-                except OSError as error:
-                    raise self._lost(error) from error
-                if not count:
-                    self.ended = True
-                    decoder.eof()
+                if self.ended:
                     return None
-                if place is None:
-                    event = decoder.take(data)
-                else:
-                    decoder.received(count)
-                    event = decoder.next_event()
         except PyroError:
             self.broken = True
             raise
         return event
+
+    def receive_available(self) -> Event | None:
+        """Like `receive_more` without waiting: the next event, if some reads complete one.
+
+        None says that there is nothing to read now, or that the peer has closed (``ended`` is True then), or that the
+        message is a long one.
+        """
+        try:
+            for _ in range(READS_FOR_ONE):
+                event = self._read_once()
+                if event is not None or self.ended:
+                    return event
+        except BlockingIOError:
+            pass
+        except PyroError:
+            self.broken = True
+            raise
+        return None
+
+    def _read_once(self) -> Event | None:
+        """The event that one read completes. BlockingIOError: there is nothing to read."""
+        decoder = self.decoder
+        place = decoder.wanted_buffer() if decoder.collected is not None else None
+        try:
+            if place is not None:
+                count = self._sock.recv_into(place)
+            else:
+                data = self._sock.recv(RECEIVE_BYTES)
+                count = len(data)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise self._lost(error) from error
+        if not count:
+            self.ended = True
+            decoder.eof()
+            return None
+        if place is None:
+            return decoder.take(data)
+        decoder.received(count)
+        return decoder.next_event()
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes are here that the kernel does not tell of any more: what was decrypted and not read."""
+        sock = self._sock
+        return type(sock) is TlsSocket and sock.pending
 
     def receive_nowait(self) -> Event | None:
         """The next event that is complete already, without reading from the socket; None when there is none."""
@@ -310,8 +353,29 @@ class Connection:
                 self._drained = trio.Event()
             await self._drained.wait()
 
+    async def receive_bytes(self) -> bytes:
+        """Wait for bytes and take them past the decoder, where nothing can have come yet; empty at the end.
+
+        Errors and cancellation as with `receive`.
+        """
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(self._sock)
+                return self._sock.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except (trio.ClosedResourceError, OSError, ValueError) as error:
+                raise self._lost(error) from error
+
     def peek(self) -> bool | None:
         """What waits on an idle connection: None nothing, True bytes, False that the peer is gone."""
+        if self.broken:
+            return False
+        if self._poll is None and isinstance(self._sock, socket.socket):
+            self._poll = select.poll()
+            self._poll.register(self._sock, select.POLLIN)
+        if self._poll is not None and not self._poll.poll(0):  # no error has to be made to say so
+            return None
         try:
             return bool(self._sock.recv(1, socket.MSG_PEEK))
         except BlockingIOError:
@@ -349,11 +413,24 @@ class Connection:
                 await self._wait(trio.lowlevel.wait_readable)
             await trio.lowlevel.checkpoint()
 
+    def keep(self) -> Callable[[], None]:
+        """Let it live on when the handler that it was accepted for returns.
+
+        Returns:
+            To be called when it has ended and was closed, by whoever keeps it.
+        """
+        self.kept = True
+        self.settled = _nothing
+        release, self.release = self.release, _nothing
+        return release
+
     def close(self) -> None:
         """Close at once. Tasks waiting in this connection get a ConnectionClosedError. Twice is fine."""
         self.broken = True
         if self._sock.fileno() >= 0:
             trio.lowlevel.notify_closing(self._sock)
+            when_closed, self.when_closed = self.when_closed, _nothing
+            when_closed()
             self._sock.close()
         self._out.clear()
 

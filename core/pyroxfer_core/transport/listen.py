@@ -59,13 +59,14 @@ async def serve_connections(
     collect: int | None = None,
     share: Share | None = None,
 ) -> None:
-    """Accept until cancelled; each connection gets a task of its own.
+    """Accept until cancelled; each connection has a task of its own until its handler returns.
 
     Args:
         listeners: listening sockets, non-blocking. They stay open: who made them closes them, which ends accepting
             from them, and leaves the connections alone.
         handler: called with each Pyro connection, nothing read from it but what tells its kind. The connection is
-            closed when it returns. An exception that escapes it is logged and ends that connection only.
+            closed when it returns, unless it was kept (see `Connection.keep`). An exception that escapes it is logged
+            and ends that connection only.
         side_handler: the same for raw side streams; without it they are closed.
         collect: see `open_connection`.
         share: what other processes are left of the connections.
@@ -108,7 +109,7 @@ class _Door:
     async def _accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while True:
             try:
-                self._permits.acquire_nowait()  # without a turn of the loop for each connection
+                self._permits.acquire_nowait()
             except trio.WouldBlock:
                 await self._permits.acquire()
             sock = await _accept(listener, self._share)
@@ -122,12 +123,14 @@ class _Door:
         host = host_of(sock)
         if not self._crowd.enter(host):
             sock.close()
-            self._leave()
+            self._permits.release()
+            self._tell_left()
             return
+        kept = False
         scope = trio.CancelScope()
         try:
             with scope:
-                await self._serve_secured(sock, self._half_open.enter(scope))
+                kept = await self._serve_secured(sock, self._half_open.enter(scope), partial(self._leave, host))
         except (PyroError, trio.TooSlowError) as error:
             log.info("connection ended: %s", error)
         except BaseException as error:
@@ -138,45 +141,58 @@ class _Door:
                 raise travelling from None
         finally:
             self._half_open.leave(scope)
-            if sock.fileno() >= 0:
-                trio.lowlevel.notify_closing(sock)
-                sock.close()
-            self._crowd.leave(host)
-            self._leave()
+            if not kept:
+                if sock.fileno() >= 0:
+                    trio.lowlevel.notify_closing(sock)
+                    sock.close()
+                self._leave(host)
 
-    def _leave(self) -> None:
+    def _leave(self, host: str | None) -> None:
+        self._crowd.leave(host)
         self._permits.release()
+        self._tell_left()
+
+    def _tell_left(self) -> None:
         if self._share is not None:
             self._share.left()
 
-    async def _serve_secured(self, sock: socket.socket, settled: Callable[[], None]) -> None:
-        """Serve, under TLS if the settings say so. A unix socket is plain: its file says who may connect."""
+    async def _serve_secured(
+        self, sock: socket.socket, settled: Callable[[], None], release: Callable[[], None]
+    ) -> bool:
+        """Serve, under TLS if the settings say so. A unix socket is plain: its file says who may connect.
+
+        Returns:
+            Whether the connection was kept.
+        """
         sock.setblocking(False)
         greet_by = trio.current_time() + self._settings.connect_timeout_s
         context = self._settings.ssl_server_context
         if context is None or sock.family == socket.AF_UNIX:
-            await self._serve_kind(sock, settled, greet_by)
-            return
+            return await self._serve_kind(sock, settled, greet_by, release)
         set_options(sock)
         try:
             with trio.fail_at(greet_by):
                 secured = await start_tls(sock, context, server_side=True)
         except (AuthenticationError, ProtocolError) as error:
             log.warning("refused: %s", error)
-            return
+            return False
+        kept = False
         try:
-            await self._serve_kind(secured, settled, greet_by)
+            kept = await self._serve_kind(secured, settled, greet_by, release)
         finally:
-            if secured.fileno() >= 0:
+            if not kept and secured.fileno() >= 0:
                 trio.lowlevel.notify_closing(secured)
                 secured.drop()
+        return kept
 
-    async def _serve_kind(self, sock: StreamSocket, settled: Callable[[], None], greet_by: float) -> None:
+    async def _serve_kind(
+        self, sock: StreamSocket, settled: Callable[[], None], greet_by: float, release: Callable[[], None]
+    ) -> bool:
         first = await _first_bytes(sock, greet_by)
         kind = sniff(first)
         if kind == "raw":
             await self._serve_side(sock, first, settled, greet_by)
-            return
+            return False
         if kind == "tls":
             log.warning("%s speaks TLS to a port that does not: it is refused", peer_text(sock))
         decoder = Decoder(
@@ -190,7 +206,9 @@ class _Door:
         connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key)
         connection.settled = settled
         connection.greet_by = greet_by
+        connection.release = release
         await self._handler(connection)
+        return connection.kept
 
     async def _serve_side(
         self, sock: StreamSocket, first: bytes, settled: Callable[[], None], greet_by: float

@@ -155,8 +155,13 @@ class SideStream:
         except trio.ClosedResourceError as error:
             raise ConnectionClosedError("the side stream was closed here") from error
 
-    async def send_file(self, fd: int, offset: int, count: int) -> int:
+    async def send_file(
+        self, fd: int, offset: int, count: int, *, left: Callable[[int], object] | None = None
+    ) -> int:
         """Send part of a file without copying it through this process.
+
+        Args:
+            left: told after each step of how many more bytes the system has taken.
 
         Returns:
             Bytes sent; fewer than ``count`` only when the file ended.
@@ -165,10 +170,13 @@ class SideStream:
             ConnectionClosedError: the peer is gone.
             OSError: the file cannot be read.
         """
+        tell = left or _nobody
         done = 0
         while done < count:
             sent, over = await self._in_thread(_send_file, self._sock.fileno(), fd, offset + done, count - done)
             done += sent
+            if sent:
+                tell(sent)
             if over:
                 break
             if done < count:
@@ -268,8 +276,11 @@ class TlsSideStream(SideStream):
 
     _sock: TlsSocket
 
-    async def send_file(self, fd: int, offset: int, count: int) -> int:
+    async def send_file(
+        self, fd: int, offset: int, count: int, *, left: Callable[[int], object] | None = None
+    ) -> int:
         """Send part of a file; see `SideStream.send_file`."""
+        tell = left or _nobody
         done = 0
         while done < count:
             data = await self._in_thread(os.pread, fd, min(TLS_TURN_BYTES, count - done), offset + done)
@@ -277,6 +288,7 @@ class TlsSideStream(SideStream):
                 break
             await self.send_all(data)
             done += len(data)
+            tell(len(data))
         return done
 
     async def splice_to_file(
@@ -344,7 +356,7 @@ def _send_file(descriptor: int, fd: int, offset: int, count: int) -> tuple[int, 
 
 
 def _nobody(count: int) -> None:
-    """Nobody wants to know what has arrived."""
+    """Nobody wants to know what has arrived, or left."""
 
 
 def _splice_to_file(descriptor: int, fd: int, offset: int, count: int) -> tuple[int, bool]:

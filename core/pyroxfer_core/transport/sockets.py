@@ -73,6 +73,11 @@ def set_keepalive(sock: StreamSocket) -> None:
         socket.IPPROTO_TCP, socket.TCP_NODELAY
     ):
         return
+    begin_keepalive(sock)
+
+
+def begin_keepalive(sock: StreamSocket) -> None:
+    """`set_keepalive` of a connection just made, which cannot have them yet."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):

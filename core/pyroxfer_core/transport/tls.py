@@ -89,6 +89,11 @@ class TlsSocket:
         """``TLSv1.3`` or another."""
         return self._tls.version()
 
+    @property
+    def pending(self) -> bool:
+        """Whether something was decrypted that nobody has read."""
+        return bool(self._peeked) or (not self._shut and self._tls.fileno() >= 0 and self._tls.pending() > 0)
+
     def recv(self, count: int, flags: int = 0) -> bytes:
         """Plain bytes; empty at the end. ``MSG_PEEK`` leaves them for the next call.
 

@@ -49,11 +49,13 @@ class LoggedCodec:
         self._say("received", header, f"annotations {header.annotations_length} bytes", header.body_length)
         return header
 
-    def parse_small(self, data: bytes, offset: int, longest: int) -> Message | None:
-        message = self._codec.parse_small(data, offset, longest)
-        if message is not None:
-            self._say("received", message, "annotations 0 bytes", len(message.body))
-        return message
+    def parse_small(self, data: bytes, offset: int, longest: int) -> tuple[Message, int] | None:
+        found = self._codec.parse_small(data, offset, longest)
+        if found is not None:
+            message, end = found
+            area = end - offset - self.header_size - len(message.body)
+            self._say("received", message, f"annotations {area} bytes", len(message.body))
+        return found
 
     def encode(self, message: Message, *, hmac_key: bytes | None = None) -> bytes:
         data = self._codec.encode(message, hmac_key=hmac_key)

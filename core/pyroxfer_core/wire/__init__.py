@@ -31,6 +31,7 @@ from .patch import with_annotation as with_annotation
 from .patch import with_hops as with_hops
 from .proof import AUTH_KEY as AUTH_KEY
 from .proof import Prover as Prover
+from .session import alive as alive
 from .session import last_read as last_read
 from .session import sent_after as sent_after
 from .v48 import V48 as V48

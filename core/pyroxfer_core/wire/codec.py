@@ -40,8 +40,9 @@ class Codec(Protocol):
     def parse_header(self, buffer: Body, offset: int = 0) -> Header:
         """Parse the header at ``offset``. ProtocolError when it is cut short or not this protocol's."""
 
-    def parse_small(self, data: bytes, offset: int, longest: int) -> Message | None:
-        """The message at ``offset``, if it is all there, at most ``longest`` bytes of body, and has no annotations.
+    def parse_small(self, data: bytes, offset: int, longest: int) -> tuple[Message, int] | None:
+        """The message at ``offset`` and where it ends, if it is all there, with at most one annotation and at most
+        ``longest`` bytes behind its header.
 
         None in every other case, rubbish included: it is to be looked at step by step.
         """

@@ -51,7 +51,6 @@ class Decoder:
         "_collect_limit",
         "_filled",
         "_header",
-        "_header_size",
         "_hmac_key",
         "_inline_limit",
         "_lent",
@@ -91,9 +90,8 @@ class Decoder:
         self.data: bytes | bytearray = b""
         """What was fed and has not become an event, from ``_offset`` on; empty when there is nothing."""
         self._offset = 0
-        self._parse_small: Callable[[bytes, int, int], Message | None] | None = None
+        self._parse_small: Callable[[bytes, int, int], tuple[Message, int] | None] | None = None
         """Takes a small message apart in one step; None while nobody may: unknown protocol, signatures, broken."""
-        self._header_size = 0
         self._header: Header | None = None
         self._open: Message | None = None
         self._remaining = 0
@@ -136,13 +134,13 @@ class Decoder:
         self._offset = 0
 
     def take(self, data: bytes) -> Event | None:
-        """`feed`, then `next_event`. A small message that nothing waits before is taken apart at once."""
+        """`feed`, then `next_event`. A message that is all there, and nothing before it, is taken apart at once."""
         parse_small = self._parse_small
         if parse_small is not None and not self.data and self._open is None:
-            limit = self._inline_limit
-            message = parse_small(data, 0, limit if limit < self.max_message else self.max_message)
-            if message is not None:
-                end = self._header_size + len(message.body)
+            limit = self._collect_limit
+            found = parse_small(data, 0, limit if limit < self.max_message else self.max_message)
+            if found is not None:
+                message, end = found
                 if end != len(data):
                     self.data, self._offset = data, end
                 return message
@@ -160,9 +158,9 @@ class Decoder:
             if not data:
                 return None
             limit, offset = self._inline_limit, self._offset
-            message = parse_small(data, offset, limit if limit < self.max_message else self.max_message)
-            if message is not None:  # as most are
-                end = offset + self._header_size + len(message.body)
+            found = parse_small(data, offset, limit if limit < self.max_message else self.max_message)
+            if found is not None:  # as most are
+                message, end = found
                 if end == len(data):
                     self.data, end = b"", 0
                 self._offset = end
@@ -263,8 +261,7 @@ class Decoder:
 
     def _choose(self, codec: Codec) -> Codec:
         self.codec = codec = codec if self._tap is None else self._tap(codec)
-        self._header_size = codec.header_size
-        if self._hmac_key is None:
+        if self._hmac_key is None and self._max_annotations:
             self._parse_small = codec.parse_small
         if self._hmac_key is not None and codec.signs:
             # A signature covers the whole body: nothing of it may be handed out before it is verified.

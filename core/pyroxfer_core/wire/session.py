@@ -168,6 +168,8 @@ class ClientSession(Generic[Waiter]):
         self._offer = offer
         self._nonce = secrets.token_bytes(features.NONCE_SIZE)
         self._confirm: bytes | None = None
+        self.settled = True
+        """Whether the next message has nothing to confirm."""
         self._prover = None if token is None else Prover(token)
 
     @property
@@ -204,15 +206,7 @@ class ClientSession(Generic[Waiter]):
             ProtocolError: not open, or a second call at once where the peer takes one at a time.
         """
         message.seq = self.number(waiter, message.serializer)
-        if self._confirm is not None:
-            message.annotations[FEATURES_KEY] = self._confirm
-            self._confirm = None
-        return message
-
-    @property
-    def settled(self) -> bool:
-        """Whether the next message has nothing to confirm."""
-        return self._confirm is None
+        return message if self.settled else self.confirm(message)
 
     def number(self, waiter: Waiter | None, serializer: str) -> int:
         """The number of a new call, of which nothing else has to be known. Errors as `invoke`."""
@@ -240,6 +234,7 @@ class ClientSession(Generic[Waiter]):
         if self._confirm is not None:
             message.annotations[FEATURES_KEY] = self._confirm
             self._confirm = None
+            self.settled = True
         return message
 
     def postpone(self, message: Message) -> None:
@@ -247,6 +242,7 @@ class ClientSession(Generic[Waiter]):
         confirm = message.annotations.pop(FEATURES_KEY, None)
         if confirm is not None:
             self._confirm = bytes(confirm)
+            self.settled = False
 
     def assume_reverse(self, grant: Grant) -> None:
         """Be the caller on a connection that was made by the other side."""
@@ -327,6 +323,7 @@ class ClientSession(Generic[Waiter]):
         self.grant = features.read_grant(annotation, self._nonce, self._offer)
         if self.grant.bits:
             self._confirm = self.grant.confirmation
+            self.settled = False
 
 
 class ServerSession:

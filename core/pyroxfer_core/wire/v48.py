@@ -97,7 +97,7 @@ class CodecV48:
             None,
         )
 
-    def parse_small(self, data: bytes, offset: int, longest: int) -> Message | None:
+    def parse_small(self, data: bytes, offset: int, longest: int) -> tuple[Message, int] | None:
         """Nothing: answers of this protocol have annotations, which are looked at step by step."""
         return None
 

@@ -12,6 +12,7 @@ from ..errors import MessageTooLargeError, ProtocolError
 from .frame import (
     CHUNK_TOO_LONG,
     CORRELATION_ID_SIZE,
+    KEY_SIZE,
     PREFIX_SIZE,
     TAG,
     Header,
@@ -86,23 +87,30 @@ class CodecV502:
             correlation_id if flags & _CORR_ID else None,
         )
 
-    def parse_small(self, data: bytes, offset: int, longest: int) -> Message | None:
-        """A small message without annotations in one step; None to look at it step by step."""
+    def parse_small(self, data: bytes, offset: int, longest: int) -> tuple[Message, int] | None:
+        """A small message with at most one annotation in one step; None to look at it step by step."""
         start = offset + _SIZE
         if start > len(data):
             return None
-        tag, version, kind, serializer, flags, seq, size, annotations, correlation_id, _, magic = _unpack_from(
-            data, offset
-        )
-        end = start + size
-        if annotations or size > longest or end > len(data) or magic != _MAGIC or version != VERSION or tag != TAG:
+        tag, version, kind, serializer, flags, seq, size, area, correlation_id, _, magic = _unpack_from(data, offset)
+        body_at = start + area
+        end = body_at + size
+        if area + size > longest or end > len(data) or magic != _MAGIC or version != VERSION or tag != TAG:
             return None
         name = _NAMES.get(serializer)
         if name is None:
             return None
+        annotations: dict[str, Body] = {}
+        if area:
+            if area < _CHUNK.size:
+                return None
+            key, length = _CHUNK.unpack_from(data, start)
+            if length + _CHUNK.size != area or not key.isascii():
+                return None
+            annotations[key.decode()] = data[start + _CHUNK.size : body_at]
         if not flags & _CORR_ID:
             correlation_id = None
-        return Message(kind, seq, name, flags & _NEUTRAL_BITS, data[start:end], {}, correlation_id)
+        return Message(kind, seq, name, flags & _NEUTRAL_BITS, data[body_at:end], annotations, correlation_id), end
 
     def parse_annotations(self, data: Body, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
         """Annotations; correlation id and signature are never among them in this protocol."""
@@ -116,7 +124,7 @@ class CodecV502:
         size = len(body) if type(body) is bytes else body_size(body)
         if not message.annotations:
             return self._header(message, size, 0) + body
-        annotations = join_chunks(message.annotations.items(), _CHUNK, _MAX_U32)
+        annotations = self._area(message)
         return b"".join((self._header(message, size, len(annotations)), annotations, body))
 
     def encode_small(self, kind: int, serializer: str, flags: int, seq: int, body: Body) -> bytes:
@@ -134,8 +142,21 @@ class CodecV502:
 
     def encode_head(self, message: Message, body_length: int) -> bytes:
         """Header and annotations of a message whose body of ``body_length`` bytes is sent separately."""
-        annotations = join_chunks(message.annotations.items(), _CHUNK, _MAX_U32)
+        annotations = self._area(message)
         return self._header(message, body_length, len(annotations)) + annotations
+
+    def _area(self, message: Message) -> bytes:
+        if len(message.annotations) == 1:  # as a blob's, which is the only one of most messages that have any
+            ((key, value),) = message.annotations.items()
+            if (
+                type(value) is bytes
+                and len(value) <= APART
+                and type(key) is str
+                and len(key) == KEY_SIZE
+                and key.isascii()
+            ):
+                return _CHUNK.pack(key.encode(), len(value)) + value
+        return join_chunks(message.annotations.items(), _CHUNK, _MAX_U32)
 
     def encode_buffers(self, message: Message) -> list[Body]:
         """The whole message, in one buffer, or several when an annotation of bytes is large enough to stay apart."""

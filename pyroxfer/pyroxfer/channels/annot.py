@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import trio
 
@@ -15,13 +15,15 @@ from ..offer import End, Ticket, check_range, check_transfer_id
 from ..pace import Pace
 from ..packing import ZSTD, Packing, Trial, find_packing
 from ..replies import about_transfer
-from ..siblings import Siblings
 from ..sink import Sink
 from ..source import Source
 from ..tasks import in_thread
-from ..transfers import Transfers
 from .base import MAX_BLOCK, Acknowledged, Channel, Manner, credit_in
 from .window import pull_blocks, push_blocks
+
+if TYPE_CHECKING:  # the server's: a client starts without them
+    from ..siblings import Siblings
+    from ..transfers import Transfers
 
 KEY: Final = "XFER"
 """The annotation that carries a block."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pyroxfer_core import expose
 
@@ -16,20 +16,27 @@ from ..errors import LostError, PeerError, TransferError, to_record
 from ..offer import End, Ticket, check_range, check_ranges, check_transfer_id
 from ..replies import about_transfer, elsewhere
 from ..runs import Range, pieces
-from ..siblings import Siblings
 from ..sink import Sink
 from ..source import Source
-from ..transfers import Transfers
 from .base import MAX_BLOCK, Acknowledged, Channel, Manner, as_bytes, credit_in
-from .window import push_blocks
+from .window import CREDIT, MOST_CREDIT, push_blocks
+
+if TYPE_CHECKING:  # the server's: a client starts without them
+    from ..siblings import Siblings
+    from ..transfers import Transfers
 
 BLOCK: Final = 512 * 1024
 """Bytes of one block: measured over loopback, half of it costs a quarter more of the processor's time."""
 LEAST_BLOCK: Final = 64 * 1024
 """However little credit there is."""
-READ_AHEAD: Final = 4
-"""Items asked for at once: 2 MiB in flight, for all but the longest lines."""
+QUICK_LINE: Final = 125_000_000
+"""Bytes a second of the quickest line that is to be filled, however long it is, as far as the credit goes."""
 NAME: Final = "iter"
+
+
+def items_ahead(credit: int, round_trip_s: float) -> int:
+    """How many items a server sends unasked: what is on the way in one round trip."""
+    return max(1, min(max(CREDIT, int(round_trip_s * QUICK_LINE)), credit, MOST_CREDIT) // BLOCK)
 
 
 class IterChannel(Channel):
@@ -52,7 +59,10 @@ class IterChannel(Channel):
     ) -> End:
         missing = [list(part) for part in ticket.missing]
         places = iter(pieces(ticket.missing, BLOCK))
-        ahead = min(READ_AHEAD, sum(length for _, length in missing) // BLOCK + len(missing) + 2)
+        ahead = min(
+            items_ahead(ticket.credit, manner.round_trip_s),
+            sum(length for _, length in missing) // BLOCK + len(missing) + 2,
+        )
         items = await talk.items("blocks", ticket.transfer_id, missing, read_ahead=ahead)
         async with contextlib.aclosing(items) as stream:
             async for item in stream:

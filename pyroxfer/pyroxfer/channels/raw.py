@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Awaitable, Callable, Iterator
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 
@@ -27,7 +27,7 @@ from pyroxfer_core import SideStream, open_side_stream
 from pyroxfer_core import errors as core_errors
 
 from ..conversation import Conversation
-from ..errors import DeniedError, LostError, PeerError, SourceChangedError, TransferError, from_os_error
+from ..errors import DeniedError, LostError, PeerError, SourceChangedError, StalledError, TransferError, from_os_error
 from ..grants import DOWNLOAD, UPLOAD, Grant
 from ..names import printable
 from ..offer import End, Ticket
@@ -35,9 +35,16 @@ from ..runs import Range, Run, covered, pieces
 from ..sink import FileSink, Sink
 from ..source import Source
 from ..tasks import open_flat_nursery
-from ..transfers import Download, Transfers, Upload
 from .base import AS_FAST_AS_CAN_BE, Acknowledged, Channel, ChannelUnavailableError, Manner
 
+if TYPE_CHECKING:  # the server's: a client starts without them
+    from ..transfers import Download, Transfers, Upload
+
+STALL_S: Final = 300.0
+"""How long a client waits for a byte to move over any of its streams, as long as a server's lease: something on the
+way may have forgotten them, and not the conversation."""
+ASK_S: Final = 60.0
+"""How often it tells the server meanwhile that it lives: much may be on the way when the line is slow."""
 OPEN_S: Final = 2.0
 """A side stream that is not open after this long will not be: something on the way holds it back."""
 STEP: Final = 2 * 1024 * 1024
@@ -97,6 +104,35 @@ async def _next_range(stream: SideStream, granted: Range) -> tuple[Range, bool] 
     return Range(offset, length), bool(striped)
 
 
+Touched = Callable[[int], object]
+"""Told of every few bytes that moved, on the way to the next look."""
+
+
+class _Watch:
+    """Beside the streams of a client: tells the server that it lives, and notices that nothing moves any more."""
+
+    def __init__(self, talk: Conversation, transfer_id: str) -> None:
+        self._talk = talk
+        self._transfer_id = transfer_id
+        self._moved_at = trio.current_time()
+
+    def touched(self, _: int) -> None:
+        self._moved_at = trio.current_time()
+
+    async def run(self) -> None:
+        """Until it is cancelled.
+
+        Raises:
+            StalledError: nothing moved for too long.
+            TransferError: what ended the transfer at the server.
+        """
+        while True:
+            await trio.sleep(ASK_S)
+            if trio.current_time() - self._moved_at >= STALL_S:
+                raise StalledError(f"nothing moved over the side stream for {STALL_S:g} s; try again")
+            await self._talk.ask("status", self._transfer_id)
+
+
 class _Stride:
     """How many bytes to move before the next look."""
 
@@ -119,26 +155,30 @@ class _Stride:
 
 
 async def _send_range(
-    stream: SideStream, source: Source, place: Range, moved: Callable[[int], object], manner: Manner, striped: bool
+    stream: SideStream, source: Source, place: Range, touched: Touched, manner: Manner, striped: bool
 ) -> None:
     """Send a range of the source, then its end record."""
     assert source.fd is not None, "callers check that the source is a file"
     offset, end, stride = place.offset, sum(place), _Stride(manner)
     while offset < end:
         step = await stride.next(end - offset)
-        sent = await stream.send_file(source.fd, offset, step)
+        sent = await stream.send_file(source.fd, offset, step, left=touched)
         stride.moved(sent)
         offset += sent
         if sent < step:
             await source.end()
             raise SourceChangedError("the file became shorter while it was being sent; send it again")
-        moved(sent)
     digest = await source.digest_of(place) if striped else ""
     await _send_record(stream, END, place.length, bytes.fromhex(digest) or _NO_DIGEST)
 
 
 async def _receive_range(
-    stream: SideStream, sink: FileSink, place: Range, moved: Callable[[int], Awaitable[None]], manner: Manner
+    stream: SideStream,
+    sink: FileSink,
+    place: Range,
+    touched: Touched,
+    moved: Callable[[int], Awaitable[None]],
+    manner: Manner,
 ) -> None:
     """Receive a range into the sink, and its end record; ``moved`` is told of each step."""
     sink.reserve(*place)
@@ -148,6 +188,7 @@ async def _receive_range(
         nonlocal offset
         sink.complete(offset, count)
         offset += count
+        touched(count)
 
     try:
         while offset < end:
@@ -164,7 +205,12 @@ async def _receive_range(
 
 
 async def _receive_stripe(
-    stream: SideStream, sink: FileSink, place: Range, moved: Callable[[int], Awaitable[None]], manner: Manner
+    stream: SideStream,
+    sink: FileSink,
+    place: Range,
+    touched: Touched,
+    moved: Callable[[int], Awaitable[None]],
+    manner: Manner,
 ) -> None:
     """As ``_receive_range``; nothing of it counts before its own digest was compared."""
     sink.reserve(*place)
@@ -173,7 +219,7 @@ async def _receive_stripe(
         for part in pieces([place], manner.pace.step(STEP)):
             await manner.pace.take(part.length)
             with sink.usage:
-                if await _splice(stream, sink, part) < part.length:
+                if await _splice(stream, sink, part, touched) < part.length:
                     raise LostError("the connection ended in the middle of a stripe; try again")
         _, _, theirs = await _receive_record(stream, END)
         await sink.prove(Run(*place, theirs.hex()))
@@ -183,9 +229,7 @@ async def _receive_stripe(
     await moved(place.length)
 
 
-async def _splice(
-    stream: SideStream, sink: FileSink, part: Range, arrived: Callable[[int], object] | None = None
-) -> int:
+async def _splice(stream: SideStream, sink: FileSink, part: Range, arrived: Touched) -> int:
     try:
         return await stream.splice_to_file(sink.fd, *part, arrived=arrived)
     except OSError as error:
@@ -209,8 +253,8 @@ class RawChannel(Channel):
             acknowledged(max(total - counted, 0))
             counted = max(counted, total)
 
-        async def move(stream: SideStream, places: Iterator[Range], striped: bool) -> None:
-            await _push(stream, source, places, received, manner, striped)
+        async def move(stream: SideStream, places: Iterator[Range], striped: bool, touched: Touched) -> None:
+            await _push(stream, source, places, touched, received, manner, striped)
 
         await _with_streams(talk, ticket, manner, move, source.digest_all)
         return await source.end()
@@ -225,11 +269,11 @@ class RawChannel(Channel):
             await trio.lowlevel.checkpoint()
             acknowledged(count)
 
-        async def move(stream: SideStream, places: Iterator[Range], striped: bool) -> None:
+        async def move(stream: SideStream, places: Iterator[Range], striped: bool, touched: Touched) -> None:
             receive = _receive_stripe if striped else _receive_range
             for place in places:
                 await _send_range_record(stream, place, striped)
-                await receive(stream, sink, place, moved, manner)
+                await receive(stream, sink, place, touched, moved, manner)
             await _send_record(stream, DONE, 0)
 
         await _with_streams(talk, ticket, manner, move, sink.follow)
@@ -240,6 +284,7 @@ async def _push(
     stream: SideStream,
     source: Source,
     places: Iterator[Range],
+    touched: Touched,
     received: Callable[[int], None],
     manner: Manner,
     striped: bool,
@@ -250,17 +295,18 @@ async def _push(
         kind = ACK
         while kind != END:
             kind, total, _ = await _receive_record(stream, ACK, END)
+            touched(total)
             received(total)
 
     async with open_flat_nursery() as nursery:
         nursery.start_soon(read_acknowledgements)
         for place in places:
             await _send_range_record(stream, place, striped)
-            await _send_range(stream, source, place, lambda _: None, manner, striped)
+            await _send_range(stream, source, place, touched, manner, striped)
         await _send_record(stream, DONE, 0)
 
 
-Move = Callable[[SideStream, Iterator[Range], bool], Awaitable[None]]
+Move = Callable[[SideStream, Iterator[Range], bool, Touched], Awaitable[None]]
 """Moves ranges over one stream; the iterator is shared by all streams."""
 
 
@@ -271,18 +317,19 @@ async def _with_streams(
 
     Raises:
         ChannelUnavailableError: the first stream cannot be opened; nothing was moved.
+        StalledError: nothing moved for five minutes.
         TransferError, CommunicationError: what broke it.
     """
     count = manner.streams_for(ticket)
     places = iter(list(pieces(ticket.missing, STRIPE) if count > 1 else ticket.missing))
-    first = await _open(talk, ticket.grant)
+    first, watch = await _open(talk, ticket.grant), _Watch(talk, ticket.transfer_id)
 
     async def further() -> None:
         await run(await _open(talk, await talk.grant(ticket.transfer_id)))
 
     async def run(stream: SideStream) -> None:
         try:
-            await move(stream, places, count > 1)
+            await move(stream, places, count > 1, watch.touched)
             await stream.aclose()
         finally:
             stream.abort()
@@ -290,6 +337,7 @@ async def _with_streams(
     try:
         async with open_flat_nursery() as nursery:
             nursery.start_soon(beside)
+            nursery.start_soon(watch.run)
             async with open_flat_nursery() as streams:
                 streams.start_soon(run, first)
                 for _ in range(count - 1):
@@ -382,6 +430,9 @@ async def _serve_granted(transfers: Transfers, stream: SideStream, grant: Grant)
 async def _serve_upload(transfers: Transfers, stream: SideStream, upload: Upload, granted: Range) -> None:
     sink = upload.sink
 
+    def touched(_: int) -> None:
+        transfers.touch(upload)
+
     async def moved(_: int) -> None:
         transfers.upload(upload.transfer_id)
         await _send_record(stream, ACK, sink.received)
@@ -392,7 +443,7 @@ async def _serve_upload(transfers: Transfers, stream: SideStream, upload: Upload
         while (wanted := await _next_range(stream, granted)) is not None:
             place, striped = wanted
             receive = _receive_stripe if striped else _receive_range
-            await receive(stream, sink, place, moved, AS_FAST_AS_CAN_BE)
+            await receive(stream, sink, place, touched, moved, AS_FAST_AS_CAN_BE)
         nursery.cancel_scope.cancel()
     await _send_record(stream, END, sink.received)
 
@@ -401,12 +452,12 @@ async def _serve_download(transfers: Transfers, stream: SideStream, download: Do
     download.channel = NAME
     source = download.source
 
-    def moved(_: int) -> None:
-        transfers.download(download.transfer_id)
+    def touched(_: int) -> None:
+        transfers.touch(download)
 
     async with open_flat_nursery() as nursery:
         nursery.start_soon(source.digest_all)
         while (wanted := await _next_range(stream, granted)) is not None:
             place, striped = wanted
-            await _send_range(stream, source, place, moved, AS_FAST_AS_CAN_BE, striped)
+            await _send_range(stream, source, place, touched, AS_FAST_AS_CAN_BE, striped)
         nursery.cancel_scope.cancel()

@@ -58,7 +58,7 @@ def stat(address: str, json: bool, access: ClientAccess) -> None:
 
 
 @click.command()
-@click.argument("addresses", nargs=-1, required=True, metavar="FROM…")
+@click.argument("addresses", nargs=-1, required=True, metavar="FROM…", shell_complete=remote)
 @client_access
 def rm(addresses: tuple[str, ...], access: ClientAccess) -> None:
     """Remove files or empty folders on a file server."""

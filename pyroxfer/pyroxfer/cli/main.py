@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
+import gc
 import importlib
 import logging
 import os
 import signal
-import sys
 from typing import Any, Final
 
 import click
 
 from pyroxfer_core import configure_logging
+from pyroxfer_core.cli import CommandGroup
 
 from ..names import printable
 from .configured import ENVIRONMENT, Configured
@@ -37,10 +37,12 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 """Name to where it is, and its line in the help: showing the help imports none of them."""
 
 
+COMPLETE: Final = "_PYROXFER_COMPLETE"
+"""The variable by which a shell asks for its script, or for words."""
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 
 
-class LazyGroup(click.Group):
+class LazyGroup(CommandGroup):
     """A group that knows its commands by name and imports one when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -51,19 +53,20 @@ class LazyGroup(click.Group):
             return None
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module), name)
+        gc.freeze()  # modules stay
+        gc.enable()
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # everything is loaded: from here on commands tidy up
             signal.signal(signal.SIGINT, signal.default_int_handler)
         assert isinstance(command, click.Command), "the table names commands"
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """An output that cannot be written, of help, too, is one line; a pipe that nobody reads is left to click."""
-        try:
-            return super().main(*args, **kwargs)
-        except OSError as error:
-            click.echo(printable(f"Error: {error.filename or 'the output'}: {error.strerror or error}"), err=True)
-            _forget_output()
-            sys.exit(1)
+        """As click does it, with addresses whole where a shell asks how they go on."""
+        if COMPLETE in os.environ:
+            from .complete import take_addresses_whole  # only a shell needs it
+
+            take_addresses_whole()
+        return super().main(*args, **kwargs)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -85,14 +88,6 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
-def _forget_output() -> None:
-    """What is still buffered cannot be written; Python would try once more at its end, and complain again."""
-    with contextlib.suppress(OSError, ValueError):  # no descriptor behind it, in a test
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

@@ -12,6 +12,7 @@ from ..channels.base import AUTO_STREAMS, MOST_STREAMS
 from ..channels.choose import AUTO, CHOICES
 from ..errors import AddressError
 from ..offer import DURABILITIES, IF_EXISTS
+from ..options import NAMES, NATIVE
 from ..selection import read_list
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,7 +61,7 @@ MAX_LIST_BYTES: Final = 256 * 1024 * 1024
 _FACTORS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
-PLANNED: Final = ("if_exists", "exclude", "include", "only", "links")
+PLANNED: Final = ("if_exists", "exclude", "include", "only", "links", "names", "exact")
 """Options that change what a dry run finds."""
 
 
@@ -113,6 +114,18 @@ def transfer_options(command: F) -> F:
                 callback=_list,
                 metavar="FILE",
                 help="Take of a folder only what is listed, one path a line; - is standard input.",
+            ),
+            click.option(
+                "--names",
+                type=click.Choice(NAMES),
+                default=NATIVE,
+                help="portable refuses names that another system does not take, or takes for another one.",
+            ),
+            click.option(
+                "-T",
+                "--exact",
+                is_flag=True,
+                help="The target is the new name, also when a folder has it; goes on with a folder that was begun.",
             ),
             click.option("--links", is_flag=True, help="Symbolic links stay links, if they stay inside the root."),
             click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing."),

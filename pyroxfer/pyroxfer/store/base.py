@@ -60,7 +60,7 @@ class WholeFiles(Protocol):
     def open_file(self, path: str) -> int:
         """As ``Store.open_file``."""
 
-    def put(self, path: str, data: bytes, mode: int, mtime_ns: int | None, durability: str) -> str:
+    def put(self, path: str, data: bytes | memoryview, mode: int, mtime_ns: int | None, durability: str) -> str:
         """Write a file and put it in place under its name, making missing folders; the path it got.
 
         Raises:
@@ -108,6 +108,9 @@ class Store(Protocol):
 
     def make_link(self, path: str, text: str, if_exists: str) -> bool:
         """Make a symbolic link whose text stays inside the root; whether it was made, and not left as it is."""
+
+    def check_writable(self, path: str) -> None:
+        """Whether whoever uses the store may bring a file to this path; the path is looked at, not what is there."""
 
     def stage(self, path: str, size: int | None, mode: int, origin: str = "") -> StagedFile:
         """Begin a file, or take up what an earlier attempt from the same origin left of it."""

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -22,6 +22,7 @@ from obstore.store import S3Store
 from ..errors import AddressError, ExistsError, NoSpaceError, TransferError
 from ..names import MAX_COMPONENT_BYTES, PRIVATE_PREFIX, printable, split_path
 from ..offer import bounded_mtime
+from ..tasks import check_cancelled
 from .object_errors import translated
 
 PART: Final = 5 * 1024 * 1024
@@ -160,7 +161,7 @@ class Bucket:
                 return os.dup(file.fileno())
 
     def _fetch_parts(self, key: str, found: Found, fd: int) -> None:
-        """Parts side by side; the first error is raised once nobody writes any more."""
+        """Parts side by side; the first error, or a cancellation, is raised once nobody writes any more."""
 
         def fetch(offset: int) -> None:
             end = min(offset + PART, found.size)
@@ -168,14 +169,12 @@ class Bucket:
             _write(fd, memoryview(data), offset)
 
         parts = [self._fetchers.submit(fetch, offset) for offset in range(0, found.size, PART)]
-        errors: list[BaseException] = []
-        for part in parts:
-            if errors:
-                part.cancel()
-            if not part.cancelled() and (error := part.exception()) is not None:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+        try:
+            for part in parts:
+                check_cancelled()
+                part.result()
+        finally:
+            wait([part for part in parts if not part.cancel()])
 
     def _get(self, key: str, options: Any) -> Any:
         return self._store.get(key, options=options)

@@ -139,6 +139,10 @@ class LocalStore:
             finally:
                 os.close(folder)
 
+    def check_writable(self, path: str) -> None:
+        """Whether the path may be that of a file: who may write it is for the system to say, and for rules."""
+        split_file_path(path)
+
     def stage(self, path: str, size: int | None, mode: int, origin: str = "") -> Staged:
         """Begin a file: its parents are made, its space is looked up, a random hidden file beside it is open.
 

@@ -90,7 +90,7 @@ class WholeObjects:
         """As ``ObjectStore.open_file``."""
         return self._store.open_file(path)
 
-    def put(self, path: str, data: bytes, mode: int, mtime_ns: int | None, durability: str) -> str:
+    def put(self, path: str, data: bytes | memoryview, mode: int, mtime_ns: int | None, durability: str) -> str:
         """Put an object in place under its name; the path it got.
 
         Raises:
@@ -103,7 +103,7 @@ class WholeObjects:
         key = "/".join(parts)
         if any(below.startswith(f"{key}/") for below in self._bucket.first(key)):
             raise ExistsError(f"{printable(key)}: is a folder")
-        self._bucket.put(key, data, _new(len(data), mode, mtime_ns))
+        self._bucket.put(key, bytes(data), _new(len(data), mode, mtime_ns))
         return path
 
 
@@ -227,6 +227,10 @@ class ObjectStore:
             DeniedError: always.
         """
         raise DeniedError(f"{printable(path)}: a bucket takes no symbolic links; send what they lead to")
+
+    def check_writable(self, path: str) -> None:
+        """Whether the path may be that of a file: who may write it is for the store to say, and for rules."""
+        split_file_path(path)
 
     def stage(self, path: str, size: int | None, mode: int, origin: str = "") -> Spooled:
         """Begin a file in the spool, or take up what an earlier attempt from the same origin left in it.

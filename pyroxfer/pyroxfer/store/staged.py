@@ -26,6 +26,8 @@ _RENAME_NOREPLACE: Final = 1
 _NO_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 _NO_COPY: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 COPY_TURN: Final = 16 * 1024 * 1024
+LONGEST_SUFFIX: Final = 16
+"""Characters of a name behind its last dot; more is no kind of file, and would leave no room for a number."""
 MAX_RENAME_TRIES: Final = 1000
 """``name (1)`` to ``name (1000)``; a folder with more needs another look."""
 
@@ -57,6 +59,8 @@ def link_without_replacing(temporary: str, name: str, folder_fd: int) -> None:
 def numbered(name: str, number: int) -> str:
     """``report.txt`` as ``report (2).txt``, cut so that it still fits into one component."""
     stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
+    if len(suffix) > LONGEST_SUFFIX:
+        stem, suffix = name, ""
     ending = f" ({number}){suffix}"
     room = MAX_COMPONENT_BYTES - len(ending.encode())
     return stem.encode()[:room].decode(errors="ignore") + ending

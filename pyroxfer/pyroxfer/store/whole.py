@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ class WholeFiles:
         self._root_fd = root_fd
         self._space = space
         self._sync_folders = sync_folders
+        self._numbers = itertools.count(secrets.randbits(63))
         self._parts: tuple[str, ...] | None = None
         self._folder = -1
 
@@ -46,7 +48,7 @@ class WholeFiles:
         with translated(path):
             return open_regular(self._enter(tuple(parts), create=False), name)
 
-    def put(self, path: str, data: bytes, mode: int, mtime_ns: int | None, durability: str) -> str:
+    def put(self, path: str, data: bytes | memoryview, mode: int, mtime_ns: int | None, durability: str) -> str:
         """Write a file and put it in place under its name, making missing folders; the path it got.
 
         Raises:
@@ -56,7 +58,7 @@ class WholeFiles:
         *parts, name = split_file_path(path)
         with translated(path):
             folder = self._enter(tuple(parts), create=True)
-            temporary = f"{PRIVATE_PREFIX}{secrets.token_hex(8)}"
+            temporary = f"{PRIVATE_PREFIX}{next(self._numbers):016x}"
             fd = os.open(temporary, _NEW, mode & 0o777, dir_fd=folder)
             room: Reservation | None = None
             try:
@@ -91,7 +93,7 @@ class WholeFiles:
             os.close(self._folder)
 
 
-def _fill(fd: int, data: bytes, mtime_ns: int | None, durability: str) -> None:
+def _fill(fd: int, data: bytes | memoryview, mtime_ns: int | None, durability: str) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(fd, left) :]

@@ -1,0 +1,73 @@
+"""Who reads a connection that several threads wait at."""
+
+from __future__ import annotations
+
+import builtins
+import threading
+
+from .waiting import Waiter, seconds_left
+
+
+class ReadingDuty:
+    """One thread reads for all; the others sleep until it has their answers, or nobody reads any more.
+
+    An interrupt can come between any two steps, but not while a lock is taken by ``with``.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        """Guards `reader`, `_followers` and every `Waiter.wake`."""
+        self.reader: Waiter | None = None
+        """Whose thread reads."""
+        self._followers: dict[Waiter, None] = {}
+
+    def take(self, waiter: Waiter) -> bool:
+        """Whether nobody else reads; the duty is taken then, and given back by `settle`."""
+        with self._guard:
+            if self.reader is None:
+                self.reader = waiter
+            return self.reader is waiter
+
+    def settle(self, waiter: Waiter) -> None:
+        """End a wait, however it ends: give back the duty, and see that somebody takes it up. Twice is fine."""
+        with self._guard:
+            if self.reader is waiter:
+                self.reader = None
+            if self._followers:
+                self._followers.pop(waiter, None)
+                if self.reader is None and self._followers:
+                    self._wake(next(iter(self._followers)))
+
+    def follow(self, waiter: Waiter, deadline: float | None) -> None:
+        """Sleep until the answer was read by another thread, or nobody reads any more.
+
+        Raises:
+            builtins.TimeoutError: neither happened by ``deadline`` (on the monotonic clock).
+        """
+        wake = threading.Lock()
+        wake.acquire()
+        with self._guard:
+            if waiter.settled or self.reader is None:
+                return
+            waiter.wake = wake
+            self._followers[waiter] = None
+        if not wake.acquire(timeout=seconds_left(deadline)):
+            raise builtins.TimeoutError
+
+    def rouse(self, waiter: Waiter) -> None:
+        """Wake the thread of this call if it sleeps."""
+        with self._guard:
+            if waiter in self._followers:
+                self._wake(waiter)
+
+    def rouse_all(self) -> None:
+        """Wake every thread that sleeps."""
+        with self._guard:
+            for follower in list(self._followers):
+                self._wake(follower)
+
+    def _wake(self, waiter: Waiter) -> None:
+        """Wake a thread that follows; the guard is held."""
+        del self._followers[waiter]
+        if waiter.wake is not None:
+            waiter.wake.release()

@@ -1,0 +1,139 @@
+"""What comes in on a connection, from the socket to whole messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from ..errors import ConnectionClosedError
+from ..wire import Decoder
+from ..wire.message import Message
+from ..wire.plain import HEAD_SIZE, PlainCalls
+from .connect import BlockingSocket
+from .tls import BlockingTls
+
+RECEIVE_BYTES: Final = 64 * 1024
+
+
+class Intake:
+    """Receives in the thread that reads for all.
+
+    An interrupt may come between any two steps. Until the first byte of the buffer says otherwise, nothing has been
+    taken from the socket, and the connection can go on without the interrupted call.
+
+    Args:
+        take: gets every message.
+        fail: ends the connection when an error or an interrupt costs bytes of it.
+    """
+
+    def __init__(
+        self,
+        sock: BlockingSocket,
+        decoder: Decoder,
+        take: Callable[[Message], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self._sock = sock
+        self.decoder = decoder
+        self._take = take
+        self._fail = fail
+        self._buffer = bytearray(RECEIVE_BYTES)
+        """The first byte is 0 while no received bytes can be on their way from the socket to their waiter."""
+        self._view = memoryview(self._buffer)
+        self._lossy = int(isinstance(sock, BlockingTls))
+        """Whether an interrupt can lose bytes in the middle of receiving."""
+
+    def receive(self) -> None:
+        """Wait for bytes, and hand over every message that is complete with them.
+
+        Raises:
+            BlockingIOError: nothing came within the limit on silence.
+            ConnectionClosedError, OSError: the connection is at its end.
+            ProtocolError: what came is not the protocol, or must not come now.
+        """
+        decoder, buffer = self.decoder, self._buffer
+        try:
+            place = None if decoder.collected is None else decoder.wanted_buffer()
+            if place is None:
+                buffer[0] = 0
+                self._hand_on(self._sock.recv_into(buffer))
+            else:
+                count = self._receive_into(place)
+                self._take_all(decoder.next_event(), count)
+        except BaseException as error:
+            if buffer[0]:
+                self._fail(error)
+            raise
+
+    def receive_plain(self, calls: PlainCalls, seq: int, answered: Callable[[int], None]) -> bytes | None:
+        """`receive`; just the plain answer to that call is not handed over, but its body returned.
+
+        Args:
+            answered: is called with ``seq`` before.
+        """
+        decoder, buffer = self.decoder, self._buffer
+        if decoder.data or decoder.collected is not None:  # the end of something that began earlier comes first
+            return None
+        body = None
+        try:
+            buffer[0] = 0
+            count = self._sock.recv_into(buffer)
+            if calls.is_answer(buffer, count, seq):
+                body = self._view[HEAD_SIZE:count].tobytes()
+                answered(seq)
+                buffer[0] = 0
+            else:
+                self._hand_on(count)
+        except BaseException as error:
+            if buffer[0]:
+                self._fail(error)
+            raise
+        return body
+
+    def receive_one(self, wait: Callable[[], None]) -> Message | None:
+        """The first message, which nothing can follow; None at the end of the input.
+
+        Args:
+            wait: returns when something may have come.
+        """
+        decoder = self.decoder
+        while (event := decoder.next_event()) is None:
+            wait()
+            data = self._sock.recv(RECEIVE_BYTES)
+            if not data:
+                return None
+            decoder.feed(data)
+        assert type(event) is Message, "a client's decoder collects everything"
+        return event
+
+    def _hand_on(self, count: int) -> None:
+        self._take_all(self.decoder.take(self._view[:count].tobytes()), count)
+
+    def _receive_into(self, place: memoryview) -> int:
+        """Take in a part of a large body. What came is kept although an interrupt comes right after it."""
+        buffer, decoder = self._buffer, self.decoder
+        buffer[0] = self._lossy
+        counts: list[int] = []
+        try:
+            counts.extend(map(self._sock.recv_into, (place,)))  # a step that no interrupt divides
+            buffer[0] = 1
+        except BaseException:
+            if counts:
+                buffer[0] = 1
+                decoder.received(counts[0])
+                self._take_all(decoder.next_event(), counts[0])
+            raise
+        decoder.received(counts[0])
+        return counts[0]
+
+    def _take_all(self, event: object, count: int) -> None:
+        """Hand over every message that is complete with ``count`` bytes more."""
+        decoder = self.decoder
+        if not count:
+            decoder.eof()
+            raise ConnectionClosedError("the peer closed the connection")
+        while event is not None:
+            assert type(event) is Message, "a client's decoder collects everything"
+            self._take(event)
+            event = decoder.next_event() if decoder.data else None
+        self._buffer[0] = 0

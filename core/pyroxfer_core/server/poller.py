@@ -1,0 +1,122 @@
+"""Whose turn it is: the connections of a daemon that have something to say, one turn each before anyone's next."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import select
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+if TYPE_CHECKING:
+    from .peer import Peer
+
+REQUESTS_IN_A_ROW: Final = 64
+"""After so many that needed no wait the other tasks of the loop get a turn."""
+MOST_AT_ONCE: Final = 256
+"""Connections that one look finds; the kernel puts those it named behind the others."""
+_READABLE: Final = select.EPOLLIN
+
+
+class Place(enum.Enum):
+    """Who has the reading of a connection."""
+
+    LISTENED = "nobody: the poller listens to it"
+    QUEUED = "nobody: it waits for its turn"
+    TAKEN = "a worker"
+
+
+class Poller:
+    """Listens to all connections of a daemon with one descriptor, which one task waits for.
+
+    A connection that has something to say while somebody has its turn is listened to again only after that. So a
+    client that waits for its answers costs no system call but those that read and write.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._peers: dict[int, Peer] = {}
+        self._queue: deque[Peer] = deque()
+        self._again: list[Peer] = []
+        """Those that had their turn in this round and are not done."""
+        self._in_a_row = 0
+        self.waits = 0
+        """How often nobody had anything to say, or the rest of the loop was due."""
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    async def next(self) -> Peer:
+        """Wait for the connection whose turn it is; whoever gets it has its reading."""
+        queue = self._queue
+        if self._in_a_row >= REQUESTS_IN_A_ROW:
+            await self._wait()
+        while not queue:
+            self._look()
+            queue.extend(self._again)
+            self._again.clear()
+            if not queue:
+                await self._wait()
+        peer = queue.popleft()
+        peer.place = Place.TAKEN
+        return peer
+
+    async def _wait(self) -> None:
+        self.waits += 1
+        self._in_a_row = 0
+        if self._queue or self._again:
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.wait_readable(self._epoll)
+            self._look()
+
+    def _look(self) -> None:
+        """Queue whoever has something to say."""
+        peers = self._peers
+        for fd, _ in self._epoll.poll(0, MOST_AT_ONCE):
+            peer = peers[fd]
+            if peer.place is Place.LISTENED:
+                peer.place = Place.QUEUED
+                self._queue.append(peer)
+            elif peer.place is Place.TAKEN:
+                self._epoll.unregister(fd)
+                peer.heard = False
+
+    def put_last(self, peer: Peer, requests: int = 1) -> None:
+        """It had its turn, with so many requests, and has more to say, which is here already.
+
+        Only while somebody is about to ask for the next one.
+        """
+        self._in_a_row += requests
+        peer.place = Place.QUEUED
+        self._again.append(peer)
+
+    def listen(self, peer: Peer, requests: int = 1) -> None:
+        """Its turn is over, in which it had so many requests."""
+        self._in_a_row += requests
+        peer.place = Place.LISTENED
+        if not peer.heard:
+            fd = peer.connection.sock.fileno()
+            self._epoll.register(fd, _READABLE)
+            self._peers[fd] = peer
+            peer.heard = True
+
+    def forget(self, peer: Peer) -> None:
+        """Its socket is about to be closed."""
+        fd = peer.connection.sock.fileno()
+        if self._peers.get(fd) is peer:
+            del self._peers[fd]
+            if peer.heard:
+                peer.heard = False
+                self._epoll.unregister(fd)
+
+    def close(self) -> None:
+        """Listen to nobody any more."""
+        with contextlib.suppress(RuntimeError):  # the loop is over
+            trio.lowlevel.notify_closing(self._epoll)
+        self._epoll.close()
+        self._peers.clear()
+        self._queue.clear()
+        self._again.clear()

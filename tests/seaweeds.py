@@ -36,7 +36,8 @@ class Seaweed:
         (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
         command = [
             str(PROGRAM), "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-            f"-s3.config={folder / 's3.json'}", "-filer", "-s3", "-s3.iam=false", "-s3.port.iceberg=0",
+            f"-s3.config={folder / 's3.json'}", "-filer", "-s3", "-s3.iam=false",
+            "-s3.port.iceberg=0", "-s3.port.lance=0",  # both have a fixed one otherwise
             f"-s3.port={ports[0]}", f"-filer.port={ports[1]}", f"-master.port={ports[2]}",
             f"-volume.port={ports[3]}", f"-s3.port.grpc={ports[4]}", f"-filer.port.grpc={ports[5]}",
             f"-master.port.grpc={ports[6]}", f"-volume.port.grpc={ports[7]}", "-volume.max=20",

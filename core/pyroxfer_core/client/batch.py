@@ -23,9 +23,9 @@ def results_of(values: Any) -> Iterator[Any]:
     """
     if not isinstance(values, (list, tuple)):
         raise ProtocolError("the reply to a batch is not a list")
-    if ExceptionWrapper not in set(map(type, values)):
-        return iter(values)
-    return _until_failure(values)
+    if any(issubclass(kind, ExceptionWrapper) for kind in set(map(type, values))):
+        return _until_failure(values)
+    return iter(values)
 
 
 def _until_failure(values: Sequence[Any]) -> Iterator[Any]:

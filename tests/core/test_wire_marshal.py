@@ -63,6 +63,13 @@ def test_reads_what_marshal_writes_in_every_version(value: object, version: int)
     assert same(read(bytearray(data)), value)
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("arguments", [[], [1], (1, "a")])
+def test_what_has_the_form_of_a_call_keeps_its_types(kind: type, arguments: object) -> None:
+    value = kind(["object", None, arguments, {}])
+    assert same(read(write(value)), value)
+
+
 @given(values)
 def test_marshal_reads_what_we_write(value: object) -> None:
     assert same(marshal.loads(write(value)), value)

@@ -129,7 +129,10 @@ class _NotFlatError(Exception):
 
 
 def _read_flat(data: bytes) -> object:
-    """A single leaf, or a call of leaves without keyword arguments: what most bodies are, in a few steps."""
+    """A single leaf, or a call of leaves without keyword arguments: what most bodies are, in a few steps.
+
+    A call is a tuple; a list that looks like one stays a list.
+    """
     count, at = _counted(data, 0)
     if count is None:
         value, at = _leaf(data, 0)
@@ -139,7 +142,7 @@ def _read_flat(data: bytes) -> object:
     object_id, at = _leaf(data, at)
     method, at = _leaf(data, at)
     size, args_at = _counted(data, at)
-    if count != 4 or size is None or size > len(data):
+    if count != 4 or data[0] & _MASK == _LIST or size is None or size > len(data):
         raise _NotFlatError
     args, offset = [], args_at
     for _ in range(size):

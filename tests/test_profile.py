@@ -19,6 +19,8 @@ SCRIPT = Path(profile_work.__file__)
         ("/x/core/pyroxfer_core/wire/v502.py", "encode", "pyroxfer_core/wire"),
         ("/x/dispatcher/pyroxfer_dispatcher/hub.py", "route", "pyroxfer_dispatcher"),
         ("/x/pyroxfer/pyroxfer/channels/raw.py", "pull", "pyroxfer"),
+        ("/x/pyroxfer/core/pyroxfer_core/wire/v502.py", "encode", "pyroxfer_core/wire"),
+        ("/x/pyroxfer/.venv/lib/python3.11/site-packages/trio/_core/_run.py", "unrolled_run", "trio"),
         ("/x/lib/python3.11/site-packages/trio/_core/_run.py", "unrolled_run", "trio"),
         ("/x/lib/python3.11/threading.py", "wait", "standard library"),
         ("~", "<method 'recv_into' of '_socket.socket' objects>", "system call recv_into"),

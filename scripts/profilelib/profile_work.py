@@ -152,7 +152,8 @@ def room(file: str, function: str) -> str:
         found = re.search(r"method '(\w+)'|\.(\w+)>$", function)
         name = (found[1] or found[2]) if found else ""
         return f"system call {name}" if name in SYSTEM_CALLS else "built into Python"
-    if found := re.search(r"/(pyroxfer_core/\w+|pyroxfer_dispatcher|pyroxfer)/", file):
+    ours = r"/(?:core|dispatcher|pyroxfer|site-packages)/(pyroxfer_core/\w+|pyroxfer_dispatcher|pyroxfer)/"
+    if found := re.search(ours, file):
         return found[1]
     if found := re.search(r"/site-packages/(\w+)", file):
         return found[1]

@@ -16,6 +16,7 @@ from pyroxfer_core import errors as core_errors
 from .conversation import bounded
 from .errors import LostError, PeerError
 from .offer import Offer
+from .tasks import open_flat_nursery
 
 if TYPE_CHECKING:
     from .service import FileService
@@ -24,7 +25,9 @@ logger = logging.getLogger("pyroxfer.service")
 
 OBJECT_ID: Final = "pyroxfer.sibling"
 ASK_S: Final = 5.0
-"""How long a worker may take to say whether it has a transfer, or to let go of one."""
+"""How long a worker may take to say whether it has a transfer."""
+LET_GO_S: Final = 2.0
+"""How long it may take to let go of one; whoever goes on with it then writes to a file of its own."""
 REMEMBERED: Final = 1000
 """Transfers of others whose places are kept."""
 METHODS: Final = frozenset(
@@ -91,13 +94,20 @@ class Siblings:
 
     async def take_over(self, offer: Offer) -> bool:
         """End an upload that this offer goes on with, whoever has it; whether there was one."""
-        found = [await self._ask_short(number, "take_over", offer.to_dict()) for number in self._proxies]
+        found: list[bool] = []
+
+        async def ask(number: int) -> None:
+            found.append(await self._ask_short(number, "take_over", offer.to_dict(), LET_GO_S))
+
+        async with open_flat_nursery() as nursery:
+            for number in self._proxies:
+                nursery.start_soon(ask, number)
         return any(found)
 
-    async def _ask_short(self, number: int, method: str, argument: object) -> bool:
+    async def _ask_short(self, number: int, method: str, argument: object, within_s: float = ASK_S) -> bool:
         """A worker that does not answer has nothing, or nothing that could be waited for."""
         try:
-            return bool(await getattr(self._proxies[number], method).options(deadline=ASK_S)(argument))
+            return bool(await getattr(self._proxies[number], method).options(deadline=within_s)(argument))
         except core_errors.CommunicationError as error:
             logger.info("worker %d does not answer: %s", number, error)
             return False

@@ -18,14 +18,15 @@ from certificates import Certificates
 from doubles import until
 
 import pyroxfer
-from pyroxfer import FileServer, Progress, Receipt, errors
+from pyroxfer import FileServer, Progress, Receipt, errors, siblings
 from pyroxfer.conversation import Conversation, open_conversation
 from pyroxfer.digest import digest_of
 from pyroxfer.grants import issuer_of
 from pyroxfer.offer import End, Offer, Ticket
+from pyroxfer.siblings import SiblingEnd
 from pyroxfer.store.ledger import Ledger
 from pyroxfer.store.local import LocalStore
-from pyroxfer_core import Settings, Worker, open_side_stream
+from pyroxfer_core import Settings, Worker, expose, open_side_stream
 
 MIB = 1024 * 1024
 ORIGIN = "ab" * 16
@@ -190,6 +191,25 @@ async def test_an_upload_is_taken_over_from_another_worker(
 
 
 # --- side streams
+
+
+async def test_all_workers_are_asked_to_let_go_at_the_same_time(
+    three: list[FileServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs costs its own time only: each answers here when the other has been asked, too."""
+    asked: list[object] = []
+
+    async def take_over(_: SiblingEnd, offer: object) -> bool:
+        asked.append(offer)
+        await until(lambda: len(asked) == 2)
+        return True
+
+    monkeypatch.setattr(SiblingEnd, "take_over", expose(take_over))
+    monkeypatch.setattr(siblings, "LET_GO_S", 60.0)
+    mine = three[0]._siblings
+    assert mine is not None
+    with trio.fail_after(30):
+        assert await mine.take_over(Offer("f", 1))
 
 
 @pytest.mark.parametrize("streams", [1, 4])

@@ -187,7 +187,7 @@ def check_takes(count: int, target: str, into: bool, exact: bool) -> None:
         AddressError: they cannot.
     """
     if count > 1 and exact:
-        raise AddressError("several things cannot all have the one name that was asked for with -T")
+        raise AddressError("one name for several things: leave -T (exact) out, or name one source only")
     if count > 1 and not into:
         raise AddressError(f"{printable(target)}: is not a folder, so it cannot take several things; end it in '/'")
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import trio
-from doubles import until
+import trio.testing
+from doubles import connect_bytes, raw_client, until
 
 from pyroxfer_core import Daemon, Proxy, Settings, current_call, expose, oneway
 from pyroxfer_core.errors import CommunicationError, PyroError
@@ -160,6 +163,28 @@ async def test_a_thread_that_somebody_waits_for_is_given_up(client: Settings) ->
         async with trio.open_nursery() as nursery:
             for _ in range(4):
                 nursery.start_soon(call)
+
+
+async def test_a_connection_that_the_loop_is_about_to_send_on_is_not_lent() -> None:
+    async with Daemon(settings=DAEMON) as daemon:
+        daemon.register(Plain(), "plain")
+        async with raw_client(daemon.location) as client, trio.open_nursery() as nursery:
+            await client.send(connect_bytes(object_id="plain"))
+            await client.messages(502, 1)
+            await until(lambda: daemon.peers)
+            (peer,) = daemon.peers
+            connection = peer.connection
+            assert peer.may_be_lent()
+            connection.queue_encoded(bytes(8 << 20))
+            assert not peer.may_be_lent()
+            nursery.start_soon(connection.flush)
+            await trio.testing.wait_all_tasks_blocked()
+            while not connection.flush_nowait():  # before the task that waits for room finds out
+                with contextlib.suppress(BlockingIOError):
+                    os.read(client.stream.socket.fileno(), 1 << 20)
+            assert not connection.unsent
+            assert not peer.may_be_lent()
+            await until(peer.may_be_lent)
 
 
 @BOTH

@@ -300,7 +300,10 @@ class Peer:
 
     def may_be_lent(self) -> bool:
         """Whether a thread may use the connection for a call that is about to begin: nobody else does."""
-        if not self.pool.lends or type(self.connection.sock) is not socket.socket:
+        connection = self.connection
+        if not self.pool.lends or type(connection.sock) is not socket.socket:
+            return False
+        if connection.unsent or connection.flushing:  # the loop is about to send
             return False
         if self.is_serial:
             return True
@@ -308,7 +311,7 @@ class Peer:
             self._lend_later -= 1
             return False
         others = self._large, self._pushed, self._uploads, self.reverse
-        return self.calls.none and not self.connection.decoder.data and others == (None, None, None, None)
+        return self.calls.none and not connection.decoder.data and others == (None, None, None, None)
 
     def lend_later(self) -> None:
         """The client does more than one thing at once, or long ones: a thread would be in the way for some time."""

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pyroxfer_core.errors import ProtocolError, SerializeError
 from pyroxfer_core.serializers.base import SerializerContext
 from pyroxfer_core.serializers.factory import make_serializer
+from pyroxfer_core.uri import Uri
 from pyroxfer_core.wire.marshal import MAX_ITEMS, read
 
 HEADER = "# serpent utf-8 python3.2\n"
@@ -43,6 +44,15 @@ pieces = st.sampled_from(
 def longhand(value: object) -> bytes:
     written: bytes = serpent.dumps(value, module_in_classname=True)
     return written
+
+
+@given(texts, texts, st.integers(0, 65535) | st.none())
+def test_uris_are_written_as_the_library_writes_them(name: str, host: str, port: int | None) -> None:
+    """Byte for byte, and they are read back."""
+    uri = Uri.from_state(("PYRO", name, None, host, port))
+    body = bytes(SERPENT.dumps(uri))
+    assert body == longhand({"__class__": "Pyro5.core.URI", "state": uri.state})
+    assert SERPENT.loads(body) == MSGPACK.loads(MSGPACK.dumps(uri)) == uri
 
 
 @given(texts, texts, st.lists(plain, max_size=4))

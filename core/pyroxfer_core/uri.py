@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 from .errors import PyroError
@@ -61,7 +62,7 @@ class Uri:
         self._set(protocol, name, *_parse_location(location, None if protocol == "PYRO" else NS_PORT))
 
     @classmethod
-    def from_state(cls, state: State | list[Any]) -> Uri:
+    def from_state(cls, state: Sequence[Any]) -> Uri:
         """Build from the five values in which URIs travel (section 4.7 of the wire notes).
 
         Raises:
@@ -70,9 +71,12 @@ class Uri:
         if len(state) != 5:
             raise PyroError("invalid uri state")
         protocol, name, sockname, host, port = state
+        uri = cls.__new__(cls)
+        if protocol == "PYRO" and type(name) is type(host) is str and type(port) is int and sockname is None:
+            uri._set(protocol, name, None, host, port)  # nearly every one
+            return uri
         if isinstance(name, (list, tuple, set, frozenset)) and all(isinstance(tag, str) for tag in name):
             name = frozenset(name)
-        uri = cls.__new__(cls)
         well_formed = (
             isinstance(name, (str, frozenset))
             and protocol in ("PYRO", "PYRONAME", "PYROMETA")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from time import monotonic
 from types import TracebackType
@@ -15,62 +13,38 @@ from typing import Any, Final
 import trio
 
 from pyroxfer_core import (
-    Connection,
-    Hello,
     InheritedListener,
-    Metadata,
-    ServerSession,
     Uri,
-    Verdict,
     Worker,
-    accept_handshake,
-    authenticate,
     serve_connections,
 )
-from pyroxfer_core.errors import DaemonError, PyroError
-from pyroxfer_core.wire import STOCK, Feature, hops_of
+from pyroxfer_core.errors import DaemonError
 
 from .admin import note
 from .backends import Backend
 from .building import make_directory
 from .config import Config, check_config
 from .control import CommandError
-from .conversation import Conversation, Handle
-from .departure import Arrival, Guest, see_off
-from .dialects import BlobDialect, SealedDialect
+from .departure import Guest, see_off
 from .discovery import Discovery
 from .doors import Doors
-from .forwarding import Forwarding
 from .found import leads_to
-from .frames import Splitter
 from .health import Health
 from .hub import Hub
-from .links import COLLECT_BYTES, LinkPool, OwnLinks
+from .links import COLLECT_BYTES
 from .management import Management
 from .naming import Names
 from .pinned import Pinned
 from .predecessor import Predecessor
-from .records import Watcher
+from .reception import Reception
 from .reload import change_directory, check_reload
-from .routes import Party, Service
+from .routes import Service
 from .security import refresh, settings_for
 from .shares import said_in
 from .state import Inherited, State, remembered
 from .status import services_of
 from .streams import StreamRelay
 from .succession import Program, Succession
-from .transparent import (
-    MAX_HOPS,
-    Link,
-    Opener,
-    Opening,
-    Refused,
-    agreement,
-    alone,
-    is_looping,
-    read_opening,
-    with_own,
-)
 
 LOOK_S: Final = 0.25
 """How often messages in passage are checked for having stopped ..."""
@@ -116,14 +90,9 @@ class Dispatcher:
         check_config(config)
         self.config = config
         self._settings = settings_for(config)
-        self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
-        self._epoch = secrets.token_bytes(16)
         self._hub = Hub(config.busy_poll)
         self.directory = make_directory(config, self._hub.later)
         self._names = Names(config, self._settings)
-        self._pools: dict[int, LinkPool] = {}
-        """By the number of dispatchers that a client's connection has passed before this one."""
-        self._opener = Opener(self._settings, self._names.resolve)
         self._predecessor = predecessor
         self._succession = Succession(program)
         self._worker = worker
@@ -132,11 +101,17 @@ class Dispatcher:
         self._health = Health(self._settings, self._names.resolve, self._all_services, config.health_interval)
         self._management = Management(config, self)
         self._inherited = Inherited(State() if worker is None else said_in(worker.folder), self._take_out)
-        self._arrivals: dict[Connection, Arrival] = {}
+        self._reception = Reception(
+            config,
+            self._settings,
+            self._hub,
+            self.directory,
+            self._management.records,
+            self._names.resolve,
+            self._see_leave,
+        )
         take_out = partial(self._management.operations.take_out, disabled=False)
         self._discovery = Discovery(config, self._settings, self.directory, take_out, self._appeared, self._is_own)
-        self._conversations: set[Conversation | Pinned] = set()
-        self._stopping = False
         self._cut = 0
         self._draining = False
         self._accepts = trio.Event()
@@ -144,12 +119,10 @@ class Dispatcher:
         """Set when it accepts no more, and every connection that it accepted is closed."""
         self.drained = trio.Event()
         """Set when a drain has come to its end."""
-        self._all_gone = trio.Event()
         self._bound: Sequence[tuple[str, int | None]] = ()
         """See `Doors.addresses`."""
         self._helpers: trio.Nursery | None = None
         self._nursery_manager: Any = None
-        self._nursery: trio.Nursery
         self._background = trio.CancelScope()
         self._serving = trio.CancelScope(shield=True)
 
@@ -192,7 +165,7 @@ class Dispatcher:
             self._management.records.close()
             raise
         self._nursery_manager = trio.open_nursery()
-        nursery = self._nursery = await self._nursery_manager.__aenter__()
+        nursery = self._reception.nursery = await self._nursery_manager.__aenter__()
         nursery.start_soon(self._run_background)
         nursery.start_soon(self._names.keep)
         note(logging.INFO, "listening", location=self.location, object=self.config.object)
@@ -202,13 +175,13 @@ class Dispatcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop; an error of the body goes on as it is, not in a group."""
-        self._stopping = True
+        self._reception.close()
         self._background.cancel()
         self._doors.close_clients()
         try:
             with trio.CancelScope(shield=True):
                 await self._names.unregister()
-                await self._end_conversations()
+                await self._reception.end(self._settings.shutdown_grace_s)
         finally:
             self._serving.cancel()
             manager, self._nursery_manager = self._nursery_manager, None
@@ -219,8 +192,7 @@ class Dispatcher:
                     with contextlib.suppress(BaseException):
                         await manager.__aexit__(None, None, None)
             finally:
-                for pool in self._pools.values():
-                    pool.close()
+                self._reception.close_links()
                 self._hub.close()
                 self._management.records.close()
                 self._doors.close()
@@ -228,8 +200,7 @@ class Dispatcher:
 
     def abort(self) -> None:
         """Cut calls under way, for those who cannot wait for the end of their grace."""
-        for conversation in tuple(self._conversations):
-            conversation.abort()
+        self._reception.abort()
 
     # -- for operators
 
@@ -272,14 +243,14 @@ class Dispatcher:
         self._succession.call_off()
         if not self._draining:
             self._draining = True
-            note(logging.INFO, "draining", clients=len(self._conversations))
+            note(logging.INFO, "draining", clients=len(self._reception.conversations))
             self._doors.close_clients()
             self.start_soon(self._drain)
 
     async def _drain(self) -> None:
         """Those who are greeted just now are clients, too, and so are those of whom nothing has come yet."""
         await self._names.unregister()
-        cut = await see_off(lambda: (*self._arrivals.values(), *self._conversations), self.config.drain_timeout)
+        cut = await see_off(lambda: self._reception.guests, self.config.drain_timeout)
         self._cut += cut
         await self._all_served.wait()
         note(logging.INFO, "drained", cut=cut)
@@ -305,7 +276,7 @@ class Dispatcher:
         refresh(self._settings, config)
         gone = change_directory(self.directory, self.config, config, self._hub.later)
         self.config = config
-        self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
+        self._reception.change(config)
         for service, backend in gone:
             self._management.operations.take_out(service, backend, disabled=False)
         self._discovery.change(config)
@@ -316,7 +287,7 @@ class Dispatcher:
     @property
     def guests(self) -> Iterable[Guest]:
         """All connected clients."""
-        return tuple(self._conversations)
+        return tuple(self._reception.conversations)
 
     @property
     def drain_timeout_s(self) -> float:
@@ -332,7 +303,7 @@ class Dispatcher:
             "draining": self._draining,
             "predecessor": None if self._predecessor is None else self._predecessor.pid,
             "registered": self._names.registered,
-            "clients": len(self._conversations),
+            "clients": len(self._reception.conversations),
             "cut": self._cut,
         }
 
@@ -354,8 +325,7 @@ class Dispatcher:
 
     def close_idle(self, backend: Backend) -> None:
         """Close the connections to a backend that no call uses."""
-        for pool in self._pools.values():
-            pool.close_idle(backend)
+        self._reception.close_idle(backend)
 
     def start_soon(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Run something until it, or the dispatcher, ends."""
@@ -365,7 +335,7 @@ class Dispatcher:
     # -- serving
 
     async def _run_background(self) -> None:
-        """Accept and look until stopped. Conversations are shielded: `_end_conversations` ends them."""
+        """Accept and look until stopped. Conversations are shielded: `Reception.end` ends them."""
         with self._background:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._look_after_clients)
@@ -381,7 +351,7 @@ class Dispatcher:
                 streams = StreamRelay(self._settings, self._names.resolve, self._homes_of)
                 await serve_connections(
                     self._doors.clients,
-                    self._greet,
+                    self._reception.greet,
                     settings=self._settings,
                     side_handler=streams.handle,
                     collect=COLLECT_BYTES,
@@ -391,7 +361,8 @@ class Dispatcher:
 
     def _homes_of(self, host: str) -> Iterable[Backend]:
         """Backends to which clients from a host belong; all, where such clients may be with another process."""
-        pinned = [one.home for one in self._conversations if isinstance(one, Pinned) and one.host == host]
+        clients = self._reception.conversations
+        pinned = [one.home for one in clients if isinstance(one, Pinned) and one.host == host]
         if self._worker is None and self._predecessor is None:
             return dict.fromkeys(pinned)
         led = (service for service in self._all_services() if not service.stateless)
@@ -402,188 +373,6 @@ class Dispatcher:
         with self._serving:
             await self._hub.run()
 
-    async def _greet(self, client: Connection) -> None:
-        """One client, from its first byte to its last."""
-        with trio.CancelScope() as scope:
-            self._arrivals[client] = Arrival(scope)
-            try:
-                await self._receive(client)
-            finally:
-                self._arrivals.pop(client, None)
-
-    async def _receive(self, client: Connection) -> None:
-        """Of what is our own only the going-away notice is granted."""
-        session, hello = ServerSession(self._epoch, offer=Feature.GOAWAY), None
-        opening = await read_opening(client, self._settings)
-        if opening is not None and self._settings.tokens is not None:
-            client.decoder.feed(opening.message.data + opening.rest)
-            hello = await authenticate(client, session, self._settings)
-            if hello is None:
-                return
-            opening = replace(alone(opening, self._settings.max_annotations), rest=client.decoder.take_rest())
-        if opening is not None and is_looping(opening):
-            await self._refuse_loop(client, opening)
-            return
-        if opening is not None and not self._stopping:
-            service = self.directory.service_of(opening.object_id)
-            if service is not None:
-                await self._lead(client, session, opening, service, is_known=hello is not None)
-                return
-            client.decoder.feed(opening.rest if hello is not None else opening.message.data + opening.rest)
-        hops = 0 if opening is None else hops_of(opening.message.data, opening.codec.version)
-        await self._greet_here(client, session, hello, hops)
-
-    async def _refuse_loop(self, client: Connection, opening: Opening) -> None:
-        text = f"NotSent: passed {MAX_HOPS} dispatchers already; they lead to each other"
-        note(logging.WARNING, "client_refused", client=client.peer, reason=text)
-        with contextlib.suppress(PyroError):
-            await client.finish(self._opener.refuse(opening, text))
-
-    def _pool_after(self, hops: int) -> LinkPool:
-        """The links for calls that have passed so many dispatchers before: the next one counts them."""
-        pool = self._pools.get(hops)
-        if pool is None:
-            pool = self._pools[hops] = LinkPool(
-                self._settings, self._names.resolve, self._hub, self._see_leave, hops + 1
-            )
-        return pool
-
-    async def _lead(
-        self, client: Connection, session: ServerSession, opening: Opening, service: Service, *, is_known: bool
-    ) -> None:
-        """Transparent mode: the client talks to a backend from the first message on.
-
-        Args:
-            is_known: the session has heard CONNECT already.
-        """
-        opener = self._opener
-        if service.stateless:
-            opening = alone(opening, self._settings.max_annotations)
-        try:
-            offer = Feature.GOAWAY if service.stateless else 0
-            link = await opener.open_any(service, opening, Party(client.peer).host, offer=offer)
-        except Refused as refused:
-            service.tally["refused"] += 1
-            note(logging.WARNING, "client_refused", client=client.peer, service=service.name, reason=refused)
-            with contextlib.suppress(PyroError):
-                await client.finish(refused.answer)
-            return
-        own = service.stateless and not opening.signed and opening.codec.version == 502
-        answer = with_own(session, opening, link.answer, is_known=is_known) if own else link.answer
-        try:
-            with trio.fail_after(self._settings.connect_timeout_s):
-                await client.send_encoded(answer)
-            client.settled()
-            if service.stateless:
-                await self._spread(client, session if own else None, opening, service, link)
-            else:
-                await self._pin(client, opening, service, link)
-        finally:
-            link.connection.close()
-
-    async def _spread(
-        self, client: Connection, session: ServerSession | None, opening: Opening, service: Service, link: Link
-    ) -> None:
-        """Each call may go to another backend."""
-        limit = self._settings.max_message_bytes
-        links = OwnLinks(self._opener, opening, self._hub, limit, self._see_leave)
-        conversation = Conversation(
-            self._hub,
-            self._nursery,
-            links,
-            SealedDialect(
-                service,
-                opening.codec.version,
-                link.backend,
-                Party(client.peer).host,
-                signed=opening.signed,
-                session=session,
-            ),
-            opening.codec,
-            Splitter(opening.codec, max_message=limit),
-            Party(client.peer),
-            stall_s=self.config.stall_timeout,
-            watch=self._watch_for(client.peer),
-        )
-        links.put(links.adopt(link))
-        try:
-            with self._held(client, conversation):
-                await conversation.run((client.sock, opening.rest), client.peer)
-        finally:
-            links.close()
-
-    async def _pin(self, client: Connection, opening: Opening, service: Service, link: Link) -> None:
-        """Everything goes to the backend that answered CONNECT."""
-        agreed = STOCK if opening.signed else agreement(opening, link.answer, self._settings.max_annotations)
-        pinned = Pinned(
-            self._hub,
-            service,
-            link.backend,
-            opening.codec,
-            Party(client.peer).key_for(service),
-            signed=opening.signed,
-            agreed=agreed,
-            goodbye=self._see_leave,
-            first_seq=opening.message.seq,
-            records=self._management.records if self._is_recording else None,
-            peer=client.peer,
-            stall_s=self.config.stall_timeout,
-            limit=self._settings.max_message_bytes,
-        )
-        with self._held(client, pinned):
-            await pinned.run((client.sock, opening.rest), (link.connection.sock, link.rest))
-
-    @contextlib.contextmanager
-    def _held(self, client: Connection, conversation: Conversation | Pinned) -> Iterator[None]:
-        """Known to whoever stops or looks; a dispatcher that stops waits for the end of this block."""
-        self._conversations.add(conversation)
-        del self._arrivals[client]
-        try:
-            if self._stopping:
-                conversation.stop()
-            yield
-        finally:
-            self._conversations.discard(conversation)
-            if self._stopping and not self._conversations:
-                self._all_gone.set()
-
-    async def _greet_here(self, client: Connection, session: ServerSession, heard: Hello | None, hops: int) -> None:
-        """A client of the dispatcher's own object: its calls are serial."""
-        hello = await accept_handshake(client, session, self._settings, None, self._judge, heard=heard)
-        if hello is None or self._stopping:
-            return
-        client.decoder.max_message = self._settings.max_message_bytes
-        conversation = Conversation(
-            self._hub,
-            self._nursery,
-            self._pool_after(hops),
-            BlobDialect(self.directory, session),
-            client.codec,
-            client.decoder,
-            Party(client.peer),
-            stall_s=self.config.stall_timeout,
-            watch=self._watch_for(client.peer),
-        )
-        with self._held(client, conversation):
-            await conversation.run((client.sock, b""), client.peer)
-
-    @property
-    def _is_recording(self) -> bool:
-        """Whether a file or somebody at the control socket can want records."""
-        return self.config.access_log is not None or self.config.control is not None
-
-    def _watch_for(self, peer: str) -> Callable[[Forwarding], Handle] | None:
-        """Who writes records of this client's calls, if anybody may."""
-        if not self._is_recording:
-            return None
-        return lambda forwarding: Watcher(forwarding, peer, self._management.records).handle
-
-    async def _judge(self, hello: Hello) -> Verdict:
-        """A client may ask for our object, or (Pyro4 without metadata) not say what it wants."""
-        if hello.object_id not in (None, self.config.object):
-            raise DaemonError("unknown object")
-        return Verdict("hello", self._metadata)
-
     async def _look_after_clients(self) -> None:
         while True:
             admissions = tuple(self.directory.admissions())
@@ -592,8 +381,7 @@ class Dispatcher:
                 admission.look(monotonic())
             for service in self._all_services():
                 self._let_return(service)
-            for conversation in tuple(self._conversations):
-                conversation.look(monotonic())
+            self._reception.look(monotonic())
 
     def _let_return(self, service: Service) -> None:
         """Backends that were ejected, when it is time."""
@@ -608,15 +396,6 @@ class Dispatcher:
                 note(logging.INFO, "backend_leaving", backend=backend.name, uri=backend.uri)
                 service.admission.changed()
                 self.start_soon(self._health.await_return, service, backend)
-
-    async def _end_conversations(self) -> None:
-        """Cut between calls; a call under way has its grace."""
-        for conversation in tuple(self._conversations):
-            conversation.stop()
-        with trio.move_on_after(self._settings.shutdown_grace_s):
-            if self._conversations:
-                await self._all_gone.wait()
-        self.abort()
 
 
 def _is_cancellation(error: BaseException) -> bool:

@@ -82,6 +82,28 @@ class TestWords:
             assert there_and_back(one, [uri, {"k": uri}] if name != "marshal" else uri) in (uri, [uri, {"k": uri}])
 
     @every_serializer
+    @every_peer
+    @pytest.mark.parametrize(
+        "state",
+        [
+            ("PYRO", "thing", None, "::1", 9),
+            ("PYRO", "thing", "/tmp/it's", None, None),
+            ("PYRO", "both \"and' quotes", None, "", 2**70),
+            ("PYRO", "thing", None, "host", True),
+            ("PYRONAME", "\u00fc.thing", None, None, None),
+        ],
+    )
+    def test_every_uri_arrives_as_it_was(self, name: str, peer: str, state: Any) -> None:
+        uri, one = Uri.from_state(state), make_serializer(name, PEERS[peer])
+        assert there_and_back(one, uri) == uri
+        assert there_and_back(one, {"deep": [uri]} if name != "marshal" else uri) in (uri, {"deep": [uri]})
+
+    def test_tags_of_a_uri_arrive_at_a_peer_of_ours(self) -> None:
+        one, uri = make_serializer("msgpack", PEERS["own"]), Uri("PYROMETA:a,b@host:9090")
+        assert there_and_back(one, [uri, {"k": uri}]) == [uri, {"k": uri}]
+        assert there_and_back(one, uri) == uri
+
+    @every_serializer
     def test_proxy_has_nine_values_for_pyro4_and_six_for_pyro5(self, name: str) -> None:
         proxy = ProxyState("PYRO:a@b:1", frozenset({"o"}), frozenset({"m"}), frozenset({"a"}), {"k": 1}, "json")
         old, new = (raw(make_serializer(name, PEERS[peer]), proxy) for peer in ("48", "502"))
@@ -312,6 +334,31 @@ class TestRules:
 
 
 class TestRegistry:
+    @every_serializer
+    @every_peer
+    def test_a_converter_for_uris_comes_before_our_own_form(self, name: str, peer: str) -> None:
+        registry = ClassRegistry()
+        registry.register_class_to_dict(Uri, lambda uri: {"__class__": "somewhere.Thing", "state": uri.port})
+        registry.register_dict_to_class("somewhere.Thing", lambda _, data: data["state"])
+        one = make_serializer(name, replace(PEERS[peer], registry=registry))
+        assert there_and_back(one, Uri("PYRO:a@b:7")) == 7
+        if name != "marshal":
+            assert there_and_back(one, [Uri("PYRO:a@b:7")]) == [7]
+
+    @every_serializer
+    def test_a_reader_that_fails_is_asked_once(self, name: str) -> None:
+        registry, asked = ClassRegistry(), []
+
+        def read(classname: str, data: dict[str, Any]) -> Any:
+            asked.append(classname)
+            return data["missing"]
+
+        registry.register_dict_to_class("somewhere.Thing", read)
+        one = make_serializer(name, replace(PEERS["own"], registry=registry))
+        with pytest.raises(SerializeError, match="KeyError: 'missing'"):
+            there_and_back(one, {"__class__": "somewhere.Thing"})
+        assert asked == ["somewhere.Thing"]
+
     @every_serializer
     def test_both_ways(self, name: str) -> None:
         registry = ClassRegistry()

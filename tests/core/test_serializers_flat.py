@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import datetime
+import gc
 import marshal
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from pyroxfer_core.errors import ProtocolError, SerializeError
 from pyroxfer_core.serializers.base import SerializerContext
 from pyroxfer_core.serializers.factory import make_serializer
+from pyroxfer_core.uri import Uri
 from pyroxfer_core.wire.marshal import MAX_ITEMS, read
 
 HEADER = "# serpent utf-8 python3.2\n"
@@ -41,6 +44,15 @@ pieces = st.sampled_from(
 def longhand(value: object) -> bytes:
     written: bytes = serpent.dumps(value, module_in_classname=True)
     return written
+
+
+@given(texts, texts, st.integers(0, 65535) | st.none())
+def test_uris_are_written_as_the_library_writes_them(name: str, host: str, port: int | None) -> None:
+    """Byte for byte, and they are read back."""
+    uri = Uri.from_state(("PYRO", name, None, host, port))
+    body = bytes(SERPENT.dumps(uri))
+    assert body == longhand({"__class__": "Pyro5.core.URI", "state": uri.state})
+    assert SERPENT.loads(body) == MSGPACK.loads(MSGPACK.dumps(uri)) == uri
 
 
 @given(texts, texts, st.lists(plain, max_size=4))
@@ -130,3 +142,24 @@ def test_a_parser_that_another_thread_confuses_is_asked_again(monkeypatch: pytes
     failures += [SystemError("always")] * 1000
     with pytest.raises(SerializeError, match="SystemError"):
         SERPENT.loads(f"{HEADER}[1,[2]]".encode())
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "stock"])
+def test_what_runs_while_a_value_is_refused_packs_its_own_values_alone(own: bool) -> None:
+    serializer = make_serializer("msgpack", SerializerContext(502, own=own))
+    bodies: list[Any] = []
+
+    def collected(phase: str, info: dict[str, int]) -> None:
+        bodies.append(serializer.dumps(["other", 1]))
+
+    before = gc.get_threshold()
+    gc.callbacks.append(collected)
+    gc.set_threshold(1)  # it comes whenever something is made, as the error is
+    try:
+        for _ in range(5):
+            serializer.dumps(["mine", datetime.datetime(2020, 1, 1)])
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(collected)
+    assert bodies
+    assert {tuple(serializer.loads(body)) for body in bodies} == {("other", 1)}

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import trio
 
-from pyroxfer_core import Connection, Settings, bind_tcp, introduce, open_connection, serve_connections
+from pyroxfer_core import (
+    Connection,
+    SerializedBlob,
+    Settings,
+    bind_tcp,
+    expose,
+    introduce,
+    open_connection,
+    serve_connections,
+)
 from pyroxfer_core.errors import PyroError
 from pyroxfer_core.wire import Body, Flags, Message, MessageType, codec_for, write_blob_info
+from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.admission import Admission, Limits
 from pyroxfer_dispatcher.backends import Backend, BackendGroup
 from pyroxfer_dispatcher.balance import RoundRobin
 from pyroxfer_dispatcher.config import Config, parse_config
+from pyroxfer_dispatcher.control import ask_control
 from pyroxfer_dispatcher.ejection import Ejection
 from pyroxfer_dispatcher.routes import Party, Service
 
@@ -127,15 +139,51 @@ async def echo(connection: Connection, request: Message) -> None:
     await connection.send(answer_to(request, request.body, request.flags & Flags.COMPRESSED))
 
 
+async def pong(connection: Connection, request: Message) -> None:
+    """As `echo`, for a backend that is asked now and then whether it lives."""
+    if request.type == MessageType.PING:
+        await connection.send(Message(MessageType.PING, request.seq, request.serializer, 0, b"pong"))
+    else:
+        await connection.send(answer_to(request, request.body))
+
+
+def held(release: trio.Event) -> Script:
+    """As `echo`, once it may."""
+
+    async def hold(connection: Connection, request: Message) -> None:
+        await release.wait()
+        await echo(connection, request)
+
+    return hold
+
+
+@expose
+class Doubler:
+    """What blobs and led clients reach."""
+
+    async def process(self, blob: SerializedBlob) -> str:
+        return "done"
+
+    async def double(self, number: int) -> int:
+        return 2 * number
+
+
 @asynccontextmanager
-async def raw_client(location: str, version: int = 502) -> AsyncIterator[Connection]:
+async def raw_client(location: str, version: int = 502, object_id: str = OBJECT) -> AsyncIterator[Connection]:
     """A client after its handshake."""
     connection = await open_connection(location, version=version)
     try:
-        await introduce(connection, OBJECT, Settings())
+        await introduce(connection, object_id, Settings())
         yield connection
     finally:
         connection.close()
+
+
+@asynccontextmanager
+async def client_of(location: str, version: int = 502, object_id: str = "worker") -> AsyncIterator[Connection]:
+    """One that knows nothing of the dispatcher."""
+    async with raw_client(location, version, object_id) as connection:
+        yield connection
 
 
 def blob(
@@ -156,6 +204,11 @@ def blob(
         {"BLBI": write_blob_info(topic, OBJECT, "process"), **annotations},
         bytes(range(16)),
     )
+
+
+def call(seq: int = 1, body: bytes = POISON, flags: int = 0, **annotations: bytes) -> Message:
+    """A call of a client that is led."""
+    return Message(MessageType.INVOKE, seq, "serpent", flags, body, dict(annotations), bytes(range(16)))
 
 
 async def ask(connection: Connection, request: Message) -> Message:
@@ -186,6 +239,14 @@ def config_for(*uris: Any, head: str = "", service: str = "", backend: str = "")
     )
 
 
+def led_config_for(*uris: object, head: str = "", service: str = "") -> Config:
+    """A configuration whose service ``work`` leads clients to an object ``worker`` of backends b0, b1, …"""
+    backends = "".join(f'[[services.backends]]\nname = "b{n}"\nuri = "{uri}"\n' for n, uri in enumerate(uris))
+    return parse_config(
+        f'listen = "localhost:0"\n{head}\n[[services]]\nname = "work"\nobjects = ["worker"]\n{service}\n{backends}'
+    )
+
+
 async def wait_for(condition: Callable[[], object]) -> None:
     """Wait until something is true that happens on the other side of a socket; at most 20 s."""
     for _ in range(2000):
@@ -193,3 +254,53 @@ async def wait_for(condition: Callable[[], object]) -> None:
             return
         await trio.sleep(0.01)
     raise AssertionError("it did not happen")
+
+
+def text_of(answer: Message) -> str:
+    """What an error of the dispatcher's own says; its body is the only one here that can be read."""
+    assert answer.type == MessageType.RESULT
+    assert answer.flags & Flags.EXCEPTION
+    return bytes(answer.body).decode()
+
+
+async def end_of(connection: Connection) -> bool:
+    """Whether the peer closed, orderly or not."""
+    try:
+        return await connection.receive() is None
+    except PyroError:
+        return True
+
+
+async def http(
+    dispatcher: Dispatcher, path: str, *headers: str, method: str = "GET", body: str = "", host: str = "localhost"
+) -> tuple[int, str]:
+    """Status and body of one request."""
+    address, _, port = str(dispatcher.admin_location).rpartition(":")
+    lines = [f"{method} {path} HTTP/1.1", f"host: {host}:{port}", "connection: close", *headers]
+    if body:
+        lines.append(f"content-length: {len(body)}")
+    with trio.fail_after(10):
+        async with await trio.open_tcp_stream(address, int(port)) as stream:
+            await stream.send_all(("\r\n".join(lines) + "\r\n\r\n" + body).encode())
+            answer = b"".join([data async for data in stream])
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), rest.decode()
+
+
+Ask = Callable[..., Any]
+
+
+@asynccontextmanager
+async def operated(
+    tmp_path: Path, *backends: RawBackend, head: str = "", **more: Any
+) -> AsyncIterator[tuple[Dispatcher, Ask]]:
+    """A dispatcher with a control socket, and a function that asks there and gives all answers."""
+    path = str(tmp_path / "control")
+    config = config_for(*[backend.uri for backend in backends], head=f'control = "{path}"\n{head}', **more)
+
+    async def ask_there(do: str, **request: Any) -> list[dict[str, Any]]:
+        with trio.fail_after(20):
+            return await trio.to_thread.run_sync(lambda: list(ask_control(path, {"do": do, **request})))
+
+    async with Dispatcher(config) as dispatcher:
+        yield dispatcher, ask_there

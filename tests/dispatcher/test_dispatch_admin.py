@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 from browser import browser
-from doubles_dispatch import RawBackend, ask, blob, config_for, echo, raw_backend, raw_client
+from doubles_dispatch import RawBackend, ask, blob, config_for, echo, http, raw_backend, raw_client
 from prometheus_client.parser import text_string_to_metric_families
 
 from pyroxfer_core import bind_tcp
@@ -28,22 +27,6 @@ async def administered(*backends: RawBackend, head: str = "", service: str = "")
     config = config_for(*[one.uri for one in backends], head=head, service=service)
     async with Dispatcher(config) as dispatcher:
         yield dispatcher
-
-
-async def http(
-    dispatcher: Dispatcher, path: str, *headers: str, method: str = "GET", body: str = "", host: str = "localhost"
-) -> tuple[int, str]:
-    """Status and body of one request."""
-    address, _, port = str(dispatcher.admin_location).rpartition(":")
-    lines = [f"{method} {path} HTTP/1.1", f"host: {host}:{port}", "connection: close", *headers]
-    if body:
-        lines.append(f"content-length: {len(body)}")
-    with trio.fail_after(10):
-        async with await trio.open_tcp_stream(address, int(port)) as stream:
-            await stream.send_all(("\r\n".join(lines) + "\r\n\r\n" + body).encode())
-            answer = b"".join([data async for data in stream])
-    head, _, rest = answer.partition(b"\r\n\r\n")
-    return int(head.split()[1]), rest.decode()
 
 
 async def test_probes_tell_health_and_readiness() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from doubles_dispatch import wait_for
-from test_dispatch_transparent import config_for
+from doubles_dispatch import led_config_for, wait_for
 
 from pyroxfer_core import Daemon, Proxy, Settings, behavior, expose
 from pyroxfer_core.client.heartbeat import Pulse
@@ -58,7 +57,10 @@ class Doubler:
 @pytest.mark.parametrize("size", [10, 200_000, 5 * MIB])
 async def test_bodies_of_any_size_pass_both_ways_and_at_once(size: int) -> None:
     """Large ones in pieces, between which small calls pass."""
-    async with Daemon(port=0) as daemon, Dispatcher(config_for(daemon.register(Worker(), "worker"))) as dispatcher:
+    async with (
+        Daemon(port=0) as daemon,
+        Dispatcher(led_config_for(daemon.register(Worker(), "worker"))) as dispatcher,
+    ):
         [known] = dispatcher.directory.services["work"].group.backends
         async with Proxy(f"PYRO:worker@{dispatcher.location}") as proxy, trio.open_nursery() as nursery:
             await proxy.echo(0)
@@ -76,7 +78,7 @@ async def test_calls_in_the_other_direction_pass() -> None:
     async with (
         Daemon(port=0) as daemon,
         Daemon(port=0) as own,
-        Dispatcher(config_for(daemon.register(Worker(), "worker"))) as dispatcher,
+        Dispatcher(led_config_for(daemon.register(Worker(), "worker"))) as dispatcher,
         Proxy(f"PYRO:worker@{dispatcher.location}") as proxy,
     ):
         doubler = Proxy(own.register(Doubler(), "doubler"))
@@ -87,7 +89,7 @@ async def test_calls_in_the_other_direction_pass() -> None:
 async def test_pushed_streams_pass() -> None:
     async with (
         Daemon(port=0) as daemon,
-        Dispatcher(config_for(daemon.register(Worker(), "worker"))) as dispatcher,
+        Dispatcher(led_config_for(daemon.register(Worker(), "worker"))) as dispatcher,
         Proxy(f"PYRO:worker@{dispatcher.location}") as proxy,
     ):
         assert [item async for item in proxy.count(500)] == list(range(500))
@@ -98,7 +100,7 @@ async def test_cancelling_reaches_the_handler() -> None:
     worker = Worker()
     async with (
         Daemon(port=0) as daemon,
-        Dispatcher(config_for(daemon.register(worker, "worker"))) as dispatcher,
+        Dispatcher(led_config_for(daemon.register(worker, "worker"))) as dispatcher,
         Proxy(f"PYRO:worker@{dispatcher.location}") as proxy,
     ):
         with trio.move_on_after(0.2):
@@ -111,7 +113,7 @@ async def test_cancelling_a_call_makes_room_for_the_one_that_waits_for_it() -> N
     """On one connection: the cancel comes behind the call that waits, and behind another one."""
     worker = Worker()
     async with Daemon(port=0) as daemon:
-        config = config_for(daemon.register(worker, "worker"), service="max_in_flight = 1\nqueue_timeout = 60")
+        config = led_config_for(daemon.register(worker, "worker"), service="max_in_flight = 1\nqueue_timeout = 60")
         async with (
             Dispatcher(config) as dispatcher,
             Proxy(f"PYRO:worker@{dispatcher.location}") as proxy,
@@ -132,7 +134,7 @@ async def test_a_call_that_is_cancelled_while_it_waits_never_runs() -> None:
     """Those behind it go on; one of them that was cancelled, too, does not run either."""
     worker = Worker()
     async with Daemon(port=0) as daemon:
-        config = config_for(daemon.register(worker, "worker"), service="max_in_flight = 1\nqueue_timeout = 60")
+        config = led_config_for(daemon.register(worker, "worker"), service="max_in_flight = 1\nqueue_timeout = 60")
         async with (
             Dispatcher(config) as dispatcher,
             Proxy(f"PYRO:worker@{dispatcher.location}") as proxy,
@@ -162,7 +164,7 @@ async def test_a_lost_backend_is_unknown_to_a_proxy_of_ours_too() -> None:
         async with Daemon(port=0, settings=Settings(shutdown_grace_s=0.05)) as daemon:
             uri = daemon.register(worker, "worker")
             async with (
-                Dispatcher(config_for(uri)) as dispatcher,
+                Dispatcher(led_config_for(uri)) as dispatcher,
                 Proxy(f"PYRO:worker@{dispatcher.location}") as proxy,
             ):
                 outcomes: list[Outcome | None] = []
@@ -175,7 +177,7 @@ async def test_a_lost_backend_is_unknown_to_a_proxy_of_ours_too() -> None:
 
                 nursery.start_soon(lose)
                 await wait_for(lambda: worker.running)
-                for pinned in dispatcher._conversations:
+                for pinned in dispatcher._reception.conversations:
                     pinned._backend._lost("killed")  # type: ignore[union-attr]
                 await wait_for(lambda: outcomes)
                 assert outcomes == [Outcome.UNKNOWN]
@@ -186,7 +188,7 @@ async def test_a_call_that_cannot_be_done_in_its_time_is_dropped_unsent() -> Non
     worker = Worker()
     settings = "max_in_flight = 1"
     async with Daemon(port=0) as daemon:
-        config = config_for(daemon.register(worker, "worker"), service=settings)
+        config = led_config_for(daemon.register(worker, "worker"), service=settings)
         async with (
             Dispatcher(config) as dispatcher,
             Proxy(f"PYRO:worker@{dispatcher.location}") as first,
@@ -208,7 +210,7 @@ async def test_the_time_in_the_queue_is_taken_off_what_the_backend_is_told() -> 
     """A call that waited is cancelled by its backend when its caller's time is over, not later."""
     worker = Worker()
     async with Daemon(port=0) as daemon:
-        config = config_for(daemon.register(worker, "worker"), service="max_in_flight = 1")
+        config = led_config_for(daemon.register(worker, "worker"), service="max_in_flight = 1")
         async with (
             Dispatcher(config) as dispatcher,
             Proxy(f"PYRO:worker@{dispatcher.location}") as first,
@@ -227,7 +229,7 @@ async def _wait(proxy: Proxy, seconds: float = 30.0) -> None:
 
 def _behind(dispatcher: Dispatcher) -> int:
     """How much the client sent behind the call that waits."""
-    return sum(len(one._behind) for one in dispatcher._conversations if isinstance(one, pinned.Pinned))
+    return sum(len(one._behind) for one in dispatcher._reception.conversations if isinstance(one, pinned.Pinned))
 
 
 async def _echo(proxy: Proxy) -> None:
@@ -239,7 +241,7 @@ async def test_a_large_call_that_is_refused_leaves_the_connection_in_use() -> No
     worker = Worker()
     settings = "max_in_flight = 1\nmax_queue = 0"
     async with Daemon(port=0) as daemon:
-        config = config_for(daemon.register(worker, "worker"), service=settings)
+        config = led_config_for(daemon.register(worker, "worker"), service=settings)
         async with (
             Dispatcher(config) as dispatcher,
             Proxy(f"PYRO:worker@{dispatcher.location}") as first,
@@ -264,7 +266,7 @@ async def test_a_client_whose_call_waits_is_told_that_it_is_not_forgotten(monkey
     monkeypatch.setattr(pinned, "ALIVE_S", 0.05)
     worker = Worker()
     async with Daemon(port=0) as daemon:
-        config = config_for(daemon.register(worker, "worker"), service="max_in_flight = 1\nqueue_timeout = 60")
+        config = led_config_for(daemon.register(worker, "worker"), service="max_in_flight = 1\nqueue_timeout = 60")
         async with (
             Dispatcher(config) as dispatcher,
             Proxy(f"PYRO:worker@{dispatcher.location}") as first,

@@ -14,9 +14,19 @@ from typing import Any
 import pytest
 import trio
 from click.testing import CliRunner
-from doubles_dispatch import POISON, RawBackend, ask, blob, config_for, echo, raw_backend, raw_client, wait_for
-from test_dispatch_admin import http
-from test_dispatch_health import pong
+from doubles_dispatch import (
+    POISON,
+    RawBackend,
+    ask,
+    blob,
+    config_for,
+    echo,
+    http,
+    pong,
+    raw_backend,
+    raw_client,
+    wait_for,
+)
 
 from pyroxfer_core import Connection, Settings, Uri, bind_tcp
 from pyroxfer_core.errors import NamingError

@@ -8,16 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doubles_dispatch import POISON, ask, blob, config_for, echo, raw_backend, raw_client, wait_for
+from doubles_dispatch import (
+    POISON,
+    ask,
+    blob,
+    call,
+    client_of,
+    config_for,
+    echo,
+    http,
+    led_config_for,
+    operated,
+    raw_backend,
+    raw_client,
+    text_of,
+    wait_for,
+)
+from doubles_plays import Stage, called, reply, request, sealed, with_service
 from hypothesis import given
 from hypothesis import strategies as st
-from test_dispatch_admin import http
-from test_dispatch_forwarding import Stage, called, reply, request, with_service
-from test_dispatch_operations import operated
-from test_dispatch_relay import backend, relay, sealed
-from test_dispatch_server import text_of
-from test_dispatch_transparent import call, client_of
-from test_dispatch_transparent import config_for as transparent_config
 
 from pyroxfer_core import Connection, Uri
 from pyroxfer_core.errors import Outcome
@@ -39,7 +48,6 @@ from pyroxfer_dispatcher.ejection import Ejection, Rules, Verdict
 from pyroxfer_dispatcher.events import BackendLost, Event, Overdue, ReplyArrived, RequestSent
 from pyroxfer_dispatcher.relay import GRACE_S, Relay
 
-__all__ = ["backend", "relay"]
 RELEASE = ReleaseBackend()
 ASKED = request()
 OTHER = "the backend answered something else than the call"
@@ -415,7 +423,7 @@ async def test_clients_of_a_backend_that_says_nothing_are_not_cut_but_new_ones_g
     async with (
         raw_backend(keep_silent) as bad,
         raw_backend(echo) as good,
-        Dispatcher(transparent_config(bad.uri, good.uri, service=service)) as dispatcher,
+        Dispatcher(led_config_for(bad.uri, good.uri, service=service)) as dispatcher,
         client_of(dispatcher.location) as client,
     ):
         first, second = group_of(dispatcher, "work")
@@ -433,7 +441,7 @@ async def test_a_client_whose_backend_is_lost_counts_against_it() -> None:
     async with (
         raw_backend(hang_up) as bad,
         raw_backend(echo) as good,
-        Dispatcher(transparent_config(bad.uri, good.uri, service=service)) as dispatcher,
+        Dispatcher(led_config_for(bad.uri, good.uri, service=service)) as dispatcher,
         client_of(dispatcher.location) as client,
     ):
         first, _ = group_of(dispatcher, "work")

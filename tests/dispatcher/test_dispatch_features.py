@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from test_dispatch_transparent import config_for
+from doubles_dispatch import led_config_for
 
 from pyroxfer_core import Daemon, Proxy, behavior, expose
 from pyroxfer_dispatcher import Dispatcher
@@ -38,7 +38,7 @@ async def numbers(end: int) -> AsyncIterator[int]:
 
 async def test_large_values_and_streams_both_ways() -> None:
     """Bytes behind the body, bodies in pieces, pushed streams, and streams as arguments."""
-    async with Daemon(port=0) as daemon, Dispatcher(config_for(daemon.register(Worker, "worker"))) as dispatcher:
+    async with Daemon(port=0) as daemon, Dispatcher(led_config_for(daemon.register(Worker, "worker"))) as dispatcher:
         async with Proxy(f"PYRO:worker@{dispatcher.location}") as proxy:
             assert await proxy.echo(BIG) == BIG
             assert [number async for number in proxy.count(500)] == list(range(500))

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
-from doubles_dispatch import PARTY, service_of
+from doubles_dispatch import PARTY
+from doubles_plays import (
+    CORRELATION,
+    POISON,
+    Play,
+    Stage,
+    called,
+    forwarded,
+    item,
+    reply,
+    request,
+    stream_reply,
+    with_service,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pyroxfer_core.errors import Outcome
-from pyroxfer_core.uri import Uri
-from pyroxfer_core.wire import Body, BodyPart, End, Flags, Message, MessageType, read_blob_info, write_blob_info
+from pyroxfer_core.wire import Body, BodyPart, End, Flags, Message, MessageType, read_blob_info
 from pyroxfer_dispatcher.admission import Limits
-from pyroxfer_dispatcher.backends import Backend
 from pyroxfer_dispatcher.commands import (
     Announce,
     CloseBackend,
@@ -48,81 +58,8 @@ from pyroxfer_dispatcher.events import (
     SlotRefused,
 )
 from pyroxfer_dispatcher.forwarding import Forwarding, Phase
-from pyroxfer_dispatcher.routes import Directory, RouteTable, Service
 
-Play = list[tuple[Event, list[Command]]]
-
-POISON = bytes(range(256))
-"""No serializer reads this: whoever tries fails."""
-CORRELATION = bytes(range(16))
-NOTHING: Mapping[str, Body] = {}
 HOP: Mapping[str, Body] = {"PXFT": b"features", "PXDL": b"deadline"}
-
-
-class Stage:
-    """Two services: ``orders`` on backends a and b, ``mail`` on c alone, where the method is always ``deliver``."""
-
-    def __init__(self) -> None:
-        self.a, self.b, self.c = (
-            Backend(name, Uri(f"PYRO:{name}@localhost:{port}")) for port, name in enumerate("abc")
-        )
-        orders = service_of(self.a, self.b)
-        mail = service_of(self.c, name="mail", method="deliver")
-        routes = RouteTable({"orders.*": "orders", "mail": "mail"})
-        self.directory = Directory("dispatcher", routes, {"orders": orders, "mail": mail})
-        self.forwarding = Forwarding(BlobDialect(self.directory), 502, PARTY)
-        self.now = 0.0
-
-    def perform(self, play: Play) -> None:
-        for event, expected in play:
-            assert self.forwarding.handle(event, self.now) == expected, f"after {event}"
-
-    @property
-    def in_flight(self) -> list[int]:
-        return [backend.in_flight for backend in (self.a, self.b, self.c)]
-
-
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
-def request(
-    info: object = "orders.new",
-    *,
-    seq: int = 7,
-    body: Body = POISON,
-    flags: int = Flags.KEEPSERIALIZED,
-    object_id: str = "dispatcher",
-    serializer: str = "json",
-    annotations: Mapping[str, Body] = NOTHING,
-) -> Message:
-    blob = {"BLBI": write_blob_info(info, object_id, "process")} if flags & Flags.KEEPSERIALIZED else {}
-    return Message(MessageType.INVOKE, seq, serializer, flags, body, {**blob, **annotations}, CORRELATION)
-
-
-def forwarded(
-    original: Message, seq: int, object_id: str, *, info: object = "orders.new", method: str = "process"
-) -> Message:
-    annotations: dict[str, Body] = dict(original.annotations)
-    if original.flags & Flags.KEEPSERIALIZED:
-        annotations["BLBI"] = write_blob_info(info, object_id, method)
-    return Message(
-        MessageType.INVOKE, seq, original.serializer, original.flags, original.body, annotations, CORRELATION
-    )
-
-
-def reply(seq: int, flags: int = 0, body: Body = POISON, annotations: Mapping[str, Body] = NOTHING) -> Message:
-    return Message(MessageType.RESULT, seq, "json", flags, body, dict(annotations), CORRELATION)
-
-
-def called(stage: Stage, asked: Message, backend: Backend, *, link_seq: int = 1) -> Play:
-    """The scenes up to a request that was sent whole."""
-    return [
-        (BlobArrived(asked), [OpenBackend(backend, 502)]),
-        (BackendOpened(link_seq, "obj", 502), [Forward(forwarded(asked, link_seq, "obj"))]),
-        (RequestSent(), []),
-    ]
 
 
 def test_a_call_and_its_answer_pass_under_new_heads(stage: Stage) -> None:
@@ -365,14 +302,6 @@ def test_lost_after_the_request_left_is_unknown_and_never_repeated(stage: Stage)
     assert stage.forwarding.phase is Phase.IDLE
 
 
-def with_service(stage: Stage, **more: Any) -> Service:
-    """Another ``orders`` for this stage."""
-    service = service_of(stage.a, stage.b, **more)
-    directory = Directory("dispatcher", RouteTable({"orders.*": "orders"}), {"orders": service})
-    stage.forwarding = Forwarding(BlobDialect(directory), 502, PARTY)
-    return service
-
-
 def test_a_call_that_may_run_twice_is_sent_again_elsewhere(stage: Stage) -> None:
     """Declared idempotent: lost after it left, it goes to another backend, but to none that lost it."""
     with_service(stage, idempotent=frozenset({"process"}))
@@ -553,10 +482,6 @@ def test_a_reply_that_does_not_fit_the_clients_protocol_was_executed(stage: Stag
 # -- item streams
 
 
-def stream_reply(seq: int, stream: bytes) -> Message:
-    return reply(seq, Flags.EXCEPTION | Flags.ITEMSTREAM, annotations={"STRM": stream})
-
-
 def begin_stream(stage: Stage) -> Play:
     return [
         *called(stage, request(seq=1), stage.a),
@@ -565,10 +490,6 @@ def begin_stream(stage: Stage) -> Play:
             [KeepBackend(), Reply(stream_reply(1, b"id"))],
         ),
     ]
-
-
-def item(seq: int, flags: int = 0) -> Message:
-    return Message(MessageType.INVOKE, seq, "json", flags, POISON, {}, CORRELATION)
 
 
 def test_items_are_fetched_from_the_backend_that_made_the_stream(stage: Stage) -> None:

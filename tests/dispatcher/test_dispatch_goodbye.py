@@ -11,10 +11,8 @@ from pathlib import Path
 import doubles_dispatch
 import pytest
 import trio
-from doubles_dispatch import config_for, echo, raw_backend, raw_client, wait_for
-from test_dispatch_forwarding import Play, Stage, called, item, request, stream_reply
-from test_dispatch_relay import ask, backend, relay, sealed
-from test_dispatch_transparent import config_for as transparent_config
+from doubles_dispatch import config_for, echo, led_config_for, raw_backend, raw_client, wait_for
+from doubles_plays import Play, Stage, called, item, request, said, sealed, stream_reply
 
 from pyroxfer_core import (
     Connection,
@@ -50,7 +48,6 @@ from pyroxfer_dispatcher.links import Link, LinkPool
 from pyroxfer_dispatcher.relay import Relay
 from pyroxfer_dispatcher.status import state_of
 
-__all__ = ["backend", "relay"]
 INVOKE, GOAWAY = MessageType.INVOKE, MessageType.GOAWAY
 
 # -- its state
@@ -153,9 +150,9 @@ def notice(last: int | None) -> Sealed:
 def test_calls_that_were_not_read_are_not_sent(relay: Relay, last: int | None, unread: set[int]) -> None:
     """Whatever left: the backend has promised not to begin them."""
     for number in (1, 2, 3):
-        ask(relay, sealed(INVOKE, number), 10)
+        said(relay, sealed(INVOKE, number), 10)
     relay.asked(sealed(INVOKE, 4, flags=4), 0.0)
-    ask(relay, sealed(INVOKE, 5), 10)
+    said(relay, sealed(INVOKE, 5), 10)
     relay.backend_leaves(notice(last))
     assert relay.began_at is None, "nobody is to blame"
     fails = relay.backend_lost(10, "it closed the connection", 0.0)
@@ -165,10 +162,10 @@ def test_calls_that_were_not_read_are_not_sent(relay: Relay, last: int | None, u
 
 def test_of_a_call_that_is_in_flight_for_long_nothing_is_known(relay: Relay) -> None:
     """Its number may stand behind those of newer ones."""
-    ask(relay, sealed(INVOKE, 105), 10)
+    said(relay, sealed(INVOKE, 105), 10)
     relay._places = 70_000
     relay._newest = 109
-    ask(relay, sealed(INVOKE, 110), 10)
+    said(relay, sealed(INVOKE, 110), 10)
     relay.backend_leaves(notice(100))
     fails = relay.backend_lost(10, "it closed the connection", 0.0)
     assert {fail.request.seq: fail.outcome for fail in fails} == {105: Outcome.UNKNOWN, 110: Outcome.NOT_SENT}
@@ -301,7 +298,7 @@ async def test_what_the_dispatcher_agrees_on_is_its_own_affair() -> None:
     either side sees its own."""
     async with raw_backend(echo) as stock, Daemon() as daemon:
         uris = [daemon.register(Worker, "worker")]
-        async with Dispatcher(transparent_config(*uris, service="stateless = true")) as dispatcher:
+        async with Dispatcher(led_config_for(*uris, service="stateless = true")) as dispatcher:
             with closing(await open_connection(dispatcher.location)) as connection:
                 welcome = await introduce(connection, "worker", Settings(), offer=Feature.ALL)
                 assert (welcome.grant.bits, welcome.grant.epoch == daemon.epoch) == (Feature.GOAWAY, False)
@@ -321,7 +318,7 @@ async def test_what_the_dispatcher_agrees_on_is_its_own_affair() -> None:
 
 async def test_a_client_that_offers_nothing_sees_no_trace_of_the_grant() -> None:
     async with Daemon() as daemon:
-        config = transparent_config(daemon.register(Worker, "worker"), service="stateless = true")
+        config = led_config_for(daemon.register(Worker, "worker"), service="stateless = true")
         async with Dispatcher(config) as dispatcher:
             with closing(await open_connection(dispatcher.location)) as connection:
                 body = b"# serpent utf-8 python3.2\n{'handshake':'hello','object':'worker'}"
@@ -443,12 +440,12 @@ def with_blobs(
 
 
 def pinned(fleet: Fleet) -> tuple[Config, Callable[[Dispatcher], Uri | str], Callable[[Proxy], Awaitable[object]]]:
-    config = transparent_config(*fleet.uris, service="")
+    config = led_config_for(*fleet.uris, service="")
     return config, lambda dispatcher: f"PYRO:worker@{dispatcher.location}", lambda proxy: proxy.work()
 
 
 def spread(fleet: Fleet) -> tuple[Config, Callable[[Dispatcher], Uri | str], Callable[[Proxy], Awaitable[object]]]:
-    config = transparent_config(*fleet.uris, service="stateless = true")
+    config = led_config_for(*fleet.uris, service="stateless = true")
     return config, lambda dispatcher: f"PYRO:worker@{dispatcher.location}", lambda proxy: proxy.work()
 
 

@@ -7,22 +7,13 @@ from time import monotonic
 
 import pytest
 import trio
-from doubles_dispatch import POISON, ask, blob, config_for, raw_backend, raw_client, wait_for
+from doubles_dispatch import POISON, ask, blob, config_for, pong, raw_backend, raw_client, wait_for
 
 from pyroxfer_core import Connection, bind_tcp
 from pyroxfer_core.wire import Message, MessageType
 from pyroxfer_dispatcher import Dispatcher
 
 OFTEN = "health_interval = 0.05\nconnect_timeout = 0.5"
-
-
-async def pong(connection: Connection, request: Message) -> None:
-    if request.type == MessageType.PING:
-        await connection.send(Message(MessageType.PING, request.seq, request.serializer, 0, b"pong"))
-    else:
-        await connection.send(
-            Message(MessageType.RESULT, request.seq, request.serializer, 0, request.body, {}, request.correlation_id)
-        )
 
 
 def failures(dispatcher: Dispatcher, number: int) -> Callable[[], bool]:

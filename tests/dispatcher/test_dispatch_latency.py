@@ -7,13 +7,11 @@ import random
 from pathlib import Path
 
 import pytest
-from doubles_dispatch import ask, blob, echo, raw_backend, raw_client, service_of
+from doubles_dispatch import ask, blob, echo, http, operated, raw_backend, raw_client, service_of
+from doubles_plays import Stage, called, reply, request
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from test_dispatch_admin import http
-from test_dispatch_forwarding import Stage, called, reply, request
-from test_dispatch_operations import operated
 
 from pyroxfer_core import Uri
 from pyroxfer_dispatcher import Dispatcher

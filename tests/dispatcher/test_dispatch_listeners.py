@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from doubles import until
-from doubles_dispatch import ask, blob, raw_client
-from test_dispatch_server import text_of
+from doubles_dispatch import ask, blob, raw_client, text_of
 
 from pyroxfer_core import BatchProxy, Daemon, Proxy, SerializedBlob, Settings, Uri, expose, oneway
 from pyroxfer_dispatcher import Dispatcher

@@ -6,8 +6,6 @@ import json
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +14,26 @@ import trio
 from click.testing import CliRunner
 from doubles_dispatch import (
     POISON,
-    RawBackend,
+    Doubler,
     answer_to,
     ask,
     blob,
+    client_of,
     config_for,
     echo,
+    operated,
     raw_backend,
     raw_client,
     wait_for,
 )
 
-from pyroxfer_core import Connection, Daemon, Proxy, SerializedBlob, Settings, expose, introduce, open_connection
+from pyroxfer_core import Connection, Daemon, Proxy, SerializedBlob
 from pyroxfer_core.errors import CommunicationError, Outcome
 from pyroxfer_core.wire import Message
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.cli import main
 from pyroxfer_dispatcher.control import CommandError, ask_control
 from pyroxfer_dispatcher.origin import lines_of
-
-Ask = Callable[..., Any]
-
-
-@asynccontextmanager
-async def operated(
-    tmp_path: Path, *backends: RawBackend, head: str = "", **more: Any
-) -> AsyncIterator[tuple[Dispatcher, Ask]]:
-    """A dispatcher with a control socket, and a function that asks there and gives all answers."""
-    path = str(tmp_path / "control")
-    config = config_for(*[backend.uri for backend in backends], head=f'control = "{path}"\n{head}', **more)
-
-    async def ask_there(do: str, **request: Any) -> list[dict[str, Any]]:
-        with trio.fail_after(20):
-            return await trio.to_thread.run_sync(lambda: list(ask_control(path, {"do": do, **request})))
-
-    async with Dispatcher(config) as dispatcher:
-        yield dispatcher, ask_there
 
 
 async def test_the_control_socket_belongs_to_its_owner_and_ends_with_the_dispatcher(tmp_path: Path) -> None:
@@ -135,7 +117,7 @@ async def test_pinned_clients_are_cut_between_calls_and_counted(tmp_path: Path, 
     async with (
         raw_backend(slow) as backend,
         operated(tmp_path, backend, head=head, service='objects = ["worker"]') as (dispatcher, there),
-        pinned_client(dispatcher.location) as client,
+        client_of(dispatcher.location) as client,
     ):
         await client.send(blob())
         await wait_for(lambda: backend.seen)
@@ -151,26 +133,6 @@ def dispatcher_cut(dispatcher: Dispatcher) -> int:
     return dispatcher._management.operations.cut
 
 
-@asynccontextmanager
-async def pinned_client(location: str) -> AsyncIterator[Connection]:
-    connection = await open_connection(location, version=502)
-    try:
-        await introduce(connection, "worker", Settings())
-        yield connection
-    finally:
-        connection.close()
-
-
-class Worker:
-    @expose
-    async def process(self, blob: SerializedBlob) -> str:
-        return "done"
-
-    @expose
-    async def double(self, number: int) -> int:
-        return 2 * number
-
-
 @pytest.mark.parametrize("mode", ["blob", "pinned"])
 async def test_our_own_clients_are_told_to_go_when_the_dispatcher_drains(mode: str) -> None:
     """They are told to go: none is cut, and the call that comes too late is certain not to have run."""
@@ -182,7 +144,7 @@ async def test_our_own_clients_are_told_to_go_when_the_dispatcher_drains(mode: s
             assert await proxy.double(number) == 2 * number
 
     async with Daemon("localhost", 0) as daemon:
-        uri = daemon.register(Worker(), "worker")
+        uri = daemon.register(Doubler(), "worker")
         config = config_for(uri, head="drain_timeout = 600", service='objects = ["worker"]')
         async with Dispatcher(config) as first:
             name = first.uri if mode == "blob" else f"PYRO:worker@{first.location}"

@@ -13,14 +13,15 @@ from doubles_dispatch import (
     answer_to,
     ask,
     blob,
+    call,
+    client_of,
     config_for,
     echo,
     raw_backend,
     raw_client,
+    text_of,
     wait_for,
 )
-from test_dispatch_server import text_of
-from test_dispatch_transparent import call, client_of
 
 from pyroxfer_core import Connection
 from pyroxfer_core.settings import MIB
@@ -243,7 +244,7 @@ async def pinned_of(dispatcher: Dispatcher, condition: Callable[[Pinned], bool])
     """The first one of which this becomes true."""
 
     def found() -> list[Pinned]:
-        return [one for one in dispatcher._conversations if isinstance(one, Pinned) and condition(one)]
+        return [one for one in dispatcher._reception.conversations if isinstance(one, Pinned) and condition(one)]
 
     await wait_for(found)
     return found()[0]

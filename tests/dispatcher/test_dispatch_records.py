@@ -14,15 +14,16 @@ from doubles_dispatch import (
     answer_to,
     ask,
     blob,
+    call,
+    client_of,
     config_for,
     echo,
+    led_config_for,
     raw_backend,
     raw_client,
     wait_for,
 )
-from test_dispatch_relay import sealed
-from test_dispatch_transparent import call, client_of
-from test_dispatch_transparent import config_for as transparent_config
+from doubles_plays import sealed
 
 from pyroxfer_core import Connection, Daemon, Proxy, Uri, behavior, expose
 from pyroxfer_core.wire import Flags, Message, MessageType, codec_for
@@ -224,7 +225,7 @@ async def test_pinned_calls_leave_a_record_each(tmp_path: Path) -> None:
             raise ValueError("no")
 
     async with Daemon() as daemon:
-        config = transparent_config(daemon.register(Worker, "worker"), head=f'access_log = "{path}"')
+        config = led_config_for(daemon.register(Worker, "worker"), head=f'access_log = "{path}"')
         async with Dispatcher(config) as dispatcher:
             async with Proxy(f"PYRO:worker@{dispatcher.location}") as own:
                 assert await own.echo(b"x" * 300_000) == b"x" * 300_000
@@ -245,7 +246,7 @@ async def test_pinned_calls_leave_a_record_each(tmp_path: Path) -> None:
 
 
 async def test_nothing_is_recorded_where_nobody_can_want_it() -> None:
-    async with raw_backend(echo) as backend, Dispatcher(transparent_config(backend.uri)) as dispatcher:
+    async with raw_backend(echo) as backend, Dispatcher(led_config_for(backend.uri)) as dispatcher:
         async with client_of(dispatcher.location) as client:
             await ask(client, call())
             (pinned,) = dispatcher.guests

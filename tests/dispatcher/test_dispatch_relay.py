@@ -6,6 +6,7 @@ import struct
 
 import pytest
 from doubles_dispatch import service_of
+from doubles_plays import never, said, sealed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,31 +18,6 @@ from pyroxfer_dispatcher.frames import Event, Sealed, Splitter
 from pyroxfer_dispatcher.relay import MAX_UNDER_WAY, Relay
 
 INVOKE, RESULT, PING = MessageType.INVOKE, MessageType.RESULT, MessageType.PING
-
-
-def sealed(kind: int, seq: int, flags: int = 0) -> Sealed:
-    return Sealed(kind, seq, "serpent", flags, b"", {}, None, b"x")
-
-
-@pytest.fixture
-def backend() -> Backend:
-    return Backend("b", Uri("PYRO:x@h:1"))
-
-
-@pytest.fixture
-def relay(backend: Backend) -> Relay:
-    return Relay(service_of(backend).admission, backend, None, never)
-
-
-def never(verdict: object) -> None:
-    raise AssertionError("no call waits")
-
-
-def ask(relay: Relay, request: Sealed, end: int) -> None:
-    """The client sends a message, which is handed over; ``end`` 0: only its beginning."""
-    assert relay.asked(request, 0.0)
-    if end:
-        relay.handed_over(request, end, 0.0)
 
 
 # -- splitting
@@ -123,7 +99,7 @@ def test_any_bytes_are_messages_or_a_protocol_error(data: bytes, step: int) -> N
 def test_several_calls_are_answered_in_any_order(relay: Relay, backend: Backend) -> None:
     """Each call counts for its backend until its own answer has passed."""
     for seq in (1, 2, 3):
-        ask(relay, sealed(INVOKE, seq), seq)
+        said(relay, sealed(INVOKE, seq), seq)
     assert backend.in_flight == 3
     for left, seq in ((2, 3), (1, 1), (0, 2)):
         relay.answered(sealed(RESULT, seq), 0.0, whole=True)
@@ -132,16 +108,16 @@ def test_several_calls_are_answered_in_any_order(relay: Relay, backend: Backend)
 
 
 def test_one_way_calls_wait_for_nothing(relay: Relay, backend: Backend) -> None:
-    ask(relay, sealed(INVOKE, 1, Flags.ONEWAY), 1)
+    said(relay, sealed(INVOKE, 1, Flags.ONEWAY), 1)
     assert relay.is_idle
     assert backend.in_flight == 0
 
 
 def test_what_is_certain_of_each_call_when_the_backend_is_lost(relay: Relay, backend: Backend) -> None:
     """A request that did not leave whole cannot have run; any other may have."""
-    ask(relay, sealed(INVOKE, 1), 100)
-    ask(relay, sealed(INVOKE, 2), 200)
-    ask(relay, sealed(INVOKE, 3), 0)
+    said(relay, sealed(INVOKE, 1), 100)
+    said(relay, sealed(INVOKE, 2), 200)
+    said(relay, sealed(INVOKE, 3), 0)
     fails = relay.backend_lost(150, "gone", 0.0)
     assert [(fail.request.seq, fail.outcome) for fail in fails] == [
         (1, Outcome.UNKNOWN),
@@ -153,22 +129,22 @@ def test_what_is_certain_of_each_call_when_the_backend_is_lost(relay: Relay, bac
 
 def test_a_request_in_pieces_counts_as_sent_after_its_last_piece(relay: Relay) -> None:
     request = sealed(INVOKE, 1)
-    ask(relay, request, 0)
+    said(relay, request, 0)
     relay.handed_over(request, 500, 0.0)
     assert [fail.outcome for fail in relay.backend_lost(500, "gone", 0.0)] == [Outcome.UNKNOWN]
 
 
 def test_nothing_is_said_behind_half_an_answer(relay: Relay, backend: Backend) -> None:
     """The client cannot tell an error from the rest of the body."""
-    ask(relay, sealed(INVOKE, 1), 1)
-    ask(relay, sealed(INVOKE, 2), 1)
+    said(relay, sealed(INVOKE, 1), 1)
+    said(relay, sealed(INVOKE, 2), 1)
     relay.answered(sealed(RESULT, 1), 0.0, whole=False)
     assert relay.backend_lost(9, "gone", 0.0) == []
     assert backend.in_flight == 0
 
 
 def test_an_answer_in_pieces_is_over_with_its_last_piece(relay: Relay, backend: Backend) -> None:
-    ask(relay, sealed(INVOKE, 1), 1)
+    said(relay, sealed(INVOKE, 1), 1)
     relay.answered(sealed(RESULT, 1), 0.0, whole=False)
     assert backend.in_flight == 1
     relay.answered_whole(0.0)
@@ -178,36 +154,36 @@ def test_an_answer_in_pieces_is_over_with_its_last_piece(relay: Relay, backend: 
 @pytest.mark.parametrize("kind", [MessageType.CONNECT, MessageType.CONNECTOK, MessageType.CONNECTFAIL])
 def test_handshakes_and_answers_of_the_wrong_side_end_it(relay: Relay, kind: int) -> None:
     with pytest.raises(ProtocolError):
-        ask(relay, sealed(kind, 1), 1)
+        said(relay, sealed(kind, 1), 1)
     with pytest.raises(ProtocolError):
         relay.answered(sealed(kind, 1), 0.0, whole=True)
 
 
 @pytest.mark.parametrize("answer", [sealed(RESULT, 2), sealed(PING, 0)], ids=["number", "ping"])
 def test_an_answer_to_nothing_is_not_believed(relay: Relay, answer: Sealed) -> None:
-    ask(relay, sealed(INVOKE, 1), 1)
+    said(relay, sealed(INVOKE, 1), 1)
     with pytest.raises(ProtocolError, match="nobody"):
         relay.answered(answer, 0.0, whole=True)
 
 
 def test_a_number_in_use_and_endless_calls_are_refused(relay: Relay) -> None:
     """What is kept for a client is bounded."""
-    ask(relay, sealed(INVOKE, 0), 1)
+    said(relay, sealed(INVOKE, 0), 1)
     with pytest.raises(ProtocolError, match="under way"):
-        ask(relay, sealed(INVOKE, 0), 1)
+        said(relay, sealed(INVOKE, 0), 1)
     for seq in range(1, MAX_UNDER_WAY):
-        ask(relay, sealed(INVOKE, seq), 1)
+        said(relay, sealed(INVOKE, seq), 1)
     with pytest.raises(ProtocolError, match="too many"):
-        ask(relay, sealed(INVOKE, MAX_UNDER_WAY), 1)
+        said(relay, sealed(INVOKE, MAX_UNDER_WAY), 1)
     for _ in range(MAX_UNDER_WAY):
-        ask(relay, sealed(PING, 0), 1)
+        said(relay, sealed(PING, 0), 1)
     with pytest.raises(ProtocolError, match="too many"):
-        ask(relay, sealed(PING, 0), 1)
+        said(relay, sealed(PING, 0), 1)
 
 
 def test_messages_of_later_extensions_pass(relay: Relay) -> None:
     """Both ends agreed on them, or the receiver refuses them itself."""
-    ask(relay, sealed(MessageType.CANCEL, 1), 1)
+    said(relay, sealed(MessageType.CANCEL, 1), 1)
     relay.answered(sealed(MessageType.GOAWAY, 0), 0.0, whole=True)
 
 
@@ -219,7 +195,7 @@ def test_no_story_leaks_a_call(steps: list[tuple[str, int]]) -> None:
     for step, seq in steps:
         try:
             if step == "ask":
-                ask(relay, sealed(INVOKE, seq), 1)
+                said(relay, sealed(INVOKE, seq), 1)
             elif step == "end":
                 relay.answered_whole(0.0)
             else:

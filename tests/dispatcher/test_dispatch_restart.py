@@ -20,6 +20,7 @@ from doubles import connect_bytes
 from doubles_dispatch import (
     OBJECT,
     POISON,
+    Doubler,
     RawBackend,
     ask,
     blob,
@@ -39,7 +40,6 @@ from pyroxfer_core import (
     ServiceManager,
     Uri,
     bind_tcp,
-    expose,
     open_connection,
 )
 from pyroxfer_core.errors import CommunicationError, NamingError
@@ -193,22 +193,12 @@ async def test_stock_clients_are_cut_between_calls_and_counted_by_the_successor(
                 await trio.sleep(0.01)
 
 
-class Worker:
-    @expose
-    async def process(self, blob: SerializedBlob) -> str:
-        return "done"
-
-    @expose
-    async def double(self, number: int) -> int:
-        return 2 * number
-
-
 @pytest.mark.parametrize("mode", ["blob", "pinned", "spread"])
 async def test_clients_of_ours_do_not_notice(tmp_path: Path, mode: str) -> None:
     """They are told, move between two calls, and no call fails; the old process ends although it waits for hours."""
     path = tmp_path / "dispatcher.toml"
     async with Daemon() as daemon:
-        uri = daemon.register(Worker(), "worker")
+        uri = daemon.register(Doubler(), "worker")
         stateless = "true" if mode == "spread" else "false"
         path.write_text(
             f'listen = "localhost:0"\ncontrol = "{tmp_path / "control"}"\ndrain_timeout = 3600\n[[services]]\n'
@@ -475,7 +465,7 @@ async def greeted_in_part(dispatcher: Dispatcher) -> AsyncIterator[tuple[trio.So
     hello = connect_bytes(object_id=OBJECT)
     async with await trio.open_tcp_stream(host, int(port)) as stream:
         await stream.send_all(hello[:-1])
-        await wait_for(lambda: dispatcher._arrivals)
+        await wait_for(lambda: dispatcher._reception.arrivals)
         yield stream, hello[-1:]
 
 
@@ -486,7 +476,7 @@ async def test_clients_that_are_being_greeted_may_go_on() -> None:
             dispatcher.begin_drain()
             await stream.send_all(rest)
             assert (await stream.receive_some()).startswith(b"PYRO")
-            await wait_for(lambda: dispatcher._conversations)
+            await wait_for(lambda: dispatcher._reception.conversations)
             assert not dispatcher.drained.is_set()
             await stream.aclose()
             await dispatcher.drained.wait()

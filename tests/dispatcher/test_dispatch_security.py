@@ -198,7 +198,7 @@ async def test_a_backend_with_an_unknown_certificate(
     async with guarded_backend(certificates) as uri:
         config = config_for(certificates, {**files}, uri)
         async with Dispatcher(config) as dispatcher:
-            pool = dispatcher._pool_after(0)
+            pool = dispatcher._reception.pool_after(0)
             pool._settings = pool._settings.with_changes(ssl_client_context=tls_client_context(certificates.other_ca))
             async with Proxy(dispatcher.uri, settings=settings) as proxy:
                 with pytest.raises(PyroError, match=r"NotSent.*a CA that is not known here"):

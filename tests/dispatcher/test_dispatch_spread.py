@@ -8,9 +8,20 @@ from pathlib import Path
 
 import pytest
 import trio
-from doubles_dispatch import POISON, RawBackend, answer_to, ask, echo, raw_backend, wait_for
-from test_dispatch_server import end_of, text_of
-from test_dispatch_transparent import call, client_of, config_for
+from doubles_dispatch import (
+    POISON,
+    RawBackend,
+    answer_to,
+    ask,
+    call,
+    client_of,
+    echo,
+    end_of,
+    led_config_for,
+    raw_backend,
+    text_of,
+    wait_for,
+)
 
 from pyroxfer_core import Connection, Daemon, Proxy, Settings, behavior, expose
 from pyroxfer_core.errors import CommunicationError, Outcome
@@ -30,7 +41,7 @@ DAEMON_CALLS = {
 
 
 def spread(*backends: RawBackend, head: str = "") -> Config:
-    return config_for(*(backend.uri for backend in backends), service="stateless = true", head=head)
+    return led_config_for(*(backend.uri for backend in backends), service="stateless = true", head=head)
 
 
 @expose
@@ -68,7 +79,7 @@ async def test_nothing_is_agreed_on_with_a_single_backend() -> None:
     async with Daemon(port=0) as one, Daemon(port=0) as two:
         uris = [daemon.register(Echo(), "worker") for daemon in (one, two)]
         async with (
-            Dispatcher(config_for(*uris, service="stateless = true")) as dispatcher,
+            Dispatcher(led_config_for(*uris, service="stateless = true")) as dispatcher,
             Proxy(f"PYRO:worker@{dispatcher.location}") as proxy,
         ):
             for _ in range(20):
@@ -99,7 +110,7 @@ async def test_the_dispatcher_itself_agrees_to_say_goodbye(tmp_path: Path, first
         if first == "small":
             assert [message.annotations for message in backend.seen] == [{}, {}]
         dispatcher.begin_drain()
-        (conversation,) = dispatcher._conversations
+        (conversation,) = dispatcher._reception.conversations
         if first == "large":
             await wait_for(lambda: conversation._leaving)
             await proxy.process(b"")
@@ -116,7 +127,7 @@ async def test_calls_of_one_client_are_spread_and_streams_stay() -> None:
     async with Daemon(port=0) as one, Daemon(port=0) as two:
         uris = [one.register(named("one"), "worker"), two.register(named("two"), "worker")]
         async with (
-            Dispatcher(config_for(*uris, service="stateless = true")) as dispatcher,
+            Dispatcher(led_config_for(*uris, service="stateless = true")) as dispatcher,
             Proxy(f"PYRO:worker@{dispatcher.location}") as proxy,
         ):
             seen = {await proxy.where() for _ in range(40)}

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from doubles_dispatch import wait_for
-from test_dispatch_transparent import client_of, config_for
+from doubles_dispatch import client_of, led_config_for, wait_for
 
 import pyroxfer
 from pyroxfer_core import Daemon, Proxy, SideStream, expose, open_side_stream
@@ -108,7 +107,7 @@ async def granting(word: bytes) -> AsyncIterator[tuple[Granting, Dispatcher]]:
     taker = Granting(word)
     async with Daemon() as daemon:
         daemon.side_stream_handler = taker.take
-        async with Dispatcher(config_for(daemon.register(Nothing(), "worker"))) as dispatcher:
+        async with Dispatcher(led_config_for(daemon.register(Nothing(), "worker"))) as dispatcher:
             yield taker, dispatcher
 
 
@@ -148,7 +147,7 @@ async def test_a_dispatcher_that_drains_waits_for_streams() -> None:
             stream = await open_side_stream(dispatcher.location, b"open")
             assert await stream.receive_exactly(2) == b"go"
         dispatcher.begin_drain()
-        await wait_for(lambda: not dispatcher._conversations)
+        await wait_for(lambda: not dispatcher._reception.conversations)
         await stream.send_all(b"still here")
         await wait_for(lambda: taker.heard == b"still here")
         assert not dispatcher.drained.is_set()

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
-
 import pytest
 import trio
-from doubles_dispatch import POISON, RawBackend, answer_to, ask, echo, raw_backend, wait_for
-from test_dispatch_server import end_of, text_of
+from doubles_dispatch import (
+    POISON,
+    RawBackend,
+    answer_to,
+    ask,
+    call,
+    client_of,
+    echo,
+    end_of,
+    held,
+    led_config_for,
+    raw_backend,
+    text_of,
+    wait_for,
+)
 
 from pyroxfer_core import Connection, Daemon, Proxy, Settings, behavior, expose, introduce, open_connection
 from pyroxfer_core.errors import CommunicationError, Outcome, PyroError, RefusedError
 from pyroxfer_core.settings import MIB
 from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType, codec_for, with_hops
 from pyroxfer_dispatcher import Dispatcher
-from pyroxfer_dispatcher.config import Config, parse_config
 from pyroxfer_dispatcher.transparent import MAX_HOPS
-
-
-def config_for(*uris: object, head: str = "", service: str = "") -> Config:
-    backends = "".join(f'[[services.backends]]\nname = "b{n}"\nuri = "{uri}"\n' for n, uri in enumerate(uris))
-    return parse_config(
-        f'listen = "localhost:0"\n{head}\n[[services]]\nname = "work"\nobjects = ["worker"]\n{service}\n{backends}'
-    )
-
-
-@contextlib.asynccontextmanager
-async def client_of(location: str, version: int = 502, object_id: str = "worker") -> AsyncIterator[Connection]:
-    connection = await open_connection(location, version=version)
-    try:
-        await introduce(connection, object_id, Settings())
-        yield connection
-    finally:
-        connection.close()
-
-
-def call(seq: int = 1, body: bytes = POISON, flags: int = 0, **annotations: bytes) -> Message:
-    return Message(MessageType.INVOKE, seq, "serpent", flags, body, dict(annotations), bytes(range(16)))
 
 
 @expose
@@ -62,7 +50,7 @@ async def test_messages_pass_byte_for_byte(version: int) -> None:
     flags = Flags.COMPRESSED | Flags.BATCH
     async with (
         raw_backend(echo) as backend,
-        Dispatcher(config_for(backend.uri)) as dispatcher,
+        Dispatcher(led_config_for(backend.uri)) as dispatcher,
         client_of(dispatcher.location, version) as client,
     ):
         sent = call(77, flags=flags, USER=b"mine")
@@ -77,7 +65,7 @@ async def test_each_client_has_its_own_backend_session() -> None:
     async with Daemon(port=0) as one, Daemon(port=0) as two:
         uris = [daemon.register(Counter, "worker") for daemon in (one, two)]
         async with (
-            Dispatcher(config_for(*uris)) as dispatcher,
+            Dispatcher(led_config_for(*uris)) as dispatcher,
             Proxy(f"PYRO:worker@{dispatcher.location}") as a,
             Proxy(f"PYRO:worker@{dispatcher.location}") as b,
         ):
@@ -99,7 +87,7 @@ async def test_what_two_ends_of_ours_agree_on_passes_through() -> None:
             released.set()
             return "released"
 
-    async with Daemon(port=0) as daemon, Dispatcher(config_for(daemon.register(Slow, "worker"))) as dispatcher:
+    async with Daemon(port=0) as daemon, Dispatcher(led_config_for(daemon.register(Slow, "worker"))) as dispatcher:
         async with Proxy(f"PYRO:worker@{dispatcher.location}") as proxy, trio.open_nursery() as nursery:
             started = proxy.wait()
 
@@ -115,7 +103,7 @@ async def test_large_messages_pass_in_pieces_both_ways() -> None:
     body = bytes(range(256)) * (5 * MIB // 256)
     async with (
         raw_backend(echo) as backend,
-        Dispatcher(config_for(backend.uri)) as dispatcher,
+        Dispatcher(led_config_for(backend.uri)) as dispatcher,
         client_of(dispatcher.location) as client,
     ):
         assert (await ask(client, call(1, body))).body == body
@@ -134,7 +122,7 @@ async def test_a_reply_begins_before_its_end() -> None:
 
     async with (
         raw_backend(halting) as backend,
-        Dispatcher(config_for(backend.uri)) as dispatcher,
+        Dispatcher(led_config_for(backend.uri)) as dispatcher,
     ):
         client = await open_connection(dispatcher.location, collect=0)
         client.decoder._collect_limit = MIB  # the handshake comes whole, the answer in pieces
@@ -157,7 +145,7 @@ async def test_a_reply_begins_before_its_end() -> None:
 
 
 async def test_an_object_that_no_service_has_is_refused() -> None:
-    async with raw_backend(echo) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
+    async with raw_backend(echo) as backend, Dispatcher(led_config_for(backend.uri)) as dispatcher:
         with pytest.raises(RefusedError, match="unknown object"):
             async with client_of(dispatcher.location, object_id="other"):
                 pass
@@ -167,7 +155,7 @@ async def test_an_object_that_no_service_has_is_refused() -> None:
 async def test_a_backend_that_is_down_is_passed_over() -> None:
     async with raw_backend(echo) as alive, raw_backend(echo) as dead:
         dead.die()
-        async with Dispatcher(config_for(dead.uri, alive.uri)) as dispatcher:
+        async with Dispatcher(led_config_for(dead.uri, alive.uri)) as dispatcher:
             for _ in range(3):
                 async with client_of(dispatcher.location) as client:
                     assert (await ask(client, call())).body == POISON
@@ -176,7 +164,7 @@ async def test_a_backend_that_is_down_is_passed_over() -> None:
 async def test_no_backend_is_said_at_once() -> None:
     async with raw_backend(echo) as dead:
         dead.die()
-        async with Dispatcher(config_for(dead.uri)) as dispatcher:
+        async with Dispatcher(led_config_for(dead.uri)) as dispatcher:
             with pytest.raises(RefusedError, match="NotSent: no live backend of service 'work': b0 is down"):
                 async with client_of(dispatcher.location):
                     pass
@@ -186,7 +174,7 @@ async def test_a_backend_that_refuses_the_handshake_is_heard() -> None:
     """Its own words reach the client, when no other backend takes it."""
     async with raw_backend(echo) as full, raw_backend(echo) as free:
         full.is_full = True
-        async with Dispatcher(config_for(full.uri, free.uri)) as dispatcher:
+        async with Dispatcher(led_config_for(full.uri, free.uri)) as dispatcher:
             for _ in range(2):
                 async with client_of(dispatcher.location) as client:
                     await ask(client, call())
@@ -199,7 +187,7 @@ async def test_a_backend_that_refuses_the_handshake_is_heard() -> None:
 async def test_a_backend_of_the_other_protocol_is_passed_over() -> None:
     """Bodies of one protocol mean nothing in the other, so the client is led to a backend that speaks its own."""
     async with raw_backend(echo, speaks=(48,)) as four, raw_backend(echo, speaks=(502,)) as five:
-        async with Dispatcher(config_for(four.uri, five.uri)) as dispatcher:
+        async with Dispatcher(led_config_for(four.uri, five.uri)) as dispatcher:
             for version in (48, 502, 48, 502):
                 async with client_of(dispatcher.location, version) as client:
                     await ask(client, call())
@@ -215,7 +203,7 @@ async def test_clients_that_do_not_say_what_they_want_get_the_default_service() 
         await echo(connection, request)
 
     async with raw_backend(welcome) as backend:
-        async with Dispatcher(config_for(backend.uri, head='default = "work"')) as dispatcher:
+        async with Dispatcher(led_config_for(backend.uri, head='default = "work"')) as dispatcher:
             client = await open_connection(dispatcher.location, version=48)
             await client.send(hello)
             answer = await client.receive()
@@ -226,7 +214,7 @@ async def test_clients_that_do_not_say_what_they_want_get_the_default_service() 
 
 async def test_dispatchers_that_lead_to_each_other_are_found_out() -> None:
     """The loop ends after four, with an error that names it."""
-    async with raw_backend(echo) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
+    async with raw_backend(echo) as backend, Dispatcher(led_config_for(backend.uri)) as dispatcher:
         client = await open_connection(dispatcher.location)
         body = b"# serpent utf-8 python3.2\n{'handshake':'hello','object':'worker'}"
         hello = codec_for(502).encode(Message(MessageType.CONNECT, 0, "serpent", 0, body))
@@ -243,8 +231,8 @@ async def test_dispatchers_that_lead_to_each_other_are_found_out() -> None:
 async def test_two_dispatchers_in_a_row_pass_everything() -> None:
     async with (
         raw_backend(echo) as backend,
-        Dispatcher(config_for(backend.uri)) as inner,
-        Dispatcher(config_for(f"PYRO:worker@{inner.location}")) as outer,
+        Dispatcher(led_config_for(backend.uri)) as inner,
+        Dispatcher(led_config_for(f"PYRO:worker@{inner.location}")) as outer,
         client_of(outer.location) as client,
     ):
         assert (await ask(client, call())).body == POISON
@@ -272,7 +260,7 @@ async def test_a_lost_backend_is_an_unknown_call_and_the_end(version: int) -> No
 
     async with (
         raw_backend(never) as backend,
-        Dispatcher(config_for(backend.uri)) as dispatcher,
+        Dispatcher(led_config_for(backend.uri)) as dispatcher,
         client_of(dispatcher.location, version) as client,
     ):
         [known] = dispatcher.directory.services["work"].group.backends
@@ -299,7 +287,7 @@ async def test_a_backend_that_answers_wrongly_is_not_believed(kind: str) -> None
 
     async with (
         raw_backend(wrong) as backend,
-        Dispatcher(config_for(backend.uri)) as dispatcher,
+        Dispatcher(led_config_for(backend.uri)) as dispatcher,
         client_of(dispatcher.location) as client,
     ):
         answer = await ask(client, call())
@@ -314,7 +302,7 @@ async def test_half_a_large_reply_ends_the_connection() -> None:
 
     async with (
         raw_backend(half) as backend,
-        Dispatcher(config_for(backend.uri)) as dispatcher,
+        Dispatcher(led_config_for(backend.uri)) as dispatcher,
         client_of(dispatcher.location) as client,
     ):
         await client.send(call())
@@ -331,7 +319,7 @@ async def test_a_backend_lost_within_a_large_request_is_told_after_its_end() -> 
 
     async with (
         raw_backend(greet_only) as backend,
-        Dispatcher(config_for(backend.uri)) as dispatcher,
+        Dispatcher(led_config_for(backend.uri)) as dispatcher,
         client_of(dispatcher.location) as client,
     ):
         await client.send_encoded(codec_for(502).encode_head(call(), 4 * MIB), bytes(2 * MIB))
@@ -348,7 +336,7 @@ async def test_a_client_that_leaves_takes_its_backend_connection_along() -> None
     async def never(connection: Connection, request: Message) -> None:
         await connection.receive()
 
-    async with raw_backend(never) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
+    async with raw_backend(never) as backend, Dispatcher(led_config_for(backend.uri)) as dispatcher:
         service = dispatcher.directory.services["work"]
         [known] = service.group.backends
         async with client_of(dispatcher.location) as client:
@@ -362,7 +350,7 @@ async def test_a_client_that_leaves_takes_its_backend_connection_along() -> None
 async def test_a_client_that_stalls_within_a_message_is_given_up() -> None:
     async with (
         raw_backend(echo) as backend,
-        Dispatcher(config_for(backend.uri, head="stall_timeout = 0.2")) as dispatcher,
+        Dispatcher(led_config_for(backend.uri, head="stall_timeout = 0.2")) as dispatcher,
         client_of(dispatcher.location) as client,
     ):
         await client.send_encoded(codec_for(502).encode_head(call(), 4 * MIB), bytes(MIB))
@@ -373,7 +361,7 @@ async def test_a_client_that_stalls_within_a_message_is_given_up() -> None:
 async def test_rubbish_of_a_client_ends_that_client_only() -> None:
     async with (
         raw_backend(echo) as backend,
-        Dispatcher(config_for(backend.uri)) as dispatcher,
+        Dispatcher(led_config_for(backend.uri)) as dispatcher,
         client_of(dispatcher.location) as client,
         client_of(dispatcher.location) as other,
     ):
@@ -386,14 +374,14 @@ async def test_a_slow_reader_is_waited_for_in_bounded_memory() -> None:
     """What a client does not read stays in its backend, not here."""
     async with (
         raw_backend(echo) as backend,
-        Dispatcher(config_for(backend.uri)) as dispatcher,
+        Dispatcher(led_config_for(backend.uri)) as dispatcher,
         client_of(dispatcher.location) as client,
     ):
         body = bytes(24 * MIB)
         await client.send(call(1, body))
         await wait_for(lambda: backend.seen)
         await trio.sleep(0.1)
-        [pinned] = dispatcher._conversations
+        [pinned] = dispatcher._reception.conversations
         assert pinned._client.pending < MIB
         answer = await client.receive()
         assert isinstance(answer, Message)
@@ -407,16 +395,12 @@ async def test_stopping_cuts_between_calls_only() -> None:
     """A call under way is answered first; an idle client is let go at once."""
     release = trio.Event()
 
-    async def slow(connection: Connection, request: Message) -> None:
-        await release.wait()
-        await echo(connection, request)
-
-    async with raw_backend(slow) as backend, trio.open_nursery() as nursery:
+    async with raw_backend(held(release)) as backend, trio.open_nursery() as nursery:
         stop = trio.Event()
         places: list[str] = []
 
         async def serve() -> None:
-            async with Dispatcher(config_for(backend.uri)) as dispatcher:
+            async with Dispatcher(led_config_for(backend.uri)) as dispatcher:
                 places.append(dispatcher.location)
                 await stop.wait()
 
@@ -445,7 +429,7 @@ async def test_errors_of_ours_keep_their_outcome() -> None:
     async with trio.open_nursery() as nursery:
         async with Daemon(port=0, settings=Settings(shutdown_grace_s=0.1)) as daemon:
             uri = daemon.register(Dying(), "worker")
-            async with Dispatcher(config_for(uri)) as dispatcher:
+            async with Dispatcher(led_config_for(uri)) as dispatcher:
                 seen: list[Outcome | None] = []
 
                 async def dying() -> None:

@@ -211,12 +211,7 @@ class Proxy:
         attempts: Attempts | None = None
         while True:
             if error is not None:
-                if (
-                    not fresh
-                    and link is not None
-                    and not link.released
-                    and is_cut_off(error, going_away=link.session.going_away)
-                ):
+                if not fresh and is_cut_off(link, error):
                     fresh = True
                 else:
                     attempts = attempts or Attempts(self._pyroBudget, keyed=call.options.key is not None)

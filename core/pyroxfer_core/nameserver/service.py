@@ -316,8 +316,8 @@ class NameServer:
 
     def _say_if_stale(self) -> None:
         """Mark an answer that comes from memory because the storage cannot be reached."""
-        seconds, caller = self._registry.stale_s, _caller()
-        if seconds is not None and caller is not None:
+        seconds = self._registry.stale_s
+        if seconds is not None and (caller := _caller()) is not None:
             caller.response_annotations[STALE] = min(int(seconds), 2**32 - 1).to_bytes(4)
 
     async def _by_prefix(self, prefix: str) -> dict[str, Entry]:

@@ -158,6 +158,15 @@ class Serializer(ABC):
             lines = None if traceback_lines is None else [_writable(line) for line in traceback_lines]
             return self.dumps(exception_to_dict(PyroError(_writable(text)), vocabulary, lines))
 
+    def _revived(self, value: Any) -> Any:
+        """`loads`, where ``value`` was read already and may hold dicts that stand for objects."""
+        try:
+            return self._classes.revive(value)
+        except (SerializeError, SecurityError):
+            raise
+        except Exception as exc:
+            raise self._cannot("read", exc) from exc
+
     @abstractmethod
     def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body: ...
 

@@ -75,6 +75,12 @@ class ClassCodec:
             return None
         return {"__class__": self._vocabulary.proxy, "state": proxy_to_state(proxy, self._vocabulary)}
 
+    def plain_uri(self, uri: Uri) -> dict[str, Any] | None:
+        """A URI in lists, texts and numbers, which can be written as they are; None if that is not its form."""
+        if type(uri.object) is not str or self._registry.writes(Uri):
+            return None
+        return {"__class__": self._vocabulary.uri, "state": list(uri.state)}
+
     def _proxy_state(self, value: Any) -> ProxyState | None:
         if isinstance(value, ProxyState):
             return value
@@ -130,12 +136,12 @@ class ClassCodec:
         reader = self._registry.reader(name)
         if reader is not None:
             return reader(name, data)
-        is_exception = bool(data.get("__exception__"))
-        if "__" in name and not (is_exception and name.startswith("__main__.")):
-            raise SecurityError(f"refused to deserialize types with double underscores in their name: {name[:100]}")
         build = _LIBRARY_OBJECTS.get(name)
         if build is not None:
             return build(self, name, data)
+        is_exception = bool(data.get("__exception__"))
+        if "__" in name and not (is_exception and name.startswith("__main__.")):
+            raise SecurityError(f"refused to deserialize types with double underscores in their name: {name[:100]}")
         if is_exception or name == "struct.error" or is_library_error(name):
             return dict_to_exception(name, self._revive_exception(data))
         if self._serpent and name == "float" and data.get("value") == "nan":
@@ -158,7 +164,7 @@ class ClassCodec:
         if not isinstance(state, (list, tuple)):
             raise SerializeError(f"invalid state of {name}")
         try:
-            return Uri.from_state(list(state))
+            return Uri.from_state(state)
         except PyroError as exc:
             raise SerializeError(str(exc)) from exc
 

@@ -56,25 +56,33 @@ _MEANT: Final = _CONTAINERS | _RAW
 
 
 class _PlainPacker:
-    """Packs builtin types without ever calling Python code, so that no other thread can come in between.
+    """Packs builtin types. One for the whole process, as the packers in it keep their buffers between uses.
 
-    One for the whole process: its buffer is kept between uses. Anything but plain exact types is a TypeError, an
-    integer beyond 64 bits an OverflowError.
+    A packer that refuses a value makes an error first and forgets what it has written then. Making one may run the
+    garbage collector, and that other threads, or code of this one that packs too: so nobody else has it meanwhile.
+
+    Anything but plain exact types is a TypeError, an integer beyond 64 bits an OverflowError.
     """
 
     def __init__(self) -> None:
-        self._pack = msgpack.Packer(use_bin_type=True, strict_types=True).pack
+        self._free: list[Callable[[Any], bytes]] = []
 
     def pack(self, value: Any) -> bytes:
-        body: bytes = self._pack(value)
-        if len(body) > _LARGE:
-            self._pack = msgpack.Packer(use_bin_type=True, strict_types=True).pack
+        free = self._free
+        try:
+            pack = free.pop()
+        except IndexError:
+            pack = msgpack.Packer(use_bin_type=True, strict_types=True).pack
+        body = pack(value)
+        if len(body) <= _LARGE:
+            free.append(pack)
         return body
 
 
 _PLAIN: Final = _PlainPacker()
 _TINY: Final = frozenset({type(None), bool, int, float})
 _pack_tiny: Final = msgpack.Packer(strict_types=True).pack
+"""One for all: what it refuses it has not begun to write."""
 unpackb: Final = msgpack.unpackb
 """The packer and the reader of what is in most messages, without a search by name."""
 
@@ -190,9 +198,8 @@ class _OwnForm:
         code = _NESTED.get(kind)
         if code is not None:
             return msgpack.ExtType(code, self._pack_nested(list(value), parts, depth + 1))
-        if kind is Uri:  # a name server's every answer is one, and a tuple in it would be packed by itself
-            known = self._classes.known_to_dict(value)
-            return {**known, "state": list(value.state)} if known is not None and "state" in known else known
+        if kind is Uri and (uri := self._classes.plain_uri(value)) is not None:
+            return uri
         for base, plain in _BASES.items():
             if isinstance(value, base):
                 return self._as_builtin(parts, depth, plain(value))
@@ -407,10 +414,16 @@ class MsgpackSerializer(Serializer):
 
     def dumps(self, value: Any) -> Body:
         """The body of one value. The commonest are written alike in both forms, and at once."""
-        if type(value) in _TINY:
+        kind = type(value)
+        if kind in _TINY:
             try:
                 return _pack_tiny(value)  # type: ignore[no-any-return]  # bytes
             except (OverflowError, ValueError):  # a large integer
+                pass
+        elif kind is Uri and (uri := self._classes.plain_uri(value)) is not None:
+            try:
+                return _PLAIN.pack(uri)
+            except (TypeError, OverflowError, ValueError):  # lone surrogates, for instance
                 pass
         return super().dumps(value)
 
@@ -437,13 +450,15 @@ class MsgpackSerializer(Serializer):
 
     def loads(self, body: Body) -> Any:
         """The value of a body."""
-        if type(body) is bytes and CLASS_MARK not in body:
+        if type(body) is bytes:
             try:
-                return unpackb(
+                value = unpackb(
                     body, raw=False, strict_map_key=False, unicode_errors=_SURROGATES, ext_hook=self._unpack_extension
                 )
             except Exception:  # noqa: S110  # what is wrong is said below
                 pass
+            else:
+                return value if CLASS_MARK not in body else self._revived(value)
         return super().loads(body)
 
     def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body:

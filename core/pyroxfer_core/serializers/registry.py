@@ -72,6 +72,10 @@ class ClassRegistry:
             raise SerializeError(f"the converter of {type(value).__qualname__} made no dict")
         return result
 
+    def writes(self, kind: type) -> bool:
+        """Whether a converter applies to instances of this class."""
+        return bool(self._writers) and self._find(kind) is not None
+
     def _find(self, kind: type) -> tuple[ToDict, bool] | None:
         try:
             return self._found[kind]

@@ -11,6 +11,7 @@ from typing import Any, Final
 import serpent
 
 from ..errors import SerializeError
+from ..uri import Uri
 from ..wire.message import Body
 from .base import Arguments, Serializer, SerializerContext
 from .classes import ClassCodec
@@ -103,6 +104,10 @@ class SerpentSerializer(Serializer):
         return self._write((object_id, method, args, kwargs))
 
     def _write(self, value: Any) -> bytes:
+        if type(value) is Uri and (uri := self._classes.plain_uri(value)) is not None:
+            name, state = uri["__class__"], uri["state"]
+            if _PLAIN.issuperset(map(type, state)):
+                return f"{_HEADER}{{'__class__':{name!r},'state':({','.join(map(repr, state))})}}".encode()
         return _Writer(self._classes, self._bytes_repr).text(value).encode()
 
     def _read_call(self, body: Body) -> Any:

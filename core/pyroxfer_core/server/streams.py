@@ -10,6 +10,7 @@ import trio
 
 from ..errors import PyroError
 from ..transport.faults import part
+from ..uri import Uri
 from .workers import PoolBusyError, WorkerPool
 
 T = TypeVar("T")
@@ -19,7 +20,9 @@ CLOSE_GRACE_S: Final = 1.0
 MAX_STREAMS: Final = 10_000
 """Streams of one daemon; beyond it calls that return one fail."""
 
-PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes, bytearray, list, tuple, dict, set, frozenset})
+PLAIN: Final = frozenset(
+    {type(None), bool, int, float, str, bytes, bytearray, list, tuple, dict, set, frozenset, Uri}
+)
 """Types of results that are certainly no streams."""
 _END: Final = object()
 

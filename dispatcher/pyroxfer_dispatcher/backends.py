@@ -19,7 +19,7 @@ MAX_WEIGHT: Final = 1000.0
 MOST_DESCRIBED: Final = 10
 """Backends whose state an error text tells."""
 FEW: Final = 16
-"""So many backends are all looked at for each call; of more, some are drawn, so that a call costs no more among many."""
+"""So many backends are all looked at for each call; of more some are drawn, and a call costs no more among many."""
 MOST_KEYS: Final = 10_000
 LONGEST_KEY: Final = 200
 """Keys whose backends are remembered, and characters of each."""

@@ -233,7 +233,7 @@ async def test_opening_and_closing_at_once() -> None:
 async def test_a_daemon_restarted_between_calls(service: Service, client: Settings) -> None:
     async with Daemon() as daemon:
         daemon.register(service, "service")
-        port = daemon._port
+        port = daemon._address.port
         proxy = Proxy(daemon.uri_for("service"), settings=client)
         assert await proxy.count() == 1
     daemon.unregister(service)
@@ -250,7 +250,7 @@ async def test_a_daemon_restarted_between_calls(service: Service, client: Settin
 async def test_a_restart_after_an_abandoned_call_is_noticed_before_sending(service: Service) -> None:
     async with Daemon(settings=Settings(shutdown_grace_s=0)) as daemon:
         daemon.register(service, "service")
-        port = daemon._port
+        port = daemon._address.port
         proxy = Proxy(daemon.uri_for("service"))
         assert await proxy.count() == 1
         with trio.move_on_after(0.02):
@@ -432,7 +432,7 @@ async def test_an_open_door_that_was_asked_for() -> None:
 async def test_addresses_that_cannot_be_had() -> None:
     async with Daemon() as daemon:
         with pytest.raises(CommunicationError, match="cannot listen"):
-            Daemon(port=daemon._port).bind()
+            Daemon(port=daemon._address.port).bind()
     for host, port in [("192.0.2.1", 0), ("nobody.invalid", 0), ("localhost", 70000), ("\udcff", 1)]:
         with pytest.raises(CommunicationError, match="cannot listen"):
             Daemon(host=host, port=port, settings=Settings(insecure=True)).bind()
@@ -447,7 +447,7 @@ async def test_published_addresses(service: Service) -> None:
         assert daemon.register(service, "s").location == "outside.example:99"
         assert daemon.uri_for("s", nat=False).location == daemon.location
     async with Daemon(nathost="fe80::1") as daemon:
-        assert daemon.register(Service(), "s").location == f"[fe80::1]:{daemon._port}"
+        assert daemon.register(Service(), "s").location == f"[fe80::1]:{daemon._address.port}"
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ async def test_published_addresses(service: Service) -> None:
 async def test_an_advertised_address(service: Service, text: str, location: str) -> None:
     """One word in place of nathost and natport; what is left out is that of the listener."""
     async with Daemon(advertise=text) as daemon:
-        assert daemon.register(service, "s").location == location.format(port=daemon._port)
+        assert daemon.register(service, "s").location == location.format(port=daemon._address.port)
         assert daemon.uri_for("s", nat=False).location == daemon.location
 
 
@@ -494,14 +494,14 @@ class Parent:
 async def test_several_listeners() -> None:
     """One daemon on several addresses and one port; who asks gets URIs that lead to where it came in."""
     async with Daemon(host=("127.0.0.2", "127.0.0.3")) as daemon:
-        port, parent = daemon._port, Parent()
+        port, parent = daemon._address.port, Parent()
         daemon.register(parent.kid)
         assert str(daemon.register(parent, "parent")) == f"PYRO:parent@127.0.0.2:{port}"
         for host in ("127.0.0.3", "127.0.0.2"):
             async with Proxy(f"PYRO:parent@{host}:{port}") as proxy, await proxy.child() as child:
                 assert child._pyroUri.location == f"{host}:{port}"
                 assert await child.count() in (1, 2)
-    assert not daemon._more
+    assert not daemon.listeners
 
 
 async def test_a_wildcard_is_never_published(service: Service) -> None:
@@ -511,8 +511,8 @@ async def test_a_wildcard_is_never_published(service: Service) -> None:
         daemon.register(parent.kid)
         uri = daemon.register(parent, "parent")
         assert uri.host not in ("", "0.0.0.0", None)
-        async with Proxy(f"PYRO:parent@127.0.0.4:{daemon._port}") as proxy, await proxy.child() as child:
-            assert child._pyroUri.location == f"127.0.0.4:{daemon._port}"
+        async with Proxy(f"PYRO:parent@127.0.0.4:{daemon._address.port}") as proxy, await proxy.child() as child:
+            assert child._pyroUri.location == f"127.0.0.4:{daemon._address.port}"
 
 
 async def test_a_port_that_is_taken_on_one_of_the_addresses() -> None:
@@ -558,7 +558,7 @@ async def test_the_preferred_version_of_ip(monkeypatch: pytest.MonkeyPatch, vers
         assert daemon.bound_address == ("::1" if version == 6 else "127.0.0.1")
         for prefer in (4, 6):
             async with Proxy(
-                f"PYRO:s@both.example:{daemon._port}", settings=Settings(prefer_ip_version=prefer)
+                f"PYRO:s@both.example:{daemon._address.port}", settings=Settings(prefer_ip_version=prefer)
             ) as proxy:
                 await proxy.count()
 

@@ -285,7 +285,7 @@ def test_a_daemon_that_goes_away_is_left(service: Service) -> None:
             first.shutdown()
             first.unregister("service")
             deadline = time.monotonic() + WITHIN_S
-            while first._listener is not None and time.monotonic() < deadline:
+            while first.listeners and time.monotonic() < deadline:
                 time.sleep(0.01)
             with serving(Daemon(port=port)) as second:
                 second.register(service, "service")

@@ -116,7 +116,7 @@ def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
             link.greet(settings, proxy._pyroContext, proxy._pyroHandshake, proxy._pyroOptions(), until)
         except (ProtocolError, ConnectionClosedError) as error:
             failure = failure or error
-            cut = link.ended or isinstance(error, ConnectionClosedError)
+            cut = link.reading.ended or isinstance(error, ConnectionClosedError)
             refused = refused if cut else version
             continue
         except CommunicationError as error:

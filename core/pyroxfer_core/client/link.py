@@ -186,6 +186,13 @@ class Link:
             serializer = self.serializers[name] = make_serializer(name, self.context)
         return serializer
 
+    async def take_turn(self) -> None:
+        """Wait for the `turn`, which is to be released; a free one is taken without a turn of the loop."""
+        try:
+            self.turn.acquire_nowait()
+        except trio.WouldBlock:
+            await self.turn.acquire()
+
     async def send_oneway(self, end: int | Outgoing) -> None:
         """Wait until a one-way call that was queued has left. Errors before it left whole have outcome NotSent.
 

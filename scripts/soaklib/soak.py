@@ -6,7 +6,6 @@ the first quarter; every call's outcome must be what the counters noted; every f
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import trio
 from fleet import Fleet, Usage, until_signalled, usage_of
 from load import Ledger, Load, sha256
+from soak_arguments import parser
 
 SAMPLES = 120
 """Samples of what each process holds, over the whole run."""
@@ -111,10 +111,7 @@ async def soak(seconds: float, seed: int, work: Path) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="./scripts/soak", description="Mixed load with faults.")
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long")
-    parser.add_argument("--seed", type=int, default=1, help="what happens is drawn from it")
-    options = parser.parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="pyroxfer-soak-") as work:
         found = trio.run(until_signalled, soak, options.minutes * 60, options.seed, Path(work))
     print("\n".join(found[:50]) or "nothing lost, nothing run twice, nothing grown")

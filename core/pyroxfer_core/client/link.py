@@ -19,6 +19,7 @@ from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
+from ..transport.busypoll import BusyPoll
 from ..transport.connection import Connection
 from ..transport.turns import TurnSender
 from ..uri import Uri
@@ -97,6 +98,8 @@ class Link:
         """What `post_small` takes."""
         self.plain_calls: PlainCalls
         """Those with what requests are written with."""
+        self.busy_poll: BusyPoll
+        """Where their answers are waited for."""
         self.response: Any = None
         """The daemon's handshake response."""
         self.uri = Uri("PYRO:x@unknown:0")
@@ -312,7 +315,7 @@ class Link:
             if connection.flush_nowait() and type(waiter.end) is int:
                 self._reading = True
                 try:
-                    data = await connection.receive_bytes()
+                    data = await connection.receive_bytes(self.busy_poll)
                     if self.plain_calls.is_answer(data, len(data), waiter.seq):
                         self.session.drop(waiter.seq)
                         return data[HEAD_SIZE:]
@@ -634,6 +637,7 @@ async def greet(
     link.metadata, link.response = welcome.metadata, welcome.response
     if link.concurrent and link.metadata is not None and not settings.compression and connection.codec is V502:
         link.plain_methods = link.metadata.methods - link.metadata.oneway
+        link.busy_poll = BusyPoll(settings.busy_poll_s)
     if Feature.REVERSE in session.grant:
         link.context = replace(link.context, autoproxy=link.offer_served)
     if settings.heartbeat_s and Feature.HEARTBEAT in session.grant:

@@ -23,6 +23,7 @@ from ..client.readers import StreamReaders
 from ..errors import (
     ConnectionClosedError,
     Outcome,
+    ProtocolError,
     SerializeError,
     TimeoutError,
 )
@@ -283,11 +284,12 @@ class BlockingLink:
         session = self.session
         try:
             waiter = session.receive(message)
-        except SerializeError:
-            session.pending[message.seq].answered = True
+        except (KeyError, SerializeError, ProtocolError) as error:
+            if self.closed:  # another thread ended the session at this very moment
+                raise ConnectionClosedError("the connection was closed") from None
+            if isinstance(error, SerializeError):
+                session.pending[message.seq].answered = True
             raise
-        except KeyError:  # another thread ended the session at this very moment
-            raise ConnectionClosedError("the connection was closed") from None
         if waiter is None:
             self._take_other(message)
         elif not waiter.abandoned:

@@ -295,3 +295,25 @@ def test_nothing_leaves_between_the_confirmation_of_the_features_and_what_carrie
             monkeypatch.setattr(link.session, "serves", noted)
             assert proxy.call(listener, "told", 1) == 1
         assert held[0]
+
+
+def test_an_object_offered_while_another_thread_closes_the_connection_is_offered_on_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving(Daemon()) as daemon, serving(Daemon()) as own:
+        listener = Listener()
+        own.register(listener)
+        uri = daemon.register(Service(), "service")
+        with Proxy(uri, background=True) as proxy:
+            proxy._pyroBind()
+            link = proxy._pyroLink
+            assert link is not None
+            serves = link.sending.serves
+
+            def close_and_serve(location: str) -> None:
+                link.close()
+                serves(location)
+
+            monkeypatch.setattr(link.sending, "serves", close_and_serve)
+            assert proxy.call(listener, "told", 1) == 1
+            assert proxy._pyroLink is not link

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..errors import ConnectionClosedError, ProtocolError, PyroError
+from ..errors import CommunicationError, ConnectionClosedError, ProtocolError, PyroError
 from ..serializers.vocabulary import ProxyState, served_as
 from ..server.callee import Callee
 from ..transport.sockets import is_local
@@ -149,8 +150,7 @@ class Offers:
     def offer(self, value: object) -> ProxyState | None:
         """What stands for an object of a daemon of this process, which may be called over this link from now on.
 
-        Raises:
-            ConnectionClosedError: the connection is lost.
+        When the connection is lost, the call that it is for finds out.
         """
         state = served_as(value)
         if state is not None:
@@ -159,7 +159,10 @@ class Offers:
                 home = None if daemon.is_guarded else daemon.home
                 if home is not None and (self._background is None or self._background.callee.over):
                     self._background = BackgroundLink(self._link, daemon, home)
-                    self._link.sending.serves(daemon.published_location)
+                    with contextlib.suppress(
+                        CommunicationError
+                    ):  # in the middle of writing a value, nobody could go on
+                        self._link.sending.serves(daemon.published_location)
                     home.run_sync_soon(daemon.begin_answering, self._background.callee)
                 if self._background is not None and self._background.callee.daemon is daemon:
                     self._background.callee.offer(value._pyroId)  # type: ignore[attr-defined]  # a served object has one

@@ -321,3 +321,22 @@ def test_what_a_thread_has_read_of_a_connection_that_another_one_closes_is_no_fa
         link.close()
         with pytest.raises(ConnectionClosedError):
             link.take(Message(kind, 1, "msgpack", 0, b""))
+
+
+def test_a_proxy_that_is_collected_where_its_thread_has_locked_something_is_closed_without_waiting() -> None:
+    """Garbage is collected at any step, also in the thread that reads for a proxy in the background."""
+    with serving() as daemon:
+        proxies = [Proxy(uri_of(daemon))]
+        assert proxies[0].echo(1) == 1
+        link = proxies[0]._pyroLink
+        assert link is not None
+
+        def collect() -> None:
+            with link.reading.duty._guard:
+                proxies.clear()
+
+        thread = threading.Thread(target=collect, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert link.closed

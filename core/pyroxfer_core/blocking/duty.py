@@ -15,11 +15,11 @@ class ReadingDuty:
     """
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
-        """Guards `reader`, `_followers` and every `Waiter.wake`."""
+        self._guard = threading.RLock()
+        """Guards `reader`, `_followers` and every `Waiter.wake`, also from a finalizer that runs in between."""
         self.reader: Waiter | None = None
         """Whose thread reads."""
-        self._followers: dict[Waiter, None] = {}
+        self._followers: dict[Waiter, bool] = {}
 
     def take(self, waiter: Waiter) -> bool:
         """Whether nobody else reads; the duty is taken then, and given back by `settle`."""
@@ -35,8 +35,9 @@ class ReadingDuty:
                 self.reader = None
             if self._followers:
                 self._followers.pop(waiter, None)
-                if self.reader is None and self._followers:
-                    self._wake(next(iter(self._followers)))
+                if self.reader is None:
+                    for follower in list(self._followers)[:1]:
+                        self._wake(follower)
 
     def follow(self, waiter: Waiter, deadline: float | None) -> None:
         """Sleep until the answer was read by another thread, or nobody reads any more.
@@ -50,15 +51,14 @@ class ReadingDuty:
             if waiter.settled or self.reader is None:
                 return
             waiter.wake = wake
-            self._followers[waiter] = None
+            self._followers[waiter] = True
         if not wake.acquire(timeout=seconds_left(deadline)):
             raise builtins.TimeoutError
 
     def rouse(self, waiter: Waiter) -> None:
         """Wake the thread of this call if it sleeps."""
         with self._guard:
-            if waiter in self._followers:
-                self._wake(waiter)
+            self._wake(waiter)
 
     def rouse_all(self) -> None:
         """Wake every thread that sleeps."""
@@ -67,7 +67,6 @@ class ReadingDuty:
                 self._wake(follower)
 
     def _wake(self, waiter: Waiter) -> None:
-        """Wake a thread that follows; the guard is held."""
-        del self._followers[waiter]
-        if waiter.wake is not None:
+        """Wake a thread if it follows; the guard is held."""
+        if self._followers.pop(waiter, False) and waiter.wake is not None:
             waiter.wake.release()

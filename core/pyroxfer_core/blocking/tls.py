@@ -27,7 +27,7 @@ class BlockingTls:
 
     def __init__(self, tls: TlsSocket) -> None:
         self._tls = tls
-        self._using = threading.Lock()
+        self._using = threading.RLock()  # a finalizer may send while its thread has it
         self._timeout: float | None = None
         self._silence = math.inf, math.inf
 
@@ -138,7 +138,7 @@ class BlockingTls:
 
     def forsake(self) -> None:
         """Close after a fork: the connection, and who was using it, go on in the parent."""
-        self._using = threading.Lock()
+        self._using = threading.RLock()
         self._tls.drop()
 
 

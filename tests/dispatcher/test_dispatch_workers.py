@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from pyroxfer_core import Worker
 from pyroxfer_dispatcher.config import Config, ConfigError, parse_config
 from pyroxfer_dispatcher.control import CommandError
 from pyroxfer_dispatcher.control import ask as ask_there
+from pyroxfer_dispatcher.crew import Crew
 from pyroxfer_dispatcher.metrics import Metrics, labelled, plain, text_of
 from pyroxfer_dispatcher.shares import check_workers, part_of
 from pyroxfer_dispatcher.together import joined
@@ -209,11 +211,11 @@ async def dispatching(folder: Path, drain_timeout: int = 1) -> AsyncIterator[tup
 
 
 async def until(condition: Any) -> None:
-    for _ in range(400):
+    """The time of the whole test ends it otherwise."""
+    for _ in itertools.count():
         if await condition():
             return
         await trio.sleep(0.05)
-    raise AssertionError("it did not happen")
 
 
 async def test_operators_see_and_tell_all_workers(tmp_path: Path) -> None:
@@ -294,19 +296,14 @@ async def test_a_reload_comes_to_all_workers(tmp_path: Path) -> None:
         assert await dispatcher.ended() == 0
 
 
-@pytest.mark.parametrize("how", ["signal", "command"])
-async def test_new_workers_go_on_with_the_same_sockets(tmp_path: Path, how: str) -> None:
+async def test_new_workers_go_on_with_the_same_sockets(tmp_path: Path) -> None:
     """Those who are connected go on with the old ones, everybody else is with the new ones, which know what operators
     said; control socket and page answer from the new parent, and the old one ends with its last client."""
     async with dispatching(tmp_path, drain_timeout=3600) as (dispatcher, _, _), AsyncExitStack() as stack:
         old, workers = dispatcher.process.pid, await dispatcher.workers()
         await dispatcher.answers("drain", target="b0")
         async with raw_client(dispatcher.location) as stays:
-            if how == "signal":
-                dispatcher.process.send_signal(signal.SIGUSR2)
-            else:
-                [told] = await dispatcher.answers("restart")
-                assert (told["was"], told["clients"]) == (old, 1)
+            dispatcher.process.send_signal(signal.SIGUSR2)
 
             async def succeeded() -> bool:
                 return bool((await dispatcher.status())["predecessor"])
@@ -328,6 +325,15 @@ async def test_new_workers_go_on_with_the_same_sockets(tmp_path: Path, how: str)
             return not (await dispatcher.status())["predecessor"]
 
         await until(alone)
+
+
+async def test_whoever_asks_for_new_workers_is_told_of_their_parent(tmp_path: Path) -> None:
+    async def restart() -> int:
+        return 7
+
+    crew = Crew(tmp_path, 0, lambda: None, restart, dict)
+    async with aclosing(crew.handle({"do": "restart"})) as answers:
+        assert [answer async for answer in answers] == [{"restarted": 7, "was": os.getpid(), "clients": 0}]
 
 
 async def test_a_restart_that_fails_leaves_the_workers_as_they_are(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from ..errors import ConnectionClosedError
 from ..serializers.base import SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
+from ..transport.busypoll import BusyPoll
 from ..transport.connection import Connection
 from ..wire.features import Feature
 from ..wire.message import Message
@@ -66,6 +67,7 @@ async def greet(
     link.metadata, link.response = welcome.metadata, welcome.response
     if link.concurrent and link.metadata is not None and not settings.compression and connection.codec is V502:
         link.plain_methods = link.metadata.methods - link.metadata.oneway
+        link.busy_poll = BusyPoll(settings.busy_poll_s)
     if Feature.REVERSE in session.grant:
         link.context = replace(link.context, autoproxy=link.offer_served)
     if settings.heartbeat_s and Feature.HEARTBEAT in session.grant:

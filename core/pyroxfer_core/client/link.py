@@ -17,6 +17,7 @@ from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState, served_as
+from ..transport.busypoll import BusyPoll
 from ..transport.connection import Connection
 from ..transport.turns import TurnSender
 from ..uri import Uri
@@ -89,6 +90,8 @@ class Link:
         """What `post_small` takes."""
         self.plain_calls: PlainCalls
         """Those with what requests are written with."""
+        self.busy_poll: BusyPoll
+        """Where their answers are waited for."""
         self.response: Any = None
         """The daemon's handshake response."""
         self.uri = Uri("PYRO:x@unknown:0")
@@ -304,7 +307,7 @@ class Link:
             if connection.flush_nowait() and type(waiter.end) is int:
                 self._reading = True
                 try:
-                    data = await connection.receive_bytes()
+                    data = await connection.receive_bytes(self.busy_poll)
                     if self.plain_calls.is_answer(data, len(data), waiter.seq):
                         self.session.drop(waiter.seq)
                         return data[HEAD_SIZE:]

@@ -322,3 +322,18 @@ def test_layouts_are_those_of_the_protocol_page() -> None:
     assert features.write_grant(grant, nonce) == struct.pack("!BI", 1, 3) + nonce + daemon + EPOCH
     assert grant.deadline(258) == b"dddd\x00\x00\x01\x02"
     assert grant.outcome(b"N") == b"ddddN"
+
+
+@pytest.mark.parametrize("numbered_before", [True, False])
+def test_a_call_behind_the_last_one_that_was_read_is_unread_whenever_it_was_numbered(numbered_before: bool) -> None:
+    """A thread may be about to send when another one reads the goodbye."""
+    client, server = joined()
+    read = invoke(client)
+    server.receive(read)
+    server.last_seq = read.seq
+    goodbye = server.goaway()
+    late = invoke(client) if numbered_before else None
+    client.receive(goodbye)
+    late = late or invoke(client)
+    assert not client.is_unread(read.seq)
+    assert client.is_unread(late.seq)

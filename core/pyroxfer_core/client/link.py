@@ -540,7 +540,7 @@ class Link:
 
     def _outcome(self, waiter: Waiter, error: PyroError) -> PyroError:
         """A copy of the error for this call, with what is certain about it."""
-        if waiter.seq in self.session.unread:
+        if self.session.is_unread(waiter.seq):
             return self._copy(error, Outcome.NOT_SENT)
         return self._copy(error, Outcome.EXECUTED if waiter.answered else self.outcome_at(waiter.end))
 

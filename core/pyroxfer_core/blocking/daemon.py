@@ -20,6 +20,7 @@ from ..processes.worker import Worker
 from ..serializers.vocabulary import ProxyState
 from ..server import about
 from ..server import daemon as trio_daemon
+from ..server.address import ConnectedAddress
 from ..server.door import open_door
 from ..server.peer import Peer
 from ..server.streams import StreamTable
@@ -114,6 +115,9 @@ class Daemon(trio_daemon.Daemon):
                 warnings.warn(problem.replace("would let", "lets").replace("would send", "sends"), stacklevel=2)
                 settings = settings.with_changes(insecure=True)
         super().__init__(hosts, port, unixsocket, nathost, natport, settings, advertise=advertise, worker=worker)
+        if connected_socket is not None:
+            where = hosts, port, unixsocket, nathost, natport, advertise
+            self._address = ConnectedAddress(connected_socket, *where)
         self.table.register(interface(self), DAEMON_ID, force=True)
         self.pool: SwitchedPool = SwitchedPool(settings.worker_threads, settings.worker_queue)
         self.streams = StreamTable(self.pool, settings.stream_linger_s, settings.stream_lifetime_s)
@@ -187,23 +191,6 @@ class Daemon(trio_daemon.Daemon):
 
     # --- address -----------------------------------------------------------------------------------------------
 
-    def bind(self) -> None:
-        """Take the address; see the trio daemon."""
-        if self._connected is None:
-            super().bind()
-        elif self._listener is None:  # a descriptor of our own, so that closing it leaves the caller's open
-            self._listener = self._connected.dup()
-
-    @property
-    def location(self) -> str:
-        """The internal address."""
-        if self._connected is None:
-            return super().location
-        name = self._connected.getsockname()
-        if isinstance(name, tuple):
-            return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-        return f"./u:{name or '<<not-bound>>'}"
-
     @property
     def locationStr(self) -> str:
         """The internal address."""
@@ -226,8 +213,7 @@ class Daemon(trio_daemon.Daemon):
     @property
     def sock(self) -> socket.socket:
         """The listening socket, or the connected one."""
-        assert self._listener is not None, "bound when it was made"
-        return self._listener
+        return self._address.listeners[0]
 
     # --- serving -----------------------------------------------------------------------------------------------
 
@@ -360,14 +346,14 @@ class Daemon(trio_daemon.Daemon):
             await trio.sleep(HOUSEKEEPING_PERIOD_S)
             await trio.to_thread.run_sync(self.housekeeping)
 
-    async def _serve_clients(self, listener: socket.socket) -> None:
+    async def _serve_clients(self) -> None:
         if self._connected is None:
-            await super()._serve_clients(listener)
+            await super()._serve_clients()
             return
         limit = self.settings.max_message_bytes
         tap = wire_log(self.settings, lambda: "the connected socket")
         decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key, tap=tap)
-        connection = Connection(listener, decoder, hmac_key=self.settings.hmac_key)
+        connection = Connection(self.sock, decoder, hmac_key=self.settings.hmac_key)
         left = trio.Event()
         connection.release = left.set
         peer = self.new_peer(connection)

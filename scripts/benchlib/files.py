@@ -16,7 +16,7 @@ import sizes
 import tools
 import trustme
 from measure import Comparison, Contestant, Effort, Sample, in_turns
-from processes import OURS, ROOT, Server, command, kept_bytecode, program, run_client, stock
+from processes import OURS, ROOT, Server, command, program, run_client, stock
 
 UNIT = "MB/s"
 MIB = 1024 * 1024
@@ -45,7 +45,7 @@ def measure(effort: Effort) -> dict[str, Any]:
     """A table for one large file, one for many small ones."""
     for peer in tools.absent():
         print(f"files: {peer} is not installed here, so its rows are left out", file=sys.stderr)
-    with source_folder() as source, kept_bytecode():
+    with source_folder() as source:
         print("files: 1 GiB", file=sys.stderr)
         large = in_turns(contestants(source), effort.repetitions)
         print(f"files: {SMALL_COUNT} of 16 KiB", file=sys.stderr)

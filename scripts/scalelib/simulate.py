@@ -6,7 +6,6 @@ scenario says which number breaks first. One node's share is simulated: the othe
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -17,6 +16,7 @@ from typing import Final
 
 import trio
 import trio.testing
+from scale_arguments import parser
 
 sys.path.append(str(Path(__file__).parents[1] / "benchlib"))
 import quotes  # it lies beside the benchmark, whose figures these are
@@ -258,9 +258,7 @@ def said(seed: int = 1) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="./scripts/scale", description="A large installation, simulated.")
-    parser.add_argument("--seed", type=int, default=1)
-    print(said(parser.parse_args().seed))
+    print(said(parser().parse_args().seed))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from ..client.readers import StreamReaders
 from ..errors import (
     ConnectionClosedError,
     Outcome,
+    ProtocolError,
     SerializeError,
     TimeoutError,
 )
@@ -283,11 +284,12 @@ class BlockingLink:
         session = self.session
         try:
             waiter = session.receive(message)
-        except SerializeError:
-            session.pending[message.seq].answered = True
+        except (KeyError, SerializeError, ProtocolError) as error:
+            if self.closed:  # another thread ended the session at this very moment
+                raise ConnectionClosedError("the connection was closed") from None
+            if isinstance(error, SerializeError):
+                session.pending[message.seq].answered = True
             raise
-        except KeyError:  # another thread ended the session at this very moment
-            raise ConnectionClosedError("the connection was closed") from None
         if waiter is None:
             self._take_other(message)
         elif not waiter.abandoned:
@@ -324,7 +326,7 @@ class BlockingLink:
         """Close. Calls in flight in other threads end with this error, and what is certain about each."""
         self._close_socket()
         session = self.session
-        unread = [session.pending.get(seq) for seq in session.unread]
+        unread = {waiter for seq, waiter in list(session.pending.items()) if session.is_unread(seq)}
         for waiter in (*session.drop_pending(), *self.readers.waiting.values()):
             outcome = Outcome.EXECUTED if waiter.answered else Outcome.UNKNOWN
             waiter.error = copy_for(error, Outcome.NOT_SENT if waiter in unread else outcome)

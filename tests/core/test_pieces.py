@@ -484,9 +484,9 @@ def test_the_facade_sends_and_receives_in_pieces() -> None:
                 assert list(pool.map(proxy.echo, [BIG] * 20)) == [BIG] * 20
         link = proxy._pyroLink
         assert link is not None
-        assert link._large is not None
-        assert not link._large.active
-        assert sorted(link._large._free) == list(range(MAX_BODIES))
+        assert link.large is not None
+        assert not link.large.active
+        assert sorted(link.large._free) == list(range(MAX_BODIES))
 
 
 async def test_a_small_call_of_the_facade_overtakes_a_large_one() -> None:

@@ -426,12 +426,12 @@ async def test_the_last_answer_after_a_goodbye_ends_the_connection() -> None:
             link = proxy._pyroLink
             assert link is not None
             waiter, calls = Waiter(), plain_calls("msgpack")
-            seq = link._post_plain(waiter, calls, bytes(OWN.dumps_call("thing", "echo", [1], {})))
+            seq = link.sending.post_plain(waiter, calls, bytes(OWN.dumps_call("thing", "echo", [1], {})))
             assert seq is not None
-            await trio.to_thread.run_sync(link._poll.poll, 10_000)
-            link._look()
+            await trio.to_thread.run_sync(link.reading.poll.poll, 10_000)
+            link.reading.look()
             may_answer.set()
-            assert await trio.to_thread.run_sync(link._await_plain, waiter, calls, seq) == OWN.dumps("answer")
+            assert await trio.to_thread.run_sync(link.reading.wait_plain, waiter, calls, seq) == OWN.dumps("answer")
             assert link.closed
 
 
@@ -543,8 +543,8 @@ def test_an_interrupt_at_any_step_of_a_call_spoils_no_other_call(uri: str) -> No
                 sys.setprofile(None)
             link = proxy._pyroLink
             assert link is not None
-            assert not link.sending.locked()
-            assert link._duty.reader is None
+            assert not link.sending.lock.locked()
+            assert link.reading.duty.reader is None
             assert [proxy.echo(text) for text in ("after", "later")] == ["after", "later"]
             for _ in range(MOST_CALLS):  # the interrupted call may be answered after others
                 assert proxy._pyroLink is not None

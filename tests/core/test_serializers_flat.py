@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import datetime
+import gc
 import marshal
 from typing import Any
 
@@ -53,11 +55,13 @@ def test_uris_are_written_as_the_library_writes_them(name: str, host: str, port:
     assert SERPENT.loads(body) == MSGPACK.loads(MSGPACK.dumps(uri)) == uri
 
 
-@given(texts, texts, st.lists(plain, max_size=4))
-def test_plain_calls_are_written_as_the_library_writes_them(object_id: str, method: str, args: list[object]) -> None:
+@given(texts, texts, st.lists(plain, max_size=4), st.dictionaries(texts, plain, max_size=3))
+def test_plain_calls_are_written_as_the_library_writes_them(
+    object_id: str, method: str, args: list[object], kwargs: dict[str, object]
+) -> None:
     """Byte for byte, and they are read back."""
-    body = bytes(SERPENT.dumps_call(object_id, method, tuple(args), {}))
-    assert body == longhand((object_id, method, tuple(args), {}))
+    body = bytes(SERPENT.dumps_call(object_id, method, tuple(args), kwargs))
+    assert body == longhand((object_id, method, tuple(args), kwargs))
     assert SERPENT.loads_call(body) == ast.literal_eval(body.decode())
     assert MSGPACK.loads_call(MSGPACK.dumps_call(object_id, method, tuple(args), {})) == (object_id, method, args, {})
 
@@ -140,3 +144,24 @@ def test_a_parser_that_another_thread_confuses_is_asked_again(monkeypatch: pytes
     failures += [SystemError("always")] * 1000
     with pytest.raises(SerializeError, match="SystemError"):
         SERPENT.loads(f"{HEADER}[1,[2]]".encode())
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "stock"])
+def test_what_runs_while_a_value_is_refused_packs_its_own_values_alone(own: bool) -> None:
+    serializer = make_serializer("msgpack", SerializerContext(502, own=own))
+    bodies: list[Any] = []
+
+    def collected(phase: str, info: dict[str, int]) -> None:
+        bodies.append(serializer.dumps(["other", 1]))
+
+    before = gc.get_threshold()
+    gc.callbacks.append(collected)
+    gc.set_threshold(1)  # it comes whenever something is made, as the error is
+    try:
+        for _ in range(5):
+            serializer.dumps(["mine", datetime.datetime(2020, 1, 1)])
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(collected)
+    assert bodies
+    assert {tuple(serializer.loads(body)) for body in bodies} == {("other", 1)}

@@ -138,7 +138,7 @@ def test_a_connection_closed_between_calls_is_noticed(certificates: Certificates
             first.shutdown()
             link = proxy._pyroConnection
             assert link is not None
-            while not link._poll.poll(0):
+            while not link.reading.poll.poll(0):
                 pass
             with serving(blocking.Daemon(port=int(place.rpartition(":")[2]), settings=settings)) as second:
                 second.register(Service(), "service")

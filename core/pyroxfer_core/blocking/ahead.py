@@ -51,9 +51,10 @@ class AheadIterator(StreamIterator):
             feed = self._feed = proxy._pyroOpenPipeline(deadline)
         while len(self._waiting) < self._read_ahead:
             waiter, request = Waiter(), self._request(feed)
-            feed.post(waiter, request, deadline)
+            feed.sending.post(waiter, request, deadline)
             self._waiting.append((waiter, request))
-        answer = feed.finish(*self._waiting.popleft(), deadline)
+        waiter, request = self._waiting.popleft()
+        answer = feed.reading.wait(waiter, request.seq, deadline)
         return read_reply(answer, feed.serializer(answer.serializer), feed.grant, proxy._pyroSettings)
 
     def _request(self, feed: BlockingLink) -> Message:

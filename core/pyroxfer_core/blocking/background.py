@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..errors import ConnectionClosedError, PyroError
+from ..errors import ConnectionClosedError, ProtocolError, PyroError
+from ..serializers.vocabulary import ProxyState, served_as
 from ..server.callee import Callee
+from ..transport.sockets import is_local
 from ..wire.features import Grant
 from ..wire.message import Message
 from ..wire.scattered import buffers_of
@@ -30,7 +32,7 @@ class SharedConnection:
         self._out: list[Any] = []
         self._sending = trio.Lock()
         self.peer = link.location
-        self.is_local = link.is_local
+        self.is_local = is_local(link.sock)  # type: ignore[arg-type]  # it looks at addresses, which any kind has
         self.codec = link.codec
         self.queued = self.sent = 0
 
@@ -69,7 +71,7 @@ class SharedConnection:
         async with self._sending:
             buffers, self._out = self._out, []
             if buffers:
-                await trio.to_thread.run_sync(self._link.send_buffers, buffers)
+                await trio.to_thread.run_sync(self._link.sending.buffers, buffers)
                 self.sent += sum(map(len, buffers))
 
     def close(self) -> None:
@@ -136,6 +138,58 @@ class BackgroundLink:
             self._link.close()
 
 
+class Offers:
+    """The objects of this process that the daemon at the other end of a link may call on it."""
+
+    def __init__(self, link: BlockingLink) -> None:
+        self._link = link
+        self._lock = threading.Lock()
+        self._background: BackgroundLink | None = None
+
+    def offer(self, value: object) -> ProxyState | None:
+        """What stands for an object of a daemon of this process, which may be called over this link from now on.
+
+        Raises:
+            ConnectionClosedError: the connection is lost.
+        """
+        state = served_as(value)
+        if state is not None:
+            daemon = value._pyroDaemon  # type: ignore[attr-defined]  # of our own making: `served_as` asked it
+            with self._lock:
+                home = None if daemon.is_guarded else daemon.home
+                if home is not None and (self._background is None or self._background.callee.over):
+                    self._background = BackgroundLink(self._link, daemon, home)
+                    self._link.sending.serves(daemon.published_location)
+                    home.run_sync_soon(daemon.begin_answering, self._background.callee)
+                if self._background is not None and self._background.callee.daemon is daemon:
+                    self._background.callee.offer(value._pyroId)  # type: ignore[attr-defined]  # a served object has one
+        return state
+
+    def take(self, message: Message) -> None:
+        """A call from the other side, or its end.
+
+        Raises:
+            ProtocolError: nothing was offered yet.
+            ConnectionClosedError: the daemon of this process has ended.
+        """
+        if self._background is None:
+            raise ProtocolError("the daemon calls an object here, where none was offered")
+        self._background.put(message)
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        if self._background is not None:
+            self._background.end()
+
+
 def read_in_background(link: BlockingLink) -> None:
     """Start the thread that reads a link as long as it lives."""
-    threading.Thread(target=link.read_for_others, name="pyroxfer reader", daemon=True).start()
+    threading.Thread(target=_read_on, args=(link,), name="pyroxfer reader", daemon=True).start()
+
+
+def _read_on(link: BlockingLink) -> None:
+    try:
+        link.reading.read_on()
+    finally:
+        if link.offers is not None:
+            link.offers.end()

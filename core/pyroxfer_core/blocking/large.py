@@ -118,7 +118,7 @@ class LargeMessages:
 
     def _send_now(self, outgoing: Outgoing, make: Callable[[], list[Body]], deadline: float | None) -> None:
         link = self._link
-        with link.sending:
+        with link.sending.lock:
             self.arrived(outgoing.message)
             if link.closed:
                 raise ConnectionClosedError("the connection was lost while a request was leaving")

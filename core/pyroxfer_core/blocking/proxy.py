@@ -433,12 +433,7 @@ class Proxy(Members):
         fresh = self._pyroLink is None
         while True:
             if error is not None:
-                if (
-                    not fresh
-                    and link is not None
-                    and not link.released
-                    and is_cut_off(error, going_away=link.session.going_away)
-                ):
+                if not fresh and is_cut_off(link, error):
                     fresh = True
                 else:
                     self._pyroTryAgain(attempts, link, error, deadline, method)

@@ -63,7 +63,7 @@ class PushedIterator(StreamIterator):
     def _give_credit(self, link: BlockingLink) -> None:
         credit = self._inbox.credit_due()
         if credit is not None and not link.closed:
-            link.send_signal(credit)
+            link.sending.signal(credit)
 
     def _wait(self, link: BlockingLink) -> None:
         """Until something has arrived, the connection is gone, or the proxy's time limit is over."""
@@ -73,7 +73,7 @@ class PushedIterator(StreamIterator):
         try:
             if not self._inbox.ready:  # another thread may have read it just now
                 limit = self._proxy._pyroTimeout
-                link.listen(waiter, time.monotonic() + limit if limit else None)
+                link.reading.listen(waiter, time.monotonic() + limit if limit else None)
         finally:
             del waiting[self._inbox.number]
 
@@ -83,4 +83,4 @@ class PushedIterator(StreamIterator):
             link.readers.inboxes.forget(inbox)
             super()._leave(link, patient=patient)
         elif not inbox.ended:
-            (link.send_signal if patient else link.send_aside)(stop_message(inbox.number))
+            (link.sending.signal if patient else link.sending.aside)(stop_message(inbox.number))

@@ -65,13 +65,13 @@ class Upload:
             self._finish(ended(self.number, serializer, error))
         else:
             self._credit.use(1, len(body))
-            self._link.send_item(Message(MessageType.ITEMS, self.number, serializer.name, 0, body))
+            self._link.sending.item(Message(MessageType.ITEMS, self.number, serializer.name, 0, body))
 
     def _finish(self, last: Message) -> None:
         self._done = True
         self._link.uploads.remove(self)
         self._close_iterator()
-        self._link.send_signal(last)
+        self._link.sending.signal(last)
 
     def _close_iterator(self) -> None:
         close = getattr(self._iterator, "close", None)
@@ -91,7 +91,7 @@ class Upload:
         self._close_iterator()
         if self._started and not self._link.closed:
             try:
-                self._link.send_signal(ended(self.number, serializer, PyroError(ENDED)))
+                self._link.sending.signal(ended(self.number, serializer, PyroError(ENDED)))
             except CommunicationError:
                 pass  # the connection is gone, and the stream with it
 
@@ -106,7 +106,7 @@ class _Signal:
     def give(self) -> None:
         """Something has changed."""
         self.listener.reply = _CHANGED
-        self._link.rouse(self.listener)
+        self._link.reading.duty.rouse(self.listener)
 
 
 _CHANGED: Final = Message(0, 0, "ping", 0, b"")
@@ -189,6 +189,6 @@ def _send(
             continue
         link.readers.waiting[key] = listener
         try:
-            link.listen(listener, deadline)
+            link.reading.listen(listener, deadline)
         finally:
             del link.readers.waiting[key]

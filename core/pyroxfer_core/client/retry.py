@@ -8,7 +8,7 @@ pauses, inside the deadline, and at most one retry for ten calls: a crowd of cli
 from __future__ import annotations
 
 import random
-from typing import Final
+from typing import Any, Final, Protocol
 
 from ..errors import (
     CommunicationError,
@@ -22,6 +22,7 @@ from ..errors import (
 from ..objects.expose import Metadata
 from ..settings import Settings
 from ..wire.features import Feature, Grant
+from ..wire.session import ClientSession
 
 MAX_ATTEMPTS: Final = 3
 CALLS_PER_RETRY: Final = 10
@@ -36,6 +37,8 @@ MAX_BACKOFF_S: Final = 2.0
 _NOT_SENT, _UNKNOWN = Outcome.NOT_SENT, Outcome.UNKNOWN
 _AGAIN: Final = (ConnectionClosedError, RefusedError)
 _SEQUENCE: Final = 0x10000
+_OUT_OF_ORDER: Final = 1024
+"""How many calls behind the last one another one's failure may be told."""
 
 
 def pause_before(attempt: int) -> float:
@@ -64,8 +67,9 @@ class RetryBudget:
             seq: the sequence number of the proxy's last call.
             first: retries that are there from the start.
         """
-        self._calls += (seq - self._seq) % _SEQUENCE
-        self._seq = seq
+        if (self._seq - seq) % _SEQUENCE >= _OUT_OF_ORDER:  # else another thread, or connection, was ahead
+            self._calls += (seq - self._seq) % _SEQUENCE
+            self._seq = seq
         self._calls = min(self._calls, (self._spent + MOST_SAVED) * CALLS_PER_RETRY)
         if self._spent >= max(first, self._calls // CALLS_PER_RETRY):
             return False
@@ -145,15 +149,29 @@ class Attempts:
         return error
 
 
-def is_cut_off(error: CommunicationError, *, going_away: bool) -> bool:
+class SpentLink(Protocol):
+    """A connection that an attempt was made on."""
+
+    released: bool
+    """Its user closed it."""
+
+    @property
+    def session(self) -> ClientSession[Any]:
+        """Knows whether the daemon has said that it goes away."""
+
+
+def is_cut_off(link: SpentLink | None, error: CommunicationError) -> bool:
     """Whether a connection turned out to be gone before the call left on it, or its daemon began no more calls.
 
+    Such a call moves to a fresh connection at once, without counting as a retry; not if the user closed this one.
+
     Args:
-        going_away: the daemon has said that it goes away.
+        link: what the attempt was made on; None if there was no connection.
+        error: what the attempt ended with.
     """
-    if error.outcome is not _NOT_SENT or error.final:
+    if link is None or link.released or error.outcome is not _NOT_SENT or error.final:
         return False
-    return type(error) is ConnectionClosedError or (going_away and isinstance(error, RefusedError))
+    return type(error) is ConnectionClosedError or (link.session.going_away and isinstance(error, RefusedError))
 
 
 def loses_session(metadata: Metadata | None, grant: Grant, settings: Settings) -> bool:

@@ -56,25 +56,33 @@ _MEANT: Final = _CONTAINERS | _RAW
 
 
 class _PlainPacker:
-    """Packs builtin types without ever calling Python code, so that no other thread can come in between.
+    """Packs builtin types. One for the whole process, as the packers in it keep their buffers between uses.
 
-    One for the whole process: its buffer is kept between uses. Anything but plain exact types is a TypeError, an
-    integer beyond 64 bits an OverflowError.
+    A packer that refuses a value makes an error first and forgets what it has written then. Making one may run the
+    garbage collector, and that other threads, or code of this one that packs too: so nobody else has it meanwhile.
+
+    Anything but plain exact types is a TypeError, an integer beyond 64 bits an OverflowError.
     """
 
     def __init__(self) -> None:
-        self._pack = msgpack.Packer(use_bin_type=True, strict_types=True).pack
+        self._free: list[Callable[[Any], bytes]] = []
 
     def pack(self, value: Any) -> bytes:
-        body: bytes = self._pack(value)
-        if len(body) > _LARGE:
-            self._pack = msgpack.Packer(use_bin_type=True, strict_types=True).pack
+        free = self._free
+        try:
+            pack = free.pop()
+        except IndexError:
+            pack = msgpack.Packer(use_bin_type=True, strict_types=True).pack
+        body = pack(value)
+        if len(body) <= _LARGE:
+            free.append(pack)
         return body
 
 
 _PLAIN: Final = _PlainPacker()
 _TINY: Final = frozenset({type(None), bool, int, float})
 _pack_tiny: Final = msgpack.Packer(strict_types=True).pack
+"""One for all: what it refuses it has not begun to write."""
 unpackb: Final = msgpack.unpackb
 """The packer and the reader of what is in most messages, without a search by name."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fleet import Usage
 from load import Ledger, sha256
-from soak import broken_promises, grown
+from soak import broken_promises, grown, left_open
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,3 +57,12 @@ def test_the_soak_sees_what_grows() -> None:
     flat, leak = [Usage(40_000, 12, 3)] * 100, [Usage(40_000 + 500 * n, 12 + n, 3 + n) for n in range(100)]
     assert not grown({"flat": flat})
     assert len(grown({"leak": leak})) == 3
+
+
+def test_the_soak_sees_a_descriptor_that_leaks_now_and_then() -> None:
+    """Ten in an hour are less than what comes and goes under load."""
+    before, after = {"service": Usage(40_000, 12, 3)}, {"service": Usage(40_000, 22, 3)}
+    assert not grown({"service": [Usage(40_000, 12 + n // 6, 3) for n in range(60)]})
+    assert left_open(before, after) == ["service: descriptors at rest grew from 12 to 22"]
+    assert left_open(before, {"service": Usage(40_000, 12, 9)}) == ["service: threads at rest grew from 3 to 9"]
+    assert not left_open(before, {"service": Usage(90_000, 15, 5)})

@@ -65,6 +65,10 @@ class Settings:
     more without a sign of life, and the call is Unknown. 0 never asks."""
     call_timeout_s: float | None = None
     """Default deadline of a call; None waits as long as the connection lives."""
+    busy_poll_s: float = 0.001
+    """How long a proxy of trio waits for answers without a turn of the loop, where nobody else there had anything to
+    do: other tasks may run, and cancels be seen, late by twice that. At most 0.01; 0 waits in the loop always. The
+    kernel rounds it up to whole milliseconds."""
     strict_session: bool = False
     """Raise SessionLost instead of connecting anew to a stock peer after a connection with calls was lost."""
     max_connections: int = 10_000
@@ -112,6 +116,8 @@ class Settings:
             raise PyroError(f"Settings.protocol is 48, 502 or None, not {self.protocol!r}")
         if self.prefer_ip_version not in (0, 4, 6):
             raise PyroError(f"Settings.prefer_ip_version is 0, 4 or 6, not {self.prefer_ip_version!r}")
+        if not 0 <= self.busy_poll_s <= 0.01:
+            raise PyroError(f"Settings.busy_poll_s is 0 to 0.01 seconds, not {self.busy_poll_s!r}")
         if self.token is not None:
             check_token(self.token)
         if self.serializer is not None and self.serializer not in SAFE_SERIALIZERS | UNSAFE_SERIALIZERS:

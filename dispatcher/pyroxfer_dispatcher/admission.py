@@ -59,6 +59,8 @@ class Ticket:
     """When the caller gives up."""
     asked_at: float = 0.0
     started_at: float = 0.0
+    waits_for: Backend | None = None
+    """The one backend that it waits for, as far as is known."""
 
 
 class Admission:
@@ -87,10 +89,14 @@ class Admission:
         self._later = later
         self._queues: dict[Hashable, deque[Ticket]] = {}
         """By client, whoever's turn it is first."""
+        self._choosy: set[Ticket] = set()
+        """Those who wait and could not run wherever there is room."""
         self._running_of: Counter[Hashable] = Counter()
         self._mean_s = 0.0
         self._granting = False
         self._will_grant = False
+        self._is_room_all = False
+        """What will be granted is a place that became free, and nothing else has changed."""
 
     # -- one call
 
@@ -120,8 +126,9 @@ class Admission:
                 del self._running_of[ticket.client]
         if was_there:
             self._note_times(ticket, backend, now)
-        if self.waiting:
-            self.changed()
+        if self.waiting and not self._will_grant:
+            self._will_grant = self._is_room_all = True
+            self._later(self._grant_soon)
 
     def _note_times(self, ticket: Ticket, backend: Backend, now: float) -> None:
         took = now - ticket.started_at
@@ -142,6 +149,7 @@ class Admission:
 
     def changed(self) -> None:
         """There may be room, or no hope any more: look after those who wait."""
+        self._is_room_all = False
         if self.waiting and not self._will_grant:
             self._will_grant = True
             self._later(self._grant_soon)
@@ -152,15 +160,11 @@ class Admission:
             self.grant(now)
 
     def grant(self, now: float) -> None:
-        """Give free slots to those who wait, one client after the other."""
-        if self._granting:
-            return
-        self._granting = True
-        try:
-            while self.waiting and self._pass_once(now):
-                pass
-        finally:
-            self._granting = False
+        """Give free slots to those who wait, one client after the other; tell those who wait in vain."""
+        for ticket in self._choosy:
+            ticket.waits_for = ticket.only
+        self._give(now)
+        self._dismiss(now)
 
     def retry_after_s(self) -> float:
         """When a refused caller may try again: about when the queue of now is done."""
@@ -169,22 +173,64 @@ class Admission:
 
     def _grant_soon(self, now: float) -> None:
         self._will_grant = False
-        self.grant(now)
+        if self._is_room_all:
+            self._is_room_all = False
+            self._give(now)
+        else:
+            self.grant(now)
 
-    def _pass_once(self, now: float) -> bool:
-        """One call of everybody, if it can be decided about. Whether anything changed."""
-        moved = False
-        for client in tuple(self._queues):
-            queue = self._queues.get(client, ())
-            for ticket in tuple(queue):
-                verdict = self._verdict(ticket, now)
-                if verdict is not None:
-                    moved = True
-                    self._tell(ticket, verdict)
+    def _give(self, now: float) -> None:
+        """Let those run who can."""
+        if self._granting:
+            return
+        self._granting = True
+        try:
+            while (found := self._next(now)) is not None:
+                self._tell(*found)
+        finally:
+            self._granting = False
+
+    def _next(self, now: float) -> tuple[Ticket, Backend] | None:
+        """The first who can run, with its backend. Once one found no room that all could use, the others like it are
+        not tried: a queue may be long, and this is done for each call that ends."""
+        is_room = True
+        for queue in self._queues.values():
+            for ticket in queue:
+                if self._is_full or not (is_room or self._choosy):
+                    return None
+                if self._is_limited(ticket):
                     break
-            if self._is_full:
-                break
-        return moved
+                is_choosy = ticket in self._choosy
+                if now >= ticket.deadline or not (_may_run(ticket) if is_choosy else is_room):
+                    continue
+                backend = self._admit(ticket, now)
+                if backend is not None:
+                    return ticket, backend
+                if not is_choosy:
+                    is_room = False
+                elif ticket.waits_for is None and self.group.is_sticky:
+                    ticket.waits_for = self.group.favourite(now, ticket.passed_over, ticket.key)
+        return None
+
+    def _dismiss(self, now: float) -> None:
+        """Tell those whose time is over, and those who wait in vain."""
+        is_busy = self.group.has_busy(now)
+        waiting = [ticket for queue in self._queues.values() for ticket in queue]
+        ends = [(ticket, self._end_of_waiting(ticket, now, is_busy)) for ticket in waiting]
+        for ticket, text in ends:
+            # whoever was told before may have taken another one away
+            if text is not None and ticket in self._queues.get(ticket.client, ()):
+                self._tell(ticket, text)
+
+    def _end_of_waiting(self, ticket: Ticket, now: float, is_busy: bool) -> str | None:
+        """Why it need not wait any longer; None: wait on."""
+        if now >= ticket.deadline:
+            return "its deadline passed while it waited for a backend; it was dropped unsent"
+        if now >= ticket.asked_at + self.limits.queue_timeout_s:
+            return self._overloaded(f"it waited {self.limits.queue_timeout_s:g} s for a backend")
+        if (is_busy and ticket not in self._choosy) or self._can_wait(ticket, now):
+            return None
+        return self._nobody(ticket, now)
 
     def _tell(self, ticket: Ticket, verdict: Backend | str) -> None:
         """It waits no more; its client's next turn comes after everybody else's."""
@@ -193,17 +239,6 @@ class Admission:
         if queue:
             self._queues[ticket.client] = self._queues.pop(ticket.client)
         ticket.wake(verdict)
-
-    def _verdict(self, ticket: Ticket, now: float) -> Backend | str | None:
-        """A backend, the end of waiting, or None: wait on."""
-        if now >= ticket.deadline:
-            return "its deadline passed while it waited for a backend; it was dropped unsent"
-        backend = self._admit(ticket, now)
-        if backend is not None:
-            return backend
-        if now >= ticket.asked_at + self.limits.queue_timeout_s:
-            return self._overloaded(f"it waited {self.limits.queue_timeout_s:g} s for a backend")
-        return None if self._can_wait(ticket, now) else self._nobody(ticket, now)
 
     def _admit(self, ticket: Ticket, now: float) -> Backend | None:
         limits, only = self.limits, ticket.only
@@ -252,6 +287,9 @@ class Admission:
         if self.waiting >= self.limits.max_queue:
             self._make_room(ticket)
         self._queues.setdefault(ticket.client, deque()).append(ticket)
+        if ticket.only is not None or ticket.passed_over or self.group.is_sticky:
+            ticket.waits_for = ticket.only
+            self._choosy.add(ticket)
         self.waiting += 1
 
     def _expected_wait_s(self) -> float:
@@ -270,6 +308,7 @@ class Admission:
 
     def _drop(self, queue: deque[Ticket], ticket: Ticket) -> None:
         queue.remove(ticket)
+        self._choosy.discard(ticket)
         self.waiting -= 1
         if not queue:
             del self._queues[ticket.client]
@@ -279,3 +318,8 @@ class Admission:
 
     def _nobody(self, ticket: Ticket, now: float) -> str:
         return f"no live backend of service {self.name!r}: {self.group.describe(now, ticket.passed_over)}"
+
+
+def _may_run(ticket: Ticket) -> bool:
+    """Whether the backend that it waits for, if that is known, has room."""
+    return ticket.waits_for is None or not ticket.waits_for.is_full

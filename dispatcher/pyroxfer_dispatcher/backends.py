@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -18,6 +18,11 @@ left, it is tried again after FIRST_BACKOFF_S already: a call must not be refuse
 MAX_WEIGHT: Final = 1000.0
 MOST_DESCRIBED: Final = 10
 """Backends whose state an error text tells."""
+FEW: Final = 16
+"""So many backends are all looked at for each call; of more some are drawn, and a call costs no more among many."""
+MOST_KEYS: Final = 10_000
+LONGEST_KEY: Final = 200
+"""Keys whose backends are remembered, and characters of each."""
 IN_FILE: Final = "file"
 """Origin of a backend that the configuration names."""
 
@@ -148,8 +153,43 @@ class Chooser(Protocol):
     def __call__(self, candidates: Sequence[Backend], now: float, key: str | None, /) -> Backend: ...
 
 
+class Drawer(Protocol):
+    """Chooses without looking at all of them; None when chance did not find two that can be used."""
+
+    def __call__(
+        self, pool: Sequence[Backend], usable: Callable[[Backend], bool], now: float, /
+    ) -> Backend | None: ...
+
+
 def _first(candidates: Sequence[Backend], now: float, key: str | None) -> Backend:
     return candidates[0]
+
+
+class Roomy:
+    """Those of some backends that are not full, to draw from."""
+
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        self._known = frozenset(backends)
+        self.all = [backend for backend in backends if not backend.is_full]
+        self._places = {backend: place for place, backend in enumerate(self.all)}
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def add(self, backend: Backend) -> None:
+        """It has room. Others than those known from the start are left out."""
+        if backend in self._known and backend not in self._places:
+            self._places[backend] = len(self.all)
+            self.all.append(backend)
+
+    def discard(self, backend: Backend) -> None:
+        """It is full; the last one takes its place."""
+        place = self._places.pop(backend, None)
+        if place is not None:
+            last = self.all.pop()
+            if last is not backend:
+                self.all[place] = last
+                self._places[last] = place
 
 
 class BackendGroup:
@@ -172,12 +212,35 @@ class BackendGroup:
         *,
         sticky: bool = False,
     ) -> None:
-        self.backends = tuple(backends)
         self.why_empty = "it has none"
         """What is said of it while there are no backends."""
         self._choose = choose
         self._prefer = tuple(prefer)
         self._sticky = sticky
+        self._favourites: dict[str | None, Backend] = {}
+        """Whose a key is, when all are live."""
+        self.backends = tuple(backends)
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """All of them, in the order in which they were told."""
+        return self._backends
+
+    @backends.setter
+    def backends(self, backends: Iterable[Backend]) -> None:
+        self._backends = tuple(backends)
+        self._roomy = Roomy(self._backends)
+        self._favourites.clear()
+
+    @property
+    def is_sticky(self) -> bool:
+        """Whether a key belongs to its backend also when that is busy."""
+        return self._sticky
+
+    def weigh(self, backend: Backend, weight: float) -> None:
+        """As `Backend.weigh`, for one of these."""
+        backend.weigh(weight)
+        self._favourites.clear()
 
     def add(self, backend: Backend) -> None:
         """One more."""
@@ -199,22 +262,31 @@ class BackendGroup:
         ejected. None when there is none of these either, or when all are busy.
         """
         if self._sticky:
-            chosen = self._pick_sticky(now, exclude, key)
+            favourite = self.favourite(now, exclude, key)
+            chosen = None if favourite is None or favourite.is_full else favourite
+        elif not self._roomy:
+            return None
         else:
-            free: Sequence[Backend] = [
-                backend
-                for backend in self.backends
-                if (backend.max_in_flight is None or backend.in_flight < backend.max_in_flight)
-                and backend.is_live(now)
-                and backend not in exclude
-            ]
-            if not free:
-                free = self._last_resorts([b for b in self.backends if not b.is_full], now, exclude)
-            chosen = self._choose(self._preferred(free), now, key) if free else None
+            chosen = self._drawn(now, exclude) if len(self._roomy) > FEW else None
+            chosen = chosen or self._pick_of_all(now, exclude, key)
         if chosen is not None:
             chosen.probing = chosen.failures > 0
             self.take(chosen)
         return chosen
+
+    def _drawn(self, now: float, exclude: Container[Backend]) -> Backend | None:
+        """One of many, as the rule has it, where that does not take looking at all."""
+        draw: Drawer | None = getattr(self._choose, "draw", None)
+        if draw is None or self._prefer:
+            return None
+        return draw(self._roomy.all, lambda backend: backend.is_live(now) and backend not in exclude, now)
+
+    def _pick_of_all(self, now: float, exclude: Container[Backend], key: str | None) -> Backend | None:
+        roomy = self._roomy.all if len(self._backends) > FEW else [b for b in self._backends if not b.is_full]
+        free: Sequence[Backend] = [b for b in roomy if b.is_live(now) and b not in exclude]
+        if not free:
+            free = self._last_resorts(roomy, now, exclude)
+        return self._choose(self._preferred(free), now, key) if free else None
 
     def pick_home(self, now: float, exclude: Container[Backend] = (), key: str | None = None) -> Backend | None:
         """A backend for a client's connection, which is no call: busy ones are taken where all are.
@@ -247,10 +319,19 @@ class BackendGroup:
             return spared
         return found
 
-    def _pick_sticky(self, now: float, exclude: Container[Backend], key: str | None) -> Backend | None:
+    def favourite(self, now: float, exclude: Container[Backend] = (), key: str | None = None) -> Backend | None:
+        """The backend that a key belongs to, busy or not. None when none is live."""
+        best = self._favourites.get(key)
+        if best is None and self._backends:
+            best = self._choose(self._backends, now, key)
+            if key is None or len(key) <= LONGEST_KEY:
+                if len(self._favourites) >= MOST_KEYS:
+                    self._favourites.clear()
+                self._favourites[key] = best
+        if best is not None and best.is_live(now) and best not in exclude:
+            return best
         live = self._live(now, exclude)
-        best = self._choose(live, now, key) if live else None
-        return None if best is None or best.is_full else best
+        return self._choose(live, now, key) if live else None
 
     def _preferred(self, candidates: Sequence[Backend]) -> Sequence[Backend]:
         for tag in self._prefer:
@@ -274,11 +355,15 @@ class BackendGroup:
         """Count a call for a backend that is bound to get it, whatever its state."""
         backend.in_flight += 1
         backend.calls += 1
+        if backend.is_full:
+            self._roomy.discard(backend)
 
     def release(self, backend: Backend) -> None:
         """A call has left the backend, or never reached it."""
         backend.in_flight -= 1
         backend.probing = False
+        if not backend.is_full:
+            self._roomy.add(backend)
 
     def opened(self, backend: Backend, now: float) -> bool:
         """A connection to it works. True when it had been down."""

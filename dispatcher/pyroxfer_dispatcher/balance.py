@@ -15,6 +15,8 @@ LEAST_OF_TWO: Final = "least-of-two"
 ROUND_ROBIN: Final = "round-robin"
 HASH: Final = "hash"
 POLICIES: Final = (LEAST_OF_TWO, ROUND_ROBIN, HASH)
+DRAWS: Final = 24
+"""How often chance is asked for two backends that can be used, before all are looked at."""
 SLOWEST: Final = 0.1
 """Part of its weight that a backend has at once when it comes back; the rest follows evenly."""
 
@@ -39,16 +41,34 @@ class LeastOfTwo:
     def __init__(self, slow_start_s: float, chance: random.Random) -> None:
         self._slow_start_s = slow_start_s
         self._chance = chance
+        self._heaviest = 0.0
+        """The largest weight that was seen lately."""
 
     def __call__(self, candidates: Sequence[Backend], now: float, key: str | None) -> Backend:
         if len(candidates) == 1:
             return candidates[0]
         weights = [effective_weight(backend, now, self._slow_start_s) for backend in candidates]
+        self._heaviest = max(weights)
         first, second = self._two(weights)
-        a, b = candidates[first], candidates[second]
-        if (a.in_flight + 1) * weights[second] != (b.in_flight + 1) * weights[first]:
-            return a if (a.in_flight + 1) * weights[second] < (b.in_flight + 1) * weights[first] else b
-        return a if a.clients * weights[second] <= b.clients * weights[first] else b
+        return _less_busy(candidates[first], weights[first], candidates[second], weights[second])
+
+    def draw(self, pool: Sequence[Backend], usable: Callable[[Backend], bool], now: float) -> Backend | None:
+        """The same, of so many that looking at each would take long: two are drawn, again where one cannot be used,
+        or is so light that it is not its turn. None when that did not find two."""
+        chance, count = self._chance.random, len(pool)
+        first, its_weight = None, 0.0
+        for _ in range(DRAWS):
+            backend = pool[int(chance() * count)]
+            if backend is first or not usable(backend):
+                continue
+            weight = effective_weight(backend, now, self._slow_start_s)
+            self._heaviest = max(self._heaviest, weight)
+            if weight < self._heaviest and weight < self._heaviest * chance():
+                continue
+            if first is not None:
+                return _less_busy(first, its_weight, backend, weight)
+            first, its_weight = backend, weight
+        return None
 
     def _two(self, weights: Sequence[float]) -> tuple[int, int]:
         """Two different places, in random order."""
@@ -64,6 +84,13 @@ class LeastOfTwo:
         others = [place for place in places if place != first]
         (second,) = chance.choices(others, [weights[place] for place in others])
         return first, second
+
+
+def _less_busy(a: Backend, a_weight: float, b: Backend, b_weight: float) -> Backend:
+    """The one with fewer calls, or as many and fewer clients, for its weight."""
+    if (a.in_flight + 1) * b_weight != (b.in_flight + 1) * a_weight:
+        return a if (a.in_flight + 1) * b_weight < (b.in_flight + 1) * a_weight else b
+    return a if a.clients * b_weight <= b.clients * a_weight else b
 
 
 class RoundRobin:

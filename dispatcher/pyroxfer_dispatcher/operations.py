@@ -177,7 +177,7 @@ class Operations:
         weight = request.get("weight")
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= MAX_WEIGHT:
             raise CommandError(f"a weight is a number above 0 and up to {MAX_WEIGHT:g}; to give it nothing, drain it")
-        backend.weigh(float(weight))
+        service.group.weigh(backend, float(weight))
         yield self._report(service, backend)
 
     async def _trace(self, request: Request) -> AsyncGenerator[Answer, None]:

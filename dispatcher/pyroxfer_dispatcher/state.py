@@ -74,7 +74,7 @@ class Inherited:
         """Remember what was said of a backend."""
         said = self._said.pop((service.name, backend.name, str(backend.uri)), None)
         if said is not None and said.weight is not None:
-            backend.weigh(said.weight)
+            service.group.weigh(backend, said.weight)
         if said is not None and said.draining:
             self._take_out(service, backend, said.disabled)
 

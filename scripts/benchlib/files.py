@@ -16,7 +16,7 @@ import sizes
 import tools
 import trustme
 from measure import Comparison, Contestant, Effort, Sample, in_turns
-from processes import OURS, ROOT, Server, command, kept_bytecode, program, run_client, stock
+from processes import OURS, ROOT, Server, command, program, run_client, stock
 
 UNIT = "MB/s"
 MIB = 1024 * 1024
@@ -45,7 +45,7 @@ def measure(effort: Effort) -> dict[str, Any]:
     """A table for one large file, one for many small ones."""
     for peer in tools.absent():
         print(f"files: {peer} is not installed here, so its rows are left out", file=sys.stderr)
-    with source_folder() as source, kept_bytecode():
+    with source_folder() as source:
         print("files: 1 GiB", file=sys.stderr)
         large = in_turns(contestants(source), effort.repetitions)
         print(f"files: {SMALL_COUNT} of 16 KiB", file=sys.stderr)
@@ -156,7 +156,7 @@ def contestants(source: Path) -> list[Contestant]:
 def limit_in_c(path: Path, size: int) -> Sample:
     with fresh_target() as target, Server([tools.NEEDED[tools.LIMIT][0], "file-server", str(path)]) as server:
         port = server.uri.rpartition(":")[2]
-        return sample(server, [tools.NEEDED[tools.LIMIT][0], "file-client", port, str(target / "big")])
+        return sample(server, [tools.NEEDED[tools.LIMIT][0], "file-client", port, str(target / "big"), str(size)])
 
 
 def rsync_daemon(path: Path, size: int) -> Sample:

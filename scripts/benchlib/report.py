@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import quotes
+from bench_arguments import SUITES
 from measure import Comparison, Growth, Samples, exponent, median, median_extra, ratio
 from processes import PROGRAMS, ROOT, others, stock
 
@@ -21,7 +22,6 @@ DATA = ROOT / "docs" / "measurements.json"
 PLOTS = ROOT / "docs" / "measurements"
 PAGE = ROOT / "docs" / "measurements.md"
 DOCUMENTS = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page != PAGE)]
-ORDER = ("rpc", "bulk", "others", "connections", "files", "dispatch", "ns", "gateway", "scale", "workers")
 OUR_PACKAGES = ("trio", "serpent", "msgpack", "blake3", "httptools")
 THEIR_PACKAGES = ("Pyro5", "serpent", "msgpack")
 
@@ -124,7 +124,7 @@ def section(
 def write(suites: dict[str, dict[str, Any]]) -> None:
     """Put new suites in place of their older measurements; the others stay, with their own date and facts."""
     known = load() | suites
-    known = dict(sorted(known.items(), key=lambda item: ORDER.index(item[0])))
+    known = dict(sorted(known.items(), key=lambda item: SUITES.index(item[0])))
     DATA.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
     PAGE.write_text("\n".join(page(known)) + "\n")
     draw()

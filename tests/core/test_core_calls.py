@@ -1,4 +1,4 @@
-"""Calls between our own proxy and daemon: every kind of method, annotations, exceptions, instances, order."""
+"""Calls between our own proxy and daemon: every kind of method, annotations, exceptions, batches, order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from pyroxfer_core import (
     Proxy,
     Settings,
     Uri,
-    behavior,
     current_call,
     expose,
     oneway,
@@ -27,7 +26,6 @@ from pyroxfer_core.errors import (
     CommunicationError,
     DaemonError,
     Outcome,
-    ProtocolError,
     PyroError,
     RefusedError,
     RemoteError,
@@ -404,97 +402,6 @@ async def test_a_flood_of_one_way_calls_is_slowed_down(service: Service) -> None
             await until(lambda: len(service.log) >= 16)
 
 
-@behavior("session")
-@expose
-class Counter:
-    def __init__(self) -> None:
-        self.count = 0
-        self.running = 0
-
-    async def next(self, delay: float = 0) -> int:
-        self.running += 1
-        assert self.running == 1, "calls on a session object run one at a time"
-        if delay:
-            await trio.sleep(delay)
-        self.count += 1
-        self.running -= 1
-        return self.count
-
-    def next_in_thread(self) -> int:
-        self.count += 1
-        return self.count
-
-
-@behavior("single")
-@expose
-class Single(Counter):
-    async def meet(self, meeting: int) -> int:
-        """Returns once two calls are inside."""
-        self.running += 1
-        await until(lambda: self.running >= meeting)
-        return self.running
-
-
-@behavior("percall")
-@expose
-class PerCall(Counter):
-    pass
-
-
-@pytest.mark.parametrize(("kind", "expected"), [(Counter, [1, 2, 1]), (Single, [1, 2, 3]), (PerCall, [1, 1, 1])])
-async def test_instance_modes(daemon: Daemon, kind: type, expected: list[int]) -> None:
-    uri = daemon.register(kind)
-    async with Proxy(uri) as first, Proxy(uri) as second:
-        assert [await first.next_in_thread(), await first.next(), await second.next()] == expected
-    daemon.unregister(kind)
-
-
-async def test_session_calls_keep_their_order_whether_or_not_they_wait(daemon: Daemon) -> None:
-    """The second call of a lane answers although the task that ran it does not read on."""
-    async with Proxy(daemon.register(Counter)) as proxy:
-        await proxy.next()
-        results: dict[int, int] = {}
-
-        async def call(number: int, delay: float) -> None:
-            results[number] = await proxy.next(delay)
-
-        async with trio.open_nursery() as nursery:
-            for number, delay in enumerate([0.02, 0, 0.01, 0, 0]):
-                nursery.start_soon(call, number, delay)
-                await trio.testing.wait_all_tasks_blocked()
-        assert [results[number] for number in range(5)] == [2, 3, 4, 5, 6]
-    daemon.unregister(Counter)
-
-
-async def test_single_objects_run_at_once_and_plain_objects_too(daemon: Daemon) -> None:
-    async with Proxy(daemon.register(Single)) as proxy, trio.open_nursery() as nursery:
-        for _ in range(3):
-            nursery.start_soon(run, proxy.meet, 3)
-    daemon.unregister(Single)
-
-
-@behavior("session", concurrent=True)
-@expose
-class ConcurrentSession(Counter):
-    async def meet(self, meeting: int) -> None:
-        self.running += 1
-        await until(lambda: self.running >= meeting)
-
-
-async def test_concurrent_session_objects(daemon: Daemon) -> None:
-    async with Proxy(daemon.register(ConcurrentSession)) as proxy, trio.open_nursery() as nursery:
-        await proxy.next_in_thread()
-        for _ in range(3):
-            nursery.start_soon(run, proxy.meet, 3)
-
-
-async def test_calls_of_a_stock_client_are_strictly_one_after_another(daemon: Daemon) -> None:
-    async with Proxy(daemon.register(Counter), settings=STOCK) as proxy, trio.open_nursery() as nursery:
-        for _ in range(5):
-            nursery.start_soon(run, proxy.next, 0.001)
-    daemon.unregister(Counter)
-
-
 @BOTH
 async def test_a_one_way_batch_keeps_its_order_with_later_calls(client: Settings) -> None:
     """Also with those that would not have had to wait for it."""
@@ -562,71 +469,6 @@ async def test_a_registered_object_travels_as_a_proxy(daemon: Daemon, client: Se
         assert uri == Uri("PYRO:a@b:1")
 
 
-class Greeter(Daemon):
-    seen: Any = None
-    left = 0
-    is_async = False
-
-    def validateHandshake(self, conn: Any, data: Any) -> Any:
-        async def later() -> Any:
-            await trio.lowlevel.checkpoint()
-            return self._judge(data)
-
-        return later() if self.is_async else self._judge(data)
-
-    def _judge(self, data: Any) -> Any:
-        self.seen = data
-        if data == "open sesame":
-            return {"welcome": [1, 2]}
-        if data == "silent":
-            raise ValueError
-        raise PermissionError("wrong word")
-
-    def clientDisconnect(self, conn: Any) -> None:
-        self.left += 1
-        raise RuntimeError("errors of the hook stay in the daemon")
-
-
-class Attentive(Proxy):
-    _pyroAnswer: Any = None
-
-    def _pyroValidateHandshake(self, response: Any) -> None:
-        self._pyroAnswer = response
-        if response == {"welcome": [1, 2]}:
-            return
-        raise AssertionError(response)
-
-
-@BOTH
-@pytest.mark.parametrize("is_async", [False, True])
-async def test_handshake_hooks(client: Settings, is_async: bool) -> None:
-    daemon = Greeter(settings=SETTINGS)
-    daemon.is_async = is_async
-    async with daemon:
-        uri = daemon.register(Service())
-        proxy = Attentive(uri, settings=client)
-        async with proxy:
-            with pytest.raises(CommunicationError, match="wrong word") as caught:
-                await proxy.add(1)
-            assert caught.value.outcome is Outcome.NOT_SENT
-            proxy._pyroHandshake = "silent"
-            with pytest.raises(CommunicationError, match="rejected: ValueError"):
-                await proxy.add(1)
-            proxy._pyroHandshake = "open sesame"
-            assert await proxy.add(1) == 1
-            assert proxy._pyroAnswer == {"welcome": [1, 2]}
-            assert daemon.seen == "open sesame"
-        await until(lambda: daemon.left == 1)
-
-
-async def test_a_proxy_that_refuses_the_daemon_closes_the_connection(daemon: Daemon) -> None:
-    async with Attentive(daemon.uri_for("service")) as proxy:
-        with pytest.raises(AssertionError):
-            await proxy.add(1)
-        assert proxy._pyroLink is None
-    await until(lambda: not daemon.peers)
-
-
 async def test_statistics(daemon: Daemon, service: Service) -> None:
     async with Proxy(daemon.uri_for("service")) as proxy, Proxy(daemon.uri_for("service")) as other:
         await proxy.add(1)
@@ -638,10 +480,10 @@ async def test_statistics(daemon: Daemon, service: Service) -> None:
 
 async def test_serve_tells_the_uris() -> None:
     async with trio.open_nursery() as nursery:
-        uris = await nursery.start(serve, {"a": Service(), "b": Counter})
+        uris = await nursery.start(serve, {"a": Service(), "b": Service})
         async with Proxy(uris["a"]) as first, Proxy(uris["b"]) as second:
             assert await first.add(1, 1) == 2
-            assert await second.next() == 1
+            assert await second.add(1, 2) == 3
         nursery.cancel_scope.cancel()
 
 
@@ -662,51 +504,6 @@ async def test_registration(daemon: Daemon, service: Service) -> None:
         daemon.unregister(other)
         with pytest.raises(DaemonError, match="unknown object"):
             await proxy.add(1)
-
-
-class MuteError(Exception):
-    """Has no text, as exceptions of careless programs have."""
-
-    def __str__(self) -> str:
-        raise RuntimeError("no text")
-
-
-@pytest.mark.parametrize("serializer", [None, "serpent", "json", "marshal", "msgpack"])
-@pytest.mark.parametrize("protocol", [48, 502])
-async def test_whatever_is_wrong_with_an_answer_its_caller_hears_of_it(protocol: int, serializer: str | None) -> None:
-    """And the connection goes on."""
-    bad_annotations: list[tuple[Any, Any]] = [("ABCD", "text"), ("ABCD", None), ("ABC", b""), (5, b"")]
-
-    @expose
-    class Odd:
-        def mute(self) -> None:
-            raise MuteError
-
-        def surrogate(self) -> None:
-            raise ValueError("\ud800")
-
-        async def annotate(self, number: int) -> None:
-            key, value = bad_annotations[number]
-            current_call.response_annotations[key] = value
-
-        async def echo(self, value: int) -> int:
-            return value
-
-    async with Daemon(settings=Settings(remote_tracebacks=False)) as daemon:
-        uri = daemon.register(Odd())
-        async with Proxy(uri, settings=Settings(protocol=protocol, serializer=serializer)) as proxy:
-            with pytest.raises(RemoteError, match="MuteError"):
-                await proxy.mute()
-            with pytest.raises((ValueError, PyroError), match=r"ValueError|\ud800"):
-                await proxy.surrogate()
-            for number, (key, value) in enumerate(bad_annotations):
-                with pytest.raises(PyroError, match="annotation"):
-                    await proxy.annotate(number)
-                with pytest.raises(ProtocolError, match="annotation") as caught:
-                    await proxy.echo.options(annotations={key: value})(1)
-                assert caught.value.outcome is Outcome.NOT_SENT
-            assert daemon.statistics().connections == 1
-            assert await proxy.echo(2) == 2
 
 
 @pytest.mark.parametrize("serializer", ["serpent", "json", "msgpack"])

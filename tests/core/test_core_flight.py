@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from pyroxfer_core import Daemon, Proxy, Settings, behavior, current_call, expose
 from pyroxfer_core.client.calls import CallOptions
@@ -158,3 +159,20 @@ def test_a_call_can_be_driven_like_a_coroutine() -> None:
     three.close()
     unused.close()
     assert left == ["left"] * 3
+
+
+async def test_a_peer_of_one_call_at_a_time_is_asked_at_once_when_it_is_free() -> None:
+    """A free turn is taken without one of the loop; whoever comes meanwhile waits until it is given back."""
+    async with Daemon() as daemon, Proxy(daemon.register(Service), settings=Settings(protocol=48)) as proxy:
+        await proxy._pyroBind()
+        link = proxy._pyroLink
+        assert link is not None
+        assert not link.concurrent
+        with pytest.raises(StopIteration):
+            link.take_turn().send(None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.take_turn)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == 1
+            link.turn.release()
+        assert link.turn.locked()

@@ -188,6 +188,27 @@ async def test_a_connection_that_the_loop_is_about_to_send_on_is_not_lent() -> N
 
 
 @BOTH
+@pytest.mark.deadline(10)
+async def test_an_answer_for_which_a_thread_finds_no_room_leaves_later(
+    handed_over: list[Any], client: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=client) as proxy:
+        assert await proxy.echo(1) == 1
+        (peer,) = daemon.peers
+        flush, loop, refused = peer.connection.flush_nowait, threading.get_ident(), []
+
+        def flush_unless_full() -> bool:
+            if threading.get_ident() == loop:
+                return flush()
+            refused.append(True)
+            return False
+
+        monkeypatch.setattr(peer.connection, "flush_nowait", flush_unless_full)
+        assert await proxy.echo(2) == 2
+        assert refused
+
+
+@BOTH
 async def test_a_client_that_leaves_ends_the_loan(handed_over: list[Any], client: Settings) -> None:
     async with Daemon(settings=DAEMON) as daemon:
         async with Proxy(daemon.register(Plain()), settings=client) as proxy:
@@ -196,6 +217,31 @@ async def test_a_client_that_leaves_ends_the_loan(handed_over: list[Any], client
             assert len(daemon.pool.lingering) == 1
             assert daemon.statistics().busy_threads == 0
         await until(lambda: not daemon.statistics().connections and not daemon.pool.lingering)
+
+
+async def test_a_thread_leaves_a_connection_alone_that_was_closed_meanwhile(
+    handed_over: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its descriptor may be that of another client by then."""
+    plain, queued = Plain(), list[int]()
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(plain), settings=STOCK) as proxy:
+        await proxy.thread()
+        await proxy.thread()
+        (peer,) = daemon.peers
+        monkeypatch.setattr(peer.connection, "queue", lambda message: queued.append(threading.get_ident()))
+
+        async def hold() -> None:
+            with pytest.raises(CommunicationError):
+                await proxy.hold()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold)
+            await until(plain.begun.is_set)
+            assert peer.loan is not None
+            peer.close()
+            plain.gate.set()
+            await until(lambda: peer.loan is None)
+    assert set(queued) <= {threading.get_ident()}
 
 
 @BOTH

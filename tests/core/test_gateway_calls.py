@@ -288,6 +288,22 @@ async def test_without_the_name_server_known_objects_are_still_called() -> None:
             assert (unknown.status_code, unknown.headers["retry-after"]) == (503, "1")
 
 
+async def test_an_address_that_is_confirmed_stays_the_same_object(autojump_clock: trio.testing.MockClock) -> None:
+    """What is kept by address is found without a comparison; another address takes its place."""
+    names, port = Names(GatewayOptions()), 1
+
+    async def answer(method: str, *args: object) -> Uri:
+        return Uri(f"PYRO:x@localhost:{port}")
+
+    names._ask = answer  # type: ignore[method-assign]  # a name server
+    first = (await names.lookup("x")).uri
+    await trio.sleep(2)
+    assert (await names.lookup("x")).uri is first
+    port = 2
+    await trio.sleep(2)
+    assert str((await names.lookup("x")).uri) == "PYRO:x@localhost:2"
+
+
 async def test_a_name_server_that_hangs_holds_nobody_up(autojump_clock: trio.testing.MockClock) -> None:
     """When it does not answer in a second, what it said before is used, and it is left alone for a while."""
     names = Names(GatewayOptions())

@@ -55,11 +55,13 @@ def test_uris_are_written_as_the_library_writes_them(name: str, host: str, port:
     assert SERPENT.loads(body) == MSGPACK.loads(MSGPACK.dumps(uri)) == uri
 
 
-@given(texts, texts, st.lists(plain, max_size=4))
-def test_plain_calls_are_written_as_the_library_writes_them(object_id: str, method: str, args: list[object]) -> None:
+@given(texts, texts, st.lists(plain, max_size=4), st.dictionaries(texts, plain, max_size=3))
+def test_plain_calls_are_written_as_the_library_writes_them(
+    object_id: str, method: str, args: list[object], kwargs: dict[str, object]
+) -> None:
     """Byte for byte, and they are read back."""
-    body = bytes(SERPENT.dumps_call(object_id, method, tuple(args), {}))
-    assert body == longhand((object_id, method, tuple(args), {}))
+    body = bytes(SERPENT.dumps_call(object_id, method, tuple(args), kwargs))
+    assert body == longhand((object_id, method, tuple(args), kwargs))
     assert SERPENT.loads_call(body) == ast.literal_eval(body.decode())
     assert MSGPACK.loads_call(MSGPACK.dumps_call(object_id, method, tuple(args), {})) == (object_id, method, args, {})
 

@@ -152,6 +152,27 @@ async def test_signals_go_to_all_and_after_the_last_one_nobody_is_replaced() -> 
     assert len(fakes.children) == 3
 
 
+async def test_a_worker_that_does_not_serve_yet_is_told_to_reload_when_it_does() -> None:
+    """SIGHUP would end a program that has not begun to listen to it, and with the first worker the whole command."""
+    fakes = Fakes(serve=False)
+    async with trio.open_nursery() as nursery:
+        supervisor = Supervisor(fakes, 1)
+        nursery.start_soon(supervisor.run)
+        await until(lambda: bool(fakes.children))
+        [child] = fakes.children
+        supervisor.tell(signal.SIGHUP)
+        supervisor.tell(signal.SIGHUP)
+        assert child.signals == []
+        child.serves = True
+        child.settled.set()
+        await supervisor.serving.wait()
+        assert child.signals == [signal.SIGHUP]
+        supervisor.tell(signal.SIGHUP)
+        supervisor.tell(signal.SIGTERM)
+        assert child.signals == [signal.SIGHUP, signal.SIGHUP, signal.SIGTERM]
+        child.end(0)
+
+
 async def test_one_that_ends_by_itself_ends_all() -> None:
     """Exit code 0 without being told: the service is over."""
     fakes = Fakes()

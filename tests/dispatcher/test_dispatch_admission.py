@@ -13,16 +13,25 @@ from hypothesis import strategies as st
 from pyroxfer_core import Uri
 from pyroxfer_dispatcher.admission import Admission, Limits, NotAdmitted, Ticket
 from pyroxfer_dispatcher.backends import Backend, BackendGroup
+from pyroxfer_dispatcher.balance import Rendezvous
 from pyroxfer_dispatcher.retries import AT_FIRST, MOST, RetryBudget
 
 
 class Queue:
     """An admission whose put-off work is done when the test says so, and what it told whom."""
 
-    def __init__(self, backends: int = 1, slots: int | None = 1, limits: Limits = Limits(max_queue=10)) -> None:  # noqa: B008
+    def __init__(
+        self,
+        backends: int = 1,
+        slots: int | None = 1,
+        limits: Limits = Limits(max_queue=10),  # noqa: B008
+        *,
+        sticky: bool = False,
+    ) -> None:
         self.backends = [Backend(f"b{n}", Uri(f"PYRO:x@h:{n}"), slots) for n in range(backends)]
         self.put_off: list[Callable[[float], None]] = []
-        self.admission = Admission("work", BackendGroup(self.backends), limits, self.put_off.append)
+        group = BackendGroup(self.backends, Rendezvous(), sticky=True) if sticky else BackendGroup(self.backends)
+        self.admission = Admission("work", group, limits, self.put_off.append)
         self.told: list[tuple[Hashable, str]] = []
         self.running: list[tuple[Ticket, Backend]] = []
 
@@ -34,7 +43,7 @@ class Queue:
                 self.told.append((client, verdict.name))
                 self.running.append((ticket, verdict))
 
-        ticket = Ticket(client, wake, None, only, {}, deadline)
+        ticket = Ticket(client, wake, str(client), only, {}, deadline)
         return ticket
 
     def ask(
@@ -217,19 +226,62 @@ def test_who_leaves_the_queue_gets_nothing() -> None:
     assert queue.admission.waiting == 0
 
 
-STEPS = st.tuples(st.sampled_from(["ask", "end", "look", "fail"]), st.integers(0, 3))
+def picks_of_an_end(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often a backend is looked for when the call that runs longest ends."""
+    seen: list[object] = []
+    pick = queue.admission.group.pick
+
+    def counted(*args: object, **more: object) -> Backend | None:
+        seen.append(args)
+        return pick(*args, **more)  # type: ignore[arg-type]  # as it came
+
+    monkeypatch.setattr(queue.admission.group, "pick", counted)
+    queue.end()
+    monkeypatch.undo()
+    return len(seen)
 
 
-@given(st.lists(STEPS, max_size=80), st.integers(1, 3), st.integers(0, 4))
-def test_no_story_loses_a_call_or_a_slot(steps: list[tuple[str, int]], slots: int, room: int) -> None:
-    """Whatever happens: limits hold, every call is told exactly once, and nothing is left at the end."""
+@pytest.mark.parametrize("sticky", [False, True])
+def test_a_call_that_ends_costs_the_same_however_many_wait(sticky: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One place is free: the first who can have it runs, and the others are not all tried again."""
+    queue = Queue(backends=3, limits=Limits(max_queue=500), sticky=sticky)
+    for number in range(300):
+        queue.ask(number)
+    queue.end()  # from here on it is known for whom each waits
+    told = len(queue.told)
+    assert picks_of_an_end(queue, monkeypatch) <= 2
+    assert len(queue.told) == told + 1
+
+
+def test_a_key_that_waits_moves_on_when_its_backend_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue(backends=2, sticky=True)
+    first = queue.ask("k")
+    assert queue.ask("k") == "waits"
+    queue.admission.look(0.0)
+    assert queue.told == []
+    gone = next(backend for backend in queue.backends if backend.name == first)
+    queue.admission.group.failed(gone, 0.0, "refused")
+    queue.admission.changed()
+    queue.settle()
+    assert [verdict for _, verdict in queue.told] == [name for name in ("b0", "b1") if name != first]
+
+
+STEPS = st.tuples(st.sampled_from(["ask", "ask for one", "end", "look", "fail"]), st.integers(0, 3))
+
+
+@given(st.lists(STEPS, max_size=80), st.integers(1, 3), st.integers(0, 4), st.booleans())
+def test_no_story_loses_a_call_or_a_slot(steps: list[tuple[str, int]], slots: int, room: int, sticky: bool) -> None:
+    """Whatever happens: limits hold, every call is told exactly once, nobody who could run waits, and nothing is left
+    at the end."""
     limits = Limits(max_in_flight=4, client_max_in_flight=2, max_queue=room, queue_timeout_s=5.0)
-    queue = Queue(backends=2, slots=slots, limits=limits)
+    queue = Queue(backends=2, slots=slots, limits=limits, sticky=sticky)
     now, waiting = 0.0, 0
     for step, number in steps:
         now += 0.3
         if step == "ask":
             waiting += queue.ask(number, now) == "waits"
+        elif step == "ask for one":
+            waiting += queue.ask(number, now, only=queue.backends[number % 2]) == "waits"
         elif step == "end" and queue.running:
             queue.end(now)
         elif step == "look":
@@ -238,6 +290,9 @@ def test_no_story_loses_a_call_or_a_slot(steps: list[tuple[str, int]], slots: in
             queue.admission.group.failed(queue.backends[number % 2], now, "x")
             queue.admission.changed()
         queue.settle(now)
+        told = len(queue.told)
+        queue.admission.grant(now)
+        assert step == "ask for one" or len(queue.told) == told or queue.told[-1][1] not in ("b0", "b1")
         assert queue.admission.waiting <= room
         assert queue.admission.running == len(queue.running) <= 4
         assert all(backend.in_flight <= slots for backend in queue.backends)

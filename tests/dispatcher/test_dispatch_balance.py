@@ -201,3 +201,78 @@ def test_keys_are_spread_over_backends_whose_names_begin_alike() -> None:
     chosen = Counter(Rendezvous()(members, 0.0, f"key {number}").name for number in range(400))
     assert len(chosen) == 4
     assert min(chosen.values()) > 50
+
+
+# --- many
+
+
+def test_of_many_two_are_drawn_and_the_others_are_not_looked_at() -> None:
+    """Among a thousand a call costs what it costs among ten."""
+    members, seen = backends(*([1.0] * 1000)), []
+
+    def usable(backend: Backend) -> bool:
+        seen.append(backend)
+        return True
+
+    chosen = LeastOfTwo(0.0, random.Random(1)).draw(members, usable, 0.0)
+    assert chosen in seen
+    assert len(seen) < 10
+
+
+def test_a_group_of_many_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = BackendGroup(backends(*([1.0] * 100)), LeastOfTwo(0.0, random.Random(1)))
+    monkeypatch.setattr(LeastOfTwo, "__call__", lambda *_: pytest.fail("it looked at all"))
+    got = [group.pick(0.0) for _ in range(1000)]
+    assert len(set(got)) == 100
+    assert max(backend.in_flight for backend in group.backends) <= 20, "the less busy one of two"
+
+
+def test_weights_hold_among_many() -> None:
+    """Twenty of weight 1, twenty of weight 3."""
+    members = backends(*([1.0] * 20), *([3.0] * 20))
+    group = BackendGroup(members, LeastOfTwo(0.0, random.Random(1)))
+    for _ in range(4000):
+        assert group.pick(0.0) is not None
+    light = sum(backend.in_flight for backend in members[:20])
+    assert abs(light - 1000) < 100
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_many_that_are_full_or_down_get_nothing_and_come_back(policy: str) -> None:
+    """Each place is given out once, and again when it is free."""
+    members = backends(*([1.0] * 40), limit=2)
+    group = BackendGroup(members, choice_for(policy, 0.0, random.Random(1)))
+    down = members[7]
+    down.draining = True
+    given = [group.pick(0.0, key=str(number)) for number in range(78)]
+    assert Counter(given) == dict.fromkeys([one for one in members if one is not down], 2)
+    assert group.pick(0.0, key="k") is None
+    group.release(members[3])
+    assert group.pick(0.0, key="k") is members[3]
+    down.draining = False
+    assert group.pick(0.0, key="k") is down
+
+
+def test_one_that_left_the_group_is_not_drawn_any_more() -> None:
+    members = backends(*([1.0] * 40), limit=1)
+    group = BackendGroup(members, choice_for("least-of-two", 0.0, random.Random(1)))
+    assert {group.pick(0.0) for _ in range(40)} == set(members)
+    group.remove(members[0])
+    group.release(members[0])
+    assert group.pick(0.0) is None
+
+
+def test_a_key_comes_back_to_its_backend_and_follows_weights() -> None:
+    """Whose it is, is remembered: not while that one is out, and not when an operator says other weights."""
+    members = backends(*([1.0] * 10))
+    group = BackendGroup(members, Rendezvous(), sticky=True)
+    own = group.favourite(0.0, key="k")
+    assert own is not None
+    own.draining = True
+    other = group.favourite(0.0, key="k")
+    assert other not in (None, own)
+    own.draining = False
+    assert group.favourite(0.0, key="k") is own
+    assert other is not None
+    group.weigh(other, 1000.0)
+    assert group.favourite(0.0, key="k") is other

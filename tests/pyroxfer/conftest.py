@@ -12,6 +12,8 @@ import trio
 from seaweeds import BUCKET, Seaweed
 
 from pyroxfer import FileServer
+from pyroxfer.conversation import Conversation, open_conversation
+from pyroxfer_core import Settings
 
 
 class Relay:
@@ -85,6 +87,13 @@ def here(tmp_path: Path) -> Path:
 async def server(root: Path) -> AsyncIterator[FileServer]:
     async with FileServer(root) as running:
         yield running
+
+
+@pytest.fixture
+async def talk(server: FileServer) -> AsyncIterator[Conversation]:
+    """A client that goes through the service call by call."""
+    async with open_conversation(server.uri, Settings()) as conversation:
+        yield conversation
 
 
 @pytest.fixture(scope="session")

@@ -19,15 +19,13 @@ import trio
 from certificates import Certificates
 from click.testing import CliRunner
 
-from pyroxfer import FileServer, Receipt, errors
-from pyroxfer.cli.events import summary
+from pyroxfer import FileServer, errors
 from pyroxfer.cli.get import sources_and_destination
 from pyroxfer.cli.main import COMMANDS, main
 from pyroxfer.cli.run import explain
 from pyroxfer.cli.send import sources_and_target
 from pyroxfer.digest import digest_of
 from pyroxfer.offer import End
-from pyroxfer.progress import Progress, TqdmProgress
 from pyroxfer.source import FileSource
 from pyroxfer_core import Daemon, Settings, Tokens, expose
 from pyroxfer_core import errors as core_errors
@@ -565,48 +563,6 @@ def test_every_command_of_the_table_can_be_used() -> None:
         found = main.get_command(context, name)
         assert found is not None
         assert found.name == name
-
-
-def test_the_bar_is_full_only_when_everything_is_committed() -> None:
-    """All bytes acknowledged is not the end; the end is the receipt."""
-    import io
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    with TqdmProgress("file", terminal) as bar:
-        bar(Progress("offer", "f", 1000, 0, 1000))
-        bar(Progress("progress", done=1000, total=1000))
-        bar(Progress("warn", "l\x1b", text="left out"))
-        assert bar._bar.n < 1000
-        bar.complete()
-        assert bar._bar.n == 1000
-    assert "\x1b" not in terminal.getvalue().replace("\x1b[A", "")
-    assert "100%" in terminal.getvalue()
-
-
-def test_the_bar_is_silent_without_a_terminal() -> None:
-    import io
-
-    text = io.StringIO()
-    with TqdmProgress("file", text) as bar:
-        bar(Progress("offer", "f", 10, 0, 10))
-        bar(Progress("progress", done=10, total=10))
-        bar.complete()
-    assert text.getvalue() == ""
-
-
-def test_a_summary_of_nothing() -> None:
-    assert summary([], "x") == "0 files, 0 bytes committed to x (nothing to move)"
-
-
-def test_a_summary_does_not_call_committed_what_was_skipped() -> None:
-    moved = Receipt("a", 5, "", "blake3", "data", "iter", "small")
-    skipped = Receipt("b", 7, "", "blake3", "data", "none", "skipped")
-    assert summary(skipped, "x") == "b: left as it is at x (skipped)"
-    assert summary([moved, skipped], "x") == "1 files, 5 bytes committed to x (iter, 1 skipped)"
 
 
 @pytest.mark.parametrize("buffered", [True, False])

@@ -28,6 +28,7 @@ from pyroxfer.grants import DOWNLOAD, UPLOAD
 from pyroxfer.offer import DEFAULT_CREDIT, Offer, Ticket
 from pyroxfer.pace import Pace
 from pyroxfer.runs import Range
+from pyroxfer.sink import FileSink
 from pyroxfer.store import staged as staged_room
 from pyroxfer.tasks import open_flat_nursery
 from pyroxfer.transfers import LEASE_S, Upload
@@ -294,17 +295,24 @@ async def test_a_damaged_stripe_is_found_before_it_is_kept(
     """One byte is changed on the way into the file: the transfer ends there, and the next one goes on."""
     data = random_bytes(40 * MIB)
     (here / "f").write_bytes(data)
-    real = os.splice
-    done: list[int] = []
+    real, complete = os.splice, FileSink.complete
+    begun, done = threading.Event(), list[int]()
+
+    def note_the_beginning(sink: FileSink, offset: int, length: int) -> None:
+        complete(sink, offset, length)
+        if not offset and length:
+            begun.set()
 
     def splice(source: int, target: int, count: int, **more: Any) -> int:
         moved = real(source, target, count, **more)
         if not done and more.get("offset_dst", 0) >= 20 * MIB:
+            begun.wait(60)  # the other stream may be slow
             done.append(more["offset_dst"])
             os.pwrite(target, bytes([data[done[0]] ^ 1]), done[0])
         return moved
 
     monkeypatch.setattr(os, "splice", splice)
+    monkeypatch.setattr(FileSink, "complete", note_the_beginning)
     with pytest.raises(errors.LostError, match="damaged"):
         await _send(here / "f", f"{server.location}/f", channel="raw", streams=2)
     receipt = await _send(here / "f", f"{server.location}/f", channel="raw", streams=2)

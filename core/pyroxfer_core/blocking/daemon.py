@@ -20,6 +20,7 @@ from ..processes.worker import Worker
 from ..serializers.vocabulary import ProxyState
 from ..server import about
 from ..server import daemon as trio_daemon
+from ..server.address import ConnectedAddress
 from ..server.door import open_door
 from ..server.peer import Peer
 from ..server.streams import StreamTable
@@ -114,11 +115,16 @@ class Daemon(trio_daemon.Daemon):
                 warnings.warn(problem.replace("would let", "lets").replace("would send", "sends"), stacklevel=2)
                 settings = settings.with_changes(insecure=True)
         super().__init__(hosts, port, unixsocket, nathost, natport, settings, advertise=advertise, worker=worker)
+        if connected_socket is not None:
+            where = hosts, port, unixsocket, nathost, natport, advertise
+            self._address = ConnectedAddress(connected_socket, *where)
         self.table.register(interface(self), DAEMON_ID, force=True)
         self.pool: SwitchedPool = SwitchedPool(settings.worker_threads, settings.worker_queue)
         self.streams = StreamTable(self.pool, settings.stream_linger_s, settings.stream_lifetime_s)
         self._connected = connected_socket
         self._in_one_thread = config.SERVERTYPE == "multiplex" and connected_socket is None
+        self._looping: int | None = None
+        """The thread in `requestLoop`, if that is the one in which plain methods run."""
         self._combined: list[Combinable] = []
         self._stop: trio.Event | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -187,23 +193,6 @@ class Daemon(trio_daemon.Daemon):
 
     # --- address -----------------------------------------------------------------------------------------------
 
-    def bind(self) -> None:
-        """Take the address; see the trio daemon."""
-        if self._connected is None:
-            super().bind()
-        elif self._listener is None:  # a descriptor of our own, so that closing it leaves the caller's open
-            self._listener = self._connected.dup()
-
-    @property
-    def location(self) -> str:
-        """The internal address."""
-        if self._connected is None:
-            return super().location
-        name = self._connected.getsockname()
-        if isinstance(name, tuple):
-            return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-        return f"./u:{name or '<<not-bound>>'}"
-
     @property
     def locationStr(self) -> str:
         """The internal address."""
@@ -226,8 +215,7 @@ class Daemon(trio_daemon.Daemon):
     @property
     def sock(self) -> socket.socket:
         """The listening socket, or the connected one."""
-        assert self._listener is not None, "bound when it was made"
-        return self._listener
+        return self._address.listeners[0]
 
     # --- serving -----------------------------------------------------------------------------------------------
 
@@ -255,6 +243,7 @@ class Daemon(trio_daemon.Daemon):
     def _loop_in_this_thread(self, condition: Callable[[], bool] | None) -> None:
         """Be the program's own loop, for this daemon and those combined with it."""
         others = [other for other in self._combined if isinstance(other, Daemon)]
+        self._looping = threading.get_ident()
         loop = self._own_loop([other for other in self._combined if not isinstance(other, Daemon)])
         try:
             with selectors.DefaultSelector() as selector:
@@ -271,6 +260,7 @@ class Daemon(trio_daemon.Daemon):
         finally:
             for daemon in (self, *others):
                 daemon._end_own_loop()
+            self._looping = None
 
     def _await_next_loop(self) -> None:
         """The condition has ended this one: until the next, new clients wait as they do in Pyro."""
@@ -287,12 +277,14 @@ class Daemon(trio_daemon.Daemon):
         return loop
 
     def _end_own_loop(self) -> None:
+        """Run what is still due in this thread, unless another one is in `requestLoop`: then that one does."""
         loop = self.pool.own_loop
         if loop is not None:
             self.shutdown()
-            loop.join()
-            self.pool.own_loop = None
-            self._stopped = False
+            if self._looping in (None, threading.get_ident()):
+                loop.join()
+                self.pool.own_loop = None
+                self._stopped = False
 
     @property
     def sockets(self) -> list[socket.socket]:
@@ -307,8 +299,9 @@ class Daemon(trio_daemon.Daemon):
 
     def events(self, eventsockets: Sequence[Any]) -> None:
         """Run the methods that were called, in this thread."""
-        if self.pool.own_loop is not None:
-            self.pool.own_loop.turn()
+        loop = self.pool.own_loop
+        if loop is not None:
+            loop.turn()
         for other in self._combined:
             other.events(eventsockets)
 
@@ -329,24 +322,23 @@ class Daemon(trio_daemon.Daemon):
         """Returns whether it was `shutdown` that ended it."""
         stop = trio.Event()
         self.draining = False
-        async with self:
-            with self._guard:
-                self._stop, self._token = stop, trio.lowlevel.current_trio_token()
-                if self._stopped:
-                    stop.set()
-            try:
-                async with trio.open_nursery() as nursery:
-                    for other in beside:
-                        nursery.start_soon(other.serve_beside)
-                    if type(self).housekeeping is not Daemon.housekeeping:
-                        nursery.start_soon(self._keep_house)
-                    await self._wait_for_stop(stop, condition)
-                    nursery.cancel_scope.cancel()
-            finally:
-                with self._guard:
-                    self._stop = self._token = None
-                    self._stopped = False
-        return stop.is_set()
+        with self._guard:
+            self._stop, self._token = stop, trio.lowlevel.current_trio_token()
+            if self._stopped:
+                stop.set()
+        try:
+            async with self, trio.open_nursery() as nursery:
+                for other in beside:
+                    nursery.start_soon(other.serve_beside)
+                if type(self).housekeeping is not Daemon.housekeeping:
+                    nursery.start_soon(self._keep_house)
+                await self._wait_for_stop(stop, condition)
+                nursery.cancel_scope.cancel()
+        finally:
+            with self._guard:  # not before everything is closed: another thread must leave that alone
+                self._stop = self._token = None
+                stopped, self._stopped = self._stopped, False
+        return stopped
 
     @staticmethod
     async def _wait_for_stop(stop: trio.Event, condition: Callable[[], bool] | None) -> None:
@@ -360,14 +352,14 @@ class Daemon(trio_daemon.Daemon):
             await trio.sleep(HOUSEKEEPING_PERIOD_S)
             await trio.to_thread.run_sync(self.housekeeping)
 
-    async def _serve_clients(self, listener: socket.socket) -> None:
+    async def _serve_clients(self) -> None:
         if self._connected is None:
-            await super()._serve_clients(listener)
+            await super()._serve_clients()
             return
         limit = self.settings.max_message_bytes
         tap = wire_log(self.settings, lambda: "the connected socket")
         decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key, tap=tap)
-        connection = Connection(listener, decoder, hmac_key=self.settings.hmac_key)
+        connection = Connection(self.sock, decoder, hmac_key=self.settings.hmac_key)
         left = trio.Event()
         connection.release = left.set
         peer = self.new_peer(connection)

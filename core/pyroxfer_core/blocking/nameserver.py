@@ -59,24 +59,22 @@ class NameServerDaemon(Daemon):
         super().__exit__(*exception)
         run_async(self._storage.aclose)
 
-    async def _serve_all(
-        self, listener: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def _serve_all(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._storage.run)
             if self._cleaner is not None:
                 nursery.start_soon(self._cleaner.run)
-            await self._serve_with_entry(listener, task_status)
+            await self._serve_with_entry(task_status)
             nursery.cancel_scope.cancel()
 
-    async def _serve_with_entry(self, listener: socket.socket, task_status: trio.TaskStatus[None]) -> None:
+    async def _serve_with_entry(self, task_status: trio.TaskStatus[None]) -> None:
         """A registry that others share has our entry, and connections, only while this is served."""
         if not self._storage.is_shared:
-            await super()._serve_all(listener, task_status=task_status)
+            await super()._serve_all(task_status)
             return
         try:
             async with own_entry(self._storage, str(self.uri_for(NAME_SERVER))):
-                await super()._serve_all(listener, task_status=task_status)
+                await super()._serve_all(task_status)
         finally:
             await self._storage.aclose()
 

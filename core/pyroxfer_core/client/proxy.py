@@ -30,9 +30,10 @@ from ..wire.features import STOCK, Feature
 from ..wire.message import Flags, Message
 from ..wire.plain import plain_calls
 from .calls import CallOptions, StreamStart, belongs_to, encode_call, hangs_up_after, read_reply, read_value
+from .greeting import greet
 from .handshake import name_place
 from .items import ItemStream
-from .link import Link, Waiter, greet
+from .link import Link, Waiter
 from .member import Call, Member
 from .pushed import PushedStream
 from .retry import Attempts, RetryBudget, is_cut_off, loses_session, session_lost
@@ -185,7 +186,7 @@ class Proxy:
         at = math.inf if deadline is None else now + deadline
         if served is not None and served.deadline is not None:
             at = min(at, served.deadline)
-        with trio.move_on_at(at):
+        with trio.CancelScope(deadline=at):
             return await self._pyroAttempts(call, at, served)
         outcome = call.outcome
         raise TimeoutError(f"{call.method} took longer than {at - now:.3g} s ({outcome.value})", outcome=outcome)
@@ -225,10 +226,13 @@ class Proxy:
                 if attempts is not None:
                     attempts.check_daemon(link.grant)
                 if not link.concurrent:
-                    async with link.turn:
+                    await link.take_turn()
+                    try:
                         if link.connection.broken and not link.released:
                             continue
                         return await self._pyroInTurn(link, call, deadline, served)
+                    finally:
+                        link.turn.release()
                 waiter = self._pyroPost(link, call, deadline, served)
                 if waiter is None:
                     await link.send_oneway(call.end)

@@ -7,6 +7,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterator
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -117,6 +118,7 @@ def urlsplit_netloc(origin: str) -> str:
         return ""
 
 
+@lru_cache(maxsize=1024)
 def _is_loopback(client: str | None) -> bool:
     if client is None:
         return True

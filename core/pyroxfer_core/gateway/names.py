@@ -112,14 +112,18 @@ class Names:
         except NamingError:
             self._known.pop(name, None)
             raise
-        self._remember(name, uri)
-        return uri
+        return self._remember(name, uri)
 
-    def _remember(self, name: str, uri: Uri) -> None:
+    def _remember(self, name: str, uri: Uri) -> Uri:
+        """Keep an answer. The URI as it was known before, if it is the same: what is kept by it is found faster."""
+        known = self._known.get(name)
+        if known is not None and known.uri == uri:
+            uri = known.uri
         self._known[name] = _Known(uri, trio.current_time())
         self._known.move_to_end(name)
         if len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)
+        return uri
 
     async def watch(self) -> ItemStream | None:
         """The changes that a name server of this library tells by itself; None from any other.

@@ -68,6 +68,8 @@ class Supervisor:
         self.serving = trio.Event()
         self.ending = trio.Event()
         self._children: dict[int, Child] = {}
+        self._owed: dict[int, set[int]] = {}
+        """Signals that those who do not serve yet will get when they do."""
         self._codes = [0]
         self._last_word: int | None = None
         self._pausing: set[trio.CancelScope] = set()
@@ -97,16 +99,21 @@ class Supervisor:
         return max(self._codes)
 
     def tell(self, number: int) -> None:
-        """Send a signal to all workers. After SIGTERM or SIGINT none is replaced any more."""
-        if number in (signal.SIGTERM, signal.SIGINT):
+        """Send a signal to all workers. After SIGTERM or SIGINT none is replaced any more; others would end a worker
+        that does not serve yet, which gets them when it does."""
+        is_last = number in (signal.SIGTERM, signal.SIGINT)
+        if is_last:
             if self._last_word is None:
                 self._on_ending()
                 self.ending.set()
             self._last_word = number
             for scope in self._pausing:
                 scope.cancel()
-        for child in self._children.values():
-            child.send_signal(number)
+        for place, child in self._children.items():
+            if is_last or place not in self._owed:
+                child.send_signal(number)
+            else:
+                self._owed[place].add(number)
 
     # --- for places
 
@@ -118,9 +125,15 @@ class Supervisor:
             log.error("worker %d cannot be started: %s", number, error.strerror or error)
             return None
         self._children[number] = child
+        self._owed[number] = set()
         if self._last_word is not None:
             child.send_signal(self._last_word)
         return child
+
+    def serves(self, number: int) -> None:
+        """The worker that was started does."""
+        for owed in self._owed.pop(number, ()):
+            self._children[number].send_signal(owed)
 
     async def end_of(self, number: int, child: Child) -> int:
         """Wait for its end; when cancelled, tell it to."""
@@ -133,6 +146,7 @@ class Supervisor:
             raise
         finally:
             del self._children[number]
+            self._owed.pop(number, None)
             self._gone(number)
         return SIGNALLED - code if code < 0 else code
 
@@ -183,7 +197,10 @@ class _Place:
             with contextlib.suppress(trio.Cancelled):
                 await self._supervisor.end_of(self._number, self._child)
             raise
-        return None if self._served else await self._supervisor.end_of(self._number, self._child)
+        if self._served:
+            self._supervisor.serves(self._number)
+            return None
+        return await self._supervisor.end_of(self._number, self._child)
 
     async def keep(self) -> None:
         """Until it is over."""

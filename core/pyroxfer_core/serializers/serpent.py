@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import enum
 import re
-from collections.abc import ItemsView, KeysView, ValuesView
+from collections.abc import ItemsView, Iterable, KeysView, ValuesView
 from typing import Any, Final
 
 import serpent
@@ -44,6 +44,10 @@ def _scalar(text: str) -> Any:
     if text in _NAMES:
         return _NAMES[text]
     return float(text) if "." in text else int(text)
+
+
+def _are_plain(values: Iterable[Any]) -> bool:
+    return _PLAIN.issuperset(map(type, values))
 
 
 class _Writer(serpent.Serializer):  # type: ignore[misc]  # the library has no type hints
@@ -98,15 +102,16 @@ class SerpentSerializer(Serializer):
         self._bytes_repr = context.own
 
     def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> bytes:
-        if not kwargs and kwargs is not None and type(args) is tuple and _PLAIN.issuperset(map(type, args)):
+        if type(args) is tuple and type(kwargs) is dict and _are_plain((*args, *kwargs, *kwargs.values())):
             values = ",".join(map(repr, args)) + ("," if len(args) == 1 else "")
-            return f"{_HEADER}({object_id!r},{method!r},({values}),{{}})".encode()
+            named = ",".join([f"{key!r}:{value!r}" for key, value in kwargs.items()])
+            return f"{_HEADER}({object_id!r},{method!r},({values}),{{{named}}})".encode()
         return self._write((object_id, method, args, kwargs))
 
     def _write(self, value: Any) -> bytes:
         if type(value) is Uri and (uri := self._classes.plain_uri(value)) is not None:
             name, state = uri["__class__"], uri["state"]
-            if _PLAIN.issuperset(map(type, state)):
+            if _are_plain(state):
                 return f"{_HEADER}{{'__class__':{name!r},'state':({','.join(map(repr, state))})}}".encode()
         return _Writer(self._classes, self._bytes_repr).text(value).encode()
 

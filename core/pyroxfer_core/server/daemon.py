@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..errors import CommunicationError, ConnectionClosedError, DaemonError, PyroError, RefusedError
+from ..errors import ConnectionClosedError, DaemonError, PyroError, RefusedError
 from ..objects.context import CallContext, current_context_var
 from ..objects.expose import Metadata, reset_exposed
 from ..objects.table import DAEMON_ID, ObjectTable, refuse_to_share
@@ -23,28 +23,17 @@ from ..serializers.base import Serializer, SerializerContext
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection
-from ..transport.inherited import refuse_other_sockets
 from ..transport.listen import serve_connections
 from ..transport.side import SideStreamHandler
-from ..transport.sockets import bind_unix, remove_socket_file
 from ..uri import Uri
 from ..wire.message import Body
 from .about import DaemonObject
+from .address import Address
 from .crew import Crew
-from .door import is_guarded, open_door, refuse_open_door
+from .door import is_guarded
 from .hello import Hello, Judge, Verdict
 from .keys import KeyTable
 from .peer import Peer
-from .places import (
-    WILDCARDS,
-    bind_hosts,
-    host_towards,
-    parse_advertised,
-    place,
-    place_of_listener,
-    places_of,
-    published_host,
-)
 from .poller import Poller
 from .streams import StreamTable
 from .watchdog import Watchdog
@@ -136,20 +125,9 @@ class Daemon:
         listeners: Sequence[socket.socket] = (),
         worker: Worker | None = None,
     ) -> None:
-        if worker is not None:
-            listeners = worker.listeners
-        for listener in listeners:
-            refuse_other_sockets(listener)
-        if listeners:
-            host, port, unixsocket = places_of(listeners)
-        if advertise is not None:
-            if nathost is not None or natport is not None:
-                raise ValueError("advertise says what nathost and natport say: give one of them")
-            nathost, natport = parse_advertised(advertise)
-        if natport is not None and nathost is None:
-            raise ValueError("must provide natport with nathost")
-        if unixsocket is not None and nathost is not None:
-            raise ValueError("cannot use nathost together with unixsocket")
+        self._address = Address(
+            host, port, unixsocket, nathost, natport, advertise, listeners if worker is None else worker.listeners
+        )
         self.settings = settings or Settings()
         self.table = ObjectTable(self)
         self.pool = WorkerPool(self.settings.worker_threads, self.settings.worker_queue)
@@ -168,19 +146,7 @@ class Daemon:
         """The loop that serves it, while it is served."""
         self.side_stream_handler: SideStreamHandler | None = None
         """Called with each raw side stream, in a task of its own; the stream is closed when it returns."""
-        self._hosts = (host,) if isinstance(host, str) else tuple(host)
-        if not self._hosts:
-            raise ValueError("a daemon needs a host to listen on")
-        self._host = self._hosts[0]
-        self._port = port
-        self._unixsocket = unixsocket
-        self._nathost = nathost
-        self._natport = natport
-        self._given = list(listeners)
         self._worker = worker
-        self._listener: socket.socket | None = None
-        self._more: list[socket.socket] = []
-        """Listeners of further hosts."""
         self._nursery: trio.Nursery | None = None
         self._crew: Crew | None = None
         self._stock: dict[tuple[int, frozenset[str]], dict[str, Serializer]] = {}
@@ -192,7 +158,7 @@ class Daemon:
         self.table.register(DaemonObject(self), DAEMON_ID)
 
     def __repr__(self) -> str:
-        place = self.location if self._listener is not None else "not listening"
+        place = self.location if self.listeners else "not listening"
         return f"<Daemon on {place}, {len(self.table.ids())} objects>"
 
     # --- objects -----------------------------------------------------------------------------------------------
@@ -243,36 +209,18 @@ class Daemon:
             CommunicationError: the address cannot be had.
             SecurityError: the address is reachable from other machines and nothing protects it.
         """
-        if self._listener is not None:
-            return
-        for host in self._tcp_hosts:
-            refuse_open_door(host, self.settings, guarded=self.validates)
-        if self._given:
-            if any(sock.fileno() < 0 for sock in self._given):
-                raise CommunicationError("the sockets that this daemon was given are closed: give them to a new one")
-            self._listener, *self._more = self._given
-            return
-        if self._unixsocket is not None:
-            self._listener = bind_unix(self._unixsocket)
-            return
-        self._listener, *self._more = bind_hosts(self._hosts, self._port, self.settings.prefer_ip_version)
-        self._port = self._listener.getsockname()[1]
+        self._address.bind(self.settings, guarded=self.validates)
 
     @property
     def listeners(self) -> list[socket.socket]:
         """What it listens on, once it is bound: for a parent that binds for its workers, and never serves."""
-        return [] if self._listener is None else [self._listener, *self._more]
-
-    @property
-    def _tcp_hosts(self) -> Sequence[str]:
-        return self._hosts if self._unixsocket is None or self._given else ()
+        return list(self._address.listeners)
 
     @property
     def open_door(self) -> str | None:
         """What is wrong with where it listens; None when only this machine reaches it, or it asks for TLS and a
         proof."""
-        problems = (open_door(host, self.settings, guarded=self.validates) for host in self._tcp_hosts)
-        return next((problem for problem in problems if problem is not None), None)
+        return self._address.problem(self.settings, guarded=self.validates)
 
     @property
     def location(self) -> str:
@@ -281,11 +229,7 @@ class Daemon:
         Raises:
             DaemonError: not bound yet.
         """
-        if self._unixsocket is not None:
-            return f"./u:{self._unixsocket}"
-        if self._listener is None:
-            raise DaemonError("the daemon has no address before `async with` or bind()")
-        return place(self._host or "0.0.0.0", self._port)  # noqa: S104  # what an empty host means
+        return self._address.location
 
     @property
     def bound_address(self) -> str | None:
@@ -294,44 +238,33 @@ class Daemon:
         Raises:
             DaemonError: not bound yet.
         """
-        if self._listener is None:
-            raise DaemonError("the daemon has no address before `async with` or bind()")
-        return None if self._unixsocket is not None else str(self._listener.getsockname()[0])
+        return self._address.numeric
 
     @property
     def nat_location(self) -> str | None:
         """The published address when it differs from the internal one."""
-        return None if self._nathost is None else place(self._nathost, self._natport or self._port)
+        return self._address.nat_location
 
     @property
     def published_location(self) -> str:
-        """Where the URIs of its objects lead to."""
-        internal = self.location
-        if self._nathost is not None or self._unixsocket is not None:
-            return self.nat_location or internal
-        if len(self._hosts) == 1 and self._host not in WILDCARDS:
-            return internal
-        return place(published_host(self._hosts[:1] if self._given else self._hosts), self._port)
+        """Where the URIs of its objects lead to.
+
+        Raises:
+            DaemonError: not bound yet.
+        """
+        return self._address.published
 
     def location_for(self, peer: Peer | None) -> str:
         """Where the URIs that a client gets in answers lead to: it can reach the address at which it came in."""
-        if self._nathost is not None or self._listener is None or peer is None:
-            return self.published_location
-        if self._given:
-            return place_of_listener(peer.connection.sock)
-        if self._unixsocket is not None or (len(self._hosts) == 1 and self._host not in WILDCARDS):
-            return self.published_location
-        name = peer.connection.sock.getsockname()
-        return place(host_towards(self._hosts, [self._listener, *self._more], str(name[0])), self._port)
+        return self._address.published if peer is None else self._address.towards(peer.connection.sock)
 
     # --- serving -----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Daemon:
         self.bind()
-        assert self._listener is not None, "bound"
         self._manager = trio.open_nursery()
         nursery = await self._manager.__aenter__()
-        await nursery.start(self._serve_all, self._listener)
+        await nursery.start(self._serve_all)
         self.home = trio.lowlevel.current_trio_token()
         if self.settings.slow_handler_s:
             self._watchdog = Watchdog.start(self.settings.slow_handler_s)
@@ -426,19 +359,9 @@ class Daemon:
 
     def close(self) -> None:
         """Give up the address. Serving, if it was begun, is ended by `aclose`."""
-        if self._listener is None:
-            return
-        for listener in (self._listener, *self._more):
-            if listener.fileno() >= 0 and (self._nursery is not None or trio.lowlevel.in_trio_run()):
-                trio.lowlevel.notify_closing(listener)
-            listener.close()
-        self._listener, self._more = None, []
-        if self._unixsocket is not None and not self._given:
-            remove_socket_file(self._unixsocket)
+        self._address.close(watched=self._nursery is not None or trio.lowlevel.in_trio_run())
 
-    async def _serve_all(
-        self, listener: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def _serve_all(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Everything that `aclose` cuts; what runs in the body of ``async with`` is not among it."""
         poller = Poller()
         try:
@@ -448,7 +371,7 @@ class Daemon:
                 self._crew.begin()
                 nursery.start_soon(self._sweep_streams)
                 task_status.started()
-                await self._serve_clients(listener)
+                await self._serve_clients()
         finally:  # nobody serves them any more
             for peer in self.peers:
                 peer.ended = True
@@ -456,9 +379,9 @@ class Daemon:
                 await peer.leave()
             poller.close()
 
-    async def _serve_clients(self, listener: socket.socket) -> None:
+    async def _serve_clients(self) -> None:
         await serve_connections(
-            [listener, *self._more],
+            self.listeners,
             self._serve,
             settings=self.settings,
             side_handler=self._serve_side_stream,

@@ -188,3 +188,4 @@ async def lend(peer: Peer, worker: Worker, job: Job, function: Callable[..., Any
         return failed(peer, loan.job, error)
     finally:
         loan.end()
+        peer.flush_some()  # the client may have had no room for an answer that the thread gave

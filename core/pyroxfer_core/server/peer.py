@@ -452,7 +452,12 @@ class Peer:
         self.connection.close()
 
     def _closed(self) -> None:
-        """The connection is being closed, by anybody: whoever reads finds out, and if nobody does, somebody must."""
+        """The connection is being closed, by anybody: whoever reads finds out, and if nobody does, somebody must.
+
+        A thread that has the connection must not use the descriptor any more, which the next client may get.
+        """
+        if self.loan is not None:
+            self.loan.recall()
         self.poller.forget(self)
         if self.place is Place.LISTENED and not self.ended:
             self.place = Place.TAKEN

@@ -19,6 +19,7 @@ from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
 from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
+from .busypoll import BusyPoll
 from .open import open_socket
 from .sockets import StreamSocket, is_local, lost_connection, peer_text, reason_of, set_options
 from .tls import TlsSocket
@@ -353,14 +354,18 @@ class Connection:
                 self._drained = trio.Event()
             await self._drained.wait()
 
-    async def receive_bytes(self) -> bytes:
+    async def receive_bytes(self, busy: BusyPoll) -> bytes:
         """Wait for bytes and take them past the decoder, where nothing can have come yet; empty at the end.
 
         Errors and cancellation as with `receive`.
         """
+        poll = self._poll
         while True:
             try:
-                await trio.lowlevel.wait_readable(self._sock)
+                if poll is None:
+                    await trio.lowlevel.wait_readable(self._sock)
+                else:
+                    await busy.wait_readable(self._sock, poll)
                 return self._sock.recv(RECEIVE_BYTES)
             except BlockingIOError:
                 continue

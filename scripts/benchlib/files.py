@@ -156,7 +156,7 @@ def contestants(source: Path, whole: int) -> list[Contestant]:
 def limit_in_c(path: Path, size: int) -> Sample:
     with fresh_target() as target, Server([tools.NEEDED[tools.LIMIT][0], "file-server", str(path)]) as server:
         port = server.uri.rpartition(":")[2]
-        return sample(server, [tools.NEEDED[tools.LIMIT][0], "file-client", port, str(target / "big")])
+        return sample(server, [tools.NEEDED[tools.LIMIT][0], "file-client", port, str(target / "big"), str(size)])
 
 
 def rsync_daemon(path: Path, size: int) -> Sample:

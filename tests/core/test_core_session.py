@@ -113,6 +113,14 @@ def test_a_client_that_offers_nothing_looks_like_a_stock_one() -> None:
     assert server.grant is STOCK
 
 
+def test_what_needs_calls_in_flight_together_is_not_granted_without_them() -> None:
+    """As the protocol page says of each; what does not is."""
+    client, server = joined(offer=Feature.ALL & ~Feature.CONCURRENT)
+    server.receive(invoke(client))
+    needing = Feature.HEARTBEAT | Feature.REVERSE | Feature.PIECES | Feature.PUSH | Feature.UPLOAD
+    assert server.grant.bits == client.grant.bits == Feature.ALL & ~Feature.CONCURRENT & ~needing
+
+
 def connecting(offer: int = Feature.ALL) -> tuple[ClientSession[str], bytes]:
     client: ClientSession[str] = ClientSession(offer=offer)
     offered = features.read_offer(hello(client).annotations[FEATURES_KEY])

@@ -345,6 +345,7 @@ class BlockingLink:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
+        self.reading.over()
 
     def forsake(self) -> None:
         """Give the connection to the parent after a fork: two processes cannot share it.

@@ -133,17 +133,16 @@ def test_a_connection_closed_between_calls_is_noticed(certificates: Certificates
     with serving(blocking.Daemon(settings=settings)) as first:
         place = first.location
         first.register(Service(), "service")
-        with blocking.Proxy(f"PYRO:service@{place}", settings=settings) as proxy:
-            assert proxy.echo(1) == 1
-            first.shutdown()
-            link = proxy._pyroConnection
-            assert link is not None
-            while not link.reading.poll.poll(0):
-                pass
-            with serving(blocking.Daemon(port=int(place.rpartition(":")[2]), settings=settings)) as second:
-                second.register(Service(), "service")
-                assert proxy.echo(2) == 2
-                assert proxy._pyroConnection is not link
+        proxy = blocking.Proxy(f"PYRO:service@{place}", settings=settings)
+        assert proxy.echo(1) == 1
+        link = proxy._pyroConnection
+        assert link is not None
+    while not link.reading.poll.poll(0):
+        pass
+    with proxy, serving(blocking.Daemon(port=int(place.rpartition(":")[2]), settings=settings)) as second:
+        second.register(Service(), "service")
+        assert proxy.echo(2) == 2
+        assert proxy._pyroConnection is not link
 
 
 def certificates_of(name: str, certificates: Certificates) -> Settings:

@@ -6,9 +6,12 @@ only the stack of one that does not is searched for a handler. Calls themselves 
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Final
 
@@ -68,8 +71,13 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._limit_s / LOOKS):
-            if _is_busy(sys._current_frames().get(self._loop)):
+            if _is_busy(self._frame()):
                 self._ask()
+
+    def _frame(self) -> FrameType | None:
+        """Where the loop is. Collecting garbage meanwhile could let it go on, and the interpreter crashes then."""
+        with _no_collecting():
+            return sys._current_frames().get(self._loop)
 
     def _ask(self) -> None:
         """Log that a handler blocks, unless the loop gets to something else in time.
@@ -85,10 +93,10 @@ class Watchdog:
             return
         if self._answered.wait(self._limit_s / LOOKS):
             return
-        job = running_job(sys._current_frames().get(self._loop))
+        job = running_job(self._frame())
         if job is None or job is self._named or self._answered.wait(self._limit_s):
             return
-        frame = sys._current_frames().get(self._loop)
+        frame = self._frame()
         if running_job(frame) is not job:
             return
         self._named = job
@@ -101,6 +109,17 @@ class Watchdog:
             self._limit_s * 1000,
             _place(frame),
         )
+
+
+@contextlib.contextmanager
+def _no_collecting() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _is_busy(frame: FrameType | None) -> bool:

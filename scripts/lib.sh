@@ -13,6 +13,21 @@ SIDE_BY_SIDE=(--numprocesses "$((2 * $(nproc)))" --dist loadfile --no-loadscope-
 say() { printf '== %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
+# asked PARSER ARGUMENT...: answers --help and refuses wrong arguments, before anything is set up.
+asked() {
+    local python answer
+    python=$(find_python)
+    answer=$("$python" "$@") || exit
+    if [ -n "$answer" ]; then printf '%s\n' "$answer"; exit; fi
+}
+
+# explained ARGUMENT...: the same for a script whose help is the comment at its beginning.
+explained() {
+    case ${1:-} in
+        -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "scripts/${0##*/}"; exit ;;
+    esac
+}
+
 # runs_here PYTHON: it starts and is 3.11 or newer (a version manager's shim may be on PATH and not start).
 runs_here() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
@@ -96,6 +111,7 @@ benchmark_environment() {
     peers_environment
     environment .bench-peers "$python" "${PEERS[@]}" "${OTHERS[@]}"
     export PYROXFER_BENCH_PEERS=$PWD/.bench-peers/bin/python
+    rm -f .bench-peers/limit
     if command -v cc >/dev/null; then
         cc -O2 -o .bench-peers/limit scripts/benchlib/programs/limit.c || say "limit.c does not build here; its rows are left out"
     else

@@ -158,6 +158,7 @@ class FutureResult:
             self._draining = True
         error = self._drain()
         if error is not None:
+            self._end_chain()
             raise error
         return self
 
@@ -179,12 +180,14 @@ class FutureResult:
         self._ready.set()
 
     def _drain(self) -> Exception | None:
-        """Run the chain without holding the lock: a step may itself call `then`. What stopped it is returned."""
+        """Run the chain without holding the lock: a step may itself call `then`.
+
+        What stopped it is returned, and the chain is still this thread's then.
+        """
         while (step := self._next_step()) is not None:
             try:
                 self._value = step(self._value)
             except Exception as error:
-                self._end_chain()
                 return error
         return None
 

@@ -67,9 +67,6 @@ def farewell() -> Message:
 class Dialect(Protocol):
     """What a conversation needs to know of the messages it passes on."""
 
-    same_protocol: bool
-    """Backends must speak the client's protocol."""
-
     def done_here(self, request: Message) -> bool:
         """Whether the request was for the dispatcher itself, and is done.
 
@@ -102,8 +99,6 @@ class Dialect(Protocol):
 
 class BlobDialect:
     """Calls with one SerializedBlob, led by its routing annotation, which is rewritten."""
-
-    same_protocol = False
 
     def __init__(self, directory: Directory, session: ServerSession | None = None) -> None:
         self._directory = directory
@@ -172,8 +167,6 @@ class SealedDialect:
         signed: the client signs its messages.
         session: what the dispatcher itself has offered to the client, if anything.
     """
-
-    same_protocol = True
 
     def __init__(
         self,

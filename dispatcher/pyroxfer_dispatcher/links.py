@@ -265,13 +265,7 @@ class LinkPool:
         self._idle.clear()
 
     def _fresh(self, backend: Backend, version: int) -> Link | None:
-        idle = self._idle.get((backend, version))
-        while idle:
-            link = idle.pop()
-            if link.is_fresh:
-                return link
-            link.discard()
-        return None
+        return _take_fresh(self._idle.get((backend, version), []))
 
     async def _open(self, backend: Backend, order: tuple[int, int]) -> Link:
         """Connect in the first protocol that is understood, and remember which were not.
@@ -307,6 +301,16 @@ class LinkPool:
         raise refusal
 
 
+def _take_fresh(idle: list[Link]) -> Link | None:
+    """The last of the idle links that its backend still reads from; those that it does not are let go."""
+    while idle:
+        link = idle.pop()
+        if link.is_fresh:
+            return link
+        link.discard()
+    return None
+
+
 class OwnLinks:
     """The links of one client in transparent mode: each was opened by the client's own CONNECT, and ends with it."""
 
@@ -329,13 +333,7 @@ class OwnLinks:
 
     def idle(self, backend: Backend, version: int) -> Link | None:
         """A link that is there, or None."""
-        idle = self._idle[backend]
-        while idle:
-            link = idle.pop()
-            if link.is_fresh:
-                return link
-            link.discard()
-        return None
+        return _take_fresh(self._idle[backend])
 
     async def open(self, service: Service, backend: Backend, version: int) -> Link:
         """Repeat the client's CONNECT. PyroError: as `Opener.open`."""

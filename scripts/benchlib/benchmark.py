@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import bulk
@@ -19,59 +17,36 @@ import report
 import rpc
 import scale
 import workers
+from bench_arguments import REPETITIONS, SECONDS, SUITES, parser
 from measure import Effort
+from processes import kept_bytecode
 
-SUITES: dict[str, Any] = {
-    "rpc": rpc,
-    "bulk": bulk,
-    "others": others,
-    "connections": connections,
-    "files": files,
-    "dispatch": dispatch,
-    "ns": ns,
-    "gateway": gateway,
-    "scale": scale,
-    "workers": workers,
-}
-FULL = Effort(repetitions=5, seconds=3.0)
+MODULES: dict[str, Any] = dict(
+    zip(SUITES, (rpc, bulk, others, connections, files, dispatch, ns, gateway, scale, workers), strict=True)
+)
+FULL = Effort(REPETITIONS, SECONDS)
 QUICK = Effort(repetitions=1, seconds=0.3, quick=True)
 
 
-def at_least(kind: Callable[[str], float], least: float) -> Callable[[str], Any]:
-    """A number for the command line, not below ``least``."""
-
-    def number(text: str) -> float:
-        value = kind(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"at least {least}")
-        return value
-
-    return number
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="./scripts/bench", description="Product against peers, by turns.")
-    parser.add_argument("suites", nargs="*", choices=[*SUITES, "all"], default="all")
-    parser.add_argument(
-        "--quick", action="store_true", help="a look: once, less of everything; printed, and the page stays as it is"
-    )
-    parser.add_argument("--repetitions", type=at_least(int, 1), help=f"of everything (default {FULL.repetitions})")
-    parser.add_argument(
-        "--seconds", type=at_least(float, 0.1), help=f"of load in one repetition (default {FULL.seconds:g})"
-    )
-    chosen = parser.parse_args()
+    chosen = parser().parse_args()
     usual = QUICK if chosen.quick else FULL
     effort = Effort(chosen.repetitions or usual.repetitions, chosen.seconds or usual.seconds, chosen.quick)
     facts = report.facts(["./scripts/bench", *sys.argv[1:]])
+    for peer in facts["absent"]:
+        print(f"{peer} is not installed here: its rows are left out", file=sys.stderr)
     begin = time.monotonic()
     measured = {}
-    for name in SUITES if "all" in chosen.suites else dict.fromkeys(chosen.suites):
-        suite = SUITES[name]
-        measured[name] = {"title": suite.TITLE, "note": suite.NOTE, "facts": facts, "tables": suite.measure(effort)}
-        if not effort.quick:
-            report.write({name: measured[name]})
+    with kept_bytecode():
+        for name in SUITES if "all" in chosen.suites else dict.fromkeys(chosen.suites):
+            suite, begun = MODULES[name], time.monotonic()
+            tables = suite.measure(effort)
+            print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
+            measured[name] = {"title": suite.TITLE, "note": suite.NOTE, "facts": facts, "tables": tables}
+            if not effort.quick:
+                report.write({name: measured[name]})
     print("\n".join(report.page(measured)))
-    print(f"{time.monotonic() - begin:.0f} s", file=sys.stderr)
+    print(f"together: {time.monotonic() - begin:.0f} s", file=sys.stderr)
 
 
 main()

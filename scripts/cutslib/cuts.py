@@ -7,7 +7,6 @@ it is sent again; one of an idempotent method at most three times.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from random import Random
 from typing import Final
 
 import trio
+from cuts_arguments import parser
 from doubles import FaultProxy, fault_proxy
 from sides import Calling, Counting, pairs
 
@@ -113,11 +113,7 @@ async def campaign(count: int | None, seed: int, wanted: str = "") -> list[Repor
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=int, help="cuts of all pairs together; without it every place once")
-    parser.add_argument("--seed", type=int, default=1, help="which places come first")
-    parser.add_argument("--pair", default="", metavar="TEXT", help="only pairs with this in their names")
-    options = parser.parse_args()
+    options = parser().parse_args()
     reports = trio.run(campaign, options.count, options.seed, options.pair)
     violations = [violation for report in reports for violation in report.violations]
     print("\n".join([*violations, f"{sum(report.cuts for report in reports)} cuts, {len(violations)} violations"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import signal
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import calls
 import sources
+from demo_arguments import parser
 from services import Appliance
 from table import Row, lines
 from transfers import Transfers
@@ -27,7 +27,7 @@ FILE_CHANNELS = ("iter", "annot", "raw", "auto")
 
 
 def main() -> None:
-    options = read_options()
+    options = parser().parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that clean-up runs, as after Ctrl-C
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     with work_folder(options.size) as work, ExitStack() as stack:
@@ -39,15 +39,6 @@ def main() -> None:
             keep(appliance)
     print(f"NOT verified: {', '.join(failed)}" if failed else "Everything verified, nothing left running.")
     sys.exit(1 if failed else 0)
-
-
-def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./scripts/demo", description="The whole appliance on real files.")
-    parser.add_argument("--keep", action="store_true", help="leave the services up until Ctrl-C and say what to try")
-    parser.add_argument(
-        "--size", type=sources.size_in_bytes, default="1GiB", help="size of the large file (default 1GiB)"
-    )
-    return parser.parse_args()
 
 
 @contextmanager

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
-import re
 import shutil
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 MIB = 1024 * 1024
-UNITS = {"": 1, "KiB": 1024, "MiB": MIB, "GiB": 1024 * MIB}
 PIECE = 4 * MIB
 Digests = dict[str, tuple[int, str]]
 """Relative path to size and SHA-256."""
-
-
-def size_in_bytes(text: str) -> int:
-    """``1GiB``, ``100MiB``, ``5000``."""
-    match = re.fullmatch(r"(\d+) ?(|[KMG]iB)", text)
-    if match is None or not int(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1GiB or 100MiB")
-    return int(match[1]) * UNITS[match[2]]
 
 
 def standard_library(work: Path) -> Path:

@@ -11,7 +11,6 @@ source; or the last attempt does not succeed. Each scenario is reproducible from
 
 from __future__ import annotations
 
-import argparse
 import collections
 import importlib
 import os
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from faults_arguments import parser
 from line import DOWN, UP, Fault, Line
 
 KIB, MIB = 1024, 1024 * 1024
@@ -251,10 +251,7 @@ def campaign(count: int, seed: int, work: Path, told: Callable[[Count], None] | 
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=int, default=10_000, help="fault runs")
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="pyroxfer-faults-") as folder:
         found = campaign(options.count, options.seed, Path(folder), lambda so_far: print(so_far, flush=True))
     for violation in found.violations:

@@ -6,7 +6,6 @@ each room. The profiler makes small functions look dearer than they are; compare
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pstats
@@ -19,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from profile_arguments import parser
 
 sys.path.append(str(Path(__file__).parents[1] / "benchlib"))
 import scale  # it lies beside the benchmark, as the next one does
@@ -91,8 +92,8 @@ def blob(_: str, seconds: float) -> Iterator[Work]:
         )
 
 
-WORKS = {"call": (call, ("1", "64", "blocking")), "block": (block, ("annot", "iter", "raw")), "blob": (blob, ("64",))}
-"""What can be profiled, and in which ways; the first is the default."""
+WORKS = {"call": call, "block": block, "blob": blob}
+"""What can be profiled, in the ways that `parser` knows."""
 
 
 def profile(work: Work) -> Costs:
@@ -172,24 +173,9 @@ def table(costs: Costs, before: Costs) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="./scripts/profile", description="Where the microseconds go, on one core, by room."
-    )
-    parser.add_argument(
-        "work", choices=WORKS, help="a small call, 256 KiB of a file, or a blob through the dispatcher"
-    )
-    ways = {way: None for _, several in WORKS.values() for way in several}
-    parser.add_argument("way", nargs="?", choices=ways, help="calls in flight, or the proxy that waits; a channel")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of load (default 2)")
-    parser.add_argument("--save", type=Path, help="write the figures there")
-    parser.add_argument("--against", type=Path, help="compare with figures that were saved")
-    chosen = parser.parse_args()
-    start, possible = WORKS[chosen.work]
-    way = chosen.way or possible[0]
-    if way not in possible:
-        parser.error(f"{chosen.work} goes with {', '.join(possible)}")
+    chosen = parser().parse_args()
     before = json.loads(chosen.against.read_text()) if chosen.against else {}
-    with start(way, chosen.seconds) as work:
+    with WORKS[chosen.work](chosen.way, chosen.seconds) as work:
         costs = profile(work)
     if chosen.save:
         chosen.save.write_text(json.dumps(costs, indent=1) + os.linesep)

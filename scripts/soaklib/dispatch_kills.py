@@ -6,7 +6,6 @@ the notes: NotSent never ran, Executed ran once, Unknown at most once, and no ca
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import re
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from random import Random
 
 import trio
+from dispatch_kills_arguments import parser
 from fleet import HERE, Service, counters_three_ways, until_signalled
 from ports import free_ports
 
@@ -141,10 +141,7 @@ def broken(outcomes: dict[int, str], ran: Counter[int]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="./scripts/dispatch-kills", description="Nothing runs twice, whoever dies.")
-    parser.add_argument("--count", type=int, default=20_000, help="calls to make (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="decides who is killed when (default: %(default)s)")
-    chosen = parser.parse_args()
+    chosen = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(Path(folder), chosen.count, chosen.seed)
         trio.run(until_signalled, campaign.run)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import trio
+from dispatch_memory_arguments import parser
 from fleet import Service
 from ports import free_ports
 
@@ -122,12 +122,7 @@ async def measure(clients: int, size: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="./scripts/dispatch-memory", description="Large messages in bounded memory."
-    )
-    parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--mib", type=int, default=256, help="size of each message (default: %(default)s)")
-    chosen = parser.parse_args()
+    chosen = parser().parse_args()
     peak = trio.run(measure, chosen.clients, chosen.mib * MIB)
     print(f"{chosen.clients} clients x {chosen.mib} MiB, there and back: the dispatcher held {peak:.1f} MiB at most")
     sys.exit(peak >= LIMIT_MIB)

@@ -8,7 +8,6 @@ ran.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -26,6 +25,7 @@ from typing import Any, Final
 import trio
 from fleet import HERE, Service, counters_three_ways, until_signalled
 from ports import free_ports
+from rolling_arguments import parser
 
 from pyroxfer_core import Proxy, SerializedBlob, blocking
 from pyroxfer_core.errors import CommunicationError, PyroError
@@ -253,15 +253,11 @@ def broken(told: dict[int, tuple[str, str]], ran: Counter[int]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="./scripts/rolling", description="Restarts under load that nobody notices.")
-    parser.add_argument("--count", type=int, default=60, help="restarts (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="decides who is restarted when (default: %(default)s)")
-    parser.add_argument("--callers", type=int, default=2, help="of each kind, for each way (default: %(default)s)")
-    parser.add_argument("--own", action="store_true", help="no stock clients; back ends are not always drained first")
-    chosen = parser.parse_args()
+    told = parser()
+    chosen = told.parse_args()
     peers = None if chosen.own else os.environ.get("PYROXFER_PEERS")
     if peers is None and not chosen.own:
-        parser.error("PYROXFER_PEERS must name a Python with Pyro5; or say --own")
+        told.error("PYROXFER_PEERS must name a Python with Pyro5; or say --own")
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(Path(folder), chosen.count, chosen.seed, chosen.callers, peers)
         trio.run(until_signalled, campaign.run)

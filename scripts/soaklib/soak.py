@@ -7,7 +7,6 @@ the counters noted; every file with a receipt must be in place.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 import trio
 from fleet import Fleet, Usage, until_signalled, usage_of
 from load import Ledger, Load, sha256
+from soak_arguments import parser
 
 SAMPLES = 120
 """Samples of what each process holds, over the whole run."""
@@ -146,10 +146,7 @@ async def soak(seconds: float, seed: int, work: Path) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="./scripts/soak", description="Mixed load with faults.")
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long")
-    parser.add_argument("--seed", type=int, default=1, help="what happens is drawn from it")
-    options = parser.parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="pyroxfer-soak-") as work:
         found = trio.run(until_signalled, soak, options.minutes * 60, options.seed, Path(work))
     print("\n".join(found[:50]) or "nothing lost, nothing run twice, nothing grown")

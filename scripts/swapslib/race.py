@@ -8,7 +8,6 @@ Fails (exit 1) when anything outside was read, made, changed or removed.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import os
@@ -17,6 +16,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from swaps_arguments import parser
 
 from pyroxfer.errors import TransferError
 from pyroxfer.store.local import LocalStore
@@ -136,10 +137,7 @@ def race(work: Path, count: int, seed: int) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=20_000, help="swaps")
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="pyroxfer-swaps-") as work:
         try:
             done, refused = race(Path(work), options.count, options.seed)

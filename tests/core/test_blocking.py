@@ -11,14 +11,17 @@ import sys
 import textwrap
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
 from pyroxfer_core import Settings
 from pyroxfer_core.blocking import Daemon, Proxy, expose, oneway
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
+from pyroxfer_core.wire.message import Message, MessageType
 
 QUICK = Settings(connect_timeout_s=0.3)
 
@@ -211,6 +214,52 @@ def test_after_a_fork_both_processes_use_connections_of_their_own() -> None:
     assert (client.stdout, client.stderr) == ("fine\n", "")
 
 
+FORKING_AMONG_THREADS = """
+    import os, signal, sys, threading
+    from pyroxfer_core.blocking import Proxy
+
+    proxy = Proxy(sys.argv[1])
+    assert proxy.echo(1) == 1
+    link, held, forked = proxy._pyroLink, threading.Event(), threading.Event()
+
+    def hold():
+        with link.sending.lock, link.reading.duty._guard, proxy._pyroConnecting.taken(None):
+            held.set()
+            forked.wait()
+
+    threading.Thread(target=hold).start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        assert proxy.echo(2) == 2
+        link.close()
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    forked.set()
+    print(proxy.echo("fine"), code)
+"""
+
+
+def test_a_fork_while_other_threads_use_a_connection_leaves_the_child_none_of_their_locks() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(FORKED_DAEMON)], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        try:
+            uri = server.stdout.readline().strip()
+            client = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORKING_AMONG_THREADS), uri],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        finally:
+            server.send_signal(signal.SIGTERM)
+    assert (client.stdout, client.stderr) == ("fine 0\n", "")
+
+
 INTERRUPTED = """
     import os, signal
     from pyroxfer_core.blocking import Daemon, Proxy, expose
@@ -243,3 +292,32 @@ def test_ctrl_c_within_a_call_is_a_keyboard_interrupt() -> None:
         [sys.executable, "-c", textwrap.dedent(INTERRUPTED)], capture_output=True, text=True, timeout=20, check=False
     )
     assert (program.stdout, program.returncode) == ("interrupted\n", 0)
+
+
+def _then(first: Callable[[], None], second: Callable[[], None]) -> None:
+    first()
+    second()
+
+
+def test_a_connection_that_another_thread_closes_just_before_a_call_leaves_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving() as daemon, Proxy(uri_of(daemon)) as proxy:
+        for echo in (proxy.echo, proxy.echo.options(correlation_id=uuid.uuid4())):
+            assert proxy.echo(1) == 1
+            link = proxy._pyroLink
+            assert link is not None
+            monkeypatch.setattr(link.reading, "check_line", partial(_then, link.reading.check_line, link.close))
+            assert echo(2) == 2
+            assert proxy._pyroLink is not link
+
+
+@pytest.mark.parametrize("kind", [MessageType.RESULT, MessageType.ITEMS, MessageType.HEARTBEAT])
+def test_what_a_thread_has_read_of_a_connection_that_another_one_closes_is_no_fault_of_the_daemon(kind: int) -> None:
+    with serving() as daemon, Proxy(uri_of(daemon)) as proxy:
+        assert proxy.echo(1) == 1
+        link = proxy._pyroLink
+        assert link is not None
+        link.close()
+        with pytest.raises(ConnectionClosedError):
+            link.take(Message(kind, 1, "msgpack", 0, b""))

@@ -480,3 +480,13 @@ def test_the_facade_tells_of_a_lost_session() -> None:
             assert proxy.next() == 1
             proxy._pyroRelease()
             assert proxy.next() == 1
+
+
+def test_a_failure_told_late_does_not_look_like_many_calls() -> None:
+    """As when two threads fail at once, or on an old and a new connection."""
+    budget = RetryBudget()
+    for seq in (105, 104) * FIRST_RETRIES:
+        budget.spend(seq)
+    assert budget.spend(106)
+    allowed = sum(budget.spend(seq) for seq in (104, 106) * MOST_SAVED)
+    assert allowed < 2 * FIRST_RETRIES

@@ -113,6 +113,14 @@ def test_a_client_that_offers_nothing_looks_like_a_stock_one() -> None:
     assert server.grant is STOCK
 
 
+def test_what_needs_calls_in_flight_together_is_not_granted_without_them() -> None:
+    """As the protocol page says of each; what does not is."""
+    client, server = joined(offer=Feature.ALL & ~Feature.CONCURRENT)
+    server.receive(invoke(client))
+    needing = Feature.HEARTBEAT | Feature.REVERSE | Feature.PIECES | Feature.PUSH | Feature.UPLOAD
+    assert server.grant.bits == client.grant.bits == Feature.ALL & ~Feature.CONCURRENT & ~needing
+
+
 def connecting(offer: int = Feature.ALL) -> tuple[ClientSession[str], bytes]:
     client: ClientSession[str] = ClientSession(offer=offer)
     offered = features.read_offer(hello(client).annotations[FEATURES_KEY])
@@ -314,3 +322,18 @@ def test_layouts_are_those_of_the_protocol_page() -> None:
     assert features.write_grant(grant, nonce) == struct.pack("!BI", 1, 3) + nonce + daemon + EPOCH
     assert grant.deadline(258) == b"dddd\x00\x00\x01\x02"
     assert grant.outcome(b"N") == b"ddddN"
+
+
+@pytest.mark.parametrize("numbered_before", [True, False])
+def test_a_call_behind_the_last_one_that_was_read_is_unread_whenever_it_was_numbered(numbered_before: bool) -> None:
+    """A thread may be about to send when another one reads the goodbye."""
+    client, server = joined()
+    read = invoke(client)
+    server.receive(read)
+    server.last_seq = read.seq
+    goodbye = server.goaway()
+    late = invoke(client) if numbered_before else None
+    client.receive(goodbye)
+    late = late or invoke(client)
+    assert not client.is_unread(read.seq)
+    assert client.is_unread(late.seq)

@@ -317,3 +317,19 @@ async def test_a_block_waits_for_its_futures(autojump_clock: trio.testing.MockCl
         result = futures.start(trio.sleep, 10)
     assert result.ready
     assert await result is None
+
+
+def test_a_step_added_while_another_one_fails_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even between the failure and its being noted."""
+    result, called = FutureResult().then(divide), list[float]()
+    fail = result._fail
+
+    def add_and_fail(error: Exception) -> None:
+        result.then(called.append)
+        fail(error)
+
+    monkeypatch.setattr(result, "_fail", add_and_fail)
+    result._finish(1, None)
+    assert called == []
+    with pytest.raises(ZeroDivisionError):
+        _ = result.value

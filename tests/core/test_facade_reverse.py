@@ -14,6 +14,7 @@ from facade_doubles import WITHIN_S, StockServer, plain_answer, serving
 from pyroxfer_core import Settings, behavior, expose, oneway
 from pyroxfer_core.blocking import Daemon, Proxy
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, TimeoutError
+from pyroxfer_core.wire.message import Message
 
 
 @expose
@@ -271,3 +272,26 @@ def test_a_circle_that_takes_all_threads_is_refused(protocol: int | None) -> Non
             with pytest.raises(PyroError, match="wait for what this call is a part of"):
                 proxy.go(8)
             assert proxy.go(3) == "round"
+
+
+def test_nothing_leaves_between_the_confirmation_of_the_features_and_what_carries_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first message of a connection may be the offer of an object, while other threads make calls."""
+    with serving(Daemon()) as daemon, serving(Daemon()) as own:
+        listener, held = Listener(), list[bool]()
+        own.register(listener)
+        uri = daemon.register(Service(), "service")
+        with Proxy(uri, background=True) as proxy:
+            proxy._pyroBind()
+            link = proxy._pyroLink
+            assert link is not None
+            serves = link.session.serves
+
+            def noted(location: str) -> Message:
+                held.append(link.sending.lock.locked())
+                return serves(location)
+
+            monkeypatch.setattr(link.session, "serves", noted)
+            assert proxy.call(listener, "told", 1) == 1
+        assert held[0]

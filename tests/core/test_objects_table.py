@@ -293,6 +293,9 @@ class TestContext:
         resources.close_all()
         resources.close_all()
         assert (bad.closed, good.closed, kept.closed) == (1, 1, 0)
+        late = Resource()
+        context.track_resource(late)  # by a thread that goes on after the client has left
+        assert late.closed == 1
 
 
 class TestPrepare:

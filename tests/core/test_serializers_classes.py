@@ -469,3 +469,19 @@ class TestBlob:
     def test_is_no_ordinary_value(self, name: str, peer: str) -> None:
         with pytest.raises(SerializeError, match="only positional argument"):
             make_serializer(name, PEERS[peer]).dumps_call("o", "m", [SerializedBlob("x", [1])], {})
+
+
+def test_a_converter_registered_while_its_class_is_looked_for_is_found_from_then_on() -> None:
+    registry = ClassRegistry()
+
+    class Subclassed(type):
+        def __subclasscheck__(cls, other: type) -> bool:
+            registry.register_class_to_dict(Thing, lambda thing: {"__class__": "somewhere.Thing"})
+            return False
+
+    class Other(metaclass=Subclassed):
+        pass
+
+    registry.register_class_to_dict(Other, lambda other: {"__class__": "somewhere.Other"})
+    assert registry.to_dict(Thing("one")) is None
+    assert registry.to_dict(Thing("one")) == {"__class__": "somewhere.Thing"}

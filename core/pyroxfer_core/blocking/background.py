@@ -159,8 +159,7 @@ class Offers:
                 home = None if daemon.is_guarded else daemon.home
                 if home is not None and (self._background is None or self._background.callee.over):
                     self._background = BackgroundLink(self._link, daemon, home)
-                    serves = self._link.session.serves(daemon.published_location)
-                    self._link.sending.buffers([self._link.codec.encode(serves)])
+                    self._link.sending.serves(daemon.published_location)
                     home.run_sync_soon(daemon.begin_answering, self._background.callee)
                 if self._background is not None and self._background.callee.daemon is daemon:
                     self._background.callee.offer(value._pyroId)  # type: ignore[attr-defined]  # a served object has one

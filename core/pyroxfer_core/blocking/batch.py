@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from ..client.batch import BatchedCall, results_of, take_noted
+from ..client.batch import BatchedCall, NotedCalls, results_of, take_noted
 from ..errors import PyroError
 from ..futures import Future, FutureResult
 from .proxy import Proxy
 
 
-class BatchProxy:
+class BatchProxy(NotedCalls):
     """Collects calls and sends them together: ``batch.add(1, 2)``…, then ``for result in batch():``.
 
     The first call that fails ends the batch; its exception is raised when its turn comes.
     """
 
     def __init__(self, proxy: Proxy) -> None:
+        super().__init__()
         self._proxy = proxy
-        self._calls: list[BatchedCall] = []
 
     def __enter__(self) -> BatchProxy:
         return self
@@ -31,18 +31,6 @@ class BatchProxy:
         copy = type(self)(self._proxy)
         copy._calls = list(self._calls)
         return copy
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        append = self._calls.append
-
-        def note(*args: Any, **kwargs: Any) -> None:
-            append([name, list(args), kwargs])  # lists: between our own ends a tuple costs more
-
-        self.__dict__[name] = note  # the next look for it ends in the instance
-        return note
 
     def _pyroClaimOwnership(self) -> None:
         """Nothing: a proxy belongs to no thread."""

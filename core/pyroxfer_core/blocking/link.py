@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from ..client.readers import StreamReaders
 from ..errors import (
     ConnectionClosedError,
     Outcome,
+    ProtocolError,
     SerializeError,
     TimeoutError,
 )
@@ -41,6 +43,7 @@ from ..wire.session import IN_PIECES, ClientSession, alive
 from ..wire.v502 import V502
 from .background import Offers
 from .connect import BlockingSocket
+from .duty import ReadingDuty
 from .large import LargeMessages
 from .reading import Reading
 from .sending import CANCEL_GRACE_S, Sending
@@ -283,11 +286,12 @@ class BlockingLink:
         session = self.session
         try:
             waiter = session.receive(message)
-        except SerializeError:
-            session.pending[message.seq].answered = True
+        except (KeyError, SerializeError, ProtocolError) as error:
+            if self.closed:  # another thread ended the session at this very moment
+                raise ConnectionClosedError("the connection was closed") from None
+            if isinstance(error, SerializeError):
+                session.pending[message.seq].answered = True
             raise
-        except KeyError:  # another thread ended the session at this very moment
-            raise ConnectionClosedError("the connection was closed") from None
         if waiter is None:
             self._take_other(message)
         elif not waiter.abandoned:
@@ -324,7 +328,7 @@ class BlockingLink:
         """Close. Calls in flight in other threads end with this error, and what is certain about each."""
         self._close_socket()
         session = self.session
-        unread = [session.pending.get(seq) for seq in session.unread]
+        unread = {waiter for seq, waiter in list(session.pending.items()) if session.is_unread(seq)}
         for waiter in (*session.drop_pending(), *self.readers.waiting.values()):
             outcome = Outcome.EXECUTED if waiter.answered else Outcome.UNKNOWN
             waiter.error = copy_for(error, Outcome.NOT_SENT if waiter in unread else outcome)
@@ -341,11 +345,18 @@ class BlockingLink:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
+        self.reading.over()
 
     def forsake(self) -> None:
-        """Give the connection to the parent after a fork: two processes cannot share it."""
+        """Give the connection to the parent after a fork: two processes cannot share it.
+
+        Threads that were using it stay there, too, with what they had locked.
+        """
         self.closed = self.forsaken = True
-        if not self.lent:
+        self.sending.lock, self._turn, self.reading.duty = threading.Lock(), CallTurn(self), ReadingDuty()
+        if isinstance(self.sock, BlockingTls):
+            self.sock.forsake()
+        elif not self.lent:
             self.sock.close()
 
 

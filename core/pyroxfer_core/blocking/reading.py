@@ -19,7 +19,7 @@ from .connect import limit_silence, wait_for
 from .duty import ReadingDuty
 from .intake import Intake
 from .tls import BlockingTls
-from .waiting import Waiter
+from .waiting import Waiter, lost_between_calls
 
 if TYPE_CHECKING:
     from .link import BlockingLink
@@ -58,6 +58,10 @@ class Reading:
         """How long a peer of ours may owe an answer before it is asked; 0: it is not asked."""
         self._unanswered = 0
         """Questions in a row to which nothing came."""
+
+    def over(self) -> None:
+        """The connection was closed."""
+        self._intake.over()
 
     # --- waiting for an answer ---------------------------------------------------------------------------------
 
@@ -190,7 +194,7 @@ class Reading:
         if self.duty.reader is None and self.poll.poll(0):
             self.look()
         if self._link.closed or self._session.going_away:
-            raise ConnectionClosedError("the connection was lost between calls", outcome=Outcome.NOT_SENT)
+            raise lost_between_calls()
 
     def look(self) -> None:
         """Take what came while nobody was reading: the answer to an abandoned call, a goodbye, or the end."""

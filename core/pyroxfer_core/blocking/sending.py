@@ -7,13 +7,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from ..errors import CommunicationError, ConnectionClosedError, Outcome
+from ..errors import CommunicationError, ConnectionClosedError, Outcome, ProtocolError
 from ..wire.message import Body, Message
 from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.plain import PlainCalls
 from ..wire.scattered import JOIN_BELOW, buffers_of
 from .connect import send_buffers, send_by
-from .waiting import Waiter, as_ours
+from .waiting import Waiter, as_ours, lost_between_calls
 
 if TYPE_CHECKING:
     from .link import BlockingLink
@@ -69,8 +69,7 @@ class Sending:
             except BaseException as error:
                 if numbered or (waiter is not None and self._session.pending.get(message.seq) is waiter):
                     self._session.forget(message)
-                if isinstance(error, CommunicationError):
-                    error.outcome = Outcome.NOT_SENT
+                self._refuse(error)
                 raise
             try:
                 if isinstance(data, Outgoing):
@@ -107,10 +106,16 @@ class Sending:
                     raise self._spoiled(session.seq, error) from error
                 if session.pending.get(session.seq) is waiter:
                     session.drop(session.seq)
-                if isinstance(error, CommunicationError):
-                    error.outcome = Outcome.NOT_SENT
+                self._refuse(error)
                 raise
         return seq
+
+    def _refuse(self, error: BaseException) -> None:
+        """A request could not be numbered or written: nothing of it has left."""
+        if isinstance(error, ProtocolError) and self._link.closed:  # by another thread, just now
+            raise lost_between_calls() from error
+        if isinstance(error, CommunicationError):
+            error.outcome = Outcome.NOT_SENT
 
     def _spoiled(self, seq: int, error: BaseException) -> BaseException:
         """Half a request spoils the stream, whatever stopped it: the connection is closed. What to raise for it."""
@@ -192,8 +197,16 @@ class Sending:
             ConnectionClosedError: the connection is lost.
         """
         with self.lock:
-            try:
-                send_buffers(self._sock, buffers, None)
-            except BaseException as error:
-                self._link.fail(ConnectionClosedError("the connection broke while an answer was leaving"))
-                raise as_ours(error, "answer") from error
+            self._send_held(buffers)
+
+    def serves(self, location: str) -> None:
+        """Tell the peer that objects at this location may be called on this connection. Errors as `buffers`."""
+        with self.lock:  # it may confirm the features, which the first message that leaves must do
+            self._send_held([self._encode(self._session.serves(location), hmac_key=self._hmac_key)])
+
+    def _send_held(self, buffers: list[Body]) -> None:
+        try:
+            send_buffers(self._sock, buffers, None)
+        except BaseException as error:
+            self._link.fail(ConnectionClosedError("the connection broke while an answer was leaving"))
+            raise as_ours(error, "answer") from error

@@ -6,7 +6,7 @@ import builtins
 import threading
 import time
 
-from ..errors import CommunicationError, Outcome, TimeoutError
+from ..errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
 from ..transport.sockets import lost_connection, reason_of
 from ..wire.message import Message
 
@@ -26,6 +26,11 @@ class Waiter:
     def settled(self) -> bool:
         """Whether there is nothing to wait for any more."""
         return self.reply is not None or self.error is not None
+
+
+def lost_between_calls() -> ConnectionClosedError:
+    """The error of a call that found no connection any more; it may go on another one."""
+    return ConnectionClosedError("the connection was lost between calls", outcome=Outcome.NOT_SENT)
 
 
 def seconds_left(deadline: float | None) -> float:

@@ -42,16 +42,10 @@ def take_noted(calls: list[BatchedCall]) -> list[BatchedCall]:
     return noted
 
 
-class BatchProxy:
-    """Collects calls, and sends them together when it is called itself.
+class NotedCalls:
+    """Notes the calls of a batch: ``batch.add(1, 2)``."""
 
-    ``batch.add(1, 2)`` notes a call. ``async for result in batch()`` runs them in order and hands out their results;
-    the first that fails ends the batch, and its exception is raised when its turn comes. ``await batch(oneway=True)``
-    waits for nothing. Afterwards the batch is empty and can be filled again.
-    """
-
-    def __init__(self, proxy: Proxy) -> None:
-        self._proxy = proxy
+    def __init__(self) -> None:
         self._calls: list[BatchedCall] = []
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -65,6 +59,19 @@ class BatchProxy:
 
         self.__dict__[name] = note  # the next look for it ends in the instance
         return note
+
+
+class BatchProxy(NotedCalls):
+    """Collects calls, and sends them together when it is called itself.
+
+    ``batch.add(1, 2)`` notes a call. ``async for result in batch()`` runs them in order and hands out their results;
+    the first that fails ends the batch, and its exception is raised when its turn comes. ``await batch(oneway=True)``
+    waits for nothing. Afterwards the batch is empty and can be filled again.
+    """
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__()
+        self._proxy = proxy
 
     def __call__(self, oneway: bool = False) -> BatchRun:
         """Send what was noted, when the result is awaited or iterated."""

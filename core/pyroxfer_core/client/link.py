@@ -7,7 +7,6 @@ came; calls that begin in the same turn of the loop leave in one send.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -18,7 +17,6 @@ from ..objects.expose import Metadata
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState, served_as
-from ..settings import Settings
 from ..transport.busypoll import BusyPoll
 from ..transport.connection import Connection
 from ..transport.turns import TurnSender
@@ -29,10 +27,8 @@ from ..wire.pieces import Outgoing
 from ..wire.plain import HEAD_SIZE, PlainCalls
 from ..wire.scattered import JOIN_BELOW
 from ..wire.session import IN_PIECES, ClientSession, alive
-from ..wire.v502 import V502
-from .calls import DAEMON_OBJECT, STREAM_KEY, CallOptions
-from .handshake import connect_message, read_welcome
-from .heartbeat import Pulse, watch
+from .calls import DAEMON_OBJECT, STREAM_KEY
+from .heartbeat import Pulse
 from .large import LargeMessages
 from .outbound import Outbound
 from .readers import StreamReaders
@@ -49,10 +45,6 @@ CANCEL_GRACE_S: Final = 1.0
 
 def _never() -> bool:
     return False
-
-
-ContextFactory = Callable[[int, bool], SerializerContext]
-"""Makes the serializer context of a connection from its protocol version and whether the peer is one of ours."""
 
 
 class Waiter:
@@ -548,7 +540,7 @@ class Link:
 
     def _outcome(self, waiter: Waiter, error: PyroError) -> PyroError:
         """A copy of the error for this call, with what is certain about it."""
-        if waiter.seq in self.session.unread:
+        if self.session.is_unread(waiter.seq):
             return self._copy(error, Outcome.NOT_SENT)
         return self._copy(error, Outcome.EXECUTED if waiter.answered else self.outcome_at(waiter.end))
 
@@ -593,53 +585,3 @@ class Link:
     def close(self) -> None:
         """Close. Calls in flight end with a ConnectionClosedError."""
         self._fail(ConnectionClosedError("the proxy was closed"))
-
-
-async def greet(
-    connection: Connection,
-    settings: Settings,
-    make_context: ContextFactory,
-    *,
-    object_id: str,
-    location: str,
-    handshake: Any,
-    serializer: str,
-    first_seq: int,
-    options: CallOptions,
-) -> Link:
-    """Shake hands on a fresh connection, which is closed when that fails.
-
-    Raises:
-        CommunicationError: the daemon refused, or hung up.
-        ProtocolError: the peer speaks another protocol, or none.
-    """
-    try:
-        version = connection.codec.version
-        session: ClientSession[Waiter] = ClientSession(
-            first_seq, Feature.ALL if version == 502 else 0, settings.token
-        )
-        context = make_context(version, False)
-        hello = make_serializer(serializer, context)
-        while True:
-            await connection.send(connect_message(session, hello, version, object_id, handshake, settings, options))
-            answer = await connection.receive()
-            if not isinstance(answer, Message):
-                raise ConnectionClosedError(f"{location} closed the connection during the handshake")
-            session.receive(answer)
-            if not session.is_challenged:
-                break
-        welcome = read_welcome(answer, version, location, settings, hello)
-    except BaseException:
-        connection.close()
-        raise
-    grant = session.grant
-    link = Link(connection, session, context.granted(grant))
-    link.metadata, link.response = welcome.metadata, welcome.response
-    if link.concurrent and link.metadata is not None and not settings.compression and connection.codec is V502:
-        link.plain_methods = link.metadata.methods - link.metadata.oneway
-        link.busy_poll = BusyPoll(settings.busy_poll_s)
-    if Feature.REVERSE in session.grant:
-        link.context = replace(link.context, autoproxy=link.offer_served)
-    if settings.heartbeat_s and Feature.HEARTBEAT in session.grant:
-        watch(link, settings.heartbeat_s)
-    return link

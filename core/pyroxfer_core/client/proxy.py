@@ -30,9 +30,10 @@ from ..wire.features import STOCK, Feature
 from ..wire.message import Flags, Message
 from ..wire.plain import plain_calls
 from .calls import CallOptions, StreamStart, belongs_to, encode_call, hangs_up_after, read_reply, read_value
+from .greeting import greet
 from .handshake import name_place
 from .items import ItemStream
-from .link import Link, Waiter, greet
+from .link import Link, Waiter
 from .member import Call, Member
 from .pushed import PushedStream
 from .retry import Attempts, RetryBudget, is_cut_off, loses_session, session_lost

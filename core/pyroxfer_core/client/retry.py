@@ -37,6 +37,8 @@ MAX_BACKOFF_S: Final = 2.0
 _NOT_SENT, _UNKNOWN = Outcome.NOT_SENT, Outcome.UNKNOWN
 _AGAIN: Final = (ConnectionClosedError, RefusedError)
 _SEQUENCE: Final = 0x10000
+_OUT_OF_ORDER: Final = 1024
+"""How many calls behind the last one another one's failure may be told."""
 
 
 def pause_before(attempt: int) -> float:
@@ -65,8 +67,9 @@ class RetryBudget:
             seq: the sequence number of the proxy's last call.
             first: retries that are there from the start.
         """
-        self._calls += (seq - self._seq) % _SEQUENCE
-        self._seq = seq
+        if (self._seq - seq) % _SEQUENCE >= _OUT_OF_ORDER:  # else another thread, or connection, was ahead
+            self._calls += (seq - self._seq) % _SEQUENCE
+            self._seq = seq
         self._calls = min(self._calls, (self._spent + MOST_SAVED) * CALLS_PER_RETRY)
         if self._spent >= max(first, self._calls // CALLS_PER_RETRY):
             return False

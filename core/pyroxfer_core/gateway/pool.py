@@ -106,11 +106,6 @@ class Pool:
         for lane in lanes:
             lane.proxy._pyroRelease()
 
-    def keep_only(self, uris: set[Uri]) -> None:
-        """Close unused connections to addresses that no name leads to any more."""
-        for uri in [uri for uri in self._lanes if uri not in uris]:
-            self.forget(uri)
-
     def close(self) -> None:
         """Close every connection; requests in flight end with ConnectionClosedError."""
         for lanes in self._lanes.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import uuid
 import weakref
 from contextvars import ContextVar
@@ -14,32 +15,48 @@ from ..wire.message import Body, Message
 
 
 class TrackedResources:
-    """Objects to close when a connection ends; they are not kept alive by it."""
+    """Objects to close when a connection ends; they are not kept alive by it. Threads may add to them."""
 
-    __slots__ = ("_members",)
+    __slots__ = ("_closed", "_members")
 
     def __init__(self) -> None:
+        self._closed = False
         self._members: weakref.WeakSet[Any] | None = None
 
     def add(self, resource: Any) -> None:
-        """Close ``resource`` with the others, if it still exists by then."""
-        if self._members is None:
-            self._members = weakref.WeakSet()
-        self._members.add(resource)
+        """Close ``resource`` with the others, if it still exists by then; at once when they are closed already."""
+        with _tracking:
+            if not self._closed:
+                if self._members is None:
+                    self._members = weakref.WeakSet()
+                self._members.add(resource)
+                return
+        _close(resource)
 
     def discard(self, resource: Any) -> None:
         """Leave ``resource`` open; one that is not tracked is no error."""
-        if self._members is not None:
-            self._members.discard(resource)
+        with _tracking:
+            if self._members is not None:
+                self._members.discard(resource)
 
     def close_all(self) -> None:
         """Call ``close()`` of each, in any order; one that fails does not keep the others open."""
-        members, self._members = self._members, None
-        for resource in list(members or ()):
-            try:
-                resource.close()
-            except Exception:  # noqa: S112  # the connection is gone, and nobody is there to be told
-                continue
+        with _tracking:
+            self._closed, members = True, list(self._members or ())
+            self._members = None
+        for resource in members:
+            _close(resource)
+
+
+_tracking: Final = threading.RLock()
+"""Held for a moment, by the finalizer of a resource too. Most connections have none, so they share it."""
+
+
+def _close(resource: Any) -> None:
+    try:
+        resource.close()
+    except Exception:  # the connection is gone, and nobody is there to be told
+        return
 
 
 class Caller(Protocol):
@@ -186,7 +203,7 @@ class CallContext:
         return self.peer
 
     def track_resource(self, resource: Any) -> None:
-        """Close ``resource`` when the caller's connection ends. It is held weakly."""
+        """Close ``resource`` when the caller's connection ends, or now if it has. It is held weakly."""
         self.client.resources.add(resource)
 
     def untrack_resource(self, resource: Any) -> None:

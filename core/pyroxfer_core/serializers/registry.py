@@ -31,12 +31,12 @@ class ClassRegistry:
         if not isinstance(clazz, type) or not callable(converter):
             raise TypeError("register_class_to_dict takes a class and a function that makes a dict of an instance")
         self._writers[clazz] = (converter, serpent_too)
-        self._found.clear()
+        self._found = weakref.WeakKeyDictionary()  # another thread may be about to add to the old one
 
     def unregister_class_to_dict(self, clazz: type) -> None:
         """Forget the converter of ``clazz``; a class without one is no error."""
         self._writers.pop(clazz, None)
-        self._found.clear()
+        self._found = weakref.WeakKeyDictionary()
 
     def register_dict_to_class(self, classname: str, converter: FromDict) -> None:
         """Read dicts whose ``__class__`` is ``classname`` as ``converter(classname, dict)``.
@@ -77,12 +77,12 @@ class ClassRegistry:
         return bool(self._writers) and self._find(kind) is not None
 
     def _find(self, kind: type) -> tuple[ToDict, bool] | None:
+        known = self._found
         try:
-            return self._found[kind]
+            return known[kind]
         except KeyError:
-            writers = self._writers.items()
-            found = next((entry for clazz, entry in writers if issubclass(kind, clazz)), None)
-            self._found[kind] = found
+            writers = list(self._writers.items())
+            found = known[kind] = next((entry for clazz, entry in writers if issubclass(kind, clazz)), None)
             return found
 
 

@@ -1,7 +1,7 @@
 """Names the handler that blocks the loop: while it blocks, nobody else is served.
 
-A thread looks at what the loop is doing now and then. A handler that awaits is not seen; one that is seen must let
-the loop answer a question in time. Calls themselves pay nothing for it.
+A thread looks at what the loop is doing now and then. One that is not waiting must answer a question in time, and
+only the stack of one that does not is searched for a handler. Calls themselves pay nothing for it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Watchdog:
         self._token = trio.lowlevel.current_trio_token()
         self._loop = threading.get_ident()
         self._stop = threading.Event()
+        self._answered = threading.Event()
         self._named: Job | None = None
         self._daemons = 0
 
@@ -67,19 +68,25 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._limit_s / LOOKS):
-            job = running_job(sys._current_frames().get(self._loop))
-            if job is not None and job is not self._named:
-                self._ask(job)
+            if _is_busy(sys._current_frames().get(self._loop)):
+                self._ask()
 
-    def _ask(self, job: Job) -> None:
-        """Log that a handler blocks, unless the loop gets to something else in time."""
-        answered = threading.Event()
+    def _ask(self) -> None:
+        """Log that a handler blocks, unless the loop gets to something else in time.
+
+        The stack is read when the loop has not answered for some time, and not before: other threads may run between
+        two steps of that, and a stack that changes meanwhile has ended processes.
+        """
+        self._answered.clear()
         try:
-            self._token.run_sync_soon(answered.set)
+            self._token.run_sync_soon(self._answered.set, idempotent=True)
         except trio.RunFinishedError:
             self._stop.set()
             return
-        if answered.wait(self._limit_s):
+        if self._answered.wait(self._limit_s / LOOKS):
+            return
+        job = running_job(sys._current_frames().get(self._loop))
+        if job is None or job is self._named or self._answered.wait(self._limit_s):
             return
         frame = sys._current_frames().get(self._loop)
         if running_job(frame) is not job:
@@ -94,6 +101,11 @@ class Watchdog:
             self._limit_s * 1000,
             _place(frame),
         )
+
+
+def _is_busy(frame: FrameType | None) -> bool:
+    """Whether the loop does something that may be a handler's; asking one that waits would wake it."""
+    return frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] != "trio"
 
 
 def running_job(frame: FrameType | None) -> Job | None:

@@ -9,6 +9,7 @@ import math
 import os
 import select
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ TURN_BYTES: Final = 1024 * 1024
 """At most this much per system call, so that an abort is answered soon."""
 RECEIVE_BYTES: Final = 256 * 1024
 TLS_TURN_BYTES: Final = 256 * 1024
-"""The same under TLS, where each byte is encrypted too."""
+"""What a thread reads of a file, or writes to one, at once under TLS: it stays in the processor's cache."""
 PATIENCE_MS: Final = 5
 """How long a worker thread waits for the socket before it gives the wait back to the event loop."""
 PIPE_BYTES: Final = 1024 * 1024
@@ -145,7 +146,7 @@ class SideStream:
         finally:
             self._busy -= 1
             if self._aborted and not self._busy:
-                self._sock.close()
+                self._close()
 
     async def _wait(self, wait: Callable[[Any], Awaitable[None]]) -> None:
         if self._aborted:
@@ -173,7 +174,7 @@ class SideStream:
         tell = left or _nobody
         done = 0
         while done < count:
-            sent, over = await self._in_thread(_send_file, self._sock.fileno(), fd, offset + done, count - done)
+            sent, over = await self._in_thread(self._send_step, fd, offset + done, count - done)
             done += sent
             if sent:
                 tell(sent)
@@ -183,6 +184,14 @@ class SideStream:
                 await self._wait(trio.lowlevel.wait_writable)
         self._check_aborted()
         return done
+
+    def _send_step(self, fd: int, offset: int, count: int) -> tuple[int, bool]:
+        """Send what the socket takes; how much, and whether the file ended. Blocking."""
+        return _send_file(self._sock.fileno(), fd, offset, count)
+
+    def _receive_step(self, fd: int, offset: int, count: int) -> tuple[int, bool]:
+        """Receive what the socket gives; how much, and whether it ended. Blocking."""
+        return _splice_to_file(self._sock.fileno(), fd, offset, count)
 
     def _check_aborted(self) -> None:
         if self._aborted:
@@ -223,7 +232,7 @@ class SideStream:
         while done < count:
             place = (offset + done, count - done)
             try:
-                moved, over = await self._in_thread(_splice_to_file, self._sock.fileno(), fd, *place)
+                moved, over = await self._in_thread(self._receive_step, fd, *place)
             except _CannotSplice:
                 return done + await self._copy(fd, *place, arrived)
             done += moved
@@ -254,10 +263,16 @@ class SideStream:
             self._aborted = True
             trio.lowlevel.notify_closing(self._sock)
             if self._busy:  # the thread ends at once, and whoever waits for it closes the socket
-                with contextlib.suppress(OSError):
-                    self._sock.shutdown(socket.SHUT_RDWR)
+                self._cut()
             else:
-                self._sock.close()
+                self._close()
+
+    def _cut(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def _close(self) -> None:
+        self._sock.close()
 
     async def aclose(self) -> None:
         """Close; bytes the kernel took are still delivered."""
@@ -276,38 +291,79 @@ class TlsSideStream(SideStream):
 
     _sock: TlsSocket
 
-    async def send_file(
-        self, fd: int, offset: int, count: int, *, left: Callable[[int], object] | None = None
-    ) -> int:
-        """Send part of a file; see `SideStream.send_file`."""
-        tell = left or _nobody
+    def __init__(self, sock: TlsSocket, *, token: bytes = b"", received: bytes = b"") -> None:
+        super().__init__(sock, token=token, received=received)
+        self._turn = threading.Lock()
+
+    async def _retry(self, operation: Callable[..., Any], *args: Any, wait: Callable[[Any], Awaitable[None]]) -> Any:
+        return await super()._retry(self._alone, operation, *args, wait=wait)
+
+    def _alone(self, operation: Callable[..., Any], *args: Any) -> Any:
+        """Records are read while a file is sent, and OpenSSL takes one thread at a time for a connection."""
+        with self._turn:
+            return operation(*args)
+
+    async def _wait(self, wait: Callable[[Any], Awaitable[None]]) -> None:
+        if self._sock.failed:  # nothing more may come to wake us, and the next step says what it is
+            await trio.lowlevel.checkpoint()
+        else:
+            await super()._wait(wait)
+
+    def _send_step(self, fd: int, offset: int, count: int) -> tuple[int, bool]:
+        buffer = memoryview(bytearray(min(TLS_TURN_BYTES, count)))
         done = 0
         while done < count:
-            data = await self._in_thread(os.pread, fd, min(TLS_TURN_BYTES, count - done), offset + done)
-            if not data:
+            got = os.preadv(fd, [buffer[: count - done]], offset + done)
+            if not got:
+                return done, True
+            sent = self._send_patiently(buffer[:got])
+            done += sent
+            if sent < got:
                 break
-            await self.send_all(data)
-            done += len(data)
-            tell(len(data))
+        return done, False
+
+    def _send_patiently(self, data: memoryview) -> int:
+        done = 0
+        while done < len(data):
+            try:
+                done += self._alone(self._sock.send, data[done:])
+            except BlockingIOError:
+                if not _ready(self._sock.fileno(), select.POLLOUT):
+                    break
         return done
 
-    async def splice_to_file(
-        self, fd: int, offset: int, count: int, *, arrived: Callable[[int], object] | None = None
-    ) -> int:
-        """Receive into part of a file; see `SideStream.splice_to_file`."""
-        tell = arrived or _nobody
-        done = await self._write_received(fd, offset, count, tell)
-        return done + await self._copy(fd, offset + done, count - done, tell)
+    def _receive_step(self, fd: int, offset: int, count: int) -> tuple[int, bool]:
+        buffer = memoryview(bytearray(min(TLS_TURN_BYTES, count)))
+        done = 0
+        while done < count:
+            try:
+                got = self._alone(self._sock.recv_into, buffer[: count - done])
+            except BlockingIOError:
+                if not _ready(self._sock.fileno(), select.POLLIN):
+                    break
+                continue
+            except OSError:
+                if done:
+                    break  # the next step finds it again
+                raise
+            if not got:
+                return done, True
+            _write_all(fd, buffer[:got], offset + done)
+            done += got
+        return done, False
 
-    def abort(self) -> None:
-        """Close at once and without a goodbye, so that the peer sees a stream that was cut."""
-        if self._sock.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._sock)
-            self._sock.drop()
+    def _cut(self) -> None:
+        self._sock.cut()
+
+    def _close(self) -> None:
+        """Without a goodbye, so that the peer sees a stream that was cut."""
+        self._sock.drop()
 
     async def aclose(self) -> None:
-        """Say goodbye and close."""
-        if self._sock.fileno() >= 0:
+        """Say goodbye and close; what a thread is at work on is cut."""
+        if self._busy:
+            self.abort()
+        elif self._sock.fileno() >= 0:
             trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
         await trio.lowlevel.checkpoint()
@@ -315,8 +371,9 @@ class TlsSideStream(SideStream):
 
 def side_stream_on(sock: StreamSocket, received: bytes = b"") -> SideStream:
     """A side stream over a connected socket of either kind; ``received`` has been read from it already."""
-    kind = TlsSideStream if isinstance(sock, TlsSocket) else SideStream
-    return kind(sock, received=received)
+    if isinstance(sock, TlsSocket):
+        return TlsSideStream(sock, received=received)
+    return SideStream(sock, received=received)
 
 
 _file_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("pyroxfer-side-streams")

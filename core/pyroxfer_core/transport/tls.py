@@ -94,6 +94,11 @@ class TlsSocket:
         """Whether something was decrypted that nobody has read."""
         return bool(self._peeked) or (not self._shut and self._tls.fileno() >= 0 and self._tls.pending() > 0)
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is broken already: the next call says how."""
+        return self._fault is not None
+
     def recv(self, count: int, flags: int = 0) -> bytes:
         """Plain bytes; empty at the end. ``MSG_PEEK`` leaves them for the next call.
 
@@ -221,6 +226,12 @@ class TlsSocket:
         """Say goodbye and close."""
         self._say_goodbye()
         self._tls.close()
+
+    def cut(self) -> None:
+        """End the stream both ways without a goodbye, whoever is reading or writing in another thread; the descriptor
+        stays."""
+        with contextlib.suppress(OSError):
+            self._tls_shutdown(socket.SHUT_RDWR)
 
     def drop(self) -> None:
         """Close without a goodbye: the peer sees that the stream was cut."""

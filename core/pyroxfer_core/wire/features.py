@@ -157,11 +157,7 @@ def read_offer(annotation: Body | None) -> tuple[int, bytes] | None:
 
 def consistent(bits: int) -> int:
     """The bits without those that make no sense without others."""
-    return (
-        bits
-        if bits & Feature.CONCURRENT
-        else bits & ~(Feature.HEARTBEAT | Feature.REVERSE | Feature.PIECES | Feature.PUSH)
-    )
+    return bits if bits & Feature.CONCURRENT else bits & ~Feature.NEED_CONCURRENT
 
 
 def write_grant(grant: Grant, client_nonce: bytes) -> bytes:

@@ -157,8 +157,8 @@ class ClientSession(Generic[Waiter]):
         self.seq = first_seq
         self.grant: Grant = STOCK
         self.going_away = False
-        self.unread: frozenset[int] = frozenset()
-        """Calls in flight that a daemon which goes away will not begin, as far as it told."""
+        self._last_read: int | None = None
+        """The last call that a daemon which goes away may have begun, as far as it told."""
         self._skipped = False
         """A number was left out, because its call is in flight for 65,000 calls: numbers tell no order then."""
         self.pipelined = False
@@ -306,10 +306,15 @@ class ClientSession(Generic[Waiter]):
         _check_agreed(_FROM_DAEMON, self.grant, message)
         if message.type == MessageType.GOAWAY:
             self.going_away = True
-            self.unread = frozenset(
-                () if self._skipped else sent_after(last_read(message.body), self.pending, self.seq)
-            )
+            self._last_read = last_read(message.body)
         return None
+
+    def is_unread(self, seq: int) -> bool:
+        """Whether a daemon which goes away told that it will not begin this call, which has no answer yet.
+
+        Another thread may have numbered it while that was being read.
+        """
+        return not self._skipped and seq in sent_after(self._last_read, (seq,), self.seq)
 
     @staticmethod
     def _wrong_answer(seq: int, expected: str | None) -> ProtocolError | SerializeError:

@@ -1,0 +1,16 @@
+"""What `./scripts/dispatch-kills` may be told. Standard library only: it is asked before an environment is made."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="./scripts/dispatch-kills", description="Nothing runs twice, whoever dies.")
+    parser.add_argument("--count", type=int, default=20_000, help="calls to make (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="decides who is killed when (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()

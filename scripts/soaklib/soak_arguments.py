@@ -1,0 +1,16 @@
+"""What `./scripts/soak` may be told. Standard library only: it is asked before an environment is made."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="./scripts/soak", description="Mixed load with faults.")
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: %(default)g)")
+    parser.add_argument("--seed", type=int, default=1, help="what happens is drawn from it (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()

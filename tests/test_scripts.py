@@ -1,0 +1,66 @@
+"""The scripts explain themselves, and refuse what they do not know, before they set anything up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+COMMANDS = sorted(path.name for path in SCRIPTS.iterdir() if path.is_file() and not path.suffix)
+WRONG = {
+    "bench": ["calls"],
+    "build": ["wheel"],
+    "check": ["no-environment"],
+    "cuts": ["--count", "many"],
+    "demo": ["--size", "large"],
+    "dispatch-kills": ["--counts", "1"],
+    "dispatch-memory": ["--mib", "1MiB"],
+    "faults": ["10"],
+    "profile": ["block", "64"],
+    "rolling": ["--count", "none"],
+    "scale": ["--seed"],
+    "soak": ["--minutes", "long"],
+    "swaps": ["--count", "x"],
+    "test": ["--python"],
+}
+"""For every script that does not hand its arguments on."""
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Path:
+    """The scripts alone, in a place where whatever they make would be seen."""
+    return shutil.copytree(SCRIPTS, tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def run(scripts: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "HOME": str(scripts.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([scripts / name, *words], env=environment, capture_output=True, text=True, timeout=60)
+    assert [made.name for made in scripts.parent.iterdir()] == ["scripts"], "something was set up"
+    return done
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_there_at_once(scripts: Path, name: str) -> None:
+    done = run(scripts, name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"./scripts/{name}" in done.stdout or name == "build"
+    assert "#" not in done.stdout
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_are_refused_at_once(scripts: Path, name: str) -> None:
+    """With what would be right, and no traceback."""
+    done = run(scripts, name, *WRONG[name])
+    assert done.returncode in (1, 2)
+    assert name in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_every_script_is_looked_at() -> None:
+    assert set(COMMANDS) == {*WRONG, "interop"}

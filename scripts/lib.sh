@@ -111,6 +111,7 @@ benchmark_environment() {
     peers_environment
     environment .bench-peers "$python" "${PEERS[@]}" "${OTHERS[@]}"
     export PYROXFER_BENCH_PEERS=$PWD/.bench-peers/bin/python
+    rm -f .bench-peers/limit
     if command -v cc >/dev/null; then
         cc -O2 -o .bench-peers/limit scripts/benchlib/programs/limit.c || say "limit.c does not build here; its rows are left out"
     else

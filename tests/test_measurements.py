@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import quotes
 import report
-from measure import Comparison, Growth, Sample, Samples, exponent, ratio
+from measure import Comparison, Effort, Growth, Sample, Samples, exponent, ratio
 
 KNOWN: dict[str, Any] = {
     "rpc": {
@@ -73,3 +73,24 @@ def test_a_ratio_compares_what_was_taken_together() -> None:
 def test_growth_is_the_power_that_the_cost_follows(power: float, rates: list[float]) -> None:
     taken = samples(a=rates[:1], b=rates[1:2], c=rates[2:])
     assert exponent(Growth("", {1: "a", 10: "b", 100: "c"}), taken) == pytest.approx(power)
+
+
+def test_every_peer_is_compared_with_and_the_best_counts() -> None:
+    """The best one's ratio is the row's; the page says those of the others, too."""
+    compared = Comparison("ours, against both", "ours", ["fast", "slow", "not measured"], 1.0)
+    table = report.section("calls/s", samples(ours=[40.0, 40.0], fast=[20.0, 20.0], slow=[10.0, 10.0]), [compared])
+    (row,) = table["ratios"]
+    assert (row["ratio"], row["against"], row["others"]) == (2.0, "fast", {"slow": 4.0})
+    assert list(report.ratios([row]))[-1] == "| ours, against both | 2.00 | 1 | fast; 4.00 × slow |"
+
+
+def test_the_page_says_what_was_not_there_to_compare_with() -> None:
+    facts: dict[str, Any] = {"command": "./scripts/bench", "when": "today", "commit": "abc", "machine": {"cores": 2}}
+    facts |= {"versions": {"Python": "3"}, "peer versions": {"Pyro5": "5"}}
+    assert not any("left out" in line for line in report.about(facts | {"absent": []}))
+    assert any("left out: nginx and curl." in line for line in report.about(facts | {"absent": ["nginx and curl"]}))
+
+
+def test_a_look_takes_fewer_amounts_and_not_the_largest() -> None:
+    assert list(Effort(5, 3.0).some((1, 10, 100, 1000))) == [1, 10, 100, 1000]
+    assert list(Effort(1, 0.3, quick=True).some((1, 10, 100, 1000))) == [1, 100]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -20,7 +19,6 @@ from pyroxfer_core.cli import CommandGroup
 from pyroxfer_core.errors import PyroError
 
 from .config import Config, ConfigError, load_config, overridden
-from .control import CommandError
 from .exits import config_option, insecure_option, load, or_exit
 from .leading import Leader
 from .operate import COMMANDS
@@ -29,7 +27,7 @@ from .predecessor import Predecessor
 from .security import settings_for
 from .server import Dispatcher
 from .shares import part_of
-from .succession import Program
+from .succession import Program, restart_on_signal
 
 log = logging.getLogger("pyroxfer.dispatcher")
 
@@ -115,14 +113,13 @@ def show(path: Path, insecure: bool, origin: bool) -> None:
 async def _run(config: Config, path: Path, insecure: bool) -> None:
     """Once the receiver is closed a second signal has its usual effect, and does not wait."""
     manager = ServiceManager.from_environment()
-    program = Program([sys.executable, *sys.orig_argv[1:]], manager)
-    predecessor = Predecessor.find()
+    predecessor, program = Predecessor.find(), _program(manager)
     dispatcher = Dispatcher(config, listeners=inherited_listeners(), predecessor=predecessor, program=program)
     async with manager.alive(), dispatcher, trio.open_nursery() as nursery:
         await nursery.start(_obey_signals, dispatcher, manager, nursery.cancel_scope)
         read = partial(load_config, path, insecure=insecure, environ=os.environ)
         await nursery.start(_reload_on_signal, dispatcher, manager, path, read)
-        await nursery.start(_restart_on_signal, dispatcher)
+        await nursery.start(restart_on_signal, dispatcher.restart)
         if predecessor is None:  # else it tells the manager, who does not listen to others
             manager.ready(f"Dispatcher on {dispatcher.location}")
         _announce(dispatcher)
@@ -132,8 +129,14 @@ async def _run(config: Config, path: Path, insecure: bool) -> None:
 
 
 async def _lead(config: Config, workers: int) -> int:
-    leader = Leader(config, workers, inherited_listeners())
-    return await leader.run(ServiceManager.from_environment(), _announce)
+    manager = ServiceManager.from_environment()
+    predecessor, program = Predecessor.find(), _program(manager)
+    leader = Leader(config, workers, inherited_listeners(), predecessor=predecessor, program=program)
+    return await leader.run(manager, _announce)
+
+
+def _program(manager: ServiceManager) -> Program:
+    return Program([sys.executable, *sys.orig_argv[1:]], manager)
 
 
 async def _work(worker: Worker, path: Path, insecure: bool) -> None:
@@ -170,14 +173,6 @@ async def _obey_signals(
         dispatcher.begin_drain()
     else:
         all_of_it.cancel()
-
-
-async def _restart_on_signal(dispatcher: Dispatcher, *, task_status: trio.TaskStatus[None]) -> None:
-    with trio.open_signal_receiver(signal.SIGUSR2) as signals:
-        task_status.started()
-        async for _ in signals:
-            with contextlib.suppress(CommandError):  # the log has it
-                await dispatcher.restart()
 
 
 async def _reload_on_signal(

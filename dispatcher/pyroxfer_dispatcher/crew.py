@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
-import msgspec
 import trio
 
 from pyroxfer_core.errors import CommunicationError
 
 from .control import Answer, CommandError, Request, ask
 from .operations import REPORT_S
-from .shares import SAID, control_of
+from .shares import control_of, keep_said, said_in
 from .state import BackendState, State
 from .together import join_backends, joined
 
@@ -29,7 +28,6 @@ AGAIN_S: Final = 0.25
 TRACED: Final = 1000
 """Records that wait for somebody who follows calls."""
 FOR_BACKENDS: Final = frozenset({"drain", "undrain", "disable", "weight"})
-NO_RESTART: Final = "a dispatcher with workers is not restarted in place: drain it, and start it again"
 _OUT: Final = frozenset({"draining", "drained", "disabled"})
 
 
@@ -40,7 +38,9 @@ class Crew:
         folder: shared with them.
         count: how many there are.
         end: tells all of them to drain, and to end.
-        facts: what their parent knows itself: ``location``, ``object``, ``draining`` and ``registered``.
+        restart: has a new parent with new workers take over; its number.
+        facts: what their parent knows itself: ``location``, ``object``, ``draining``, ``predecessor`` and
+            ``registered``.
     """
 
     def __init__(
@@ -48,14 +48,22 @@ class Crew:
         folder: Path,
         count: int,
         end: Callable[[], None],
+        restart: Callable[[], Awaitable[int]],
         facts: Callable[[], dict[str, Any]],
     ) -> None:
         self._folder = folder
         self._numbers = range(count)
         self._end = end
+        self._restart_all = restart
         self._facts = facts
         self._since = monotonic()
-        self._said: dict[tuple[str, str, str], BackendState] = {}
+        said = said_in(folder).backends
+        self._said = {(one.service, one.name, one.uri): one for one in said}
+
+    @property
+    def state(self) -> State:
+        """What operators said of backends."""
+        return State(tuple(self._said.values()))
 
     def handle(self, request: Request) -> AsyncGenerator[Answer, None]:
         """The answers to a request.
@@ -71,7 +79,7 @@ class Crew:
         if verb == "trace":
             return self._trace(request)
         if verb == "restart":
-            raise CommandError(NO_RESTART)
+            return self._restart()
         if verb not in FOR_BACKENDS:
             known = sorted({*FOR_BACKENDS, "status", "trace", "restart"})
             raise CommandError(f"unknown command; known are {', '.join(known)}")
@@ -94,7 +102,6 @@ class Crew:
         ]
         return {
             **self._facts(),
-            "predecessor": None,
             "pid": os.getpid(),
             "up_s": round(monotonic() - self._since, 3),
             "lag_s": max((worker["lag_s"] for worker in workers), default=NOBODY_S),
@@ -109,6 +116,10 @@ class Crew:
         clients = (await self.look())["clients"]
         self._end()
         yield {"draining": "dispatcher", "clients": clients}
+
+    async def _restart(self) -> AsyncGenerator[Answer, None]:
+        clients = (await self.look())["clients"]
+        yield {"restarted": await self._restart_all(), "was": os.getpid(), "clients": clients}
 
     async def _tell(self, request: Request) -> AsyncGenerator[Answer, None]:
         """A command for a backend: all carry it out, or it is refused as the first refuses it."""
@@ -129,14 +140,11 @@ class Crew:
         return {"service": reports[0]["service"], **join_backends(reports)}
 
     def _remember(self, request: Request, report: Answer) -> None:
-        """For workers that begin later."""
         key = (report["service"], report["name"], report["uri"])
         known = self._said.get(key)
         weight = report["weight"] if request["do"] == "weight" else known.weight if known is not None else None
         self._said[key] = BackendState(*key, report["state"] in _OUT, report["state"] == "disabled", weight)
-        fresh = self._folder / f"{SAID}.new"
-        fresh.write_bytes(msgspec.json.encode(State(tuple(self._said.values()))))
-        fresh.replace(self._folder / SAID)
+        keep_said(self._folder, self.state)
 
     async def _ask_all(self, request: Request, *, refusals: bool = False) -> dict[int, Answer]:
         """The first answer of each worker; those that do not answer are left out."""

@@ -33,6 +33,13 @@ def said_in(folder: Path) -> State:
         return State()
 
 
+def keep_said(folder: Path, state: State) -> None:
+    """Put what operators said where workers that begin later find it, see `said_in`."""
+    fresh = folder / f"{SAID}.new"
+    fresh.write_bytes(msgspec.json.encode(state))
+    fresh.replace(folder / SAID)
+
+
 def check_workers(config: Config, count: int) -> None:
     """Whether so many workers can share a configuration.
 

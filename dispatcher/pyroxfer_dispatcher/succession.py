@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -175,3 +176,12 @@ class Succession:
         """Tell the successor, if there is one, how many clients this process had to cut."""
         if self._successor is not None:
             await self._successor.tell(cut)
+
+
+async def restart_on_signal(restart: Callable[[], Awaitable[int]], *, task_status: trio.TaskStatus[None]) -> None:
+    """SIGUSR2 has a new process take over."""
+    with trio.open_signal_receiver(signal.SIGUSR2) as signals:
+        task_status.started()
+        async for _ in signals:
+            with contextlib.suppress(CommandError):  # the log has it
+                await restart()

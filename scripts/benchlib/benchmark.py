@@ -33,6 +33,8 @@ def main() -> None:
     usual = QUICK if chosen.quick else FULL
     effort = Effort(chosen.repetitions or usual.repetitions, chosen.seconds or usual.seconds, chosen.quick)
     facts = report.facts(["./scripts/bench", *sys.argv[1:]])
+    for peer in facts["absent"]:
+        print(f"{peer} is not installed here: its rows are left out", file=sys.stderr)
     begin = time.monotonic()
     measured = {}
     with kept_bytecode():

@@ -40,9 +40,10 @@ def rate(server: list[str], client: list[str]) -> Sample:
     with Server(server, ONE_CORE) as running:
         before = running.cpu_s()
         result = run_client([word.replace("{uri}", running.uri) for word in client], ONE_CORE)
-        used = result["cpu_s"] + running.cpu_s() - before
+        used, memory = result["cpu_s"] + running.cpu_s() - before, running.peak_rss_mib()
     done = result["bytes"] / 1e6 or result["calls"]
-    return Sample(done / result["seconds"], {"CPU µs a call or item": used / result["calls"] * 1e6})
+    columns = {"CPU µs a call or item": used / result["calls"] * 1e6, "server MiB": memory}
+    return Sample(done / result["seconds"], columns)
 
 
 def contestants(ways: tuple[str, ...], seconds: float) -> Iterator[Contestant]:

@@ -36,7 +36,10 @@ CALLS = Growth(
 def measure(effort: Effort) -> dict[str, Any]:
     """A table for memory, one for calls."""
     print("connections: idle", file=sys.stderr)
-    idle = in_turns([Contestant(name, partial(weigh, kind)) for name, kind in KINDS.items()], effort.repetitions)
+    held_open = HELD // 4 if effort.quick else HELD
+    idle = in_turns(
+        [Contestant(name, partial(weigh, kind, held_open)) for name, kind in KINDS.items()], effort.repetitions
+    )
     print("connections: calls among many", file=sys.stderr)
     among = in_turns(list(callers(effort)), effort.repetitions)
     rivals = [name for name in KINDS if name.startswith("Pyro5")]
@@ -48,15 +51,15 @@ def measure(effort: Effort) -> dict[str, Any]:
     }
 
 
-def weigh(kind: str) -> Sample:
+def weigh(kind: str, amount: int) -> Sample:
     """What the server's resident size grows by, for one connection."""
-    with held(kind, HELD, 0) as (server, before, _):
-        opening = server.cpu_s() / HELD  # with the start of the process, which a thousand connections share
-        return Sample((resident_kib(server.pid) - before) / HELD, {"server CPU µs to open one": opening * 1e6})
+    with held(kind, amount, 0) as (server, before, _):
+        opening = server.cpu_s() / amount  # with the start of the process, which all of them share
+        return Sample((resident_kib(server.pid) - before) / amount, {"server CPU µs to open one": opening * 1e6})
 
 
 def callers(effort: Effort) -> Iterator[Contestant]:
-    for amount in AMOUNTS[: -1 if effort.quick else None]:
+    for amount in effort.some(AMOUNTS):
         yield Contestant(f"ours, {amount:,} connections", partial(call_among, "ours", amount, effort.seconds))
         if amount in THEIRS:
             yield Contestant(

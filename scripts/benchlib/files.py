@@ -22,9 +22,8 @@ from processes import OURS, ROOT, Server, command, program, run_client, stock
 UNIT = "MB/s"
 MIB = 1024 * 1024
 WHOLE = 1024 * MIB
-PART = 64 * MIB
-"""What the slow ways of Pyro5 move; MB/s all the same."""
-WAYS = {"regular": PART, "iterator": PART, "annotation": WHOLE, "raw": WHOLE}
+WAYS = {"regular": 1 / 16, "iterator": 1 / 16, "annotation": 1.0, "raw": 1.0}
+"""How much of the file each way of Pyro5 moves, the slow ones a part; MB/s all the same."""
 FOLDER = ROOT / ".bench"
 AUTHORITY, CERTIFICATE = "ca.pem", "server.pem"
 TLS = "raw over TLS"
@@ -44,11 +43,10 @@ SMALL_BYTES = 16 * 1024
 
 def measure(effort: Effort) -> dict[str, Any]:
     """A table for one large file, one for many small ones."""
-    for peer in tools.absent():
-        print(f"files: {peer} is not installed here, so its rows are left out", file=sys.stderr)
-    with source_folder() as source:
-        print("files: 1 GiB", file=sys.stderr)
-        large = in_turns(contestants(source), effort.repetitions)
+    whole = WHOLE // 4 if effort.quick else WHOLE
+    with source_folder(whole) as source:
+        print(f"files: {whole // MIB} MiB", file=sys.stderr)
+        large = in_turns(contestants(source, whole), effort.repetitions)
         print(f"files: {SMALL_COUNT} of 16 KiB", file=sys.stderr)
         contenders = small_contestants(source)
         contenders[-1].run()  # compiles what the commands need
@@ -64,9 +62,9 @@ def measure(effort: Effort) -> dict[str, Any]:
 
 
 @contextmanager
-def source_folder() -> Iterator[Path]:
+def source_folder(whole: int) -> Iterator[Path]:
     """A folder with the file to move, its pages warm; removed afterwards."""
-    needed = 3 * WHOLE
+    needed = 3 * whole
     FOLDER.mkdir(exist_ok=True)
     free = shutil.disk_usage(FOLDER).free
     if free < needed:
@@ -78,7 +76,7 @@ def source_folder() -> Iterator[Path]:
     source.mkdir(exist_ok=True)
     try:
         with open(source / "big", "wb") as file:
-            for _ in range(WHOLE // MIB):
+            for _ in range(whole // MIB):
                 file.write(os.urandom(MIB))
         make_certificate()
         (source / "small").mkdir()
@@ -89,9 +87,11 @@ def source_folder() -> Iterator[Path]:
         shutil.rmtree(FOLDER)
 
 
-def download_from_pyro5(source: Path, way: str) -> Sample:
+def download_from_pyro5(source: Path, way: str, whole: int) -> Sample:
     with fresh_target() as target, Server(program(stock(), "pyro5_files_server.py", source)) as server:
-        client = program(stock(), "pyro5_files_client.py", server.uri, way, "big", WAYS[way], target / "big")
+        client = program(
+            stock(), "pyro5_files_client.py", server.uri, way, "big", int(WAYS[way] * whole), target / "big"
+        )
         return sample(server, client)
 
 
@@ -144,14 +144,14 @@ PAIRS = {"raw": "raw", "annot": "annotation", "iter": "iterator"}
 """Our channel to Pyro5's way that moves bytes alike."""
 
 
-def contestants(source: Path) -> list[Contestant]:
+def contestants(source: Path, whole: int) -> list[Contestant]:
     """Those that are compared stand next to each other."""
-    found = [Contestant("Pyro5 regular", partial(download_from_pyro5, source, "regular"))]
+    found = [Contestant("Pyro5 regular", partial(download_from_pyro5, source, "regular", whole))]
     found += [
-        Contestant(name, partial(way, source / "big", WHOLE)) for name, way in OTHERS.items() if tools.present(name)
+        Contestant(name, partial(way, source / "big", whole)) for name, way in OTHERS.items() if tools.present(name)
     ]
     for channel, way in PAIRS.items():
-        found.append(Contestant(f"Pyro5 {way}", partial(download_from_pyro5, source, way)))
+        found.append(Contestant(f"Pyro5 {way}", partial(download_from_pyro5, source, way, whole)))
         for direction in ("download", "upload"):
             found.append(Contestant(f"{channel}, {direction}", partial(move_with_ours, source, direction, channel)))
     for direction in ("download", "upload"):
@@ -162,7 +162,7 @@ def contestants(source: Path) -> list[Contestant]:
 def limit_in_c(path: Path, size: int) -> Sample:
     with fresh_target() as target, Server([tools.NEEDED[tools.LIMIT][0], "file-server", str(path)]) as server:
         port = server.uri.rpartition(":")[2]
-        return sample(server, [tools.NEEDED[tools.LIMIT][0], "file-client", port, str(target / "big")])
+        return sample(server, [tools.NEEDED[tools.LIMIT][0], "file-client", port, str(target / "big"), str(size)])
 
 
 def rsync_daemon(path: Path, size: int) -> Sample:

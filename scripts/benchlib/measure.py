@@ -7,10 +7,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from tqdm import tqdm
 
+T = TypeVar("T")
 Run = Callable[[], "Sample"]
 
 
@@ -65,6 +67,10 @@ class Effort:
     """Of load in one repetition, where a row is load and not a piece of work."""
     quick: bool = False
     """A look only: smaller files and fewer things, too."""
+
+    def some(self, amounts: Sequence[T]) -> Sequence[T]:
+        """Of amounts that grow: all; for a look every other one, and not the last."""
+        return amounts[:-1:2] if self.quick else amounts
 
 
 @dataclass
@@ -127,6 +133,13 @@ def ratio(comparison: Comparison, samples: Samples) -> tuple[float, str] | None:
     if comparison.lower_is_better:
         return statistics.median(peer.value / ours.value for ours, peer in pairs), best
     return statistics.median(ours.value / peer.value for ours, peer in pairs), best
+
+
+def ratios_to_others(comparison: Comparison, samples: Samples, best: str) -> dict[str, float]:
+    """`ratio` to each of the peers but the best."""
+    others = [name for name in comparison.peers if name != best and name in samples.rows]
+    each = ((name, ratio(replace(comparison, peers=[name]), samples)) for name in others)
+    return {name: found[0] for name, found in each if found is not None}
 
 
 def exponent(growth: Growth, samples: Samples) -> float | None:

@@ -40,8 +40,7 @@ def measure(effort: Effort) -> dict[str, Any]:
             UNIT, in_turns(list(contestants(seconds, on)), effort.repetitions), comparisons()
         )
     print("name server: growth", file=sys.stderr)
-    most = -1 if effort.quick else None
-    sizes, watchers = SIZES[:most], WATCHERS[:most]
+    sizes, watchers = effort.some(SIZES), effort.some(WATCHERS)
     tables["Lookups with many entries, 64 in flight"] = report.section(
         UNIT, in_turns([_with_entries(size, seconds) for size in sizes], effort.repetitions), [], [LOOKUPS]
     )

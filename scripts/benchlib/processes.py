@@ -69,8 +69,8 @@ def cpu_of_tree(pid: int) -> float:
     """Processor seconds of a process, of its children that live, and of those it has waited for."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     own = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return own + sum(map(cpu_of_tree, map(int, children)))
+    by_thread = Path(f"/proc/{pid}/task").glob("*/children")  # a child belongs to the thread that started it
+    return own + sum(cpu_of_tree(int(child)) for children in by_thread for child in children.read_text().split())
 
 
 class Server:

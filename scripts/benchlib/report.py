@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import quotes
+import tools
 from bench_arguments import SUITES
-from measure import Comparison, Growth, Samples, exponent, median, median_extra, ratio
+from measure import Comparison, Growth, Samples, exponent, median, median_extra, ratio, ratios_to_others
 from processes import PROGRAMS, ROOT, others, stock
 
 DATA = ROOT / "docs" / "measurements.json"
@@ -23,7 +24,8 @@ PLOTS = ROOT / "docs" / "measurements"
 PAGE = ROOT / "docs" / "measurements.md"
 DOCUMENTS = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page != PAGE)]
 OUR_PACKAGES = ("trio", "serpent", "msgpack", "blake3", "httptools")
-THEIR_PACKAGES = ("Pyro5", "serpent", "msgpack")
+THEIR_PACKAGES = ("Pyro5", "Pyro4", "serpent", "msgpack")
+OTHER_PACKAGES = ("rpyc", "grpcio", "zerorpc")
 
 FIGURES = {
     "sizes": ("Throughput by size and channel", "Files", "By size and channel"),
@@ -60,7 +62,12 @@ def facts(command: Sequence[str]) -> dict[str, Any]:
             "Python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in OUR_PACKAGES},
         },
-        "peer versions": peer_versions(),
+        "peer versions": {
+            **packages(stock(), THEIR_PACKAGES),
+            **packages(others(), OTHER_PACKAGES),
+            **tools.versions(),
+        },
+        "absent": tools.absent(),
     }
 
 
@@ -86,9 +93,10 @@ def file_system(path: Path) -> str:
     return best[1]
 
 
-def peer_versions() -> dict[str, str]:
-    code = f"import json, importlib.metadata as m; print(json.dumps({{n: m.version(n) for n in {THEIR_PACKAGES!r}}}))"
-    done = subprocess.run([stock(), "-c", code], capture_output=True, text=True, check=True)
+def packages(python: str, names: Sequence[str]) -> dict[str, str]:
+    """Versions of packages in the environment of another interpreter."""
+    code = f"import json, importlib.metadata as m; print(json.dumps({{n: m.version(n) for n in {names!r}}}))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     versions: dict[str, str] = json.loads(done.stdout)
     return versions
 
@@ -109,7 +117,13 @@ def section(
             for name, taken in samples.rows.items()
         },
         "ratios": [
-            {"text": comparison.text, "ratio": found[0], "against": found[1], "wanted": comparison.wanted}
+            {
+                "text": comparison.text,
+                "ratio": found[0],
+                "against": found[1],
+                "wanted": comparison.wanted,
+                "others": ratios_to_others(comparison, samples, found[1]),
+            }
             for comparison in comparisons
             if (found := ratio(comparison, samples)) is not None
         ],
@@ -180,6 +194,8 @@ def about(known: dict[str, Any]) -> Iterator[str]:
     yield ", ".join(f"{key} {value}" for key, value in known["machine"].items()) + ".  "
     yield "Ours: " + ", ".join(f"{key} {value}" for key, value in known["versions"].items()) + ".  "
     yield "Peer: " + ", ".join(f"{key} {value}" for key, value in known["peer versions"].items()) + "."
+    if known.get("absent"):
+        yield f"\nNot installed here, and left out: {', '.join(known['absent'])}."
 
 
 def ratios(found: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -187,7 +203,8 @@ def ratios(found: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield "|---|---:|---:|---|"
     for row in found:
         wanted = f"{row['wanted']:.3g}" if row["wanted"] is not None else ""
-        yield f"| {row['text']} | {row['ratio']:.2f} | {wanted} | {row['against']} |"
+        peers = [row["against"], *(f"{times:.2f} × {name}" for name, times in row.get("others", {}).items())]
+        yield f"| {row['text']} | {row['ratio']:.2f} | {wanted} | {'; '.join(peers)} |"
 
 
 def rows(table: dict[str, Any]) -> Iterator[str]:

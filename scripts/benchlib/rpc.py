@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ def measure(effort: Effort) -> dict[str, Any]:
     tables = {}
     for title, pinned in list(PLACES.items())[: 1 if effort.quick else None]:
         print(f"small calls: {title.lower()}", file=sys.stderr)
-        samples = in_turns(contestants(effort.seconds, pinned), effort.repetitions)
+        samples = in_turns(contestants(effort, pinned), effort.repetitions)
         tables[title] = report.section(UNIT, samples, comparisons())
     return tables | ways.measure(effort)
 
@@ -43,12 +43,15 @@ def call_rate(server: list[str], client: list[str], on: Cores) -> Sample:
         port = running.uri.rpartition(":")[2]
         result = run_client([word.replace("{uri}", running.uri).replace("{port}", port) for word in client], on)
         used = result["cpu_s"] + running.cpu_s() - before
-    return Sample(result["calls"] / result["seconds"], {"CPU µs a call": used / result["calls"] * 1e6})
+        columns = {"CPU µs a call": used / result["calls"] * 1e6, "server MiB": running.peak_rss_mib()}
+    return Sample(result["calls"] / result["seconds"], columns)
 
 
-def contestants(seconds: float, pinned: bool) -> list[Contestant]:
+def contestants(effort: Effort, pinned: bool) -> list[Contestant]:
     on = ONE_CORE if pinned else ALL_CORES
-    both = (*limit(seconds), *peers(seconds), *products(seconds))
+    serializers = SERIALIZERS[:: 2 if effort.quick else 1]
+    seconds = effort.seconds
+    both = (*limit(seconds), *peers(seconds, serializers), *products(seconds, serializers))
     return [Contestant(name, partial(call_rate, server, client, on)) for name, server, client in both]
 
 
@@ -59,8 +62,8 @@ def limit(seconds: float) -> Iterator[tuple[str, list[str], list[str]]]:
         yield LIMIT, [binary, "echo-server"], [binary, "echo-client", "{port}", str(seconds)]
 
 
-def peers(seconds: float) -> Iterator[tuple[str, list[str], list[str]]]:
-    for serializer in SERIALIZERS:
+def peers(seconds: float, serializers: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    for serializer in serializers:
         for kind in SERVERS:
             server = program(stock(), "pyro5_rpc_server.py", kind)
             for clients in (1, 64):
@@ -68,17 +71,17 @@ def peers(seconds: float) -> Iterator[tuple[str, list[str], list[str]]]:
                 yield f"Pyro5 {kind} server, {serializer}, {clients} client{'s' * (clients > 1)}", server, client
 
 
-def products(seconds: float) -> Iterator[tuple[str, list[str], list[str]]]:
+def products(seconds: float, serializers: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
     server = program(OURS, "rpc_server.py")
-    for serializer in (*SERIALIZERS, "default"):
+    for serializer in (*serializers, "default"):
         yield (f"blocking proxy, {serializer}", server,
                program(OURS, "rpc_client_blocking.py", "{uri}", serializer, seconds))  # fmt: skip
         yield (f"trio proxy, {serializer}", server,
                program(OURS, "rpc_client_trio.py", "{uri}", serializer, seconds, 1))  # fmt: skip
-    for serializer in (*SERIALIZERS, "default"):
+    for serializer in (*serializers, "default"):
         yield (f"trio proxy, {serializer}, 64 in flight", server,
                program(OURS, "rpc_client_trio.py", "{uri}", serializer, seconds, 64))  # fmt: skip
-    for serializer in SERIALIZERS:
+    for serializer in serializers:
         yield (f"stock Pyro5 client on our daemon, {serializer}", server,
                program(stock(), "pyro5_rpc_client.py", "{uri}", serializer, seconds, 1))  # fmt: skip
 

@@ -43,10 +43,11 @@ TREES = Growth("CPU of a file, by files", {count: f"{count:,} files" for count i
 
 def measure(effort: Effort) -> dict[str, Any]:
     """A table for each kind of work."""
-    most = -1 if effort.quick else None
-    transfers = [Contestant(f"{count} at once", partial(downloads, count)) for count in TRANSFERS[:most]]
-    routes = [Contestant(f"{count:,} routes", partial(routed, count, effort.seconds)) for count in ROUTES[:most]]
-    trees = [Contestant(f"{count:,} files", partial(tree, count)) for count in FILES[:most]]
+    transfers = [Contestant(f"{count} at once", partial(downloads, count)) for count in effort.some(TRANSFERS)]
+    routes = [
+        Contestant(f"{count:,} routes", partial(routed, count, effort.seconds)) for count in effort.some(ROUTES)
+    ]
+    trees = [Contestant(f"{count:,} files", partial(tree, count)) for count in effort.some(FILES)]
     tables = {}
     for title, unit, contestants, growth in (
         ("Downloads at once", "MB/s", transfers, AT_ONCE),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import resource
 import shutil
 import socket
@@ -25,13 +26,28 @@ NEEDED = {
     "rsync daemon": ("rsync",),
     "nginx and curl": ("nginx", "curl"),
     "scp": ("scp", "/usr/sbin/sshd", "ssh-keygen"),
+    "HAProxy": ("haproxy",),
 }
 """The programs of each peer."""
+VERSIONS = {"rsync": ["--version"], "nginx": ["-v"], "curl": ["--version"], "ssh": ["-V"], "haproxy": ["-v"]}
+"""How each says its version."""
 
 
 def present(peer: str) -> bool:
     """Whether everything this peer needs is installed."""
     return all(shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin") for program in NEEDED[peer])
+
+
+def versions() -> dict[str, str]:
+    """Of the tools that are installed."""
+    found = {}
+    for name, words in VERSIONS.items():
+        program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        if program is not None:
+            done = subprocess.run([program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            number = re.search(r"\d+\.[\w.]+", done.stdout + done.stderr)
+            found[name] = number[0] if number else "of unknown version"
+    return found
 
 
 def absent() -> list[str]:

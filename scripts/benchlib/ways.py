@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,8 @@ def measure(effort: Effort) -> dict[str, Any]:
     """The tables of this part, all on one core."""
     print("small calls: more ways", file=sys.stderr)
     seconds = effort.seconds
-    rates = in_turns(list(_rates(seconds)), effort.repetitions)
+    clients = CLIENTS[:: 2 if effort.quick else 1]
+    rates = in_turns(list(_rates(seconds, clients)), effort.repetitions)
     return {
         "More ways to call, on one core": report.section("calls/s", rates, list(_comparisons())),
     }
@@ -30,13 +31,14 @@ def _rate(server: list[str], client: list[str]) -> Sample:
     with Server(server, ONE_CORE) as running:
         before = running.cpu_s()
         result = run_client([word.replace("{uri}", running.uri) for word in client], ONE_CORE)
-        used = running.cpu_s() - before
+        used, memory = running.cpu_s() - before, running.peak_rss_mib()
     columns = {"p50 µs": result.get("p50_us"), "p99 µs": result.get("p99_us")}
     return Sample(
         result["calls"] / result["seconds"],
         {
             **{name: value for name, value in columns.items() if value is not None},
             "server CPU µs a call": used / result["calls"] * 1e6,
+            "server MiB": memory,
         },
     )
 
@@ -50,7 +52,7 @@ def _client(library: str, serializer: str, seconds: float, way: str, number: int
     return program(python, "ways_client.py", library, "{uri}", serializer, seconds, way, number)
 
 
-def _rates(seconds: float) -> Iterator[Contestant]:
+def _rates(seconds: float, amounts: Sequence[int]) -> Iterator[Contestant]:
     def contestant(
         name: str, server: tuple[str, str], client: tuple[str, str], way: str, number: int = 1
     ) -> Contestant:
@@ -60,7 +62,7 @@ def _rates(seconds: float) -> Iterator[Contestant]:
         yield contestant(f"Pyro5, {way}", ("Pyro5", "thread"), ("Pyro5", "msgpack"), way)
         yield contestant(f"ours, {way}", ("ours", "async"), ("ours", "msgpack"), way)
     for library, serializer in (("Pyro5", "msgpack"), ("Pyro4", "serpent")):
-        for clients in CLIENTS:
+        for clients in amounts:
             who = f"{library} clients, {clients}"
             for kind in ("thread", "multiplex"):
                 yield contestant(f"{who}, own {kind} server", (library, kind), (library, serializer), "call", clients)

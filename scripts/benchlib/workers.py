@@ -53,8 +53,10 @@ def callers(effort: Effort) -> Iterator[Contestant]:
 
 def call_rate(count: int, work_s: float, seconds: float) -> Sample:
     with Server(program(OURS, "workers_server.py", count)) as server:
+        before = server.cpu_s()
         result = run_client(program(OURS, "workers_client.py", server.uri, work_s, seconds))
-    return Sample(result["calls"] / result["seconds"])
+        used = server.cpu_s() - before
+    return Sample(result["calls"] / result["seconds"], {"server CPU µs a call": used / result["calls"] * 1e6})
 
 
 def movers(effort: Effort) -> Iterator[Contestant]:

@@ -214,6 +214,52 @@ def test_after_a_fork_both_processes_use_connections_of_their_own() -> None:
     assert (client.stdout, client.stderr) == ("fine\n", "")
 
 
+FORKING_AMONG_THREADS = """
+    import os, signal, sys, threading
+    from pyroxfer_core.blocking import Proxy
+
+    proxy = Proxy(sys.argv[1])
+    assert proxy.echo(1) == 1
+    link, held, forked = proxy._pyroLink, threading.Event(), threading.Event()
+
+    def hold():
+        with link.sending.lock, link.reading.duty._guard, proxy._pyroConnecting.taken(None):
+            held.set()
+            forked.wait()
+
+    threading.Thread(target=hold).start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        assert proxy.echo(2) == 2
+        link.close()
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    forked.set()
+    print(proxy.echo("fine"), code)
+"""
+
+
+def test_a_fork_while_other_threads_use_a_connection_leaves_the_child_none_of_their_locks() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(FORKED_DAEMON)], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        try:
+            uri = server.stdout.readline().strip()
+            client = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORKING_AMONG_THREADS), uri],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        finally:
+            server.send_signal(signal.SIGTERM)
+    assert (client.stdout, client.stderr) == ("fine 0\n", "")
+
+
 INTERRUPTED = """
     import os, signal
     from pyroxfer_core.blocking import Daemon, Proxy, expose

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from contextvars import ContextVar
 
 import pytest
 import trio
@@ -250,3 +251,94 @@ async def test_accepted_connections_have_the_options_of_a_connection(inherited: 
                 await until(lambda: found)
             nursery.cancel_scope.cancel()
     assert found == [[1, 1, KEEPALIVE_IDLE_S]]
+
+
+WHOSE: ContextVar[str] = ContextVar("whose", default="nobody's")
+
+
+@asynccontextmanager
+async def spoken_before(count: int, *, silent: int = 0) -> AsyncIterator[socket.socket]:
+    """A listener with clients that have spoken, behind those that have not, before anybody accepts."""
+    with bind_tcp("127.0.0.1", 0) as listener, ExitStack() as clients:
+        for number in range(silent + count):
+            client = clients.enter_context(socket.create_connection(listener.getsockname()))
+            if number >= silent:
+                client.sendall(connect_bytes())
+        yield listener
+
+
+async def test_who_has_spoken_already_costs_no_task() -> None:
+    tasks: list[trio.lowlevel.Task] = []
+
+    async def handler(connection: Connection) -> None:
+        assert isinstance(connection.receive_nowait(), Message)
+        tasks.append(trio.lowlevel.current_task())
+
+    async with spoken_before(3) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: serve_connections([listener], handler, settings=Settings()))
+        await until(lambda: len(tasks) == 3)
+        nursery.cancel_scope.cancel()
+    assert len(set(tasks)) == 1
+
+
+async def test_who_is_silent_holds_up_nobody() -> None:
+    seen: list[object] = []
+
+    async def handler(connection: Connection) -> None:
+        seen.append(await connection.receive())
+        await trio.sleep_forever()
+
+    async with spoken_before(3, silent=3) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: serve_connections([listener], handler, settings=Settings()))
+        await until(lambda: len(seen) == 3)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_connection_sees_no_context_variable_of_another(waits: bool) -> None:
+    seen: list[str] = []
+
+    async def handler(connection: Connection) -> None:
+        seen.append(WHOSE.get())
+        WHOSE.set("a client's")
+        if waits:
+            await trio.lowlevel.checkpoint()
+        assert WHOSE.get() == "a client's"
+
+    async with spoken_before(3) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: serve_connections([listener], handler, settings=Settings()))
+        await until(lambda: len(seen) == 3)
+        nursery.cancel_scope.cancel()
+    assert seen == ["nobody's"] * 3
+
+
+async def test_many_that_connect_at_once_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "ACCEPTS_IN_A_ROW", 2)
+    seen, looks = [0], set()
+
+    async def handler(connection: Connection) -> None:
+        seen[0] += 1
+
+    async with spoken_before(10) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: serve_connections([listener], handler, settings=Settings()))
+        while seen[0] < 10:
+            looks.add(seen[0])
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert looks - {0}  # how many of them depends on who of a round comes first
+
+
+async def test_a_bug_in_a_handler_that_does_not_wait_ends_its_connection_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls: list[Connection] = []
+
+    async def handler(connection: Connection) -> None:
+        calls.append(connection)
+        raise KeyError("a bug")
+
+    async with spoken_before(3) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: serve_connections([listener], handler, settings=Settings()))
+        await until(lambda: len(calls) == 3)
+        nursery.cancel_scope.cancel()
+    assert caplog.text.count("unexpected error") == 3

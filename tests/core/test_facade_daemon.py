@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import select
 import socket
@@ -18,7 +19,7 @@ import pytest
 import trio
 from facade_doubles import WITHIN_S, Service, serving
 
-from pyroxfer_core import expose
+from pyroxfer_core import CutCall, expose
 from pyroxfer_core.blocking import (
     URI,
     Daemon,
@@ -34,6 +35,7 @@ from pyroxfer_core.blocking import (
     type_meta,
 )
 from pyroxfer_core.blocking.nameserver import BroadcastServer, NameServerDaemon
+from pyroxfer_core.blocking.ownloop import OwnLoop
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, DaemonError, NamingError, PyroError
 
 
@@ -532,3 +534,59 @@ def test_clients_wait_from_one_loop_to_the_next(kind: str, multiplex: None, thre
         daemon.requestLoop()
         with pytest.raises(CommunicationError):
             call(uri, 1)
+
+
+def test_a_loop_of_ones_own_that_another_thread_has_ended_does_nothing() -> None:
+    loop, ran = OwnLoop(lambda: None), list[str]()
+    loop.start()
+    loop.post(loop.turn)  # as if another thread took the rest meanwhile
+    loop.post(lambda: ran.append("second"))
+    loop.turn()
+    assert ran == ["second"]
+    loop.join()
+    loop.turn()
+
+
+def test_who_closes_a_multiplex_server_does_not_run_its_methods(multiplex: None, threads: ThreadPoolExecutor) -> None:
+    """They run in the thread of requestLoop to the last."""
+    seen, begun, gate = set[int](), threading.Event(), threading.Event()
+
+    @expose
+    class Seen:
+        def hold(self) -> None:
+            seen.add(threading.get_ident())
+            begun.set()
+            gate.wait(WITHIN_S)
+
+    def hold() -> None:
+        with Proxy(uri) as proxy, contextlib.suppress(CommunicationError):
+            proxy.hold()
+
+    with Daemon() as daemon:
+        uri = daemon.register(Seen())
+        loop = threading.Thread(target=daemon.requestLoop)
+        loop.start()
+        calls = [threads.submit(hold) for _ in range(2)]
+        assert begun.wait(WITHIN_S)
+        while daemon.pool.own_loop is None or len(daemon.pool.own_loop) < 1:
+            time.sleep(0.001)
+        daemon.close()
+        gate.set()
+        loop.join(WITHIN_S)
+        assert not loop.is_alive()
+        for each in calls:
+            each.result(WITHIN_S)
+    assert seen == {loop.ident}
+
+
+def test_a_daemon_that_is_just_ending_may_be_closed_by_another_thread(threads: ThreadPoolExecutor) -> None:
+    closed: list[object] = []
+
+    class Closed(Daemon):
+        async def aclose(self) -> list[CutCall]:
+            closed.append(threads.submit(self.close).exception(WITHIN_S))
+            return await super().aclose()
+
+    with Closed() as daemon:
+        daemon.requestLoop(lambda: False)
+    assert closed == [None]

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from doubles_dispatch import RawBackend, ask, blob, config_for, echo, raw_backend, raw_client
+from doubles_dispatch import POISON, RawBackend, ask, blob, config_for, echo, raw_backend, raw_client
 
 from pyroxfer_core import Worker
 from pyroxfer_dispatcher.config import Config, ConfigError, parse_config
 from pyroxfer_dispatcher.control import CommandError
 from pyroxfer_dispatcher.control import ask as ask_there
+from pyroxfer_dispatcher.crew import Crew
 from pyroxfer_dispatcher.metrics import Metrics, labelled, plain, text_of
 from pyroxfer_dispatcher.shares import check_workers, part_of
 from pyroxfer_dispatcher.together import joined
@@ -180,8 +182,9 @@ class Running:
         return await trio.to_thread.run_sync(self.process.wait, 60)
 
 
-def text_for(folder: Path, *backends: RawBackend) -> str:
-    head = f'listen = "localhost:0"\nadmin = "localhost:0"\ncontrol = "{folder / "control"}"\ndrain_timeout = 1\n'
+def text_for(folder: Path, *backends: RawBackend, drain_timeout: int = 1) -> str:
+    head = f'listen = "localhost:0"\nadmin = "localhost:0"\ncontrol = "{folder / "control"}"\n'
+    head += f"drain_timeout = {drain_timeout}\n"
     named = "".join(
         f'[[services.backends]]\nname = "b{n}"\nuri = "{backend.uri}"\n' for n, backend in enumerate(backends)
     )
@@ -189,9 +192,9 @@ def text_for(folder: Path, *backends: RawBackend) -> str:
 
 
 @contextmanager
-def running(folder: Path, *backends: RawBackend) -> Iterator[Running]:
+def running(folder: Path, *backends: RawBackend, drain_timeout: int = 1) -> Iterator[Running]:
     path = folder / "dispatcher.toml"
-    path.write_text(text_for(folder, *backends))
+    path.write_text(text_for(folder, *backends, drain_timeout=drain_timeout))
     process = subprocess.Popen([*RUN, str(path)], stdout=subprocess.PIPE, text=True)
     try:
         yield Running(process, folder)
@@ -201,18 +204,18 @@ def running(folder: Path, *backends: RawBackend) -> Iterator[Running]:
 
 
 @asynccontextmanager
-async def dispatching(folder: Path) -> AsyncIterator[tuple[Running, RawBackend, RawBackend]]:
+async def dispatching(folder: Path, drain_timeout: int = 1) -> AsyncIterator[tuple[Running, RawBackend, RawBackend]]:
     async with raw_backend(echo) as first, raw_backend(echo) as second:
-        with running(folder, first, second) as dispatcher:
+        with running(folder, first, second, drain_timeout=drain_timeout) as dispatcher:
             yield dispatcher, first, second
 
 
 async def until(condition: Any) -> None:
-    for _ in range(400):
+    """The time of the whole test ends it otherwise."""
+    for _ in itertools.count():
         if await condition():
             return
         await trio.sleep(0.05)
-    raise AssertionError("it did not happen")
 
 
 async def test_operators_see_and_tell_all_workers(tmp_path: Path) -> None:
@@ -291,6 +294,62 @@ async def test_a_reload_comes_to_all_workers(tmp_path: Path) -> None:
         await until(reloaded)
         dispatcher.process.terminate()
         assert await dispatcher.ended() == 0
+
+
+async def test_new_workers_go_on_with_the_same_sockets(tmp_path: Path) -> None:
+    """Those who are connected go on with the old ones, everybody else is with the new ones, which know what operators
+    said; control socket and page answer from the new parent, and the old one ends with its last client."""
+    async with dispatching(tmp_path, drain_timeout=3600) as (dispatcher, _, _), AsyncExitStack() as stack:
+        old, workers = dispatcher.process.pid, await dispatcher.workers()
+        await dispatcher.answers("drain", target="b0")
+        async with raw_client(dispatcher.location) as stays:
+            dispatcher.process.send_signal(signal.SIGUSR2)
+
+            async def succeeded() -> bool:
+                return bool((await dispatcher.status())["predecessor"])
+
+            await until(succeeded)
+            status = await dispatcher.status()
+            stack.callback(end_at_last, status["pid"])
+            assert status["pid"] != status["predecessor"] == old
+            assert not set((await dispatcher.workers()).values()) & set(workers.values())
+            assert [one["state"] for one in status["services"][0]["backends"]] == ["drained", "up"]
+            assert '"ready": true' in await dispatcher.fetched("/readyz")
+            async with raw_client(dispatcher.location) as comes:
+                for client in (stays, comes):
+                    assert (await ask(client, blob())).body == POISON
+            assert dispatcher.process.poll() is None
+        assert await dispatcher.ended() == 0
+
+        async def alone() -> bool:
+            return not (await dispatcher.status())["predecessor"]
+
+        await until(alone)
+
+
+async def test_whoever_asks_for_new_workers_is_told_of_their_parent(tmp_path: Path) -> None:
+    async def restart() -> int:
+        return 7
+
+    crew = Crew(tmp_path, 0, lambda: None, restart, dict)
+    async with aclosing(crew.handle({"do": "restart"})) as answers:
+        assert [answer async for answer in answers] == [{"restarted": 7, "was": os.getpid(), "clients": 0}]
+
+
+async def test_a_restart_that_fails_leaves_the_workers_as_they_are(tmp_path: Path) -> None:
+    """Whoever asked for it is told, and clients notice nothing."""
+    async with dispatching(tmp_path) as (dispatcher, _, _), raw_client(dispatcher.location) as client:
+        workers = await dispatcher.workers()
+        (tmp_path / "dispatcher.toml").write_text("nonsense")
+        with pytest.raises(CommandError, match="not restarted: the new process did not take over"):
+            await dispatcher.answers("restart")
+        assert await dispatcher.workers() == workers
+        assert (await ask(client, blob())).body == POISON
+
+
+def end_at_last(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
 
 
 def test_a_file_that_cannot_be_shared_ends_the_command(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from ..client.handshake import name_place
@@ -34,7 +35,25 @@ def check_time(deadline: float | None) -> None:
 
 
 class ConnectingTurn:
-    """Which thread connects a proxy.
+    """Which thread connects a proxy. One that does so during a fork stays in the parent: the child begins anew."""
+
+    def __init__(self) -> None:
+        self._turns: dict[int, _Turn] = {}
+        """By process."""
+
+    def taken(self, deadline: float | None) -> AbstractContextManager[None]:
+        """Have the turn. Who has it already may ask for it again, as the hooks of a proxy do.
+
+        Raises:
+            TimeoutError: another thread was still connecting at the deadline (outcome NotSent).
+        """
+        process = os.getpid()
+        turn = self._turns.get(process) or self._turns.setdefault(process, _Turn())
+        return turn.taken(deadline)
+
+
+class _Turn:
+    """The turn in one process.
 
     It is a name that is written down, not a lock that is held: an interrupt between two steps leaves nothing locked.
     """
@@ -47,11 +66,7 @@ class ConnectingTurn:
 
     @contextmanager
     def taken(self, deadline: float | None) -> Iterator[None]:
-        """Have the turn. Who has it already may ask for it again, as the hooks of a proxy do.
-
-        Raises:
-            TimeoutError: another thread was still connecting at the deadline (outcome NotSent).
-        """
+        """See `ConnectingTurn.taken`."""
         me = threading.get_ident()
         if self._thread == me:
             yield

@@ -123,6 +123,8 @@ class Daemon(trio_daemon.Daemon):
         self.streams = StreamTable(self.pool, settings.stream_linger_s, settings.stream_lifetime_s)
         self._connected = connected_socket
         self._in_one_thread = config.SERVERTYPE == "multiplex" and connected_socket is None
+        self._looping: int | None = None
+        """The thread in `requestLoop`, if that is the one in which plain methods run."""
         self._combined: list[Combinable] = []
         self._stop: trio.Event | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -241,6 +243,7 @@ class Daemon(trio_daemon.Daemon):
     def _loop_in_this_thread(self, condition: Callable[[], bool] | None) -> None:
         """Be the program's own loop, for this daemon and those combined with it."""
         others = [other for other in self._combined if isinstance(other, Daemon)]
+        self._looping = threading.get_ident()
         loop = self._own_loop([other for other in self._combined if not isinstance(other, Daemon)])
         try:
             with selectors.DefaultSelector() as selector:
@@ -257,6 +260,7 @@ class Daemon(trio_daemon.Daemon):
         finally:
             for daemon in (self, *others):
                 daemon._end_own_loop()
+            self._looping = None
 
     def _await_next_loop(self) -> None:
         """The condition has ended this one: until the next, new clients wait as they do in Pyro."""
@@ -273,12 +277,14 @@ class Daemon(trio_daemon.Daemon):
         return loop
 
     def _end_own_loop(self) -> None:
+        """Run what is still due in this thread, unless another one is in `requestLoop`: then that one does."""
         loop = self.pool.own_loop
         if loop is not None:
             self.shutdown()
-            loop.join()
-            self.pool.own_loop = None
-            self._stopped = False
+            if self._looping in (None, threading.get_ident()):
+                loop.join()
+                self.pool.own_loop = None
+                self._stopped = False
 
     @property
     def sockets(self) -> list[socket.socket]:
@@ -293,8 +299,9 @@ class Daemon(trio_daemon.Daemon):
 
     def events(self, eventsockets: Sequence[Any]) -> None:
         """Run the methods that were called, in this thread."""
-        if self.pool.own_loop is not None:
-            self.pool.own_loop.turn()
+        loop = self.pool.own_loop
+        if loop is not None:
+            loop.turn()
         for other in self._combined:
             other.events(eventsockets)
 
@@ -315,24 +322,23 @@ class Daemon(trio_daemon.Daemon):
         """Returns whether it was `shutdown` that ended it."""
         stop = trio.Event()
         self.draining = False
-        async with self:
-            with self._guard:
-                self._stop, self._token = stop, trio.lowlevel.current_trio_token()
-                if self._stopped:
-                    stop.set()
-            try:
-                async with trio.open_nursery() as nursery:
-                    for other in beside:
-                        nursery.start_soon(other.serve_beside)
-                    if type(self).housekeeping is not Daemon.housekeeping:
-                        nursery.start_soon(self._keep_house)
-                    await self._wait_for_stop(stop, condition)
-                    nursery.cancel_scope.cancel()
-            finally:
-                with self._guard:
-                    self._stop = self._token = None
-                    self._stopped = False
-        return stop.is_set()
+        with self._guard:
+            self._stop, self._token = stop, trio.lowlevel.current_trio_token()
+            if self._stopped:
+                stop.set()
+        try:
+            async with self, trio.open_nursery() as nursery:
+                for other in beside:
+                    nursery.start_soon(other.serve_beside)
+                if type(self).housekeeping is not Daemon.housekeeping:
+                    nursery.start_soon(self._keep_house)
+                await self._wait_for_stop(stop, condition)
+                nursery.cancel_scope.cancel()
+        finally:
+            with self._guard:  # not before everything is closed: another thread must leave that alone
+                self._stop = self._token = None
+                stopped, self._stopped = self._stopped, False
+        return stopped
 
     @staticmethod
     async def _wait_for_stop(stop: trio.Event, condition: Callable[[], bool] | None) -> None:

@@ -13,6 +13,7 @@ from .connect import BlockingSocket
 from .tls import BlockingTls
 
 RECEIVE_BYTES: Final = 64 * 1024
+_NONE_YET: Final = bytearray()
 
 
 class Intake:
@@ -37,11 +38,19 @@ class Intake:
         self.decoder = decoder
         self._take = take
         self._fail = fail
-        self._buffer = bytearray(RECEIVE_BYTES)
+        self._buffer = _NONE_YET
         """The first byte is 0 while no received bytes can be on their way from the socket to their waiter."""
-        self._view = memoryview(self._buffer)
         self._lossy = int(isinstance(sock, BlockingTls))
         """Whether an interrupt can lose bytes in the middle of receiving."""
+
+    def _take_buffer(self) -> bytearray:
+        """Made when something is waited for: the memory costs a short connection more than all else of it."""
+        self._buffer = buffer = bytearray(RECEIVE_BYTES)
+        return buffer
+
+    def over(self) -> None:
+        """The connection was closed. Whoever is receiving at the moment keeps the buffer until that fails."""
+        self._buffer = _NONE_YET
 
     def receive(self) -> None:
         """Wait for bytes, and hand over every message that is complete with them.
@@ -51,15 +60,15 @@ class Intake:
             ConnectionClosedError, OSError: the connection is at its end.
             ProtocolError: what came is not the protocol, or must not come now.
         """
-        decoder, buffer = self.decoder, self._buffer
+        decoder, buffer = self.decoder, self._buffer or self._take_buffer()
         try:
             place = None if decoder.collected is None else decoder.wanted_buffer()
             if place is None:
                 buffer[0] = 0
-                self._hand_on(self._sock.recv_into(buffer))
+                self._hand_on(buffer, self._sock.recv_into(buffer))
             else:
-                count = self._receive_into(place)
-                self._take_all(decoder.next_event(), count)
+                count = self._receive_into(place, buffer)
+                self._take_all(decoder.next_event(), count, buffer)
         except BaseException as error:
             if buffer[0]:
                 self._fail(error)
@@ -71,7 +80,7 @@ class Intake:
         Args:
             answered: is called with ``seq`` before.
         """
-        decoder, buffer = self.decoder, self._buffer
+        decoder, buffer = self.decoder, self._buffer or self._take_buffer()
         if decoder.data or decoder.collected is not None:  # the end of something that began earlier comes first
             return None
         body = None
@@ -79,11 +88,11 @@ class Intake:
             buffer[0] = 0
             count = self._sock.recv_into(buffer)
             if calls.is_answer(buffer, count, seq):
-                body = self._view[HEAD_SIZE:count].tobytes()
+                body = memoryview(buffer)[HEAD_SIZE:count].tobytes()
                 answered(seq)
                 buffer[0] = 0
             else:
-                self._hand_on(count)
+                self._hand_on(buffer, count)
         except BaseException as error:
             if buffer[0]:
                 self._fail(error)
@@ -106,12 +115,12 @@ class Intake:
         assert type(event) is Message, "a client's decoder collects everything"
         return event
 
-    def _hand_on(self, count: int) -> None:
-        self._take_all(self.decoder.take(self._view[:count].tobytes()), count)
+    def _hand_on(self, buffer: bytearray, count: int) -> None:
+        self._take_all(self.decoder.take(memoryview(buffer)[:count].tobytes()), count, buffer)
 
-    def _receive_into(self, place: memoryview) -> int:
+    def _receive_into(self, place: memoryview, buffer: bytearray) -> int:
         """Take in a part of a large body. What came is kept although an interrupt comes right after it."""
-        buffer, decoder = self._buffer, self.decoder
+        decoder = self.decoder
         buffer[0] = self._lossy
         counts: list[int] = []
         try:
@@ -121,12 +130,12 @@ class Intake:
             if counts:
                 buffer[0] = 1
                 decoder.received(counts[0])
-                self._take_all(decoder.next_event(), counts[0])
+                self._take_all(decoder.next_event(), counts[0], buffer)
             raise
         decoder.received(counts[0])
         return counts[0]
 
-    def _take_all(self, event: object, count: int) -> None:
+    def _take_all(self, event: object, count: int, buffer: bytearray) -> None:
         """Hand over every message that is complete with ``count`` bytes more."""
         decoder = self.decoder
         if not count:
@@ -136,4 +145,4 @@ class Intake:
             assert type(event) is Message, "a client's decoder collects everything"
             self._take(event)
             event = decoder.next_event() if decoder.data else None
-        self._buffer[0] = 0
+        buffer[0] = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -42,6 +43,7 @@ from ..wire.session import IN_PIECES, ClientSession, alive
 from ..wire.v502 import V502
 from .background import Offers
 from .connect import BlockingSocket
+from .duty import ReadingDuty
 from .large import LargeMessages
 from .reading import Reading
 from .sending import CANCEL_GRACE_S, Sending
@@ -343,11 +345,18 @@ class BlockingLink:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
+        self.reading.over()
 
     def forsake(self) -> None:
-        """Give the connection to the parent after a fork: two processes cannot share it."""
+        """Give the connection to the parent after a fork: two processes cannot share it.
+
+        Threads that were using it stay there, too, with what they had locked.
+        """
         self.closed = self.forsaken = True
-        if not self.lent:
+        self.sending.lock, self._turn, self.reading.duty = threading.Lock(), CallTurn(self), ReadingDuty()
+        if isinstance(self.sock, BlockingTls):
+            self.sock.forsake()
+        elif not self.lent:
             self.sock.close()
 
 

@@ -5,6 +5,7 @@ The connections are looked after in a thread; whatever is the program's code wai
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import socket
@@ -61,13 +62,15 @@ class OwnLoop:
             pass  # it rings already
 
     def turn(self) -> None:
-        """Run what is due, in this thread."""
-        try:
+        """Run what is due, in this thread. Nothing happens when another thread has ended the loop."""
+        with contextlib.suppress(OSError):  # nothing rings, or it is closed
             self.sock.recv(4096)
-        except BlockingIOError:
-            pass
         for _ in range(len(self._due)):
-            self._due.popleft()()
+            try:
+                run = self._due.popleft()
+            except IndexError:  # another thread ends the loop, and runs what is still due
+                return
+            run()
 
     def join(self) -> None:
         """Wait for the daemon's thread, running what it still wants run."""

@@ -59,6 +59,10 @@ class Reading:
         self._unanswered = 0
         """Questions in a row to which nothing came."""
 
+    def over(self) -> None:
+        """The connection was closed."""
+        self._intake.over()
+
     # --- waiting for an answer ---------------------------------------------------------------------------------
 
     def wait(self, waiter: Waiter, seq: int, deadline: float | None) -> Message:

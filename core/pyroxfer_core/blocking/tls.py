@@ -133,7 +133,12 @@ class BlockingTls:
             self._tls.shutdown(how)
 
     def close(self) -> None:
-        """Close without a goodbye: after a fork the connection goes on in the parent."""
+        """Close without a goodbye."""
+        self._tls.drop()
+
+    def forsake(self) -> None:
+        """Close after a fork: the connection, and who was using it, go on in the parent."""
+        self._using = threading.Lock()
         self._tls.drop()
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
-from ..errors import AuthenticationError, CommunicationError, Outcome, ProtocolError
+from ..errors import AuthenticationError, CommunicationError, Outcome, ProtocolError, PyroError
 from ..objects.expose import Metadata
-from ..serializers.base import Serializer
+from ..serializers.base import Serializer, SerializerContext
+from ..serializers.classes import CLASS_MARK
 from ..serializers.factory import make_serializer
-from ..settings import Settings
+from ..settings import SAFE_SERIALIZERS, Settings
 from ..wire.features import STOCK, Grant
 from ..wire.message import Body, Flags, Message, MessageType
 from ..wire.proof import AUTH_KEY, is_denial
 from ..wire.session import ClientSession
 from .calls import CallOptions, deflated, plain_body
+
+USUAL_BYTES: Final = 4096
+"""Of an answer to CONNECT that is likely to come again."""
 
 
 def connect_message(
@@ -61,6 +66,11 @@ def read_welcome(message: Message, version: int, location: str, settings: Settin
         SerializeError, ProtocolError: the answer cannot be read.
     """
     body = plain_body(message, settings.max_message_bytes)
+    told = message.type == MessageType.CONNECTOK and (version == 502 or message.flags & Flags.META_ON_CONNECT != 0)
+    if told and type(body) is bytes and len(body) <= USUAL_BYTES and message.serializer in SAFE_SERIALIZERS:
+        usual = _usual_welcome(message.serializer, version, body)
+        if usual is not None:
+            return usual
     same = message.serializer == hello.name
     reader = hello if same else make_serializer(message.serializer, hello.context)
     value = reader.loads(body)
@@ -68,11 +78,24 @@ def read_welcome(message: Message, version: int, location: str, settings: Settin
         if is_denial(message.annotations.get(AUTH_KEY)):
             raise AuthenticationError(f"{location} refused this side: {value}")
         raise CommunicationError(f"connection to {location} rejected: {value}", outcome=Outcome.NOT_SENT)
-    if version == 48 and not message.flags & Flags.META_ON_CONNECT:
+    if not told:
         return Welcome(value, None)
     if not isinstance(value, dict) or "handshake" not in value or not isinstance(value.get("meta"), dict):
         raise ProtocolError(f"{location} answered the handshake with something that is not one")
     return Welcome(value["handshake"], read_metadata(value["meta"]))
+
+
+@lru_cache(maxsize=64)
+def _usual_welcome(name: str, version: int, body: bytes) -> Welcome | None:
+    """What most connections are answered with, read once; None for what belongs to one connection, or is wrong."""
+    if CLASS_MARK in body:
+        return None
+    try:
+        value = make_serializer(name, SerializerContext(version)).loads(body)
+        usual = isinstance(value, dict) and isinstance(value["handshake"], str) and isinstance(value["meta"], dict)
+        return Welcome(value["handshake"], read_metadata(value["meta"])) if usual else None
+    except (PyroError, LookupError):
+        return None
 
 
 def read_metadata(meta: Mapping[str, Any]) -> Metadata:

@@ -135,6 +135,7 @@ async def supervise(
     *,
     reload: bool = True,
     command: Sequence[str] | None = None,
+    before: Callable[[Path], object] = lambda folder: None,
     beside: Callable[[Path, Supervisor], Awaitable[None]] | None = None,
     heard: Callable[[int], object] = lambda number: None,
 ) -> int:
@@ -146,6 +147,7 @@ async def supervise(
         count: how many.
         reload: they know what to do at SIGHUP, and get it.
         command: what to start; by default what this process was started with.
+        before: called with the shared folder before the first of them starts.
         beside: called with the shared folder and the supervisor once the workers serve; cancelled when all have
             ended. Its error ends the workers.
         heard: called with each signal that was passed on.
@@ -157,6 +159,7 @@ async def supervise(
         CommunicationError: the folder for temporary files has too long a path.
     """
     with shared_folder() as folder:
+        before(folder)
         launcher = Launcher(command or own_command(), count, listeners, folder)
 
         def close_listeners() -> None:

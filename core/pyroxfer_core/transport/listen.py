@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import errno
 import logging
 import socket
@@ -18,6 +19,7 @@ from ..wire.preamble import PREAMBLE_SIZE, parse_preamble, sniff
 from .connection import Connection
 from .crowd import Crowd, host_of
 from .faults import part
+from .resume import resumed
 from .side import SideStreamHandler, side_stream_on
 from .sockets import StreamSocket, peer_text, set_options
 from .tls import TlsSocket, start_tls
@@ -46,6 +48,8 @@ ConnectionHandler = Callable[[Connection], Awaitable[None]]
 
 _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 FIRST_BYTES: Final = 64 * 1024
+ACCEPTS_IN_A_ROW: Final = 16
+"""Connections that need no wait before others of the loop get a turn."""
 _PAUSE_S: Final = 0.1
 """Pause after running out of descriptors, as other trio servers do."""
 
@@ -59,7 +63,10 @@ async def serve_connections(
     collect: int | None = None,
     share: Share | None = None,
 ) -> None:
-    """Accept until cancelled; each connection has a task of its own until its handler returns.
+    """Accept until cancelled.
+
+    Who has said already what the handler waits for is handled by the task that accepts; any other connection has a
+    task of its own until its handler returns.
 
     Args:
         listeners: listening sockets, non-blocking. They stay open: who made them closes them, which ends accepting
@@ -95,29 +102,47 @@ class _Door:
         self._half_open = _HalfOpen(settings.max_half_open)
         self._crowd = Crowd(settings)
         self._share = share
+        self._context = contextvars.copy_context()
 
     async def accept_from_all(self, listeners: Sequence[socket.socket], nursery: trio.Nursery) -> None:
         """Until the listeners are closed; connections live on in the nursery."""
+        closed = [trio.Event() for _ in listeners]
         try:
-            async with trio.open_nursery() as accepting:
-                for listener in listeners:
-                    accepting.start_soon(self._accept_from, listener, nursery)
+            for listener, event in zip(listeners, closed, strict=True):
+                nursery.start_soon(self._accept_from, listener, event, nursery)
+            for event in closed:
+                await event.wait()
         finally:
             if self._share is not None:
                 self._share.over()
 
-    async def _accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+    async def _accept_from(self, listener: socket.socket, closed: trio.Event, nursery: trio.Nursery) -> None:
+        """Accept until a connection has to be waited for: its task is this one from then on, and another accepts."""
+        in_a_row = 0
         while True:
             try:
                 self._permits.acquire_nowait()
             except trio.WouldBlock:
                 await self._permits.acquire()
+            if in_a_row == ACCEPTS_IN_A_ROW:
+                in_a_row = 0
+                await trio.lowlevel.checkpoint()
+            in_a_row += 1
             sock = await _accept(listener, self._share)
             if sock is None:
+                closed.set()
                 return
             if self._share is not None:
                 self._share.entered()
-            nursery.start_soon(self._serve, sock)
+            serving, context = self._serve(sock), self._context.copy()
+            try:
+                request = context.run(serving.send, None)
+            except StopIteration:
+                continue
+            self._context.run(nursery.start_soon, self._accept_from, listener, closed, nursery)
+            trio.lowlevel.current_task().context = context
+            await resumed(serving, request)
+            return
 
     async def _serve(self, sock: socket.socket) -> None:
         host = host_of(sock)

@@ -160,9 +160,11 @@ class Follower:
     def some_are(self, entries: Mapping[str, Entry | None]) -> None:
         """What changed: entries as they are now, None for those that are gone."""
         self.is_well()
-        for name, entry in entries.items():
-            self._take(name, () if entry is None else self.addresses(name, entry))
-        self._count()
+        taken = [
+            self._take(name, () if entry is None else self.addresses(name, entry)) for name, entry in entries.items()
+        ]
+        if any(taken):  # a registry tells of all its names, and counting looks at every backend
+            self._count()
 
     def is_well(self) -> None:
         """The registry answers. One that was away is not believed at once that something is gone."""
@@ -205,18 +207,19 @@ class Follower:
                     self._read(name)
                 self._count()
 
-    def _take(self, name: str, addresses: tuple[Address, ...]) -> None:
-        """What the registry says of a name."""
+    def _take(self, name: str, addresses: tuple[Address, ...]) -> bool:
+        """What the registry says of a name. Whether that is news."""
         there = {address.uri for address in addresses}
         self._unsure.difference_update((name, uri) for uri in there)
         known = self._said.get(name, ())
         if addresses == known:
-            return
+            return False
         gone = [address for address in (*known, *self._missing.get(name, ())) if address.uri not in there]
         _set(self._missing, name, tuple(address for address in gone if (name, address.uri) in self._unsure))
         if not addresses or name in self._said or len(self._said) < MAX_ENTRIES:
             _set(self._said, name, addresses)
         self._read(name)
+        return True
 
     def _read(self, name: str) -> None:
         """See what can be used of a name."""

@@ -60,7 +60,7 @@ def _line(answer: Answer) -> str:
 @config_option
 @json_option
 def status(path: Path, as_json: bool) -> None:
-    """Services, backends and clients, as of now."""
+    """Show services, backends and clients, as of now."""
 
     def tell() -> None:
         for answer in _ask(path, "status"):
@@ -75,7 +75,7 @@ def status(path: Path, as_json: bool) -> None:
 @click.option("-n", "count", type=click.IntRange(1), help="End after so many looks.")
 @click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds.")
 def top(path: Path, as_json: bool, count: int | None, interval: float) -> None:
-    """The same again and again, with calls a second and how long they take."""
+    """Show the status again and again, with calls a second and how long they take."""
     or_exit(lambda: _top(path, as_json, count, interval))
 
 

@@ -100,6 +100,19 @@ async def test_what_the_registry_says_counts_at_once(autojump_clock: MockClock) 
         assert play.found == []
 
 
+async def test_names_that_nobody_asked_for_change_nothing(autojump_clock: MockClock) -> None:
+    """A registry may tell of a hundred thousand others; each of its changes would be a look at every backend."""
+    async with playing(name="a") as play:
+        await play.all_are(a=entry(ONE), b=entry(TWO))
+        changes = play.changes
+        await play.some_are(b=entry(THREE), c=None)
+        await play.some_are(a=entry(ONE))
+        assert play.changes == changes
+        await play.some_are(b=None, a=entry(ONE, TWO))
+        assert play.found == [ONE, TWO]
+        assert play.changes == changes + 1
+
+
 async def test_a_lost_registry_takes_nothing_away(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -556,6 +556,13 @@ def test_arguments_follow_cp() -> None:
     assert sources_and_destination(("a", "b"), "t") == (("a", "b"), "t")
 
 
+@pytest.mark.parametrize("words", [["--help"], ["nsc", "--help"], ["config", "--help"]], ids=" ".join)
+def test_the_help_tells_of_every_command_in_a_whole_sentence(words: list[str]) -> None:
+    shown = CliRunner().invoke(main, words).output
+    assert "Commands:" in shown
+    assert "..." not in shown.partition("Commands:")[2]
+
+
 def test_every_command_of_the_table_can_be_used() -> None:
     context = click.Context(main)
     assert isinstance(main, click.Group)

@@ -29,12 +29,19 @@ MARKS: Final = {Verdict.OK: "ok      ", Verdict.WARNING: "WARNING ", Verdict.PRO
 @click.option(
     "-n",
     "--host",
+    metavar="HOST",
     envvar=NS_HOST_VARIABLES,
     show_envvar=True,
     help="Host of the name server, where ADDRESS has none.",
 )
 @click.option(
-    "-p", "--port", envvar=NS_PORT_VARIABLES, show_envvar=True, type=click.IntRange(1, 65535), help="Its port."
+    "-p",
+    "--port",
+    metavar="PORT",
+    envvar=NS_PORT_VARIABLES,
+    show_envvar=True,
+    type=click.IntRange(1, 65535),
+    help="Its port.",
 )
 @click.option("--json", is_flag=True, help="One line of JSON for each finding.")
 @click.option(

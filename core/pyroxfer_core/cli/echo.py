@@ -114,8 +114,18 @@ class EchoServer:
 
 
 @click.command()
-@click.option("-H", "--host", default="localhost", show_default=True, help="Host name or address to listen on.")
-@click.option("-p", "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="0 is any free one.")
+@click.option(
+    "-H", "--host", metavar="HOST", default="localhost", show_default=True, help="Host name or address to listen on."
+)
+@click.option(
+    "-p",
+    "--port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    help="0 is any free one.",
+)
 @click.option("-u", "--unixsocket", metavar="PATH", help="Listen on this unix socket instead.")
 @click.option("-n", "--naming", is_flag=True, help="Register in the name server.")
 @click.option("-N", "--nameserver", is_flag=True, help="Run a name server as well (at --ns), and register in it.")

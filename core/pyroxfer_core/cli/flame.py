@@ -13,8 +13,18 @@ from ._run import ExitCode, Failure, fail
 
 
 @click.command()
-@click.option("-H", "--host", default="localhost", show_default=True, help="Host name or address to listen on.")
-@click.option("-p", "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="0 is any free one.")
+@click.option(
+    "-H", "--host", metavar="HOST", default="localhost", show_default=True, help="Host name or address to listen on."
+)
+@click.option(
+    "-p",
+    "--port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    help="0 is any free one.",
+)
 @click.option("-u", "--unixsocket", metavar="PATH", help="Listen on this unix socket instead.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
 def flame(host: str, port: int, unixsocket: str | None, quiet: bool) -> None:

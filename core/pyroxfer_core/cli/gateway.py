@@ -48,9 +48,17 @@ class Wanted:
 
 
 @click.command()
-@click.option("-H", "--host", default="localhost", show_default=True, help="Host name or address to listen on.")
 @click.option(
-    "-p", "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port (0: any free one)."
+    "-H", "--host", metavar="HOST", default="localhost", show_default=True, help="Host name or address to listen on."
+)
+@click.option(
+    "-p",
+    "--port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port (0: any free one).",
 )
 @click.option(
     "-e",

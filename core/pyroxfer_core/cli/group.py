@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from ..logs import printable
 
+WHOLE: Final = 200
+"""Characters of a command's line in the help: a first sentence of ours is never longer."""
+
 
 class CommandGroup(click.Group):
-    """A group of commands that ends with one line and exit code 1 where an output, of help, too, cannot be written.
-    A pipe that nobody reads is left to click."""
+    """A group of commands that tells of each in a whole sentence, and ends with one line and exit code 1 where an
+    output, of help, too, cannot be written. A pipe that nobody reads is left to click."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """As click does it."""
@@ -24,6 +27,14 @@ class CommandGroup(click.Group):
             sys.exit(1)
         finally:
             _forget_what_cannot_be_written()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click does it, without cutting sentences off."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, command.get_short_help_str(WHOLE)) for name, command in commands if command is not None]
+            )
 
 
 def _forget_what_cannot_be_written() -> None:

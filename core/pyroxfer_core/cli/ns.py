@@ -42,8 +42,18 @@ _PORT = click.IntRange(0, 65535)
 
 
 @click.command()
-@click.option("-n", "--host", default="localhost", show_default=True, help="Host name or address to listen on.")
-@click.option("-p", "--port", type=_PORT, default=NS_PORT, show_default=True, help="Port to listen on (0: any free).")
+@click.option(
+    "-n", "--host", metavar="HOST", default="localhost", show_default=True, help="Host name or address to listen on."
+)
+@click.option(
+    "-p",
+    "--port",
+    metavar="PORT",
+    type=_PORT,
+    default=NS_PORT,
+    show_default=True,
+    help="Port to listen on (0: any free).",
+)
 @click.option("-u", "--unixsocket", metavar="PATH", help="Listen on this unix socket instead.")
 @click.option(
     "-s",
@@ -53,9 +63,9 @@ _PORT = click.IntRange(0, 65535)
 )
 @click.option("-x", "--nobc", is_flag=True, help="Do not answer broadcasts.")
 @click.option("--bchost", default="", metavar="HOST", help="Address to listen on for broadcasts (default: all).")
-@click.option("--bcport", type=_PORT, help="UDP port for broadcasts (0: any free).  [default: 9091]")
-@click.option("--nathost", help="Host name or address that clients outside of a NAT use.")
-@click.option("--natport", type=_PORT, help="Port that they use (0: the same as inside).")
+@click.option("--bcport", metavar="PORT", type=_PORT, help="UDP port for broadcasts (0: any free).  [default: 9091]")
+@click.option("--nathost", metavar="HOST", help="Host name or address that clients outside of a NAT use.")
+@click.option("--natport", metavar="PORT", type=_PORT, help="Port that they use (0: the same as inside).")
 @click.option("--allow-loopback", is_flag=True, help="Let other machines register loopback addresses.")
 @click.option(
     "--autoclean",

@@ -21,6 +21,7 @@ from ..settings import Settings
 from ._run import Failure, exit_code_of, printable, run
 from ._watch import Watch
 from .access import ClientAccess, client_options
+from .group import CommandGroup
 from .place import NS_HOST_VARIABLES, NS_PORT_VARIABLES
 
 
@@ -83,19 +84,27 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Pyro's options and ``--json``; they may stand on either side of the command's name."""
     option = partial(click.option, callback=_keep, expose_value=False)
     port, port_help = click.IntRange(1, 65535), "Port of the name server (or of the broadcast, without a host)."
-    for decorate in (
-        *client_options(option),
-        option("--json", is_flag=True, help="Answer as one line of JSON."),
-        option("-v", "--verbose", is_flag=True, help="Say what is done."),
+    options = (
+        option(
+            "-n",
+            "--host",
+            metavar="HOST",
+            envvar=NS_HOST_VARIABLES,
+            show_envvar=True,
+            help="Host of the name server.",
+        ),
+        option("-p", "--port", metavar="PORT", envvar=NS_PORT_VARIABLES, show_envvar=True, type=port, help=port_help),
         option("-u", "--unixsocket", metavar="PATH", help="Unix socket of the name server, instead."),
-        option("-p", "--port", envvar=NS_PORT_VARIABLES, show_envvar=True, type=port, help=port_help),
-        option("-n", "--host", envvar=NS_HOST_VARIABLES, show_envvar=True, help="Host of the name server."),
-    ):
+        option("-v", "--verbose", is_flag=True, help="Say what is done."),
+        option("--json", is_flag=True, help="Answer as one line of JSON."),
+        *client_options(option),
+    )
+    for decorate in reversed(options):
         command = decorate(command)
     return command
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 @_with_options
 @click.pass_context
 def nsc(context: click.Context) -> None:

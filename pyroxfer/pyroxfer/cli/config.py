@@ -10,6 +10,8 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
+from pyroxfer_core.cli import CommandGroup
+
 from .configured import Configured, commands_of, options_of
 
 HIDDEN: Final = "(hidden)"
@@ -25,7 +27,7 @@ class Setting:
     origin: str
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def config() -> None:
     """Show or check the configuration.
 

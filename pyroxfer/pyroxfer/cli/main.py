@@ -24,7 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "get": ("pyroxfer.cli.get:get", "Fetch files and folders from a file server."),
     "ls": ("pyroxfer.cli.look:ls", "List what is in a folder of a file server."),
     "stat": ("pyroxfer.cli.look:stat", "Show what a file server says about one path."),
-    "rm": ("pyroxfer.cli.look:rm", "Remove a file or an empty folder on a file server."),
+    "rm": ("pyroxfer.cli.look:rm", "Remove files or empty folders on a file server."),
     "up": ("pyroxfer.cli.up:up", "Run name server, file service and dispatcher from one file."),
     "ns": ("pyroxfer_core.cli.ns:ns", "Run a name server."),
     "nsc": ("pyroxfer_core.cli.nsc:nsc", "Ask or change a name server."),
@@ -122,10 +122,15 @@ def _configure(ctx: click.Context, _: click.Parameter, path: str | None) -> None
 @click.option("--server", metavar="ADDRESS", help="Where `send` goes when no target is named.")
 @click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), help="Write a log of this level.")
 @click.option("--log-file", metavar="FILE", help="Append the log to this file, not to standard error.")
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
-)
 @click.option("--log-wire", is_flag=True, help="Log the header of every message (with --log-level debug).")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def main(
     server: str | None, log_level: str | None, log_file: str | None, log_wire: bool
 ) -> None:  # `send` asks for the server

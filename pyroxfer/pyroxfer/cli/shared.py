@@ -74,17 +74,25 @@ def transfer_options(command: F) -> F:
     """The options of ``send`` and ``get``."""
     for option in reversed(
         [
-            click.option("--channel", type=click.Choice(CHOICES), default=AUTO, help="How to move the bytes."),
+            click.option(
+                "--channel",
+                type=click.Choice(CHOICES),
+                default=AUTO,
+                show_default=True,
+                help="How to move the bytes.",
+            ),
             click.option(
                 "--if-exists",
                 type=click.Choice(IF_EXISTS),
                 default="fail",
+                show_default=True,
                 help="When other contents have the name. Equal contents are success always.",
             ),
             click.option(
                 "--durability",
                 type=click.Choice(DURABILITIES),
                 default="data",
+                show_default=True,
                 help="What must be flushed to the disk before a file counts as committed.",
             ),
             click.option(

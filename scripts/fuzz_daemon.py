@@ -18,8 +18,10 @@ from random import Random
 import trio
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(Path(__file__).resolve().parent / "sharedlib"))
 
 from doubles import damaged_session, raw_client
+from numbers_wanted import at_least
 
 from pyroxfer_core import Daemon, Proxy, Settings, expose
 
@@ -73,7 +75,7 @@ async def campaign(count: int, seed: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=10_000, help="sessions to run")
+    parser.add_argument("--count", type=at_least(int, 1), default=10_000, help="sessions to run")
     parser.add_argument("--seed", type=int, default=1, help="where the damage comes from")
     options = parser.parse_args()
     found = trio.run(campaign, options.count, options.seed)

@@ -20,6 +20,9 @@ from pathlib import Path
 
 import trio
 
+sys.path.append(str(Path(__file__).parent / "sharedlib"))
+from numbers_wanted import at_least
+
 from pyroxfer_core import Daemon, Proxy, Settings, expose
 from pyroxfer_core.wire import Decoder, Message, MessageType, codec_for
 from pyroxfer_core.wire.features import Feature
@@ -138,7 +141,7 @@ def campaign(count: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=int, default=10_000, help="connections to hold")
+    parser.add_argument("--count", type=at_least(int, 1), default=10_000, help="connections to hold")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:

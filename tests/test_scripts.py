@@ -62,5 +62,29 @@ def test_wrong_arguments_are_refused_at_once(scripts: Path, name: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+TOO_FEW = [
+    ("bench", "--repetitions", "0"),
+    ("bench", "--seconds", "nan"),
+    ("cuts", "--count", "0"),
+    ("dispatch-kills", "--count", "-1"),
+    ("dispatch-memory", "--clients", "0"),
+    ("dispatch-memory", "--mib", "-256"),
+    ("faults", "--count", "0"),
+    ("rolling", "--count", "0"),
+    ("rolling", "--callers", "0"),
+    ("soak", "--minutes", "0"),
+    ("soak", "--minutes", "-1"),
+    ("swaps", "--count", "-5"),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), TOO_FEW)
+def test_a_number_that_leaves_nothing_to_do_is_refused(scripts: Path, name: str, option: str, value: str) -> None:
+    """A campaign of nothing would say that all is well."""
+    done = run(scripts, name, f"{option}={value}")
+    assert done.returncode == 2
+    assert f"{option}: {value} is not a number of at least " in done.stderr.splitlines()[-1]
+
+
 def test_every_script_is_looked_at() -> None:
     assert set(COMMANDS) == {*WRONG, "interop"}

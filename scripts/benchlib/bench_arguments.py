@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "sharedlib"))
+from numbers_wanted import at_least
 
 SUITES = ("rpc", "bulk", "others", "connections", "files", "dispatch", "ns", "gateway", "scale", "workers")
 REPETITIONS = 5
@@ -24,18 +27,6 @@ def parser() -> argparse.ArgumentParser:
         "--seconds", type=at_least(float, 0.1), help=f"of load in one repetition (default: {SECONDS:g})"
     )
     return parser
-
-
-def at_least(kind: Callable[[str], float], least: float) -> Callable[[str], Any]:
-    """A number for the command line, not below ``least``."""
-
-    def number(text: str) -> float:
-        value = kind(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"at least {least}")
-        return value
-
-    return number
 
 
 if __name__ == "__main__":

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "sharedlib"))
+from numbers_wanted import at_least
 
 WORKS = {
     "call": ("a small call: so many in flight, or the proxy that waits", ("1", "64", "blocking")),
@@ -21,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     for name, (what, ways) in WORKS.items():
         kind = kinds.add_parser(name, help=what, description=what)
         kind.add_argument("way", nargs="?", choices=ways, default=ways[0], help="(default: %(default)s)")
-        kind.add_argument("--seconds", type=float, default=2.0, help="of load (default: %(default)g)")
+        kind.add_argument("--seconds", type=at_least(float, 0.1), default=2.0, help="of load (default: %(default)g)")
         kind.add_argument("--save", type=Path, help="write the figures there")
         kind.add_argument("--against", type=Path, help="compare with figures that were saved")
     return parser

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "sharedlib"))
+from numbers_wanted import at_least
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./scripts/dispatch-kills", description="Nothing runs twice, whoever dies.")
-    parser.add_argument("--count", type=int, default=20_000, help="calls to make (default: %(default)s)")
+    parser.add_argument("--count", type=at_least(int, 1), default=20_000, help="calls to make (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="decides who is killed when (default: %(default)s)")
     return parser
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "sharedlib"))
+from numbers_wanted import at_least
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./scripts/soak", description="Mixed load with faults.")
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: %(default)g)")
+    parser.add_argument("--minutes", type=at_least(float, 0.01), default=60.0, help="how long (default: %(default)g)")
     parser.add_argument("--seed", type=int, default=1, help="what happens is drawn from it (default: %(default)s)")
     return parser
 

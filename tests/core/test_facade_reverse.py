@@ -15,6 +15,7 @@ from pyroxfer_core import Settings, behavior, expose, oneway
 from pyroxfer_core.blocking import Daemon, Proxy
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, TimeoutError
 from pyroxfer_core.wire.message import Message
+from pyroxfer_core.wire.session import alive
 
 
 @expose
@@ -317,3 +318,48 @@ def test_an_object_offered_while_another_thread_closes_the_connection_is_offered
             monkeypatch.setattr(link.sending, "serves", close_and_serve)
             assert proxy.call(listener, "told", 1) == 1
             assert proxy._pyroLink is not link
+
+
+def test_an_object_offered_on_a_connection_that_is_over_leaves_nobody_waiting() -> None:
+    """A call may be written while the connection ends: what would answer on it goes on as long as its daemon."""
+    with serving(Daemon()) as daemon, serving(Daemon()) as own:
+        listener = Listener()
+        own.register(listener)
+        earlier = {*threading.enumerate()}
+        with Proxy(daemon.register(Service(), "service"), background=True) as proxy:
+            proxy._pyroBind()
+            link = proxy._pyroLink
+            assert link is not None
+            assert link.offers is not None
+            (reader,) = (one for one in {*threading.enumerate()} - earlier if one.name == "pyroxfer reader")
+            link.close()
+            reader.join(WITHIN_S)
+            assert link.offers.offer(listener) is not None
+            assert proxy.call(listener, "told", 1) == 1
+            assert len(own.callees) == 1
+
+
+def test_a_message_aside_waits_for_nobody_who_began_to_send_at_that_moment() -> None:
+    """The thread that sends may wait for the peer, and the peer for the thread that reads, which says this."""
+
+    class TakenRightNow:
+        def locked(self) -> bool:
+            return False
+
+        def acquire(self, blocking: bool = True) -> bool:
+            assert not blocking, "it waits"
+            return False
+
+        def __enter__(self) -> None:
+            raise AssertionError("it waits")
+
+        def __exit__(self, *args: object) -> None: ...
+
+    with serving(Daemon()) as daemon, Proxy(daemon.register(Service(), "service"), background=True) as proxy:
+        proxy._pyroBind()
+        link = proxy._pyroLink
+        assert link is not None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(link.sending, "lock", TakenRightNow())
+            link.sending.aside(alive())
+        assert proxy.echo(1) == 1

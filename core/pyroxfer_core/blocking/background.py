@@ -146,6 +146,8 @@ class Offers:
         self._link = link
         self._lock = threading.Lock()
         self._background: BackgroundLink | None = None
+        self._over = False
+        """Nothing more comes on the link."""
 
     def offer(self, value: object) -> ProxyState | None:
         """What stands for an object of a daemon of this process, which may be called over this link from now on.
@@ -156,7 +158,7 @@ class Offers:
         if state is not None:
             daemon = value._pyroDaemon  # type: ignore[attr-defined]  # of our own making: `served_as` asked it
             with self._lock:
-                home = None if daemon.is_guarded else daemon.home
+                home = None if daemon.is_guarded or self._over else daemon.home
                 if home is not None and (self._background is None or self._background.callee.over):
                     self._background = BackgroundLink(self._link, daemon, home)
                     with contextlib.suppress(
@@ -180,9 +182,11 @@ class Offers:
         self._background.put(message)
 
     def end(self) -> None:
-        """Nothing more will come."""
-        if self._background is not None:
-            self._background.end()
+        """Nothing more will come: what is offered from now on would be waited for in vain."""
+        with self._lock:
+            self._over = True
+            if self._background is not None:
+                self._background.end()
 
 
 def read_in_background(link: BlockingLink) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from facade_doubles import WITHIN_S, StockServer, plain_answer, serving
 
 from pyroxfer_core import Settings, behavior, expose, oneway
 from pyroxfer_core.blocking import Daemon, Proxy
+from pyroxfer_core.blocking.waiting import Waiter
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, TimeoutError
 from pyroxfer_core.wire.message import Message
 from pyroxfer_core.wire.session import alive
@@ -363,3 +365,35 @@ def test_a_message_aside_waits_for_nobody_who_began_to_send_at_that_moment() -> 
             patch.setattr(link.sending, "lock", TakenRightNow())
             link.sending.aside(alive())
         assert proxy.echo(1) == 1
+
+
+def test_calls_that_begin_while_a_connection_is_closed_do_not_disturb_that() -> None:
+    """Collecting garbage lets other threads go on in the middle of it."""
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            if len(begun) < 500:
+                begun.append(Waiter())
+                pending[10_000 + len(begun)] = begun[-1]
+                Garbage()
+
+    begun: list[Waiter] = []
+    with serving(Daemon()) as daemon, Proxy(daemon.register(Service(), "service")) as proxy:
+        proxy._pyroBind()
+        link = proxy._pyroLink
+        assert link is not None
+        waiting = [Waiter() for _ in range(5_000)]
+        pending = link.session.pending
+        pending.update(enumerate(waiting, 1_000))
+        thresholds = gc.get_threshold()
+        Garbage()
+        gc.set_threshold(1, 1_000_000)
+        try:
+            link.close()
+        finally:
+            gc.set_threshold(*thresholds)
+        assert begun
+        assert all(waiter.error for waiter in waiting)

@@ -328,7 +328,8 @@ class BlockingLink:
         """Close. Calls in flight in other threads end with this error, and what is certain about each."""
         self._close_socket()
         session = self.session
-        unread = {waiter for seq, waiter in list(session.pending.items()) if session.is_unread(seq)}
+        # a list of the keys makes nothing that could collect garbage, and let other threads go on, on its way
+        unread = {session.pending.get(seq) for seq in list(session.pending) if session.is_unread(seq)}
         for waiter in (*session.drop_pending(), *self.readers.waiting.values()):
             outcome = Outcome.EXECUTED if waiter.answered else Outcome.UNKNOWN
             waiter.error = copy_for(error, Outcome.NOT_SENT if waiter in unread else outcome)

@@ -114,7 +114,8 @@ class Watchdog:
 @contextlib.contextmanager
 def _no_collecting() -> Iterator[None]:
     enabled = gc.isenabled()
-    gc.disable()
+    if enabled:  # else the program may be about to turn it on, in another thread
+        gc.disable()
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -152,6 +153,49 @@ async def test_one_watchdog_watches_a_loop_until_the_last_of_its_daemons_ends(
         assert dog.is_alive()
     await until(lambda: not dog.is_alive())
     assert len(warnings_of(caplog, r"(first|second)\.freeze has been blocking")) == 2
+
+
+LOOKING_AMONG_GARBAGE = """
+    import _thread, gc, sys, time
+    from pyroxfer_core.server.watchdog import frame_of
+
+    class Garbage:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            _thread.start_new_thread(int, ())
+            if more:
+                Garbage()
+
+    def wait():
+        waiting.append(1)
+        gate.acquire()
+
+    more, waiting, gate = True, [], _thread.allocate_lock()
+    gate.acquire()
+    for _ in range(3):
+        _thread.start_new_thread(wait, ())
+    while len(waiting) < 3:
+        time.sleep(0.001)
+    Garbage()
+    gc.set_threshold(1)
+    sys.setprofile(lambda *_: gc.enable())
+    frame = frame_of(_thread.get_ident())
+    sys.setprofile(None)
+    more = False
+    print(frame.f_code.co_name, gc.isenabled())
+    gc.disable()
+    frame_of(_thread.get_ident())
+    print(gc.isenabled())
+"""
+
+
+def test_looking_at_the_loop_collects_no_garbage() -> None:
+    """A finalizer that starts a thread would wait for ever, even if another thread turned collecting on."""
+    command = [sys.executable, "-c", textwrap.dedent(LOOKING_AMONG_GARBAGE)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("frame_of True\nFalse\n", "")
 
 
 async def test_closing_tells_who_was_cut(caplog: pytest.LogCaptureFixture) -> None:

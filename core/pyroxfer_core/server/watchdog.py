@@ -6,14 +6,13 @@ only the stack of one that does not is searched for a handler. Calls themselves 
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from operator import call
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -71,13 +70,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._limit_s / LOOKS):
-            if _is_busy(self._frame()):
+            if _is_busy(frame_of(self._loop)):
                 self._ask()
-
-    def _frame(self) -> FrameType | None:
-        """Where the loop is. Collecting garbage meanwhile could let it go on, and the interpreter crashes then."""
-        with _no_collecting():
-            return sys._current_frames().get(self._loop)
 
     def _ask(self) -> None:
         """Log that a handler blocks, unless the loop gets to something else in time.
@@ -93,10 +87,10 @@ class Watchdog:
             return
         if self._answered.wait(self._limit_s / LOOKS):
             return
-        job = running_job(self._frame())
+        job = running_job(frame_of(self._loop))
         if job is None or job is self._named or self._answered.wait(self._limit_s):
             return
-        frame = self._frame()
+        frame = frame_of(self._loop)
         if running_job(frame) is not job:
             return
         self._named = job
@@ -111,16 +105,19 @@ class Watchdog:
         )
 
 
-@contextlib.contextmanager
-def _no_collecting() -> Iterator[None]:
-    enabled = gc.isenabled()
-    if enabled:  # else the program may be about to turn it on, in another thread
-        gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+def frame_of(thread: int) -> FrameType | None:
+    """Where a thread is, by its identity.
+
+    Python 3.11 holds its lock of all threads while it makes the frames, and may collect garbage meanwhile. Finalizers
+    let other threads go on: the first that starts a thread, or looks, keeps the interpreter waiting for ever, and one
+    that ends crashes it. So nothing is collected, and no other thread can say otherwise: this is one step.
+    """
+    if not gc.isenabled():  # turning it off all the same could undo that the program turns it on right now
+        return sys._current_frames().get(thread)
+    steps: tuple[Any, ...] = gc.disable, sys._current_frames, gc.enable
+    frames: dict[int, FrameType]
+    _, frames, _ = map(call, steps)
+    return frames.get(thread)
 
 
 def _is_busy(frame: FrameType | None) -> bool:

@@ -278,7 +278,7 @@ async def test_collecting_garbage_stays_on_when_the_program_turns_it_on_as_the_w
         return False
 
     looks = threading.Event()
-    monkeypatch.setattr(watchdog.gc, "isenabled", off_and_soon_on)
+    monkeypatch.setattr(gc, "isenabled", off_and_soon_on)
     monkeypatch.setattr(watchdog, "_is_busy", lambda frame: looks.set())
     async with Daemon(settings=Settings(slow_handler_s=LIMIT_S)):
         await trio.to_thread.run_sync(looks.wait, 60)

@@ -16,6 +16,7 @@ from pyroxfer_core import Settings, behavior, expose, oneway
 from pyroxfer_core.blocking import Daemon, Proxy
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, TimeoutError
 from pyroxfer_core.wire.message import Message
+from pyroxfer_core.wire.session import alive
 
 
 @expose
@@ -320,24 +321,6 @@ def test_an_object_offered_while_another_thread_closes_the_connection_is_offered
             assert proxy._pyroLink is not link
 
 
-def test_an_object_offered_when_the_connection_has_ended_leaves_nothing_in_its_daemon(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It may end between the last message that left on it and this."""
-    with serving(Daemon()) as daemon, serving(Daemon()) as own:
-        listener = Listener()
-        own.register(listener)
-        with Proxy(daemon.register(Service(), "service"), background=True) as proxy:
-            proxy._pyroBind()
-            link = proxy._pyroLink
-            assert link is not None and link.offers is not None
-            monkeypatch.setattr(link.sending, "serves", lambda location: None)
-            link.close()
-            link.offers.end()
-            assert link.offers.offer(listener) is not None
-            assert trio.from_thread.run_sync(lambda: len(own.callees), trio_token=own.home) == 0
-
-
 def test_an_object_of_a_daemon_whose_loop_has_just_ended_can_be_written() -> None:
     """Who calls it is told that it is not there; the call that it is an argument of goes on."""
     with serving(Daemon()) as daemon, serving(Daemon()) as own:
@@ -355,3 +338,48 @@ def test_an_object_of_a_daemon_whose_loop_has_just_ended_can_be_written() -> Non
 
 async def _token_of_this_loop() -> trio.lowlevel.TrioToken:
     return trio.lowlevel.current_trio_token()
+
+
+def test_an_object_offered_on_a_connection_that_is_over_leaves_nobody_waiting() -> None:
+    """A call may be written while the connection ends: what would answer on it goes on as long as its daemon."""
+    with serving(Daemon()) as daemon, serving(Daemon()) as own:
+        listener = Listener()
+        own.register(listener)
+        earlier = {*threading.enumerate()}
+        with Proxy(daemon.register(Service(), "service"), background=True) as proxy:
+            proxy._pyroBind()
+            link = proxy._pyroLink
+            assert link is not None
+            assert link.offers is not None
+            (reader,) = (one for one in {*threading.enumerate()} - earlier if one.name == "pyroxfer reader")
+            link.close()
+            reader.join(WITHIN_S)
+            assert link.offers.offer(listener) is not None
+            assert proxy.call(listener, "told", 1) == 1
+            assert len(own.callees) == 1
+
+
+def test_a_message_aside_waits_for_nobody_who_began_to_send_at_that_moment() -> None:
+    """The thread that sends may wait for the peer, and the peer for the thread that reads, which says this."""
+
+    class TakenRightNow:
+        def locked(self) -> bool:
+            return False
+
+        def acquire(self, blocking: bool = True) -> bool:
+            assert not blocking, "it waits"
+            return False
+
+        def __enter__(self) -> None:
+            raise AssertionError("it waits")
+
+        def __exit__(self, *args: object) -> None: ...
+
+    with serving(Daemon()) as daemon, Proxy(daemon.register(Service(), "service"), background=True) as proxy:
+        proxy._pyroBind()
+        link = proxy._pyroLink
+        assert link is not None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(link.sending, "lock", TakenRightNow())
+            link.sending.aside(alive())
+        assert proxy.echo(1) == 1

@@ -144,8 +144,9 @@ class Offers:
     def __init__(self, link: BlockingLink) -> None:
         self._link = link
         self._lock = threading.Lock()
-        self._over = False
         self._background: BackgroundLink | None = None
+        self._over = False
+        """Nothing more comes on the link."""
 
     def offer(self, value: object) -> ProxyState | None:
         """What stands for an object of a daemon of this process, which may be called over this link from now on.
@@ -156,8 +157,8 @@ class Offers:
         if state is not None:
             daemon = value._pyroDaemon  # type: ignore[attr-defined]  # of our own making: `served_as` asked it
             with self._lock:
-                home = None if daemon.is_guarded else daemon.home
-                if home is not None and not self._over and (self._background is None or self._background.callee.over):
+                home = None if daemon.is_guarded or self._over else daemon.home
+                if home is not None and (self._background is None or self._background.callee.over):
                     self._background = self._begin(daemon, home)
                 if self._background is not None and self._background.callee.daemon is daemon:
                     self._background.callee.offer(value._pyroId)  # type: ignore[attr-defined]  # a served object has one
@@ -185,7 +186,7 @@ class Offers:
         self._background.put(message)
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """Nothing more will come: what is offered from now on would be waited for in vain."""
         with self._lock:
             self._over = True
             if self._background is not None:

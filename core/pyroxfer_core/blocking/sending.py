@@ -135,15 +135,23 @@ class Sending:
         """Tell the peer to stop a call; whether that was possible within `CANCEL_GRACE_S`."""
         data = self._encode(self._session.cancel(seq), hmac_key=self._hmac_key)
         until = time.monotonic() + CANCEL_GRACE_S
-        while self.lock.locked():  # acquire() with a time limit would lose the lock to a second interrupt
-            if time.monotonic() > until:
-                return False
-            time.sleep(CANCEL_CHECK_S)
-        with self.lock:
-            try:
-                return self._sock.send(data, socket.MSG_DONTWAIT) == len(data)
-            except OSError:
-                return False
+        held: list[bool] = []
+        try:
+            while not self._try_to_hold(held):
+                if time.monotonic() > until:
+                    return False
+                time.sleep(CANCEL_CHECK_S)
+            return self._sock.send(data, socket.MSG_DONTWAIT) == len(data)
+        except OSError:
+            return False
+        finally:
+            if True in held:
+                self.lock.release()
+
+    def _try_to_hold(self, held: list[bool]) -> bool:
+        """Take the lock, unless another thread has it; ``held`` knows of it, wherever an interrupt comes."""
+        held.extend(map(self.lock.acquire, (False,)))  # a step that no interrupt divides
+        return held[-1]
 
     # --- messages of other kinds -------------------------------------------------------------------------------
 
@@ -175,18 +183,23 @@ class Sending:
     def aside(self, message: Message) -> None:
         """Send a small message of our own, unless a thread is sending a request: then there is no need to.
 
+        Never waits: a finalizer, and the thread that reads for all, must not wait for one that waits for the peer.
+
         Raises:
             ConnectionClosedError: the peer takes nothing any more.
             OSError: the connection is lost.
         """
-        if self.lock.locked():
-            return
         data = self._encode(message, hmac_key=self._hmac_key)
-        with self.lock:
-            try:
-                sent = self._sock.send(data, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return  # it takes nothing at all at the moment
+        held: list[bool] = []
+        try:
+            if not self._try_to_hold(held):
+                return
+            sent = self._sock.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return  # it takes nothing at all at the moment
+        finally:
+            if True in held:
+                self.lock.release()
         if sent != len(data):
             raise ConnectionClosedError(f"{self._link.location} takes nothing any more")
 

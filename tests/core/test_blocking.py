@@ -220,13 +220,14 @@ def test_after_a_fork_both_processes_use_connections_of_their_own() -> None:
 FORKING_AMONG_THREADS = """
     import os, signal, sys, threading
     from pyroxfer_core.blocking import Proxy
+    from pyroxfer_core.objects import context
 
     proxy = Proxy(sys.argv[1])
     assert proxy.echo(1) == 1
     link, held, forked = proxy._pyroLink, threading.Event(), threading.Event()
 
     def hold():
-        with link.sending.lock, link.reading.duty._guard, proxy._pyroConnecting.taken(None):
+        with link.sending.lock, link.reading.duty._guard, proxy._pyroConnecting.taken(None), context._tracking:
             held.set()
             forked.wait()
 
@@ -237,6 +238,7 @@ FORKING_AMONG_THREADS = """
         signal.alarm(30)
         assert proxy.echo(2) == 2
         link.close()
+        context.TrackedResources().close_all()
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     forked.set()

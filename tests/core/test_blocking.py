@@ -22,7 +22,7 @@ from pyroxfer_core import Settings
 from pyroxfer_core.blocking import Daemon, Proxy, expose, oneway
 from pyroxfer_core.blocking.duty import ReadingDuty
 from pyroxfer_core.blocking.waiting import Waiter
-from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
+from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, DaemonError, Outcome, TimeoutError
 from pyroxfer_core.wire.message import Message, MessageType
 
 QUICK = Settings(connect_timeout_s=0.3)
@@ -376,3 +376,10 @@ def test_an_answer_read_just_before_its_thread_sleeps_wakes_it() -> None:
     waiter = Overtaken(duty)
     duty.follow(waiter, time.monotonic() + WITHIN_S)
     assert waiter.reply is not None
+
+
+def test_a_closed_daemon_says_that_it_has_no_socket() -> None:
+    with Daemon() as daemon:
+        assert daemon.sock.fileno() >= 0
+    with pytest.raises(DaemonError, match="closed"):
+        _ = daemon.sock

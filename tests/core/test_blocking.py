@@ -20,10 +20,13 @@ import pytest
 
 from pyroxfer_core import Settings
 from pyroxfer_core.blocking import Daemon, Proxy, expose, oneway
-from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
+from pyroxfer_core.blocking.duty import ReadingDuty
+from pyroxfer_core.blocking.waiting import Waiter
+from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, DaemonError, Outcome, TimeoutError
 from pyroxfer_core.wire.message import Message, MessageType
 
 QUICK = Settings(connect_timeout_s=0.3)
+WITHIN_S = 10.0
 
 
 @expose
@@ -217,13 +220,14 @@ def test_after_a_fork_both_processes_use_connections_of_their_own() -> None:
 FORKING_AMONG_THREADS = """
     import os, signal, sys, threading
     from pyroxfer_core.blocking import Proxy
+    from pyroxfer_core.objects import context
 
     proxy = Proxy(sys.argv[1])
     assert proxy.echo(1) == 1
     link, held, forked = proxy._pyroLink, threading.Event(), threading.Event()
 
     def hold():
-        with link.sending.lock, link.reading.duty._guard, proxy._pyroConnecting.taken(None):
+        with link.sending.lock, link.reading.duty._guard, proxy._pyroConnecting.taken(None), context._tracking:
             held.set()
             forked.wait()
 
@@ -234,6 +238,7 @@ FORKING_AMONG_THREADS = """
         signal.alarm(30)
         assert proxy.echo(2) == 2
         link.close()
+        context.TrackedResources().close_all()
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     forked.set()
@@ -340,3 +345,41 @@ def test_a_proxy_that_is_collected_where_its_thread_has_locked_something_is_clos
         thread.join(10)
         assert not thread.is_alive()
         assert link.closed
+
+
+class Overtaken(Waiter):
+    """Another thread gives its answer, and looks whether to wake it, right after its own has seen none."""
+
+    def __init__(self, duty: ReadingDuty) -> None:
+        self._duty = duty
+        self._looked = threading.Event()
+
+    @property
+    def settled(self) -> bool:
+        settled = super().settled
+        threading.Thread(target=self._answer).start()
+        self._looked.wait(WITHIN_S)
+        return settled
+
+    def _answer(self) -> None:
+        self.reply = Message(MessageType.RESULT, 1, "serpent", 0, b"")
+        sleeps = self.wake is not None
+        self._looked.set()
+        if sleeps:
+            self._duty.rouse(self)
+
+
+def test_an_answer_read_just_before_its_thread_sleeps_wakes_it() -> None:
+    """Else it would sleep until the thread that reads has got its own."""
+    duty = ReadingDuty()
+    assert duty.take(Waiter())
+    waiter = Overtaken(duty)
+    duty.follow(waiter, time.monotonic() + WITHIN_S)
+    assert waiter.reply is not None
+
+
+def test_a_closed_daemon_says_that_it_has_no_socket() -> None:
+    with Daemon() as daemon:
+        assert daemon.sock.fileno() >= 0
+    with pytest.raises(DaemonError, match="closed"):
+        _ = daemon.sock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import subprocess
@@ -22,6 +23,7 @@ from facade_doubles import serving
 from pyroxfer_core import CutCall, Daemon, Proxy, Settings, expose, oneway
 from pyroxfer_core import blocking as pyro
 from pyroxfer_core.errors import CommunicationError, Outcome, RefusedError
+from pyroxfer_core.server import watchdog
 
 ROOT = Path(__file__).parent.parent.parent
 LIMIT_S = 0.05
@@ -266,3 +268,19 @@ def test_idle_connections_cost_no_thread() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no thread, nothing lost" in done.stdout
+
+
+async def test_collecting_garbage_stays_on_when_the_program_turns_it_on_as_the_watchdog_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def off_and_soon_on() -> bool:
+        gc.enable()
+        return False
+
+    looks = threading.Event()
+    monkeypatch.setattr(gc, "isenabled", off_and_soon_on)
+    monkeypatch.setattr(watchdog, "_is_busy", lambda frame: looks.set())
+    async with Daemon(settings=Settings(slow_handler_s=LIMIT_S)):
+        await trio.to_thread.run_sync(looks.wait, 60)
+    monkeypatch.undo()
+    assert gc.isenabled()

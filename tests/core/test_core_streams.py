@@ -204,6 +204,23 @@ async def test_a_stream_outlives_its_connection_for_a_while(source: Source) -> N
     assert source.closed == ["async"], "closing the daemon closes what is left"
 
 
+@BOTH
+async def test_who_reads_on_without_a_connection_is_told_what_became_of_it(daemon: Daemon, client: Settings) -> None:
+    """And what to do: closing the proxy too early is one's own doing, a connection that breaks is not."""
+    async with Proxy(daemon.register(Source()), settings=client) as proxy:
+        lost = await proxy.stuck()
+        assert await anext(lost) == 1
+        assert proxy._pyroLink is not None
+        proxy._pyroLink.close()
+        with pytest.raises(ConnectionClosedError, match=r"was lost before .*; call the method again"):
+            await anext(lost)
+        closed = await proxy.stuck()
+        assert await anext(closed) == 1
+        proxy._pyroRelease()
+        with pytest.raises(ConnectionClosedError, match=r"proxy .* has been closed; read a stream to"):
+            await anext(closed)
+
+
 async def test_without_linger_streams_end_with_their_connection(source: Source) -> None:
     async with Daemon(settings=Settings(stream_linger_s=0)) as daemon:
         async with Proxy(daemon.register(source)) as proxy:

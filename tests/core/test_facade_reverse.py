@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import trio
 from facade_doubles import WITHIN_S, StockServer, plain_answer, serving
 
 from pyroxfer_core import Settings, behavior, expose, oneway
@@ -320,6 +321,25 @@ def test_an_object_offered_while_another_thread_closes_the_connection_is_offered
             monkeypatch.setattr(link.sending, "serves", close_and_serve)
             assert proxy.call(listener, "told", 1) == 1
             assert proxy._pyroLink is not link
+
+
+def test_an_object_of_a_daemon_whose_loop_has_just_ended_can_be_written() -> None:
+    """Who calls it is told that it is not there; the call that it is an argument of goes on."""
+    with serving(Daemon()) as daemon, serving(Daemon()) as own:
+        listener = Listener()
+        own.register(listener)
+        with Proxy(daemon.register(Service(), "service"), background=True) as proxy:
+            proxy._pyroBind()
+            link = proxy._pyroLink
+            assert link is not None and link.offers is not None
+            home, own.home = own.home, trio.run(_token_of_this_loop)
+            assert link.offers.offer(listener) is not None
+            own.home = home
+            assert proxy.call(listener, "told", 1) == 1
+
+
+async def _token_of_this_loop() -> trio.lowlevel.TrioToken:
+    return trio.lowlevel.current_trio_token()
 
 
 def test_an_object_offered_on_a_connection_that_is_over_leaves_nobody_waiting() -> None:

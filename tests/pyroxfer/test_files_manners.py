@@ -465,3 +465,22 @@ def _resident(pid: int) -> int:
     """Largest resident size of a process so far, in bytes."""
     (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(kib) * 1024
+
+
+@pytest.mark.parametrize("limit", [MIB, 3 * MIB + 1, 5 * MIB + 77])
+@pytest.mark.parametrize("channel", ["iter", "annot"])
+async def test_a_download_that_breaks_says_so_and_what_to_do(
+    server: FileServer,
+    here: Path,
+    root: Path,
+    channel: str,
+    limit: int,
+    random_bytes: RandomBytes,
+    cut_line: Callable[..., Any],
+) -> None:
+    """In the middle of a block, between two, or while nothing is waited for."""
+    (root / "f").write_bytes(random_bytes(8 * MIB))
+    relay = await cut_line(server.location, limit, towards_server=False)
+    with pytest.raises(errors.LostError, match=r"was lost before the whole file had come.*; try again") as caught:
+        await pyroxfer.get(f"{relay.location}/f", here / "f", channel=channel)
+    assert relay.location in str(caught.value)

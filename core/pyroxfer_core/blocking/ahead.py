@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from ..client.calls import DAEMON_OBJECT, CallOptions, encode_call, read_reply
+from ..client.calls import DAEMON_OBJECT, CallOptions, cut_short, encode_call, read_reply
 from ..errors import CommunicationError
 from ..wire.message import Message
 from .link import BlockingLink
-from .streams import StreamIterator, closed
+from .streams import StreamIterator
 from .waiting import Waiter
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ class AheadIterator(StreamIterator):
         self._waiting: deque[tuple[Waiter, Message]] = deque()
 
     def __next__(self) -> Any:
-        if self._link is None:
+        link = self._link
+        if link is None:
             raise StopIteration
-        if self._link.closed:
-            raise closed()
+        if link.closed:
+            raise cut_short(link.location, released=link.released)
         try:
             return self._next()
         except StopIteration:

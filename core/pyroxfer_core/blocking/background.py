@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..errors import CommunicationError, ConnectionClosedError, ProtocolError, PyroError
+from ..errors import ConnectionClosedError, ProtocolError, PyroError
 from ..serializers.vocabulary import ProxyState, served_as
 from ..server.callee import Callee
 from ..transport.sockets import is_local
@@ -160,15 +159,20 @@ class Offers:
             with self._lock:
                 home = None if daemon.is_guarded or self._over else daemon.home
                 if home is not None and (self._background is None or self._background.callee.over):
-                    self._background = BackgroundLink(self._link, daemon, home)
-                    with contextlib.suppress(
-                        CommunicationError
-                    ):  # in the middle of writing a value, nobody could go on
-                        self._link.sending.serves(daemon.published_location)
-                    home.run_sync_soon(daemon.begin_answering, self._background.callee)
+                    self._background = self._begin(daemon, home)
                 if self._background is not None and self._background.callee.daemon is daemon:
                     self._background.callee.offer(value._pyroId)  # type: ignore[attr-defined]  # a served object has one
         return state
+
+    def _begin(self, daemon: Daemon, home: trio.lowlevel.TrioToken) -> BackgroundLink:
+        """Let a daemon answer on the link. No error: in the middle of writing a value, nobody could go on."""
+        background = BackgroundLink(self._link, daemon, home)
+        try:
+            self._link.sending.serves(daemon.published_location)
+            home.run_sync_soon(daemon.begin_answering, background.callee)
+        except (PyroError, trio.RunFinishedError):
+            background.callee.over = True
+        return background
 
     def take(self, message: Message) -> None:
         """A call from the other side, or its end.

@@ -214,8 +214,15 @@ class Daemon(trio_daemon.Daemon):
 
     @property
     def sock(self) -> socket.socket:
-        """The listening socket, or the connected one."""
-        return self._address.listeners[0]
+        """The listening socket, or the connected one.
+
+        Raises:
+            DaemonError: the daemon is closed.
+        """
+        listeners = self._address.listeners
+        if not listeners:
+            raise DaemonError("the daemon is closed: it has no socket any more")
+        return listeners[0]
 
     # --- serving -----------------------------------------------------------------------------------------------
 

@@ -48,9 +48,9 @@ class ReadingDuty:
         wake = threading.Lock()
         wake.acquire()
         with self._guard:
+            waiter.wake = wake  # before the look: who gives the answer meanwhile sees it, and wakes this thread
             if waiter.settled or self.reader is None:
                 return
-            waiter.wake = wake
             self._followers[waiter] = True
         if not wake.acquire(timeout=seconds_left(deadline)):
             raise builtins.TimeoutError

@@ -72,16 +72,17 @@ class BlockingLink:
         background: bool = False,
     ) -> None:
         self.sock = sock
-        self.codec = codec_for(version)
         hmac_key = settings.hmac_key if version == 48 else None
         self._decoder = Decoder(
-            self.codec,
+            codec_for(version),
             max_message=settings.max_message_bytes,
             max_annotations=settings.max_annotations,
             collect=settings.max_message_bytes,
             hmac_key=hmac_key,
             tap=wire_log(settings, lambda: location),
         )
+        assert self._decoder.codec is not None, "it was given"
+        self.codec = self._decoder.codec
         self.version = version
         self.object_id = object_id
         self.location = location

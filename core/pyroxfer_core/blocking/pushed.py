@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..client.calls import read_reply
+from ..client.calls import cut_short, read_reply
 from ..errors import RemoteError
 from ..wire.message import Message
 from ..wire.streaming import EndOfItems, Inbox, stop_message
 from .link import BlockingLink
-from .streams import StreamIterator, closed
+from .streams import StreamIterator
 from .waiting import Waiter
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class PushedIterator(StreamIterator):
         inbox = self._inbox
         while not inbox.ready:
             if link.closed:
-                raise closed()
+                raise cut_short(link.location, released=link.released)
             self._give_credit(link)
             self._wait(link)
         item = inbox.pop(lambda message: self._read(link, message))

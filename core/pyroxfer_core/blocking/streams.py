@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..client.calls import DAEMON_OBJECT
-from ..errors import CommunicationError, ConnectionClosedError, PyroError
+from ..client.calls import DAEMON_OBJECT, cut_short
+from ..errors import CommunicationError, PyroError
 from .link import BlockingLink
 
 if TYPE_CHECKING:
     from .proxy import Proxy
-
-
-def closed() -> ConnectionClosedError:
-    """The error of who goes on reading a stream whose connection is gone."""
-    return ConnectionClosedError("the proxy for this stream result has been closed")
 
 
 class StreamIterator:
@@ -47,7 +42,7 @@ class StreamIterator:
         if link is None:
             raise StopIteration
         if link.closed:
-            raise closed()
+            raise cut_short(link.location, released=link.released)
         try:
             return self._proxy._pyroCallOn(link, "get_next_stream_item", [self._id], {}, 0, DAEMON_OBJECT)
         except BaseException:  # the end, too, is an exception

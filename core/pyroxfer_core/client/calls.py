@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ..errors import (
     CommunicationError,
+    ConnectionClosedError,
     Outcome,
     ProtocolError,
     PyroError,
@@ -280,3 +281,16 @@ def user_annotations(message: Message) -> dict[str, Body]:
     if not annotations:
         return {}
     return {key: value for key, value in annotations.items() if key not in HOP_KEYS and key != STREAM_KEY}
+
+
+def cut_short(location: str, *, released: bool) -> ConnectionClosedError:
+    """The error of who goes on reading a stream whose connection is gone.
+
+    Args:
+        released: the user closed the proxy.
+    """
+    if released:
+        text = "the proxy for this stream result has been closed; read a stream to its end before that"
+    else:
+        text = f"the connection to {location} was lost before the end of this stream; call the method again"
+    return ConnectionClosedError(text, outcome=Outcome.NOT_SENT)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ..errors import ConnectionClosedError, Outcome, PyroError
+from ..errors import ConnectionClosedError, PyroError
 from ..wire.message import Flags, Message
-from .calls import DAEMON_OBJECT, CallOptions, encode_call, read_reply
+from .calls import DAEMON_OBJECT, CallOptions, cut_short, encode_call, read_reply
 from .link import Link, Waiter
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ class ItemStream:
             return await self._take(self._post())
 
     def _check_open(self) -> None:
-        if self._link.connection.broken:
-            text = "the proxy for this stream result has been closed"
-            raise ConnectionClosedError(text, outcome=Outcome.NOT_SENT)
+        link = self._link
+        if link.connection.broken:
+            raise cut_short(link.connection.peer, released=link.released)
 
     async def _next_ahead(self) -> Any:
         if self._feed is self._link and not self._link.concurrent:

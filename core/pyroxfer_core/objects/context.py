@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import uuid
@@ -48,8 +49,17 @@ class TrackedResources:
             _close(resource)
 
 
-_tracking: Final = threading.RLock()
+_tracking = threading.RLock()
 """Held for a moment, by the finalizer of a resource too. Most connections have none, so they share it."""
+
+
+def _track_anew() -> None:
+    """In a child after a fork: a thread that stayed in the parent may have had the lock."""
+    global _tracking
+    _tracking = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_track_anew)
 
 
 def _close(resource: Any) -> None:

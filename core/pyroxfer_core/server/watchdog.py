@@ -112,8 +112,9 @@ def frame_of(thread: int) -> FrameType | None:
     let other threads go on: the first that starts a thread, or looks, keeps the interpreter waiting for ever, and one
     that ends crashes it. So nothing is collected, and no other thread can say otherwise: this is one step.
     """
-    again = gc.enable if gc.isenabled() else gc.disable
-    steps: tuple[Any, ...] = gc.disable, sys._current_frames, again
+    if not gc.isenabled():  # turning it off all the same could undo that the program turns it on right now
+        return sys._current_frames().get(thread)
+    steps: tuple[Any, ...] = gc.disable, sys._current_frames, gc.enable
     frames: dict[int, FrameType]
     _, frames, _ = map(call, steps)
     return frames.get(thread)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from pyroxfer_core.errors import ConnectionClosedError, ProtocolError
+
 from ..conversation import Conversation
-from ..errors import AddressError
+from ..errors import AddressError, LostError
 from ..offer import End, Ticket
 from ..progress import human
 from ..sink import Sink
@@ -101,11 +105,26 @@ async def pull(
 ) -> tuple[End, Choice]:
     """Fill a sink by the chosen channel, or by another when that cannot be opened. Errors as ``Channel.pull``.
 
+    Raises:
+        LostError: the connection broke, also in the middle of a message.
+
     Returns:
         The sender's count and digest, and what moved the bytes in the end.
     """
+    with _or_lost(talk):
+        try:
+            return await choice.channel.pull(talk, ticket, sink, acknowledged, manner), choice
+        except ChannelUnavailableError as reason:
+            other = _instead(reason)
+        return await other.channel.pull(talk, ticket, sink, acknowledged, manner), other
+
+
+@contextlib.contextmanager
+def _or_lost(talk: Conversation) -> Iterator[None]:
+    """A connection that breaks once blocks are on their way is a transfer that can go on."""
     try:
-        return await choice.channel.pull(talk, ticket, sink, acknowledged, manner), choice
-    except ChannelUnavailableError as reason:
-        other = _instead(reason)
-    return await other.channel.pull(talk, ticket, sink, acknowledged, manner), other
+        yield
+    except (ConnectionClosedError, ProtocolError) as error:
+        why = f" ({error})" if isinstance(error, ProtocolError) else ""
+        text = f"the connection to {talk.where.location} was lost before the whole file had come{why}; try again"
+        raise LostError(text) from error

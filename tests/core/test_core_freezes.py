@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,19 @@ LIMIT_S = 0.05
 
 @expose
 class Service:
-    def __init__(self, records: Sequence[object] = ()) -> None:
+    def __init__(self, records: Sequence[logging.LogRecord] = ()) -> None:
         self.records = records
         self.log: list[Any] = []
         self.gate = trio.Event()
         self.release = threading.Event()
 
+    def _named(self) -> int:
+        return sum("blocking the loop" in record.getMessage() for record in list(self.records))
+
     async def freeze(self, named: int) -> str:
         """What nobody should do, until so many are named and then for a while."""
         for _ in range(2000):
-            if len(self.records) < named:
+            if self._named() < named:
                 time.sleep(0.005)  # noqa: ASYNC251
         time.sleep(4 * LIMIT_S)  # noqa: ASYNC251
         return "blocked"
@@ -48,7 +52,7 @@ class Service:
     @expose(inline=True)
     def freeze_inline(self, named: int) -> str:
         for _ in range(2000):
-            if len(self.records) < named:
+            if self._named() < named:
                 time.sleep(0.005)
         time.sleep(4 * LIMIT_S)
         return "blocked"
@@ -284,3 +288,31 @@ async def test_collecting_garbage_stays_on_when_the_program_turns_it_on_as_the_w
         await trio.to_thread.run_sync(looks.wait, 60)
     monkeypatch.undo()
     assert gc.isenabled()
+
+
+def test_looking_at_a_thread_keeps_nothing_of_any_alive() -> None:
+    """Not even until garbage is collected: a block that another thread had at hand may be large."""
+
+    class Block:
+        pass
+
+    def hold() -> None:
+        block = Block()
+        blocks.append(weakref.ref(block))
+        begun.set()
+        gate.wait(10)
+
+    blocks: list[weakref.ref[Block]] = []
+    begun, gate = threading.Event(), threading.Event()
+    thread = threading.Thread(target=hold)
+    thresholds = gc.get_threshold()
+    gc.set_threshold(0)
+    try:
+        thread.start()
+        assert begun.wait(10)
+        assert watchdog.frame_of(threading.get_ident()) is not None
+        gate.set()
+        thread.join(10)
+        assert blocks[0]() is None
+    finally:
+        gc.set_threshold(*thresholds)

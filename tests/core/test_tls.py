@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import trio
@@ -332,6 +335,26 @@ async def test_every_message_is_a_record_of_its_own(certificates: Certificates) 
     record = there._tls.recv(65536)
     assert len(record) == len(there._tls.recv(65536)) == len(there._tls.recv(65536)) == 140
     connection.close()
+    there.drop()
+
+
+async def test_a_buffer_is_let_go_of_although_somebody_looks_at_the_stack(certificates: Certificates) -> None:
+    """As the watchdog of a daemon does: the frames that it has got keep what is in them, and the buffer must grow."""
+    here, there = await ends(certificates)
+    frames: list[FrameType] = []
+    buffer = bytearray(100)
+    for data in (b"abc", b""):
+        if data:
+            here.send(data)
+        sys.setprofile(lambda frame, event, _: frames.append(frame))
+        try:
+            with contextlib.suppress(BlockingIOError):
+                assert there.recv_into(buffer) == 3
+        finally:
+            sys.setprofile(None)
+        assert "recv_into" in {frame.f_code.co_name for frame in frames}
+        buffer += b"more"
+    here.drop()
     there.drop()
 
 

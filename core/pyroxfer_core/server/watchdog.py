@@ -117,7 +117,9 @@ def frame_of(thread: int) -> FrameType | None:
     steps: tuple[Any, ...] = gc.disable, sys._current_frames, gc.enable
     frames: dict[int, FrameType]
     _, frames, _ = map(call, steps)
-    return frames.get(thread)
+    frame = frames.get(thread)
+    frames.clear()  # the frame of this function is among them, and would keep them all, and what is in them
+    return frame
 
 
 def _is_busy(frame: FrameType | None) -> bool:

@@ -146,7 +146,11 @@ class TlsSocket:
 
     def recv_into(self, buffer: Body) -> int:
         """The same into a buffer, as much as is there."""
-        view = memoryview(buffer)[:TURN_BYTES]
+        # whoever looks at the stack of this thread meanwhile must not keep them: the buffer may have to grow
+        with memoryview(buffer) as whole, whole[:TURN_BYTES] as view:
+            return self._receive(view)
+
+    def _receive(self, view: memoryview) -> int:
         if self._peeked or self._shut or self._fault is not None:
             data = self.recv(len(view))
             view[: len(data)] = data
@@ -154,7 +158,8 @@ class TlsSocket:
         done = 0
         try:
             while done < len(view):
-                count = self._tls.read(len(view) - done, view[done:])
+                with view[done:] as rest:
+                    count = self._tls.read(len(rest), rest)
                 assert isinstance(count, int)
                 if not count:
                     break

@@ -13,13 +13,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import pytest
 
 from pyroxfer_core import Settings
 from pyroxfer_core.blocking import Daemon, Proxy, expose, oneway
+from pyroxfer_core.blocking.connect import BlockingSocket
 from pyroxfer_core.blocking.duty import ReadingDuty
 from pyroxfer_core.blocking.waiting import Waiter
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, DaemonError, Outcome, TimeoutError
@@ -383,3 +384,52 @@ def test_a_closed_daemon_says_that_it_has_no_socket() -> None:
         assert daemon.sock.fileno() >= 0
     with pytest.raises(DaemonError, match="closed"):
         _ = daemon.sock
+
+
+class Held:
+    """A socket whose user is stopped when it knows the number of the descriptor, in the middle of the system call."""
+
+    def __init__(self, sock: BlockingSocket) -> None:
+        self.sock = sock
+        self.begun = threading.Event()
+        self.gate = threading.Event()
+
+    def sendall(self, data: bytes) -> None:
+        self._stop()
+        raise BrokenPipeError
+
+    def recv_into(self, place: bytearray) -> int:
+        count = self.sock.recv_into(place)
+        self._stop()
+        return count
+
+    def _stop(self) -> None:
+        self.begun.set()
+        assert self.gate.wait(WITHIN_S)
+
+
+@pytest.mark.parametrize("half", ["sending", "reading"])
+def test_a_descriptor_is_kept_as_long_as_a_thread_is_about_to_use_it(
+    half: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system gives a number that is free to the next connection, which would get what the thread sends."""
+
+    def call() -> None:
+        with suppress(CommunicationError):
+            proxy.echo(2)
+
+    with serving() as daemon, Proxy(uri_of(daemon)) as proxy:
+        proxy.echo(1)
+        link = proxy._pyroLink
+        assert link is not None
+        held = Held(link.sock)
+        monkeypatch.setattr(link.sending if half == "sending" else link.reading._intake, "_sock", held)
+        thread = threading.Thread(target=call)
+        thread.start()
+        assert held.begun.wait(WITHIN_S)
+        proxy._pyroRelease()
+        assert link.closed
+        assert link.sock.fileno() >= 0
+        held.gate.set()
+        thread.join(WITHIN_S)
+        assert link.sock.fileno() == -1

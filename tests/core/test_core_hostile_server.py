@@ -10,9 +10,10 @@ import pytest
 import trio
 from doubles import RawClient, connectok_bytes, fake_server, result_bytes
 
-from pyroxfer_core import Proxy, Settings
+from pyroxfer_core import Proxy, Settings, blocking
 from pyroxfer_core.errors import (
     CommunicationError,
+    ConnectionClosedError,
     Outcome,
     PyroError,
     RemoteError,
@@ -23,7 +24,7 @@ from pyroxfer_core.wire import codec_for, features
 from pyroxfer_core.wire.features import FEATURES_KEY, Feature, Grant
 from pyroxfer_core.wire.message import Flags, Message, MessageType
 
-SETTINGS = Settings(protocol=502, connect_timeout_s=0.3, max_message_bytes=1_000_000)
+SETTINGS = Settings(protocol=502, connect_timeout_s=5, max_message_bytes=1_000_000)
 WELCOME = connectok_bytes("{'echo'}")
 
 
@@ -145,6 +146,23 @@ async def test_rubbish_instead_of_an_answer(answer: bytes, outcome: Outcome | No
             else:
                 assert isinstance(caught.value, CommunicationError)
                 assert caught.value.outcome is outcome
+
+
+@pytest.mark.parametrize("length", [0, 1, 20, len(result_bytes("1")) - 1])
+async def test_an_end_within_an_answer_is_a_lost_connection(length: int) -> None:
+    def call(uri: str) -> None:
+        with blocking.Proxy(uri, settings=SETTINGS) as proxy:
+            proxy.echo(1)
+
+    async with fake_server(play(WELCOME, result_bytes("1")[:length])) as location:
+        uri = f"PYRO:x@{location}"
+        async with Proxy(uri, settings=SETTINGS) as proxy:
+            with pytest.raises(ConnectionClosedError) as caught:
+                await proxy.echo(1)
+            assert caught.value.outcome is Outcome.UNKNOWN
+        with pytest.raises(ConnectionClosedError) as caught:
+            await trio.to_thread.run_sync(call, uri)
+        assert caught.value.outcome is Outcome.UNKNOWN
 
 
 @pytest.mark.parametrize("stage", [0, 1])

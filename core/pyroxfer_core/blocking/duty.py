@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import threading
+from collections.abc import Callable
 
 from .waiting import Waiter, seconds_left
 
@@ -27,6 +28,13 @@ class ReadingDuty:
             if self.reader is None:
                 self.reader = waiter
             return self.reader is waiter
+
+    def while_free(self, act: Callable[[], object]) -> bool:
+        """Do something that must not be done while a thread reads, and say whether one did."""
+        with self._guard:
+            if self.reader is None:
+                act()
+            return self.reader is not None
 
     def settle(self, waiter: Waiter) -> None:
         """End a wait, however it ends: give back the duty, and see that somebody takes it up. Twice is fine."""

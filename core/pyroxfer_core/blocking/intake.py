@@ -57,7 +57,7 @@ class Intake:
 
         Raises:
             BlockingIOError: nothing came within the limit on silence.
-            ConnectionClosedError, OSError: the connection is at its end.
+            ConnectionClosedError, OSError: the connection is at its end, between two messages or within one.
             ProtocolError: what came is not the protocol, or must not come now.
         """
         decoder, buffer = self.decoder, self._buffer or self._take_buffer()
@@ -139,8 +139,8 @@ class Intake:
         """Hand over every message that is complete with ``count`` bytes more."""
         decoder = self.decoder
         if not count:
-            decoder.eof()
-            raise ConnectionClosedError("the peer closed the connection")
+            within = decoder.data or decoder.collected is not None
+            raise ConnectionClosedError(f"the peer closed the connection{' within a message' if within else ''}")
         while event is not None:
             assert type(event) is Message, "a client's decoder collects everything"
             self._take(event)

@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from ..client.calls import CallOptions
@@ -346,8 +347,19 @@ class BlockingLink:
             return
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
         self.reading.over()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close the descriptor of a connection that is over; a thread that is using it does so afterwards.
+
+        Closed earlier, its number could be that of another connection when the thread comes to use it.
+        """
+        if self.lent:
+            return
+        duty = self.reading.duty
+        while self.sending.while_free(partial(duty.while_free, self.sock.close)) and duty.reader is None:
+            pass  # somebody stopped reading at that moment, and came here while this thread kept others from sending
 
     def forsake(self) -> None:
         """Give the connection to the parent after a fork: two processes cannot share it.

@@ -90,7 +90,7 @@ class Reading:
                 if self.duty.take(waiter):
                     body = self._intake.receive_plain(calls, seq, self._session.drop)
             finally:
-                self.duty.settle(waiter)
+                self._settle(waiter)
         except BlockingIOError:
             pass  # a long silence, of which `wait` makes something
         except BaseException as error:
@@ -100,6 +100,12 @@ class Reading:
         if self._session.going_away and not self._session.pending:
             self._link.close()
         return body
+
+    def _settle(self, waiter: Waiter) -> None:
+        """End a wait, however it ends. Twice is fine."""
+        self.duty.settle(waiter)
+        if self._link.closed:
+            self._link.let_go()
 
     def _stop_waiting(self, waiter: Waiter, seq: int, error: BaseException) -> None:
         """What becomes of a call whose wait ended with this error, which is raised unless the answer is there."""
@@ -111,7 +117,7 @@ class Reading:
                 text = f"the call took too long ({Outcome.UNKNOWN.value})"
                 raise TimeoutError(text, outcome=Outcome.UNKNOWN) from None
         else:
-            self.duty.settle(waiter)  # the interrupt may have come before it was done above
+            self._settle(waiter)  # the interrupt may have come before it was done above
             self._link.give_up(waiter, seq)
             raise error
 
@@ -133,7 +139,7 @@ class Reading:
             elif not listener.settled:
                 raise TimeoutError("the next item took too long", outcome=Outcome.UNKNOWN) from None
         except BaseException:
-            self.duty.settle(listener)  # the interrupt may have come before it was done above
+            self._settle(listener)  # the interrupt may have come before it was done above
             raise
         if listener.reply is None:
             raise listener.error or ConnectionClosedError("the connection was lost", outcome=Outcome.UNKNOWN)
@@ -146,7 +152,7 @@ class Reading:
                 else:
                     self.duty.follow(waiter, deadline)
         finally:
-            self.duty.settle(waiter)
+            self._settle(waiter)
 
     def _read_for_all(self, waiter: Waiter, deadline: float | None) -> None:
         while waiter.reply is None and waiter.error is None:
@@ -206,7 +212,7 @@ class Reading:
         except (PyroError, OSError) as error:
             self._link.fail(error)
         finally:
-            self.duty.settle(reader)
+            self._settle(reader)
 
     def read_on(self) -> None:
         """Read as long as the connection lives; for a thread of its own."""
@@ -220,7 +226,7 @@ class Reading:
         except (PyroError, OSError) as error:
             self._link.fail(error)
         finally:
-            self.duty.settle(reader)
+            self._settle(reader)
 
     # --- a peer that says nothing ------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from ..errors import CommunicationError, ConnectionClosedError, Outcome, ProtocolError
@@ -56,6 +57,17 @@ class Sending:
         large = self._link.large
         if large is not None and large.active:
             large.announce(message)
+        try:
+            outgoing = self._post(waiter, message, deadline)
+        finally:
+            self._let_go_if_over()
+        if outgoing is not None:
+            assert large is not None, "it took the request over"
+            large.send(outgoing, waiter, deadline)
+
+    def _post(self, waiter: Waiter | None, message: Message, deadline: float | None) -> Outgoing | None:
+        """Send a call; one that shares the connection with others, who need the lock, is to be sent then."""
+        large = self._link.large
         with self.lock:
             if large is not None and large.active:
                 large.arrived(message)
@@ -73,8 +85,8 @@ class Sending:
                 raise
             try:
                 if isinstance(data, Outgoing):
-                    pass  # it shares the connection with others, who need the lock
-                elif not small:
+                    return data
+                if not small:
                     send_buffers(self._sock, [data, *buffers_of(message.body)], deadline)
                 elif deadline is None:
                     self._sock.sendall(data)
@@ -82,9 +94,7 @@ class Sending:
                     send_by(self._sock, data, deadline)
             except BaseException as error:
                 raise self._spoiled(message.seq, error) from error
-        if not small and isinstance(data, Outgoing):
-            assert large is not None, "it took the request over"
-            large.send(data, waiter, deadline)
+        return None
 
     def post_plain(self, waiter: Waiter, calls: PlainCalls, body: bytes) -> int | None:
         """`post` a plain call, in fewer steps.
@@ -93,22 +103,30 @@ class Sending:
             Its number; None if it was not sent: the first message has more to say.
         """
         session, data = self._session, b""
-        with self.lock:
-            self._reading.check_line()
-            if not session.settled:
-                return None
-            try:
-                seq = session.number(waiter, calls.serializer)
-                data = calls.request(seq, body)
-                self._sock.sendall(data)
-            except BaseException as error:
-                if data:
-                    raise self._spoiled(session.seq, error) from error
-                if session.pending.get(session.seq) is waiter:
-                    session.drop(session.seq)
-                self._refuse(error)
-                raise
+        try:
+            with self.lock:
+                self._reading.check_line()
+                if not session.settled:
+                    return None
+                try:
+                    seq = session.number(waiter, calls.serializer)
+                    data = calls.request(seq, body)
+                    self._sock.sendall(data)
+                except BaseException as error:
+                    if data:
+                        raise self._spoiled(session.seq, error) from error
+                    if session.pending.get(session.seq) is waiter:
+                        session.drop(session.seq)
+                    self._refuse(error)
+                    raise
+        finally:
+            self._let_go_if_over()
         return seq
+
+    def _let_go_if_over(self) -> None:
+        """This thread does not use the connection any more, which may have been closed meanwhile."""
+        if self._link.closed:
+            self._link.let_go()
 
     def _refuse(self, error: BaseException) -> None:
         """A request could not be numbered or written: nothing of it has left."""
@@ -147,6 +165,16 @@ class Sending:
         finally:
             if True in held:
                 self.lock.release()
+                self._let_go_if_over()
+
+    def while_free(self, act: Callable[[], bool]) -> bool:
+        """Do something while nobody sends, and give what it says; False when somebody does, and it is not done."""
+        held: list[bool] = []
+        try:
+            return self._try_to_hold(held) and act()
+        finally:
+            if True in held:
+                self.lock.release()
 
     def _try_to_hold(self, held: list[bool]) -> bool:
         """Take the lock, unless another thread has it; ``held`` knows of it, wherever an interrupt comes."""
@@ -171,6 +199,8 @@ class Sending:
         except BaseException as error:
             self._link.fail(ConnectionClosedError("the connection broke while a message was leaving"))
             raise as_ours(error, "message", Outcome.UNKNOWN) from error
+        finally:
+            self._let_go_if_over()
 
     def item(self, message: Message) -> None:
         """Send an item of a stream, in pieces when it is large. Errors as `signal`."""
@@ -200,6 +230,7 @@ class Sending:
         finally:
             if True in held:
                 self.lock.release()
+                self._let_go_if_over()
         if sent != len(data):
             raise ConnectionClosedError(f"{self._link.location} takes nothing any more")
 
@@ -209,17 +240,23 @@ class Sending:
         Raises:
             ConnectionClosedError: the connection is lost.
         """
-        with self.lock:
-            self._send_held(buffers)
+        self._send_one_after_another(lambda: buffers)
 
     def serves(self, location: str) -> None:
         """Tell the peer that objects at this location may be called on this connection. Errors as `buffers`."""
-        with self.lock:  # it may confirm the features, which the first message that leaves must do
-            self._send_held([self._encode(self._session.serves(location), hmac_key=self._hmac_key)])
+        self._send_one_after_another(
+            # written as it leaves: it may confirm the features, which the first message must do
+            lambda: [self._encode(self._session.serves(location), hmac_key=self._hmac_key)]
+        )
 
-    def _send_held(self, buffers: list[Body]) -> None:
+    def _send_one_after_another(self, write: Callable[[], list[Body]]) -> None:
         try:
-            send_buffers(self._sock, buffers, None)
-        except BaseException as error:
-            self._link.fail(ConnectionClosedError("the connection broke while an answer was leaving"))
-            raise as_ours(error, "answer") from error
+            with self.lock:
+                buffers = write()
+                try:
+                    send_buffers(self._sock, buffers, None)
+                except BaseException as error:
+                    self._link.fail(ConnectionClosedError("the connection broke while an answer was leaving"))
+                    raise as_ours(error, "answer") from error
+        finally:
+            self._let_go_if_over()

@@ -389,12 +389,19 @@ class Link:
                     self._take(event)
                     event = decoder.next_event() if decoder.data else None
         except PyroError as error:
-            self._fail(error)
+            failure = self._cut_within(error)
+            self._fail(failure)
             if waiter.reply is None:  # what came behind the answer does not make it worse
-                raise
+                raise failure from None
         finally:
             self._reading = False
             self._hand_over()
+
+    def _cut_within(self, error: PyroError) -> PyroError:
+        """An end within a message is that of the connection, and no fault of the peer."""
+        if type(error) is ProtocolError and self.connection.ended:
+            return ConnectionClosedError(f"{self.connection.peer} closed the connection within a message")
+        return error
 
     def _take(self, event: object) -> None:
         assert type(event) is Message, "a client's decoder collects everything"
@@ -478,7 +485,7 @@ class Link:
                     self._take(event)
                     event = self.connection.receive_nowait()
         except PyroError as error:
-            self._fail(error)
+            self._fail(self._cut_within(error))
         finally:
             self._reading = False
             self._hand_over()

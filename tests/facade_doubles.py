@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -67,6 +68,8 @@ def serving(daemon: Daemon) -> Iterator[Daemon]:
     """Run the daemon's loop in a thread."""
     thread = threading.Thread(target=daemon.requestLoop)
     thread.start()
+    while daemon.home is None and thread.is_alive():  # what is offered before it serves cannot be called back
+        time.sleep(0.001)
     try:
         yield daemon
     finally:

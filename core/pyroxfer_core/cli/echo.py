@@ -25,7 +25,7 @@ from ..settings import Settings
 from ..uri import NS_PORT, Uri
 from ._run import printable, run
 from .access import ClientAccess, ServerAccess, nameserver_access, server_access
-from .place import HOST_PORT, Place
+from .place import HOST_PORT, Place, host_option, port_option
 from .workers import workers_option
 
 OBJECT_ID: Final = "test.echoserver"
@@ -114,18 +114,8 @@ class EchoServer:
 
 
 @click.command()
-@click.option(
-    "-H", "--host", metavar="HOST", default="localhost", show_default=True, help="Host name or address to listen on."
-)
-@click.option(
-    "-p",
-    "--port",
-    metavar="PORT",
-    type=click.IntRange(0, 65535),
-    default=0,
-    show_default=True,
-    help="0 is any free one.",
-)
+@host_option
+@port_option
 @click.option("-u", "--unixsocket", metavar="PATH", help="Listen on this unix socket instead.")
 @click.option("-n", "--naming", is_flag=True, help="Register in the name server.")
 @click.option("-N", "--nameserver", is_flag=True, help="Run a name server as well (at --ns), and register in it.")

@@ -10,21 +10,12 @@ from ..blocking import Daemon, config
 from ..blocking.flame import refuse_strangers, start
 from ..errors import PyroError
 from ._run import ExitCode, Failure, fail
+from .place import host_option, port_option
 
 
 @click.command()
-@click.option(
-    "-H", "--host", metavar="HOST", default="localhost", show_default=True, help="Host name or address to listen on."
-)
-@click.option(
-    "-p",
-    "--port",
-    metavar="PORT",
-    type=click.IntRange(0, 65535),
-    default=0,
-    show_default=True,
-    help="0 is any free one.",
-)
+@host_option
+@port_option
 @click.option("-u", "--unixsocket", metavar="PATH", help="Listen on this unix socket instead.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
 def flame(host: str, port: int, unixsocket: str | None, quiet: bool) -> None:

@@ -17,7 +17,7 @@ from ..settings import Settings
 from ..transport.sockets import is_loopback_host
 from ._run import ExitCode, Failure, run
 from .access import ClientAccess, client_access
-from .place import HOST_PORT, Place
+from .place import HOST_PORT, Place, host_option
 
 if TYPE_CHECKING:
     from ..gateway.options import GatewayOptions
@@ -48,9 +48,7 @@ class Wanted:
 
 
 @click.command()
-@click.option(
-    "-H", "--host", metavar="HOST", default="localhost", show_default=True, help="Host name or address to listen on."
-)
+@host_option
 @click.option(
     "-p",
     "--port",

@@ -1,4 +1,4 @@
-"""``HOST:PORT`` on a command line."""
+"""Hosts and ports on a command line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,21 @@ import click
 NS_HOST_VARIABLES: Final = ("PYROXFER_NS_HOST", "PYRO_NS_HOST")
 NS_PORT_VARIABLES: Final = ("PYROXFER_NS_PORT", "PYRO_NS_PORT")
 """Where commands that talk to a name server find it said in the environment; Pyro's names count, too."""
+
+
+host_option: Final = click.option(
+    "-H", "--host", metavar="HOST", default="localhost", show_default=True, help="Host name or address to listen on."
+)
+port_option: Final = click.option(
+    "-p",
+    "--port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    help="0 is any free one.",
+)
+"""Where a command listens."""
 
 
 class Place(NamedTuple):

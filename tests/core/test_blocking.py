@@ -433,3 +433,29 @@ def test_a_descriptor_is_kept_as_long_as_a_thread_is_about_to_use_it(
         held.gate.set()
         thread.join(WITHIN_S)
         assert link.sock.fileno() == -1
+
+
+@pytest.mark.parametrize("closed_meanwhile", [False, True])
+def test_the_descriptor_of_a_connection_that_breaks_under_a_large_request(
+    closed_meanwhile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread closes it when it sends no more, whoever ended the connection."""
+
+    def break_(*_args: object) -> None:
+        monkeypatch.undo()  # the call may be sent again, on another connection
+        if closed_meanwhile:
+            closing = threading.Thread(target=proxy._pyroRelease)
+            closing.start()
+            closing.join(WITHIN_S)
+        assert link is not None
+        assert link.sock.fileno() >= 0
+        raise BrokenPipeError
+
+    with serving() as daemon, Proxy(uri_of(daemon)) as proxy:
+        proxy.echo(1)
+        link = proxy._pyroLink
+        assert link is not None
+        monkeypatch.setattr("pyroxfer_core.blocking.large.send_counted", break_)
+        with suppress(CommunicationError):
+            proxy.echo(bytes(1_000_000))
+        assert link.sock.fileno() == -1

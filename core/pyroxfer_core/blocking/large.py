@@ -86,6 +86,7 @@ class LargeMessages:
             self.active -= 1
             if number is not None:
                 self._free.append(number)
+            self._link.sending.let_go_if_over()
 
     def _take_number(self, deadline: float | None) -> int:
         """A number for a body, which no other incomplete one has."""

@@ -60,7 +60,7 @@ class Sending:
         try:
             outgoing = self._post(waiter, message, deadline)
         finally:
-            self._let_go_if_over()
+            self.let_go_if_over()
         if outgoing is not None:
             assert large is not None, "it took the request over"
             large.send(outgoing, waiter, deadline)
@@ -120,11 +120,11 @@ class Sending:
                     self._refuse(error)
                     raise
         finally:
-            self._let_go_if_over()
+            self.let_go_if_over()
         return seq
 
-    def _let_go_if_over(self) -> None:
-        """This thread does not use the connection any more, which may have been closed meanwhile."""
+    def let_go_if_over(self) -> None:
+        """This thread does not send any more; the connection may have been closed meanwhile."""
         if self._link.closed:
             self._link.let_go()
 
@@ -165,7 +165,7 @@ class Sending:
         finally:
             if True in held:
                 self.lock.release()
-                self._let_go_if_over()
+                self.let_go_if_over()
 
     def while_free(self, act: Callable[[], bool]) -> bool:
         """Do something while nobody sends, and give what it says; False when somebody does, and it is not done."""
@@ -200,7 +200,7 @@ class Sending:
             self._link.fail(ConnectionClosedError("the connection broke while a message was leaving"))
             raise as_ours(error, "message", Outcome.UNKNOWN) from error
         finally:
-            self._let_go_if_over()
+            self.let_go_if_over()
 
     def item(self, message: Message) -> None:
         """Send an item of a stream, in pieces when it is large. Errors as `signal`."""
@@ -230,7 +230,7 @@ class Sending:
         finally:
             if True in held:
                 self.lock.release()
-                self._let_go_if_over()
+                self.let_go_if_over()
         if sent != len(data):
             raise ConnectionClosedError(f"{self._link.location} takes nothing any more")
 
@@ -259,4 +259,4 @@ class Sending:
                     self._link.fail(ConnectionClosedError("the connection broke while an answer was leaving"))
                     raise as_ours(error, "answer") from error
         finally:
-            self._let_go_if_over()
+            self.let_go_if_over()

@@ -153,7 +153,7 @@ def exponent(growth: Growth, samples: Samples) -> float | None:
             continue
         taken = samples.rows[name]
         cost = median_extra(taken, growth.column) if growth.column else 1 / median(taken)
-        if cost:
+        if cost and cost > 0:  # what is less than the spread of what was subtracted says nothing
             points.append((math.log(amount), math.log(cost)))
     if len(points) < 2:
         return None

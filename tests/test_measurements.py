@@ -76,6 +76,15 @@ def test_growth_is_the_power_that_the_cost_follows(power: float, rates: list[flo
     assert exponent(Growth("", {1: "a", 10: "b", 100: "c"}), taken) == pytest.approx(power)
 
 
+def test_a_fixed_cost_does_not_hide_what_grows() -> None:
+    """Ten times as many cost twice as much at first and ten times as much in the end: the page says both."""
+    rows = {"a": [Sample(1.0, {"µs": 1.0})], "b": [Sample(1.0, {"µs": 2.0})], "c": [Sample(1.0, {"µs": 20.0})]}
+    growth = Growth("A call", {1: "a", 10: "b", 100: "c", 1000: "not measured"}, "µs")
+    table = report.section("calls/s", Samples(rows), [], [growth])
+    (line,) = report.growth(table["growth"])
+    assert line == "\nA call, 1 to 100: exponent 0.65, 1.00 from 10 to 100 (0 is flat)."
+
+
 def test_growth_leaves_out_what_cost_nothing() -> None:
     """The start of a command is subtracted from what it took, and may come out as all of it."""
     rows = {name: [Sample(1.0, {"µs": cost})] for name, cost in (("a", -0.5), ("b", 3.0), ("c", 30.0))}

@@ -45,15 +45,13 @@ def connect(uri: Uri, until: float, ip_version: int = 0) -> socket.socket:
     try:
         if uri.sockname is not None:
             return _connected(socket.AF_UNIX, uri.sockname, until)
-        sock = _connect_tcp(uri.host or "localhost", uri.port or 0, until, ip_version)
-        begin_keepalive(sock)
+        return _connect_tcp(uri.host or "localhost", uri.port or 0, until, ip_version)
     except builtins.TimeoutError as error:
         text = f"cannot connect to {uri.location}: no answer within {limit:.3g} s"
         raise TimeoutError(text, outcome=Outcome.NOT_SENT) from error
     except (OSError, ValueError) as error:
         text = f"cannot connect to {uri.location}: {reason_of(error)}"
         raise ConnectionClosedError(text, outcome=Outcome.NOT_SENT) from error
-    return sock
 
 
 def time_left(until: float) -> float:
@@ -112,6 +110,8 @@ def _connected(family: int, address: object, until: float) -> socket.socket:
     try:
         sock.settimeout(time_left(until))
         sock.connect(address)  # type: ignore[arg-type]  # an address of this family
+        if family != socket.AF_UNIX:
+            begin_keepalive(sock)
     except BaseException:
         sock.close()
         raise

@@ -142,12 +142,21 @@ def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
             version == 502 or not cut
         ):  # a connection that broke says nothing about what is spoken there
             remember_version(location, version)
-        if proxy._pyroBackground and link.session.concurrent:
-            read_in_background(link)
-        if link.welcome is not None and link.welcome.annotations:
-            proxy._pyroAnswered(link.welcome)
+        _begin(proxy, link)
         return link
     assert failure is not None, "at least one protocol is tried"
     failure.outcome = Outcome.NOT_SENT
     name_place(failure, location)
     raise failure
+
+
+def _begin(proxy: Proxy, link: BlockingLink) -> None:
+    """What follows the handshake. The connection is closed when that fails: a hook of the user's may raise."""
+    try:
+        if proxy._pyroBackground and link.session.concurrent:
+            read_in_background(link)
+        if link.welcome is not None and link.welcome.annotations:
+            proxy._pyroAnswered(link.welcome)
+    except BaseException:
+        link.close()
+        raise

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..client.calls import CallOptions
-from ..client.handshake import connect_message, read_welcome
+from ..client.handshake import Welcome, connect_message, read_welcome
 from ..client.outbound import Outbound
 from ..client.readers import StreamReaders
 from ..errors import (
@@ -145,11 +145,15 @@ class BlockingLink:
                 self.session.receive(answer)
                 if not self.session.is_challenged:
                     break
-            welcome = read_welcome(answer, self.version, self.location, settings, hello)
+            self.welcome = answer
+            self._begin(read_welcome(answer, self.version, self.location, settings, hello), settings, context)
         except BaseException as error:
             self.close()
             raise as_ours(error, "handshake") from error
-        self.metadata, self.response, self.welcome = welcome.metadata, welcome.response, answer
+
+    def _begin(self, welcome: Welcome, settings: Settings, context: SerializerContext) -> None:
+        """Get ready for calls, as agreed in the handshake."""
+        self.metadata, self.response = welcome.metadata, welcome.response
         if Feature.REVERSE in self.grant:
             self.offers = Offers(self)
         self._context = context.granted(self.grant, context.autoproxy if self.offers is None else self.offers.offer)

@@ -140,18 +140,26 @@ async def connect_socket(where: Uri | str, timeout_s: float, prefer: int = 0) ->
     uri = place_of(where)
     try:
         with trio.fail_after(timeout_s):
-            if uri.sockname is not None:
-                stream = await trio.open_unix_socket(uri.sockname)
-            else:
-                stream = await _open_tcp(uri.host or "localhost", uri.port or 0, prefer)
+            return await _connected(uri, prefer)
     except trio.TooSlowError:
         text = f"cannot connect to {uri.location}: no answer within {timeout_s:g} s"
         raise TimeoutError(text, outcome=Outcome.NOT_SENT) from None
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: this system has no unix sockets
         text = f"cannot connect to {uri.location}: {reason_of(error)}"
         raise ConnectionClosedError(text, outcome=Outcome.NOT_SENT) from error
+
+
+async def _connected(uri: Uri, prefer: int) -> socket.socket:
+    if uri.sockname is not None:
+        stream = await trio.open_unix_socket(uri.sockname)
+    else:
+        stream = await _open_tcp(uri.host or "localhost", uri.port or 0, prefer)
     sock = socket.socket(fileno=stream.socket.detach())
-    set_options(sock)
+    try:
+        set_options(sock)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
@@ -227,7 +235,7 @@ def bind_unix(path: str) -> socket.socket:
         sock.bind(path)
         sock.listen(BACKLOG)
         sock.setblocking(False)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no path at all
         sock.close()
         raise CommunicationError(f"cannot listen on ./u:{path}: {reason_of(error)}") from error
     return sock

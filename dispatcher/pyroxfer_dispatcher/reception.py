@@ -190,9 +190,9 @@ class Reception:
             with contextlib.suppress(PyroError):
                 await client.finish(refused.answer)
             return
-        own = service.stateless and not opening.signed and opening.codec.version == 502
-        answer = with_own(session, opening, link.answer, is_known=is_known) if own else link.answer
         try:
+            own = service.stateless and not opening.signed and opening.codec.version == 502
+            answer = with_own(session, opening, link.answer, is_known=is_known) if own else link.answer
             with trio.fail_after(self._settings.connect_timeout_s):
                 await client.send_encoded(answer)
             client.settled()

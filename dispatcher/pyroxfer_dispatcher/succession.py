@@ -58,13 +58,16 @@ class Successor:
             SuccessionError: it ended before, or said nothing for too long; nothing of it is left. The same when this
                 is cancelled.
         """
+        variables = {**os.environ, **program.manager.environment()}
         ours, theirs = socket.socketpair()
-        variables = {**os.environ, **program.manager.environment(), VARIABLE: str(theirs.fileno())}
         with theirs:
+            variables[VARIABLE] = str(theirs.fileno())
             try:
                 process = await trio.lowlevel.open_process(program.command, env=variables, pass_fds=[theirs.fileno()])
-            except OSError as error:
+            except BaseException as error:
                 ours.close()
+                if not isinstance(error, OSError):
+                    raise
                 raise SuccessionError(f"{program.command[0]} cannot be started: {error.strerror}") from error
         try:
             _bequeath(ours, config, doors)

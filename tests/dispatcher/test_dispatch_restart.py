@@ -50,10 +50,11 @@ from pyroxfer_dispatcher.building import make_directory
 from pyroxfer_dispatcher.cli import main
 from pyroxfer_dispatcher.config import Config, parse_config
 from pyroxfer_dispatcher.control import CommandError, ask_control
+from pyroxfer_dispatcher.doors import Doors
 from pyroxfer_dispatcher.handover import VARIABLE, Door, Inheritance, to_line
 from pyroxfer_dispatcher.predecessor import Predecessor
 from pyroxfer_dispatcher.state import BackendState, Inherited, State, remembered
-from pyroxfer_dispatcher.succession import Program
+from pyroxfer_dispatcher.succession import Program, Successor
 
 RUN = (sys.executable, "-c", "from pyroxfer_dispatcher.cli import main; main()", "run", "-c")
 
@@ -327,6 +328,16 @@ async def test_a_program_that_is_gone_changes_nothing() -> None:
     async with Dispatcher(config_for("PYRO:x@localhost:1"), program=program) as dispatcher:
         with pytest.raises(CommandError, match="/nowhere/at/all cannot be started: No such file"):
             await dispatcher.restart()
+
+
+async def test_a_restart_that_is_called_off_at_once_leaves_nothing() -> None:
+    """No end of the pair stays open: the warning of it would come here."""
+    config = config_for("PYRO:x@localhost:1")
+    program = Program([sys.executable, "-c", "pass"], ServiceManager())
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await Successor.start(program, config, Doors(config), State)
+    assert scope.cancelled_caught
 
 
 async def test_a_part_of_another_program_cannot_be_restarted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import threading
@@ -17,6 +18,7 @@ from ..nameserver.rules import NAME_SERVER
 from ..nameserver.server import OWN_TAGS, no_broadcast_reason, own_entry
 from ..nameserver.service import NameServer
 from ..nameserver.storage import Entry, Registry, open_registry
+from ..transport.sockets import reason_of
 from ..uri import Uri
 from .config import config
 from .daemon import Daemon
@@ -43,17 +45,17 @@ class NameServerDaemon(Daemon):
         storage: str | None = None,
     ) -> None:
         self._storage: Registry = open_registry(storage or "memory")
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(run_async, self._storage.aclose)
             port = config.NS_PORT if port is None else port
             self._cleaner = Cleaner(self._storage, config.NS_AUTOCLEAN) if config.NS_AUTOCLEAN > 0 else None
             super().__init__(config.NS_HOST if host is None else host, port, unixsocket, nathost, natport)
-        except BaseException:
-            run_async(self._storage.aclose)
-            raise
-        self.nameserver = NameServer(self._storage)
-        entry = Entry.single(str(self.register(self.nameserver, NAME_SERVER)), OWN_TAGS)
-        if not self._storage.is_shared:
-            run_async(self._storage.put, NAME_SERVER, entry)
+            undo.callback(self.close)
+            self.nameserver = NameServer(self._storage)
+            entry = Entry.single(str(self.register(self.nameserver, NAME_SERVER)), OWN_TAGS)
+            if not self._storage.is_shared:
+                run_async(self._storage.put, NAME_SERVER, entry)
+            undo.pop_all()
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
@@ -158,11 +160,9 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # no port, no host name
         sock.close()
-        raise NamingError(
-            f"cannot listen for broadcasts on {host or '*'}:{port}: {error.strerror or error}"
-        ) from error
+        raise NamingError(f"cannot listen for broadcasts on {host or '*'}:{port}: {reason_of(error)}") from error
     return sock
 
 

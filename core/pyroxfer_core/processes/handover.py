@@ -109,7 +109,11 @@ class Mailbox:
         place = _place(folder, number)
         Path(place).unlink(missing_ok=True)  # of the worker before
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.bind(place)
+        try:
+            self._sock.bind(place)
+        except OSError:
+            self._sock.close()
+            raise
         self._sock.setblocking(False)
 
     async def serve(self, handler: Callable[[SideStream], Awaitable[None]]) -> None:

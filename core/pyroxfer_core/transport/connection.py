@@ -452,11 +452,13 @@ async def open_connection(
 
     Raises:
         ConnectionClosedError, TimeoutError, AuthenticationError: as `open_socket`.
+        ProtocolError: there is no such protocol, or nobody speaks TLS there.
     """
     settings = settings or Settings()
+    codec = codec_for(version)
     sock = await open_socket(where, settings)
     decoder = Decoder(
-        codec_for(version),
+        codec,
         max_message=settings.max_message_bytes,
         max_annotations=settings.max_annotations,
         collect=settings.max_message_bytes if collect is None else collect,

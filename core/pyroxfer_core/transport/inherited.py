@@ -58,7 +58,15 @@ def inherited_listeners(environ: MutableMapping[str, str] | None = None) -> list
     named = [UNNAMED] * many if names is None else names.split(":") if many else []
     if len(named) != many:
         raise CommunicationError(f"LISTEN_FDS={many}, and LISTEN_FDNAMES has {len(named)} names: {names!r}")
-    return [InheritedListener(name, _listener(FIRST_FD + index, name)) for index, name in enumerate(named)]
+    taken: list[InheritedListener] = []
+    try:
+        for index, name in enumerate(named):
+            taken.append(InheritedListener(name, _listener(FIRST_FD + index, name)))
+    except CommunicationError:
+        for one in taken:
+            one.sock.detach()
+        raise
+    return taken
 
 
 def _number(variable: str, text: str) -> int:

@@ -27,6 +27,15 @@ KEEPALIVE_PROBES: Final = 3
 """A silent peer is found dead after 15 + 3 x 5 seconds."""
 
 
+_OPTIONS = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+if hasattr(socket, "TCP_KEEPIDLE"):
+    _OPTIONS += [
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
+    ]
+
+
 class StreamSocket(Protocol):
     """What a connection needs of a non-blocking socket: a plain one has it, and so has one under TLS."""
 
@@ -78,12 +87,8 @@ def set_keepalive(sock: StreamSocket) -> None:
 
 def begin_keepalive(sock: StreamSocket) -> None:
     """`set_keepalive` of a connection just made, which cannot have them yet."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    for level, option, value in _OPTIONS:
+        sock.setsockopt(level, option, value)
 
 
 def peer_text(sock: StreamSocket) -> str:
@@ -140,18 +145,26 @@ async def connect_socket(where: Uri | str, timeout_s: float, prefer: int = 0) ->
     uri = place_of(where)
     try:
         with trio.fail_after(timeout_s):
-            if uri.sockname is not None:
-                stream = await trio.open_unix_socket(uri.sockname)
-            else:
-                stream = await _open_tcp(uri.host or "localhost", uri.port or 0, prefer)
+            return await _connected(uri, prefer)
     except trio.TooSlowError:
         text = f"cannot connect to {uri.location}: no answer within {timeout_s:g} s"
         raise TimeoutError(text, outcome=Outcome.NOT_SENT) from None
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: this system has no unix sockets
         text = f"cannot connect to {uri.location}: {reason_of(error)}"
         raise ConnectionClosedError(text, outcome=Outcome.NOT_SENT) from error
+
+
+async def _connected(uri: Uri, prefer: int) -> socket.socket:
+    if uri.sockname is not None:
+        stream = await trio.open_unix_socket(uri.sockname)
+    else:
+        stream = await _open_tcp(uri.host or "localhost", uri.port or 0, prefer)
     sock = socket.socket(fileno=stream.socket.detach())
-    set_options(sock)
+    try:
+        set_options(sock)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
@@ -227,7 +240,7 @@ def bind_unix(path: str) -> socket.socket:
         sock.bind(path)
         sock.listen(BACKLOG)
         sock.setblocking(False)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no path at all
         sock.close()
         raise CommunicationError(f"cannot listen on ./u:{path}: {reason_of(error)}") from error
     return sock

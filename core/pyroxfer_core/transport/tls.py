@@ -278,10 +278,12 @@ def begin_tls(
     if context.options & _CUT_IS_AN_END:
         context.options &= ~_CUT_IS_AN_END
     try:
+        name = None if server_hostname is None else server_hostname.partition("%")[0].encode("idna").decode()
+        sock.getpeername()  # what fails within wrap_socket leaves, before Python 3.13, a descriptor to nobody
         return context.wrap_socket(
             sock,
             server_side=server_side,
-            server_hostname=None if server_hostname is None else server_hostname.partition("%")[0],
+            server_hostname=name,
             do_handshake_on_connect=False,
             suppress_ragged_eofs=False,
         )

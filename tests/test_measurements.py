@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import bench_arguments
 import pytest
 import quotes
 import report
@@ -73,6 +74,31 @@ def test_a_ratio_compares_what_was_taken_together() -> None:
 def test_growth_is_the_power_that_the_cost_follows(power: float, rates: list[float]) -> None:
     taken = samples(a=rates[:1], b=rates[1:2], c=rates[2:])
     assert exponent(Growth("", {1: "a", 10: "b", 100: "c"}), taken) == pytest.approx(power)
+
+
+def test_a_fixed_cost_does_not_hide_what_grows() -> None:
+    """Ten times as many cost twice as much at first and ten times as much in the end: the page says both."""
+    rows = {"a": [Sample(1.0, {"µs": 1.0})], "b": [Sample(1.0, {"µs": 2.0})], "c": [Sample(1.0, {"µs": 20.0})]}
+    growth = Growth("A call", {1: "a", 10: "b", 100: "c", 1000: "not measured"}, "µs")
+    table = report.section("calls/s", Samples(rows), [], [growth])
+    (line,) = report.growth(table["growth"])
+    assert line == "\nA call, 1 to 100: exponent 0.65, 1.00 from 10 to 100 (0 is flat)."
+
+
+def test_growth_leaves_out_what_cost_nothing() -> None:
+    """The start of a command is subtracted from what it took, and may come out as all of it."""
+    rows = {name: [Sample(1.0, {"µs": cost})] for name, cost in (("a", -0.5), ("b", 3.0), ("c", 30.0))}
+    assert exponent(Growth("", {1: "a", 10: "b", 100: "c"}, "µs"), Samples(rows)) == pytest.approx(1.0)
+    assert exponent(Growth("", {1: "a", 10: "b"}, "µs"), Samples(rows)) is None
+
+
+@pytest.mark.parametrize("options", [[], ["--quick"], ["--repetitions", "3", "--seconds", "0.3"]])
+def test_a_run_that_was_ended_says_what_is_left_to_do(options: list[str]) -> None:
+    chosen = bench_arguments.parser().parse_args([*options, "all"])
+    program, *words = bench_arguments.words(chosen, ["files", "ns"]).split()
+    assert program == "./scripts/bench"
+    chosen.suites = ["files", "ns"]
+    assert bench_arguments.parser().parse_args(words) == chosen
 
 
 def test_every_peer_is_compared_with_and_the_best_counts() -> None:

@@ -17,7 +17,7 @@ import report
 import rpc
 import scale
 import workers
-from bench_arguments import REPETITIONS, SECONDS, SUITES, parser
+from bench_arguments import REPETITIONS, SECONDS, SUITES, parser, words
 from measure import Effort
 from processes import kept_bytecode
 
@@ -36,17 +36,30 @@ def main() -> None:
     for peer in facts["absent"]:
         print(f"{peer} is not installed here: its rows are left out", file=sys.stderr)
     begin = time.monotonic()
-    measured = {}
-    with kept_bytecode():
-        for name in SUITES if "all" in chosen.suites else dict.fromkeys(chosen.suites):
-            suite, begun = MODULES[name], time.monotonic()
-            tables = suite.measure(effort)
-            print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
-            measured[name] = {"title": suite.TITLE, "note": suite.NOTE, "facts": facts, "tables": tables}
-            if not effort.quick:
-                report.write({name: measured[name]})
+    measured: dict[str, Any] = {}
+    left = list(SUITES if "all" in chosen.suites else dict.fromkeys(chosen.suites))
+    try:
+        with kept_bytecode():
+            while left:
+                measured[left[0]] = measure(left[0], effort, facts)
+                if not effort.quick:
+                    report.write({left[0]: measured[left[0]]})
+                del left[0]
+    except BaseException as error:
+        print(f"ended in {left[0]}; what is left to do: {words(chosen, left)}", file=sys.stderr)
+        if isinstance(error, KeyboardInterrupt):
+            raise SystemExit(130) from None
+        raise
     print("\n".join(report.page(measured)))
     print(f"together: {time.monotonic() - begin:.0f} s", file=sys.stderr)
+
+
+def measure(name: str, effort: Effort, facts: dict[str, Any]) -> dict[str, Any]:
+    """One suite, with what its part of the page says of it."""
+    suite, begun = MODULES[name], time.monotonic()
+    tables = suite.measure(effort)
+    print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
+    return {"title": suite.TITLE, "note": suite.NOTE, "facts": facts, "tables": tables}
 
 
 main()

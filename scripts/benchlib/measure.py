@@ -142,10 +142,13 @@ def ratios_to_others(comparison: Comparison, samples: Samples, best: str) -> dic
     return {name: found[0] for name, found in each if found is not None}
 
 
-def exponent(growth: Growth, samples: Samples) -> float | None:
+def exponent(growth: Growth, samples: Samples, last: int | None = None) -> float | None:
     """The power of the amount that the cost of one unit follows: 0 is flat, 1 means that twice as many cost twice.
 
     Slope of the least-squares line through the logarithms of the medians; None with less than two rows.
+
+    Args:
+        last: of the largest amounts only so many: there no fixed part of the cost hides what grows.
     """
     points = []
     for amount, name in growth.rows.items():
@@ -153,8 +156,8 @@ def exponent(growth: Growth, samples: Samples) -> float | None:
             continue
         taken = samples.rows[name]
         cost = median_extra(taken, growth.column) if growth.column else 1 / median(taken)
-        if cost:
+        if cost and cost > 0:  # what is less than the spread of what was subtracted says nothing
             points.append((math.log(amount), math.log(cost)))
     if len(points) < 2:
         return None
-    return statistics.linear_regression(*zip(*points, strict=True)).slope
+    return statistics.linear_regression(*zip(*points[-last if last else 0 :], strict=True)).slope

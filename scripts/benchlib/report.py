@@ -128,7 +128,12 @@ def section(
             if (found := ratio(comparison, samples)) is not None
         ],
         "growth": [
-            {"text": growth.text, "exponent": slope, "amounts": list(growth.rows)}
+            {
+                "text": growth.text,
+                "exponent": slope,
+                "last step": exponent(growth, samples, last=2),
+                "amounts": [amount for amount, name in growth.rows.items() if name in samples.rows],
+            }
             for growth in growths
             if (slope := exponent(growth, samples)) is not None
         ],
@@ -225,8 +230,9 @@ def plot(suite: str, table: str) -> Iterator[str]:
 
 def growth(found: Sequence[dict[str, Any]]) -> Iterator[str]:
     for row in found:
-        amounts = f"{row['amounts'][0]:,} to {row['amounts'][-1]:,}"
-        yield f"\n{row['text']}, {amounts}: exponent {row['exponent']:.2f} (0 is flat)."
+        first, *_, before, last = [f"{amount:,}" for amount in (row["amounts"][0], *row["amounts"])]
+        step = f", {row['last step']:.2f} from {before} to {last}" if "last step" in row else ""
+        yield f"\n{row['text']}, {first} to {last}: exponent {row['exponent']:.2f}{step} (0 is flat)."
 
 
 def calibration(found: Sequence[float]) -> Iterator[str]:

@@ -1,62 +1,76 @@
-"""How cost grows with the amount of work: transfers at once, routes and back ends, files in a tree."""
+"""How cost grows with the amount of work: transfers at once, routes, back ends of a service, files in a tree."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import report
+import trees
 from measure import Contestant, Effort, Growth, Sample, in_turns
 from processes import OURS, ROOT, Server, command, program, run_client
 
 TITLE = "Growth"
-NOTE = """\
-Ours against itself. Downloads at once share 512 MiB, split into as many files of the same size; `first / last` says
-how evenly they were served: when the first was committed, as a share of the time of all. Routes: blob calls, 64 in
-flight, each topic in turn, a service and a back end (a daemon with a port) for every topic. Trees: files of 1 KiB
-uploaded into an empty folder, durability none, each with a receipt of its own."""
+NOTE = f"""\
+Ours against itself. Downloads at once: 256 of 4 MiB, so many at a time, each with a connection of its own; `quick /
+slow` says how evenly they were served: the time that a tenth of them stayed below, as a share of that which a tenth
+exceeded. Routes: blob calls, 64 in flight, each topic in turn, a service and a back end (a daemon with a port) for
+every topic. One service: the same calls, all to one topic; with `hash` every call has a new key, which rendezvous
+hashing holds against every back end (a key that comes again is remembered). Trees: files of 1 KiB uploaded into an
+empty folder {"in memory (tmpfs)" if trees.in_memory() else "on the disk"}, durability none, each with a receipt of
+its own; CPU without that of starting the command."""
 TRANSFERS = (1, 8, 64, 256)
-BYTES = 512 * 1024 * 1024
+DOWNLOADS = 256
+BYTES = 4 * 1024 * 1024
 ROUTES = (1, 10, 100, 1_000)
-FILES = (1_000, 10_000, 100_000)
+POLICIES = ("least-of-two", "round-robin", "hash")
+DISPATCHER_CPU = "dispatcher CPU µs a call"
 FOLDER = ROOT / ".bench"
 AT_ONCE = Growth(
     "CPU of one GiB, by downloads at once", {count: f"{count} at once" for count in TRANSFERS}, "server CPU s/GiB"
 )
 ROUTED = Growth(
-    "Dispatcher CPU of a call, by routes",
-    {count: f"{count:,} routes" for count in ROUTES},
-    "dispatcher CPU µs a call",
+    "Dispatcher CPU of a call, by routes", {count: f"{count:,} routes" for count in ROUTES}, DISPATCHER_CPU
 )
-TREES = Growth("CPU of a file, by files", {count: f"{count:,} files" for count in FILES}, "CPU µs a file")
 
 
 def measure(effort: Effort) -> dict[str, Any]:
     """A table for each kind of work."""
+    amounts, seconds = effort.some(ROUTES), effort.seconds
     transfers = [Contestant(f"{count} at once", partial(downloads, count)) for count in effort.some(TRANSFERS)]
-    routes = [
-        Contestant(f"{count:,} routes", partial(routed, count, effort.seconds)) for count in effort.some(ROUTES)
+    routes = [Contestant(f"{count:,} routes", partial(routed, count, seconds)) for count in amounts]
+    members = [
+        Contestant(member(policy, count), partial(balanced, policy, count, seconds))
+        for policy in POLICIES
+        for count in amounts
     ]
-    trees = [Contestant(f"{count:,} files", partial(tree, count)) for count in effort.some(FILES)]
     tables = {}
-    for title, unit, contestants, growth in (
-        ("Downloads at once", "MB/s", transfers, AT_ONCE),
-        ("Routes and back ends", "calls/s", routes, ROUTED),
-        ("Trees", "files/s", trees, TREES),
+    for title, unit, contestants, growths in (
+        ("Downloads at once", "MB/s", transfers, [AT_ONCE]),
+        ("Routes and back ends", "calls/s", routes, [ROUTED]),
+        ("Back ends of one service", "calls/s", members, [grown(policy) for policy in POLICIES]),
     ):
         print(f"growth: {title.lower()}", file=sys.stderr)
-        tables[title] = report.section(unit, in_turns(contestants, effort.repetitions), [], [growth])
-    return tables
+        tables[title] = report.section(unit, in_turns(contestants, effort.repetitions), [], growths)
+    print("growth: trees", file=sys.stderr)
+    return tables | {"Trees": trees.measure(effort)}
+
+
+def member(policy: str, count: int) -> str:
+    return f"{policy}, {count:,} back ends"
+
+
+def grown(policy: str) -> Growth:
+    rows = {count: member(policy, count) for count in ROUTES}
+    return Growth(f"Dispatcher CPU of a call, `{policy}`, by back ends", rows, DISPATCHER_CPU)
 
 
 @contextmanager
@@ -71,17 +85,18 @@ def downloads(count: int) -> Sample:
     with scratch() as folder:
         (folder / "served").mkdir()
         (folder / "got").mkdir()
-        sized(folder / "served" / "file", BYTES // count)
+        sized(folder / "served" / "file", BYTES)
         with Server(command("pyroxfer", "serve", folder / "served")) as server:
             before = server.cpu_s()
-            result = run_client(program(OURS, "scale_transfers.py", f"{server.uri}/file", count, folder / "got"))
+            words = (f"{server.uri}/file", DOWNLOADS, count, folder / "got")
+            result = run_client(program(OURS, "scale_transfers.py", *words))
             used = server.cpu_s() - before
             return Sample(
                 result["bytes"] / result["seconds"] / 1e6,
                 {
                     "server CPU s/GiB": used / result["bytes"] * 2**30,
                     "server MiB": server.peak_rss_mib(),
-                    "first / last": result["first_s"] / result["seconds"],
+                    "quick / slow": result["quick_s"] / result["slow_s"],
                 },
             )
 
@@ -94,13 +109,27 @@ def sized(path: Path, size: int) -> None:
 
 
 def routed(count: int, seconds: float) -> Sample:
-    with scratch() as folder, backends(count) as uris:
+    """Each topic has a service and a back end."""
+    with backends(count) as uris:
+        services = "".join(service(number, [uri]) for number, uri in enumerate(uris))
+        return blob_rate(services, ["topics", count], seconds)
+
+
+def balanced(policy: str, count: int, seconds: float) -> Sample:
+    """One topic has all the back ends."""
+    with backends(count) as uris:
+        return blob_rate(service(0, uris, policy), ["members" if policy != "hash" else "keys", count], seconds)
+
+
+def blob_rate(services: str, calls: list[object], seconds: float) -> Sample:
+    """Blob calls through a dispatcher with these services."""
+    with scratch() as folder:
         config = folder / "dispatcher.toml"
-        config.write_text('listen = "127.0.0.1:0"\n' + "".join(map(service, range(count), uris)))
+        config.write_text('listen = "127.0.0.1:0"\n' + services)
         with Server(command("pyroxfer-dispatcher", "run", "-c", config)) as dispatcher:
             uri = f"PYRO:pyroxfer.dispatcher@{dispatcher.uri.partition('@')[2]}"
             with subprocess.Popen(
-                program(OURS, "scale_blobs.py", uri, count, seconds),
+                program(OURS, "scale_blobs.py", uri, *calls, seconds),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -114,14 +143,16 @@ def routed(count: int, seconds: float) -> Sample:
             return Sample(
                 result["calls"] / result["seconds"],
                 {
-                    "dispatcher CPU µs a call": used / result["calls"] * 1e6,
+                    DISPATCHER_CPU: used / result["calls"] * 1e6,
                     "dispatcher MiB": dispatcher.peak_rss_mib(),
                 },
             )
 
 
-def service(number: int, uri: str) -> str:
-    return f'[[services]]\nname = "topic-{number}"\n[[services.backends]]\nname = "only"\nuri = "{uri}"\n'
+def service(number: int, uris: Sequence[str], policy: str = "least-of-two") -> str:
+    """The part of a dispatcher's file for one topic."""
+    members = "".join(f'[[services.backends]]\nname = "b{place}"\nuri = "{uri}"\n' for place, uri in enumerate(uris))
+    return f'[[services]]\nname = "topic-{number}"\npolicy = "{policy}"\n{members}'
 
 
 @contextmanager
@@ -138,43 +169,3 @@ def backends(count: int) -> Iterator[list[str]]:
             yield uris
         finally:
             process.terminate()
-
-
-def tree(count: int) -> Sample:
-    with scratch() as folder:
-        source = folder / "source"
-        fill(source, count)
-        (folder / "served").mkdir()
-        with Server(command("pyroxfer", "serve", folder / "served")) as server:
-            before = server.cpu_s()
-            words = command("pyroxfer", "send", source, f"{server.uri}/", "-q", "--durability", "none")
-            seconds, client = ended(words)
-            used = server.cpu_s() - before + client.ru_utime + client.ru_stime
-            assert sum(len(files) for _, _, files in os.walk(folder / "served" / "source")) == count
-            return Sample(
-                count / seconds,
-                {
-                    "CPU µs a file": used / count * 1e6,
-                    "server MiB": server.peak_rss_mib(),
-                    "client MiB": client.ru_maxrss / 1024,
-                },
-            )
-
-
-def fill(folder: Path, count: int) -> None:
-    """Files of 1 KiB, a thousand in a folder."""
-    for start in range(0, count, 1000):
-        inner = folder / f"{start // 1000:03}"
-        inner.mkdir(parents=True)
-        for number in range(start, min(start + 1000, count)):
-            (inner / f"{number:06}").write_bytes(os.urandom(1024))
-
-
-def ended(words: list[str]) -> tuple[float, resource.struct_rusage]:
-    """Run a command to its end: seconds, and what it used."""
-    begin = time.perf_counter()
-    pid = os.posix_spawn(words[0], words, os.environ)
-    _, status, used = os.wait4(pid, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(words)} failed")
-    return time.perf_counter() - begin, used

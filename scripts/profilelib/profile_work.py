@@ -84,10 +84,10 @@ def blob(_: str, seconds: float) -> Iterator[Work]:
     """A blob call through the dispatcher, 64 in flight."""
     with scale.scratch() as folder, scale.backends(1) as uris:
         config = folder / "dispatcher.toml"
-        config.write_text('listen = "127.0.0.1:0"\n' + scale.service(0, uris[0]))
+        config.write_text('listen = "127.0.0.1:0"\n' + scale.service(0, uris))
         yield Work(
             Process("dispatcher", [str(COMMANDS / "pyroxfer-dispatcher"), "run", "-c", str(config)]),
-            Process("proxy", [str(PROGRAMS / "scale_blobs.py"), "{dispatcher}", "1", str(seconds)]),
+            Process("proxy", [str(PROGRAMS / "scale_blobs.py"), "{dispatcher}", "topics", "1", str(seconds)]),
             lambda result: float(result["calls"]),
         )
 

@@ -38,7 +38,7 @@ CLIENT_KIB: Final = measured("connections / Memory of an idle connection / ours"
 WATCH_S: Final = measured("ns / From a registration until every watcher has it / 1,000 watchers / ms a watcher") / 1e3
 """Time to tell one watcher of one change, watchers on the same machine."""
 FILE_CPU_S: Final = measured("scale / Downloads at once / 8 at once / server CPU s/GiB")
-"""Processor seconds for one GiB at the server."""
+"""Processor seconds at the server for one GiB in files of a few MiB."""
 GIVES_UP_S: Final = 10
 """How long a client waits for its handshake (`connect_timeout_s`)."""
 FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 30.0

@@ -228,9 +228,8 @@ FORKING_AMONG_THREADS = """
     link, held, forked = proxy._pyroLink, threading.Event(), threading.Event()
 
     def hold():
-        with link.sending.lock, link.reading.duty._guard, proxy._pyroConnecting.taken(None), context._tracking:
-            held.set()
-            forked.wait()
+        with link.sending.lock, link.reading.duty._guard, context._tracking:
+            proxy._pyroConnecting.during(None, lambda: held.set() or forked.wait())
 
     threading.Thread(target=hold).start()
     held.wait()

@@ -22,6 +22,7 @@ from ..objects.table import DAEMON_ID, ObjectTable, refuse_to_share
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
+from ..transport.busypoll import BusyPoll
 from ..transport.connection import Connection
 from ..transport.listen import serve_connections
 from ..transport.side import SideStreamHandler
@@ -368,7 +369,7 @@ class Daemon:
 
     async def _serve_all(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Everything that `aclose` cuts; what runs in the body of ``async with`` is not among it."""
-        poller = Poller()
+        poller = Poller(BusyPoll(self.settings.busy_poll_s))
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -52,13 +53,13 @@ async def test_a_slow_disk_holds_up_its_own_transfer_only(
     def write(staged: Any, offset: int, view: memoryview) -> None:
         if staged.path.startswith("slow"):
             hanging.release()
-            go.wait(20)
+            go.wait(60)
         real_write(staged, offset, view)
 
     def splice(source: int, target: int, count: int, **more: Any) -> int:
         if "offset_dst" in more and os.fstat(target).st_mode & 0o777 == 0o601:
             hanging.release()
-            go.wait(20)
+            go.wait(60)
         return real_splice(source, target, count, **more)
 
     monkeypatch.setattr(staged_room.Staged, "write", write)
@@ -172,7 +173,7 @@ async def test_a_server_that_stops_says_how_to_go_on(
     async with FileServer(root) as server:
         nursery.start_soon(client, server.location)
         await under_way.wait()
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while not told:  # noqa: ASYNC110  # the client is a task without a handle
             await trio.sleep(0.01)
     assert isinstance(told[0], errors.BusyError)
@@ -266,7 +267,7 @@ async def test_a_client_that_stalls_is_ended_with_a_reason(root: Path, here: Pat
             await raw._send_record(stream, raw.GO, 0)
             await raw._send_range_record(stream, Range(0, 9 * MIB), striped=False)
             await stream.send_all(random_bytes(5 * MIB))
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 while server.transfers:  # noqa: ASYNC110  # the server tells nobody
                     await trio.sleep(0.02)
         with pytest.raises(errors.StalledError, match="idle"):
@@ -332,15 +333,21 @@ async def test_after_a_cut_at_nine_tenths_at_most_a_tenth_and_a_block_is_sent_ag
     cut_line: Callable[..., Any],
     settled: Settled,
 ) -> None:
-    """Counted at the wire, in both attempts."""
+    """Counted at the wire, in both attempts.
+
+    On a busy machine the line would seem long, and several streams be cut in the middle of their stripes; and what
+    the server has not read yet is lost with the connection, so that is made little.
+    """
     size = 48 * MIB
+    for listener in server.listeners:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
     (here / "f").write_bytes(random_bytes(size))
     relay = await cut_line(server.location, int(size * sent), towards_server=True)
     with pytest.raises((errors.TransferError, core_errors.CommunicationError)):
-        await _send(here / "f", f"{relay.location}/f", channel=channel)
+        await _send(here / "f", f"{relay.location}/f", channel=channel, streams=1)
     await settled()
     second = await cut_line(server.location, 2 * size, towards_server=True)
-    await _send(here / "f", f"{second.location}/f", channel=channel)
+    await _send(here / "f", f"{second.location}/f", channel=channel, streams=1)
     moved = 2 * size - second._left
     assert moved <= size * (1 - sent) + 4 * MIB + 64 * 1024
     assert (root / "f").read_bytes() == (here / "f").read_bytes()

@@ -66,9 +66,9 @@ class Settings:
     call_timeout_s: float | None = None
     """Default deadline of a call; None waits as long as the connection lives."""
     busy_poll_s: float = 0.001
-    """How long a proxy of trio waits for answers without a turn of the loop, where nobody else there had anything to
-    do: other tasks may run, and cancels be seen, late by twice that. At most 0.01; 0 waits in the loop always. The
-    kernel rounds it up to whole milliseconds."""
+    """How long a daemon waits for requests, and a proxy of trio for answers, without a turn of the loop, where nobody
+    else there had anything to do. A wait may begin at the end of that time and last five times as long: other tasks
+    may run, and cancels be seen, late by six times that. At most 0.01; 0 waits in the loop always."""
     strict_session: bool = False
     """Raise SessionLost instead of connecting anew to a stock peer after a connection with calls was lost."""
     max_connections: int = 10_000
@@ -140,6 +140,7 @@ class Settings:
 
     def with_changes(self, **changes: object) -> Settings:
         """A copy with some fields changed; itself when that changes nothing, as at most connects."""
-        if all(getattr(self, name, self) is value for name, value in changes.items()):
-            return self
-        return replace(self, **changes)  # type: ignore[arg-type]  # dataclasses.replace checks the names
+        for name, value in changes.items():
+            if getattr(self, name, self) is not value:
+                return replace(self, **changes)  # type: ignore[arg-type]  # dataclasses.replace checks the names
+        return self

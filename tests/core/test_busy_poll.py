@@ -17,6 +17,7 @@ from facade_doubles import Service, serving
 from pyroxfer_core import Daemon, Proxy, Settings, expose
 from pyroxfer_core.blocking import Daemon as BlockingDaemon
 from pyroxfer_core.errors import PyroError
+from pyroxfer_core.server.poller import Poller
 from pyroxfer_core.transport import busypoll
 from pyroxfer_core.transport.busypoll import MOST_DISTURBED, BusyPoll
 
@@ -145,6 +146,25 @@ async def test_what_does_not_come_at_once_is_waited_for_in_the_loop_where_it_can
     assert await line.waits_in_loop(), "the last one was not quick"
 
 
+async def test_waits_in_vain_become_rare(line: Line) -> None:
+    """Each keeps others from the thread; so they become as rare as looks at a loop that is always busy."""
+    in_loop = 0
+    for _ in range(2 * MOST_DISTURBED):
+        in_loop = await line.waits_until_alone()
+        line.now += HOLD_S
+        line.busy.waited_in_vain()
+    assert in_loop == 2**MOST_DISTURBED + 1
+
+
+async def test_slow_answers_are_seldom_looked_at(line: Line, instruments: list[trio.abc.Instrument]) -> None:
+    """A look costs as much as a turn of the loop, and is in vain where answers take long."""
+    for _ in range(2**MOST_DISTURBED):
+        if line.busy._pause == 0:
+            line.times = [line.now, line.now, line.now + HOLD_S]
+        assert await line.waits_in_loop()
+    assert len(instruments) <= MOST_DISTURBED
+
+
 @pytest.fixture
 def instruments(monkeypatch: pytest.MonkeyPatch) -> list[trio.abc.Instrument]:
     """Those that were made."""
@@ -250,7 +270,16 @@ class Echo:
         return value
 
 
-async def test_an_object_of_the_same_loop_is_never_waited_for_in_its_thread() -> None:
+async def test_an_object_of_the_same_loop_is_never_waited_for_in_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is its caller by the daemon."""
+    patience: list[float] = []
+    look = Poller._look
+
+    def noted(poller: Poller, seconds: float) -> None:
+        patience.append(seconds)
+        look(poller, seconds)
+
+    monkeypatch.setattr(Poller, "_look", noted)
     async with Daemon() as daemon, Proxy(daemon.register(Echo(), "echo")) as proxy:
         await proxy.echo(0)
         await proxy.echo(0)  # the first one that looks whether the connection is quiet
@@ -260,6 +289,8 @@ async def test_an_object_of_the_same_loop_is_never_waited_for_in_its_thread() ->
         for number in range(300):
             assert await proxy.echo(number) == number
         assert not recorded.waited
+    assert patience
+    assert not any(patience)
 
 
 def test_the_host_of_a_guest_has_its_turns(uri: str) -> None:

@@ -141,7 +141,7 @@ class Source:
 
     def blocks(self) -> Iterator[str]:
         yield "first"
-        self.release.wait(10)
+        self.release.wait(60)
         yield "second"
 
     async def large(self, count: int, size: int) -> AsyncIterator[bytes]:

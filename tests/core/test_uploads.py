@@ -169,7 +169,7 @@ async def test_an_item_of_a_plain_iterator_leaves_at_once(sink: Sink) -> None:
 
     def numbers() -> Iterator[int]:
         yield from range(100)
-        sink.let_go.wait(10)
+        sink.let_go.wait(60)
         yield 100
         raise ValueError("caller")
 

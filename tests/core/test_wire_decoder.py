@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyroxfer_core.errors import MessageTooLargeError, ProtocolError, PyroError, SecurityError
-from pyroxfer_core.wire import V48, V502, BodyPart, Decoder, End, Head, Message
+from pyroxfer_core.wire import V48, V502, BodyPart, Decoder, End, Head, Message, assembly
 from pyroxfer_core.wire.codec import Codec
 from pyroxfer_core.wire.decoder import Event
+from pyroxfer_core.wire.message import Body
 
 KIB = 1024
 CODECS: list[Codec] = [V48, V502]
@@ -455,8 +456,13 @@ def test_many_small_messages_in_one_feed_are_not_copied_again_and_again() -> Non
 
 @pytest.mark.parametrize("body", [b"", b"b" * 10, b"b" * (100 * KIB)], ids=["none", "small", "large"])
 @pytest.mark.parametrize("collect", [10 * KIB * KIB, 50 * KIB], ids=["collected", "in parts"])
-def test_large_annotations_are_received_into_a_buffer_and_change_nothing(body: bytes, collect: int) -> None:
-    sent = call(body, annotations={"BIGA": bytes(range(256)) * 2000, "TINY": b"x"})
+@pytest.mark.parametrize("others", [{"TINY": b"x"}, {}], ids=["beside another", "alone"])
+@pytest.mark.parametrize("ahead", [True, False], ids=["memory at once", "memory as it comes"])
+def test_large_annotations_are_received_into_a_buffer_and_change_nothing(
+    body: bytes, collect: int, others: dict[str, Body], ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "_ahead", [None] * 2 if ahead else [])
+    sent = call(body, annotations={"BIGA": bytes(range(256)) * 2000, **others})
     data = V502.encode(sent) + V502.encode(call(b"next", 2))
     decoder = Decoder(V502, collect=collect)
     at = lent = 0
@@ -477,7 +483,23 @@ def test_large_annotations_are_received_into_a_buffer_and_change_nothing(body: b
     assert joined(events) == joined(drain(whole))
     assert lent > 400_000, "the annotations were received in place"
     head = events[0]
-    assert (head.message if isinstance(head, Head) else head).annotations == sent.annotations  # type: ignore[union-attr]
+    annotations = (head.message if isinstance(head, Head) else head).annotations  # type: ignore[union-attr]
+    assert annotations == sent.annotations
+    assert {type(value) for value in annotations.values()} == {bytes}
+    assert len(assembly._ahead) == (2 if ahead else 0), "what may have memory at once is given back"
+
+
+def test_an_annotation_that_breaks_off_gives_back_that_it_had_its_memory_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(assembly, "_ahead", [None])
+    decoder = Decoder(V502)
+    decoder.feed(V502.encode(call(b"", annotations={"BIGA": bytes(100 * KIB)}))[: 80 * KIB])
+    assert decoder.next_event() is None
+    assert assembly._ahead == []
+    with pytest.raises(ProtocolError, match="ended inside"):
+        decoder.eof()
+    assert assembly._ahead == [None]
 
 
 def test_memory_for_annotations_grows_with_what_arrives() -> None:

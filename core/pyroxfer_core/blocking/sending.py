@@ -67,8 +67,7 @@ class Sending:
         finally:
             self.tidy()
         if outgoing is not None:
-            assert large is not None, "it took the request over"
-            large.send(outgoing, waiter, deadline)
+            self._link.in_pieces().send(outgoing, waiter, deadline)
 
     def _post(self, waiter: Waiter | None, message: Message, deadline: float | None) -> Outgoing | None:
         """Send a call; one that shares the connection with others, who need the lock, is to be sent then."""
@@ -151,9 +150,8 @@ class Sending:
         return as_ours(error, "call", Outcome.NOT_SENT)
 
     def _head(self, message: Message) -> bytes | Outgoing:
-        large = self._link.large
-        if large is not None and len(message.body) > MAX_PIECE:
-            return large.leave(message)
+        if self._link.takes_pieces and len(message.body) > MAX_PIECE:
+            return self._link.in_pieces().leave(message)
         return self._codec.encode_head(message, len(message.body))
 
     def cancel(self, seq: int) -> bool:
@@ -211,9 +209,8 @@ class Sending:
 
     def item(self, message: Message) -> None:
         """Send an item of a stream, in pieces when it is large. Errors as `signal`."""
-        large = self._link.large
-        if large is not None and len(message.body) > MAX_PIECE:
-            large.send(Outgoing(message, self._codec), None, None)
+        if self._link.takes_pieces and len(message.body) > MAX_PIECE:
+            self._link.in_pieces().send(Outgoing(message, self._codec), None, None)
         else:
             self.signal(message)
 

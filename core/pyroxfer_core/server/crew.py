@@ -63,6 +63,8 @@ class Crew:
         self.poller = poller
         self._nursery = nursery
         self._idle: list[Worker] = []
+        self._tasks = 0
+        """Workers, idle ones included, and whatever else runs for their connections."""
         self._led = poller is None
         self._context = contextvars.copy_context()
 
@@ -92,8 +94,15 @@ class Crew:
 
     def spawn(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Run something beside, which keeps its errors to itself."""
+        self._tasks += 1
         # elsewhere than in the context of a call, which it would keep alive
-        self.context().run(self._nursery.start_soon, function, *args)
+        self.context().run(self._nursery.start_soon, self._run, function, args)
+
+    async def _run(self, function: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> None:
+        try:
+            await function(*args)
+        finally:
+            self._tasks -= 1
 
     def _set_to_work(self, job: Job | None, reads: Peer | None) -> None:
         if not self._idle:
@@ -139,7 +148,7 @@ class Crew:
         assert self.poller is not None, "there is somebody to lead"
         following = self.poller.next
         while True:
-            peer = worker.reads = await following()
+            peer = worker.reads = await following(self._tasks - len(self._idle) == 1)
             turn = take_turn(peer, worker)
             try:
                 request = turn.send(None)

@@ -22,6 +22,7 @@ from ..objects.table import DAEMON_ID, ObjectTable, refuse_to_share
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
+from ..transport.busypoll import BusyPoll
 from ..transport.connection import Connection
 from ..transport.listen import serve_connections
 from ..transport.side import SideStreamHandler
@@ -264,10 +265,15 @@ class Daemon:
         self.bind()
         self._manager = trio.open_nursery()
         nursery = await self._manager.__aenter__()
-        await nursery.start(self._serve_all)
-        self.home = trio.lowlevel.current_trio_token()
-        if self.settings.slow_handler_s:
-            self._watchdog = Watchdog.start(self.settings.slow_handler_s)
+        try:
+            await nursery.start(self._serve_all)
+            self.home = trio.lowlevel.current_trio_token()
+            if self.settings.slow_handler_s:
+                self._watchdog = Watchdog.start(self.settings.slow_handler_s)
+        except BaseException as error:  # the block that would end it does not begin
+            self.close()
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     async def __aexit__(
@@ -363,7 +369,7 @@ class Daemon:
 
     async def _serve_all(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Everything that `aclose` cuts; what runs in the body of ``async with`` is not among it."""
-        poller = Poller()
+        poller = Poller(BusyPoll(self.settings.busy_poll_s))
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ..transport.busypoll import BusyPoll
+
 if TYPE_CHECKING:
     from .peer import Peer
 
@@ -33,9 +35,13 @@ class Poller:
 
     A connection that has something to say while somebody has its turn is listened to again only after that. So a
     client that waits for its answers costs no system call but those that read and write.
+
+    Args:
+        busy: when the thread of the loop itself may wait.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, busy: BusyPoll) -> None:
+        self._busy = busy
         self._epoll = select.epoll()
         self._peers: dict[int, Peer] = {}
         self._queue: deque[Peer] = deque()
@@ -48,13 +54,21 @@ class Poller:
     def __len__(self) -> int:
         return len(self._peers)
 
-    async def next(self) -> Peer:
-        """Wait for the connection whose turn it is; whoever gets it has its reading."""
+    async def next(self, alone: bool) -> Peer:
+        """Wait for the connection whose turn it is; whoever gets it has its reading.
+
+        Args:
+            alone: nobody else is at work for these connections, and would miss the loop.
+        """
         queue = self._queue
+        patience = 0.0
         if self._in_a_row >= REQUESTS_IN_A_ROW:
             await self._wait()
+        elif alone and not (queue or self._again):
+            patience = self._busy.patience()
         while not queue:
-            self._look()
+            self._look(patience)
+            patience = 0.0
             queue.extend(self._again)
             self._again.clear()
             if not queue:
@@ -69,13 +83,17 @@ class Poller:
         if self._queue or self._again:
             await trio.lowlevel.checkpoint()
         else:
-            await trio.lowlevel.wait_readable(self._epoll)
-            self._look()
+            await self._busy.wait_in_loop(self._epoll)
+            self._look(0.0)
 
-    def _look(self) -> None:
-        """Queue whoever has something to say."""
+    @trio.lowlevel.enable_ki_protection  # Ctrl-C is for the program, though this thread waits here
+    def _look(self, patience: float) -> None:
+        """Queue whoever has something to say, or will have within so many seconds."""
+        found = self._epoll.poll(patience, MOST_AT_ONCE)
+        if patience and not found:
+            self._busy.waited_in_vain()
         peers = self._peers
-        for fd, _ in self._epoll.poll(0, MOST_AT_ONCE):
+        for fd, _ in found:
             peer = peers[fd]
             if peer.place is Place.LISTENED:
                 peer.place = Place.QUEUED

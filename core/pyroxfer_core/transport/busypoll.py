@@ -11,8 +11,12 @@ import trio
 
 from .sockets import StreamSocket
 
+WAIT_TIMES: Final = 5
+"""How many times as long as the loop may go without a turn one wait in the thread lasts: longer than most ticks of
+the kernel, which programs its timer anew for each wait that would end before the next one. On a virtual machine that
+costs more than the rest of a call."""
 MOST_DISTURBED: Final = 7
-"""Doublings of the pause after other tasks ran: a busy loop is looked at once in 128 waits."""
+"""Doublings of the pause after a look that was no good: a busy loop is looked at once in 128 waits."""
 
 
 class _Others(trio.abc.Instrument):
@@ -34,16 +38,15 @@ class _Others(trio.abc.Instrument):
 
 
 class BusyPoll:
-    """Where one connection waits: in the loop like everybody, or for moments in the thread of the loop.
+    """Where somebody waits: in the loop like everybody, or for moments in the thread of the loop.
 
     A pass through the loop costs as much as all the rest of a small call. It can be left out where nobody misses it:
     after a wait in the loop that was short, and in which no other task ran, the thread itself waits for what comes
     next, until ``hold_s`` have passed. Then it is the loop's turn again.
 
     Args:
-        hold_s: seconds between two waits in the loop, and most seconds of one wait in the thread, which the kernel
-            rounds up to a millisecond. So the thread is kept from other tasks for twice the time at most. 0 never
-            waits in it.
+        hold_s: seconds between two waits in the loop. A wait in the thread may begin at their end, and last
+            `WAIT_TIMES` as long, rounded up to a millisecond, when nothing comes. 0 never waits in it.
         clock: tells seconds.
     """
 
@@ -56,25 +59,43 @@ class BusyPoll:
         """Up to then the thread may wait."""
         self._disturbed = 0
         self._pause = 0
-        """Waits before it is looked again whether the loop is busy."""
+        """Waits before it is looked again whether the loop is quiet."""
+
+    def patience(self) -> float:
+        """How many seconds the thread may wait now; 0: it is the loop's turn."""
+        return self._hold_s * WAIT_TIMES if self._clock() < self._until else 0.0
+
+    def waited_in_vain(self) -> None:
+        """The thread has waited as long as it may, and nothing came: this is dear, so it shall be seldom."""
+        self._until = 0.0
+        self._pause_longer(by=2)
+
+    def _pause_longer(self, by: int) -> None:
+        self._disturbed = min(self._disturbed + by, MOST_DISTURBED)
+        self._pause = 2**self._disturbed
 
     async def wait_readable(self, sock: StreamSocket, poll: select.poll) -> None:
         """Wait until a socket, which alone is registered in ``poll``, has something to read.
 
         Errors and cancellation as with trio's: but a wait in the thread is not cancelled, and ends by itself.
         """
-        if self._clock() < self._until:
-            if poll.poll(self._hold_s * 1000):
+        patience = self.patience()
+        if patience:
+            if poll.poll(patience * 1000):
                 return
-            self._until = 0.0
-        elif self._pause:
+            self.waited_in_vain()
+        await self.wait_in_loop(sock)
+
+    async def wait_in_loop(self, sock: StreamSocket | select.epoll) -> None:
+        """Wait as trio does, and see now and then whether anybody would miss the loop."""
+        if self._pause:
             self._pause -= 1
         elif self._hold_s:
             await self._look_around(sock)
             return
         await trio.lowlevel.wait_readable(sock)
 
-    async def _look_around(self, sock: StreamSocket) -> None:
+    async def _look_around(self, sock: StreamSocket | select.epoll) -> None:
         """Wait in the loop, and see who else runs meanwhile."""
         others = _Others(trio.lowlevel.current_task())
         begin = self._clock()
@@ -83,11 +104,9 @@ class BusyPoll:
             await trio.lowlevel.wait_readable(sock)
         finally:
             trio.lowlevel.remove_instrument(others)
-        if others.seen:
-            self._disturbed = min(self._disturbed + 1, MOST_DISTURBED)
-            self._pause = 2**self._disturbed
+        now = self._clock()
+        if others.seen or now - begin >= self._hold_s:
+            self._pause_longer(by=1)
             return
         self._disturbed = max(self._disturbed - 1, 0)
-        now = self._clock()
-        if now - begin < self._hold_s:
-            self._until = now + self._hold_s
+        self._until = now + self._hold_s

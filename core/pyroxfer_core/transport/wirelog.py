@@ -42,6 +42,7 @@ class LoggedCodec:
         self.signs = codec.signs
         self.check_prefix = codec.check_prefix
         self.parse_annotations = codec.parse_annotations
+        self.sole_annotation = codec.sole_annotation
         self.verify = codec.verify
 
     def parse_header(self, buffer: Body, offset: int = 0) -> Header:

@@ -53,6 +53,12 @@ class Codec(Protocol):
         ProtocolError: chunks do not fit, too many, key not ASCII, correlation id not 16 bytes.
         """
 
+    def sole_annotation(self, data: Body, offset: int, size: int) -> tuple[str, int] | None:
+        """Key and length of the annotation that fills an area of ``size`` bytes by itself.
+
+        None when it does not, or when what was received ends before its length.
+        """
+
     def encode(self, message: Message, *, hmac_key: bytes | None = None) -> bytes:
         """One whole message, ready for one send.
 

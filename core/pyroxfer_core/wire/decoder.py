@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 
 from ..errors import MessageTooLargeError, ProtocolError, PyroError, SecurityError
 from ..settings import GIB, KIB, MIB
+from .assembly import Assembly
 from .buffers import take_buffer
 from .codec import Codec, recognise
 from .frame import PREFIX_SIZE, Header
@@ -47,6 +48,7 @@ class Decoder:
 
     __slots__ = (
         "_area",
+        "_assembly",
         "_broken",
         "_collect_limit",
         "_filled",
@@ -60,6 +62,7 @@ class Decoder:
         "_parse_small",
         "_remaining",
         "_signature",
+        "_sole",
         "_tap",
         "codec",
         "collected",
@@ -97,6 +100,10 @@ class Decoder:
         self._remaining = 0
         self._area: Header | None = None
         """Of a message whose large annotation area is being collected, in the place of its body."""
+        self._sole = ""
+        """Key of the annotation that fills this area all by itself."""
+        self._assembly: Assembly | None = None
+        """Its value, if one does."""
         self._signature: bytes | None = None
         self.collected: bytearray | memoryview | None = None
         """The large body that is coming in; only then `wanted_buffer` has something to say."""
@@ -196,7 +203,8 @@ class Decoder:
         """Where to receive the next bytes of a large collected body directly, or None: use ``feed``.
 
         Valid until the next call of any method; its owner keeps no slice of it. Tell how much was written with
-        ``received``. The memory behind it grows with what has arrived: first 256 KiB, then twice that.
+        ``received``. The memory behind it grows with what has arrived: first 256 KiB, then twice that; that of an
+        annotation alone as `Assembly` says.
         """
         if self._broken is not None:
             self._raise_broken()
@@ -292,19 +300,31 @@ class Decoder:
         return self._collect()
 
     def _open_area(self, header: Header, start: int) -> Event | None:
-        """Annotations of that size arrive in a buffer of their own, like a large body."""
-        self._advance(start)
+        """Annotations of that size arrive in a buffer of their own, like a large body; one alone where it stays."""
+        assert self.codec is not None
         self._area = header
         self._open = Message(header.type, header.seq, header.serializer, header.flags, b"")
         self._remaining = header.annotations_length
         self.collected = bytearray()
+        sole = self.codec.sole_annotation(self.data, start, header.annotations_length)
+        if sole is not None and self._max_annotations:
+            self._sole, self._remaining = sole
+            self._assembly = Assembly([self._remaining])
+            self.collected = self._assembly.place(self._remaining) or self.collected
+            start += header.annotations_length - self._remaining
         self._filled = 0
+        self._advance(start)
         return self._collect()
 
-    def _close_area(self, area: Body, header: Header) -> Event | None:
+    def _close_area(self, area: bytearray | memoryview, header: Header) -> Event | None:
         """The annotations are complete: on with the body."""
-        self._area = None
-        self._open = self._message(header, memoryview(area), b"")
+        assembly, self._area, self._assembly = self._assembly, None, None
+        if assembly is None:
+            self._open = self._message(header, memoryview(area), b"")
+        else:
+            assembly.add(area)
+            self._open = self._message(header, b"", b"")
+            self._open.annotations[self._sole] = assembly.buffers[0]
         return self._begin_body(self._open, header)
 
     def _place_piece(self, header: Header) -> bytearray | memoryview:
@@ -396,7 +416,7 @@ class Decoder:
         self._parse_small = None
         self.data, self._offset = b"", 0
         self._take_back()
-        self._open = self.collected = self._header = self._area = None
+        self._open = self.collected = self._header = self._area = self._assembly = None
 
     def _raise_broken(self) -> NoReturn:
         assert self._broken is not None

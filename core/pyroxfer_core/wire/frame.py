@@ -63,6 +63,14 @@ def split_chunks(data: Body, head: struct.Struct, limit: int, short_text: str) -
     return annotations
 
 
+def sole_chunk(data: Body, offset: int, size: int, head: struct.Struct) -> tuple[str, int] | None:
+    """Key and length of the chunk that fills an area of ``size`` bytes by itself, if what is there says so."""
+    if len(data) - offset < head.size:
+        return None
+    key, length = head.unpack_from(data, offset)
+    return (key.decode(), length) if length + head.size == size and key.isascii() else None
+
+
 def _text_of_key(key: bytes) -> str:
     try:
         return key.decode("ascii")

@@ -21,6 +21,7 @@ from .frame import (
     join_chunks,
     serializer_name,
     serializer_number,
+    sole_chunk,
     split_chunks,
 )
 from .message import Body, Flags, Message
@@ -108,6 +109,10 @@ class CodecV48:
         if correlation_id is not None:
             check_correlation_id(correlation_id)
         return annotations, correlation_id, annotations.pop("HMAC", None)
+
+    def sole_annotation(self, data: Body, offset: int, size: int) -> tuple[str, int] | None:
+        """See `Codec.sole_annotation`."""
+        return sole_chunk(data, offset, size, _CHUNK)
 
     def encode(self, message: Message, *, hmac_key: bytes | None = None) -> bytes:
         """The whole message. With a key it is signed; an empty key means none, as in Pyro4."""

@@ -22,6 +22,7 @@ from .frame import (
     join_chunks,
     serializer_name,
     serializer_number,
+    sole_chunk,
     split_chunks,
 )
 from .message import Body, Message
@@ -115,6 +116,10 @@ class CodecV502:
     def parse_annotations(self, data: Body, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
         """Annotations; correlation id and signature are never among them in this protocol."""
         return split_chunks(data, _CHUNK, limit, CHUNK_TOO_LONG), None, None
+
+    def sole_annotation(self, data: Body, offset: int, size: int) -> tuple[str, int] | None:
+        """See `Codec.sole_annotation`."""
+        return sole_chunk(data, offset, size, _CHUNK)
 
     def encode(self, message: Message, *, hmac_key: bytes | None = None) -> bytes:
         """The whole message. ``hmac_key`` has no effect: this protocol cannot sign."""

@@ -1,0 +1,190 @@
+"""A daemon may wait in the thread of its loop: only for moments, and only where nobody would miss the loop."""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from doubles import RawClient, connect_bytes, invoke_bytes, raw_client, until
+
+from pyroxfer_core import Daemon, Settings, expose
+from pyroxfer_core.server.poller import REQUESTS_IN_A_ROW, Place, Poller
+from pyroxfer_core.transport.busypoll import WAIT_TIMES, BusyPoll
+
+HOLD_S = 0.001
+
+
+class Watched:
+    """The descriptor that a poller listens with: it notes how long is waited, and lets something happen meanwhile."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self._epoll = epoll
+        self.waited: list[float] = []
+        self.meanwhile: Callable[[], object] = int
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+        if timeout:
+            self.waited.append(timeout)
+            self.meanwhile()
+        return self._epoll.poll(0, most)
+
+
+class Listening:
+    """A poller on a clock that stands still, and a client of it that has something to say."""
+
+    def __init__(self) -> None:
+        self.now = 1.0
+        self.busy = BusyPoll(HOLD_S, lambda: self.now)
+        self.poller = Poller(self.busy)
+        watched: Any = Watched(self.poller._epoll)
+        self.watched = self.poller._epoll = watched
+        self.sock, self.peer = socket.socketpair()
+        client: Any = SimpleNamespace(connection=SimpleNamespace(sock=self.sock), place=Place.TAKEN, heard=False)
+        self.client = client
+        self.poller.listen(self.client, 0)
+        self.peer.send(b"x")
+
+    async def look_around(self) -> None:
+        """Wait in the loop until that is quiet."""
+        while not self.busy.patience():
+            await self.busy.wait_in_loop(self.sock)
+
+    async def waits(self, *, alone: bool = True) -> list[float]:
+        """Let the client have a turn; how long was waited for it in the thread."""
+        self.watched.waited.clear()
+        assert await self.poller.next(alone) is self.client
+        self.poller.listen(self.client)
+        return list(self.watched.waited)
+
+    def close(self) -> None:
+        self.poller.close()
+        self.sock.close()
+        self.peer.close()
+
+
+@pytest.fixture
+def listening() -> Iterator[Listening]:
+    listening = Listening()
+    yield listening
+    listening.close()
+
+
+async def test_behind_a_short_wait_in_the_loop_the_next_ones_are_in_the_thread(listening: Listening) -> None:
+    assert await listening.waits() == []
+    await listening.look_around()
+    assert [await listening.waits() for _ in range(3)] == [[HOLD_S * WAIT_TIMES]] * 3
+    listening.now += HOLD_S
+    assert await listening.waits() == []
+
+
+async def test_with_work_under_way_nobody_waits_in_the_thread(listening: Listening) -> None:
+    await listening.look_around()
+    assert await listening.waits(alone=False) == []
+
+
+async def test_clients_that_are_not_done_are_not_kept_waiting(listening: Listening) -> None:
+    await listening.look_around()
+    await listening.waits()
+    assert await listening.poller.next(alone=True) is listening.client
+    listening.poller.put_last(listening.client)
+    assert await listening.waits() == []
+
+
+async def test_the_rest_of_the_loop_has_its_turn_in_spite_of_the_thread(listening: Listening) -> None:
+    await listening.look_around()
+    waited = [bool(await listening.waits()) for _ in range(REQUESTS_IN_A_ROW + 1)]
+    assert waited == [True] * REQUESTS_IN_A_ROW + [False]
+
+
+async def test_a_client_that_falls_silent_is_waited_for_in_the_loop(listening: Listening) -> None:
+    await listening.look_around()
+    listening.sock.recv(1)
+    with trio.CancelScope() as scope:
+        listening.watched.meanwhile = scope.cancel
+        await listening.poller.next(alone=True)
+    assert scope.cancelled_caught
+    assert len(listening.watched.waited) == 1
+    assert not listening.busy.patience()
+
+
+def test_ctrl_c_in_the_thread_comes_to_the_program(listening: Listening) -> None:
+    """Not to the worker that happens to wait."""
+    listening.watched.meanwhile = lambda: signal.raise_signal(signal.SIGINT)
+
+    async def main() -> str:
+        async with trio.open_nursery() as nursery:
+            await listening.look_around()
+            nursery.start_soon(listening.waits)
+            try:
+                await trio.sleep_forever()
+            except KeyboardInterrupt:
+                return "interrupted"
+
+    assert trio.run(main) == "interrupted"
+
+
+@expose
+class Service:
+    def __init__(self) -> None:
+        self.gate = trio.Event()
+
+    async def wait(self) -> None:
+        await self.gate.wait()
+
+    async def echo(self, value: object) -> object:
+        return value
+
+
+async def greeted(client: RawClient) -> RawClient:
+    await client.send(connect_bytes())
+    await client.messages(502, 1)
+    return client
+
+
+async def test_a_daemon_is_alone_when_no_call_waits_for_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: list[bool] = []
+    following = Poller.next
+
+    def noted(poller: Poller, nobody_else: bool) -> Any:
+        alone.append(nobody_else)
+        return following(poller, nobody_else)
+
+    monkeypatch.setattr(Poller, "next", noted)
+    service = Service()
+    async with Daemon(settings=Settings(busy_poll_s=0)) as daemon:
+        daemon.register(service, "thing")
+        async with raw_client(daemon.location) as one, raw_client(daemon.location) as other:
+            await greeted(one)
+            await greeted(other)
+            await until(lambda: alone[-1])
+            await one.send(invoke_bytes("wait"))
+            await until(lambda: not alone[-1])
+            await other.send(invoke_bytes("echo", "(1,)"))
+            await other.messages(502, 1)
+            assert not alone[-1]
+            service.gate.set()
+            await one.messages(502, 1)
+            await other.send(invoke_bytes("echo", "(1,)"))
+            await other.messages(502, 1)
+            await until(lambda: alone[-1])
+
+
+async def test_work_beside_calls_counts_until_it_ends() -> None:
+    """An item stream that is pushed, for instance."""
+    async with Daemon() as daemon:
+        crew = daemon._crew
+        assert crew is not None
+        before = crew._tasks
+        crew.spawn(trio.sleep, 0)
+        assert crew._tasks == before + 1
+        await until(lambda: crew._tasks == before)

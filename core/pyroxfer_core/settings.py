@@ -140,6 +140,7 @@ class Settings:
 
     def with_changes(self, **changes: object) -> Settings:
         """A copy with some fields changed; itself when that changes nothing, as at most connects."""
-        if all(getattr(self, name, self) is value for name, value in changes.items()):
-            return self
-        return replace(self, **changes)  # type: ignore[arg-type]  # dataclasses.replace checks the names
+        for name, value in changes.items():
+            if getattr(self, name, self) is not value:
+                return replace(self, **changes)  # type: ignore[arg-type]  # dataclasses.replace checks the names
+        return self

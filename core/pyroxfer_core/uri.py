@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from .errors import PyroError
@@ -16,6 +17,8 @@ _GRAMMAR: Final = re.compile(r"(?P<protocol>PYRO|PYRONAME|PYROMETA):(?P<object>[
 _IPV6: Final = re.compile(r"\[(?P<host>[0-9a-fA-F:.%]+)\](:(?P<port>.*))?")
 
 State = tuple[Any, Any, Any, Any, Any]
+USUAL_LENGTH: Final = 256
+"""Characters of a text that is likely to be met again."""
 
 
 class Uri:
@@ -138,6 +141,18 @@ class Uri:
 
     def __reduce__(self) -> tuple[builtins.object, ...]:
         return Uri.from_state, (self.state,)
+
+
+def uri_of(uri: Uri | str) -> Uri:
+    """A Uri as it is, or that of a text, which is taken apart once when it is not long. Errors as `Uri`."""
+    if isinstance(uri, Uri):
+        return uri
+    return _remembered(uri) if type(uri) is str and len(uri) <= USUAL_LENGTH else Uri(uri)
+
+
+@lru_cache(maxsize=256)
+def _remembered(text: str) -> Uri:
+    return Uri(text)
 
 
 def _parse_location(location: str, default_port: int | None) -> tuple[str | None, str | None, int | None]:

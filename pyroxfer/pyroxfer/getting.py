@@ -13,7 +13,7 @@ from .channels.base import as_bytes
 from .channels.choose import AUTO, INLINE, INLINE_REASON, Choice, choose, in_blocks, pull
 from .conversation import Conversation, opened
 from .errors import ExistsError, PeerError, SourceChangedError, TransferError, from_record
-from .many import Job, Outcome, one_of_many, work_off
+from .many import Outcome, one_of_many, work_off
 from .names import printable, split_path
 from .offer import ALREADY, NO_CHANNEL, End, FileEntry, Offer, Receipt, SmallEnd, Ticket
 from .options import TransferOptions
@@ -25,7 +25,7 @@ from .runs import Run
 from .selection import select
 from .sending import joined, keeps
 from .sink import FileSink, PipeSink
-from .small import SMALL, batches, cut
+from .small import SMALL, batch_limits, batches, cut
 from .store.base import Store, WholeFiles
 from .tasks import in_thread
 from .trees import dress_here, get_links
@@ -240,11 +240,15 @@ class Receiver:
         blocks = [entry for entry in files if not self._goes_inline(entry.size)]
         for path, error in await in_thread(_make_folders, store, folders):
             outcome.failed(path, error)
-        jobs: list[Job] = [
-            functools.partial(self._get_batch, folder, store, target, some, outcome) for some in batches(inline)
-        ]
-        jobs += [functools.partial(self._get_entry, folder, store, target, entry, outcome) for entry in blocks]
-        await work_off(jobs)
+        most, at_once = batch_limits(self._talk.round_trip_s, self._options.durability)
+        await work_off(
+            (
+                functools.partial(self._get_batch, folder, store, target, some, outcome)
+                for some in batches(inline, most)
+            ),
+            at_once,
+        )
+        await work_off(functools.partial(self._get_entry, folder, store, target, entry, outcome) for entry in blocks)
         named = [(link.path, joined(target, link.path)) for link in links]
         await get_links(self._talk, folder, store, named, self._options.if_exists, outcome)
         made = [replace(entry, path=joined(target, entry.path)) for entry in entries if entry.kind == "folder"]

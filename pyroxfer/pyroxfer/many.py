@@ -13,6 +13,8 @@ from .tasks import open_flat_nursery
 
 WORKERS: Final = 4
 """Jobs under way at once: while one waits for the disk to flush, the others use the line."""
+UNFLUSHED_WORKERS: Final = 2
+"""Batches of small files under way at once where nobody waits for a disk."""
 
 Job = Callable[[], Awaitable[None]]
 
@@ -69,8 +71,8 @@ async def some_of_many(outcome: Outcome, path: str, transfers: Callable[[], Awai
         outcome.failed(path, error)
 
 
-async def work_off(jobs: Iterable[Job]) -> None:
-    """Run all jobs, ``WORKERS`` at once, begun in order. The first error ends them all."""
+async def work_off(jobs: Iterable[Job], at_once: int = WORKERS) -> None:
+    """Run all jobs, so many at once, begun in order. The first error ends them all."""
     waiting = iter(jobs)
 
     async def worker() -> None:
@@ -78,5 +80,5 @@ async def work_off(jobs: Iterable[Job]) -> None:
             await job()
 
     async with open_flat_nursery() as nursery:
-        for _ in range(WORKERS):
+        for _ in range(at_once):
             nursery.start_soon(worker)

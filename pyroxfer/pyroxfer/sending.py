@@ -20,7 +20,7 @@ from .errors import (
     UnknownTransferError,
     from_record,
 )
-from .many import Job, Outcome, one_of_many, work_off
+from .many import Outcome, one_of_many, work_off
 from .names import printable
 from .offer import End, FileEntry, Offer, Receipt, Ticket
 from .options import TransferOptions
@@ -30,7 +30,7 @@ from .placing import receipt_for
 from .progress import Reporter
 from .runs import Range, covered
 from .selection import select
-from .small import SMALL, batches, read_small
+from .small import SMALL, batch_limits, batches, read_small
 from .source import FileSource, Source
 from .store.base import Store, WholeFiles
 from .tasks import in_thread
@@ -221,11 +221,12 @@ class Sender:
         await self._talk.ask("check_room", target, total)
         inline = [entry for entry in entries if entry.kind == "folder" or self._goes_inline(entry.size)]
         blocks = [entry for entry in entries if entry.kind == "file" and not self._goes_inline(entry.size)]
-        jobs: list[Job] = [
-            functools.partial(self._send_batch, store, target, some, outcome) for some in batches(inline)
-        ]
-        jobs += [functools.partial(self._send_entry, store, target, base, entry, outcome) for entry in blocks]
-        await work_off(jobs)
+        most, at_once = batch_limits(self._talk.round_trip_s, self._options.durability)
+        await work_off(
+            (functools.partial(self._send_batch, store, target, some, outcome) for some in batches(inline, most)),
+            at_once,
+        )
+        await work_off(functools.partial(self._send_entry, store, target, base, entry, outcome) for entry in blocks)
         named = [(link.path, joined(target, link.path)) for link in links]
         await send_links(self._talk, store, named, self._options.if_exists, outcome)
         folders = [replace(entry, path=joined(target, entry.path)) for entry in entries if entry.kind == "folder"]

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from .channels.base import LONG_LINE_S
 from .digest import digest_of
 from .errors import PeerError, SourceChangedError
+from .many import UNFLUSHED_WORKERS, WORKERS
 from .names import printable
 from .offer import FileEntry, SmallEnd, bounded_mtime
 from .store.base import WholeFiles
@@ -20,6 +22,8 @@ takes as long as moving 256 KiB."""
 BATCH_BYTES: Final = 4 * 1024 * 1024
 BATCH_FILES: Final = 512
 """One call carries at most so many bytes and files (and folders): what one worker thread handles in one visit."""
+NEAR_BATCH_BYTES: Final = 1024 * 1024
+"""On a short line, which is full anyway: so many stay in the processor's cache from the reading to the writing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +78,23 @@ def cut(data: bytes | bytearray | memoryview, sizes: Sequence[int]) -> list[memo
     return found
 
 
-def batches(entries: Iterable[FileEntry]) -> Iterator[list[FileEntry]]:
+def batch_limits(round_trip_s: float, durability: str) -> tuple[int, int]:
+    """Bytes of one batch, and how many batches may be under way at once.
+
+    Several wait together for a long line, or for a disk to flush. Where there is nothing to wait for, one is read or
+    written while another is on the line: more threads would only hand the interpreter to each other at every file.
+    """
+    if round_trip_s >= LONG_LINE_S:
+        return BATCH_BYTES, WORKERS
+    return NEAR_BATCH_BYTES, WORKERS if durability != "none" else UNFLUSHED_WORKERS
+
+
+def batches(entries: Iterable[FileEntry], most_bytes: int = BATCH_BYTES) -> Iterator[list[FileEntry]]:
     """Small files and folders packed into lists for one call each, in order; other entries must not be among them."""
     batch: list[FileEntry] = []
     weight = 0
     for entry in entries:
-        if batch and (weight + entry.size > BATCH_BYTES or len(batch) >= BATCH_FILES):
+        if batch and (weight + entry.size > most_bytes or len(batch) >= BATCH_FILES):
             yield batch
             batch, weight = [], 0
         batch.append(entry)

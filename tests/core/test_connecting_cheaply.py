@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyroxfer_core import Settings
 from pyroxfer_core.blocking import Daemon, Proxy
 from pyroxfer_core.client import handshake
-from pyroxfer_core.client.handshake import Welcome, read_welcome
+from pyroxfer_core.client.handshake import HelloSerializer, Welcome, read_welcome
 from pyroxfer_core.errors import PyroError
 from pyroxfer_core.serializers.base import SerializerContext
 from pyroxfer_core.serializers.factory import make_serializer
@@ -34,7 +34,7 @@ answers = st.fixed_dictionaries({}, optional={"handshake": plain, "meta": metada
 
 def read(name: str, version: int, flags: int, body: Any) -> Welcome | tuple[type, str]:
     message = Message(MessageType.CONNECTOK, 0, name, flags, body)
-    hello = make_serializer(name, SerializerContext(version))
+    hello = HelloSerializer(name, lambda: SerializerContext(version))
     try:
         return read_welcome(message, version, LOCATION, Settings(), hello)
     except PyroError as error:
@@ -59,8 +59,8 @@ def test_a_usual_welcome_is_read_as_any(answer: Any, name: str, version: int, fl
 
 
 def test_a_welcome_that_was_read_before_is_still_a_refusal_when_the_daemon_says_so() -> None:
-    hello = make_serializer("msgpack", SerializerContext(502))
-    body = hello.dumps({"handshake": "hello", "meta": {"methods": ["a"]}})
+    hello = HelloSerializer("msgpack", lambda: SerializerContext(502))
+    body = hello.made("msgpack").dumps({"handshake": "hello", "meta": {"methods": ["a"]}})
     assert isinstance(read("msgpack", 502, 0, body), Welcome)
     refusal = Message(MessageType.CONNECTFAIL, 0, "msgpack", 0, body)
     with pytest.raises(PyroError, match="rejected"):

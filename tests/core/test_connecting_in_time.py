@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -223,21 +225,22 @@ def test_a_call_waits_for_another_threads_connection_as_long_as_it_may(stopped: 
 def test_whoever_has_the_turn_may_ask_for_it_again() -> None:
     """As a hook does that uses the proxy it belongs to; afterwards others have it."""
     turn = ConnectingTurn()
-    with turn.taken(None):
-        with turn.taken(None):
-            pass
-        other = threading.Thread(target=_take, args=(turn,))
+    done: list[str] = []
+    other = threading.Thread(target=turn.during, args=(None, lambda: done.append("other")))
+
+    def ask_again() -> None:
+        turn.during(None, lambda: done.append("again"))
         other.start()
+        while turn._turns[os.getpid()]._changed is None:  # it does not wait yet
+            time.sleep(SHORT / 10)
+        done.append("first")
+
+    turn.during(None, ask_again)
     other.join(WITHIN_S)
-    assert not other.is_alive()
-    with pytest.raises(KeyError), turn.taken(None):
-        raise KeyError
-    _take(turn)
-
-
-def _take(turn: ConnectingTurn) -> None:
-    with turn.taken(None):
-        pass
+    assert done == ["again", "first", "other"]
+    with pytest.raises(ZeroDivisionError):
+        turn.during(None, lambda: 1 / 0)
+    assert turn.during(None, lambda: 5) == 5
 
 
 async def test_trio_proxies(stopped: socket.socket, certificates: Certificates) -> None:

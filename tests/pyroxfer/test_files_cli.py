@@ -581,7 +581,7 @@ def test_an_output_that_is_full_is_one_line(arguments: tuple[str, ...], buffered
         environment["PYTHONUNBUFFERED"] = "1"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=30, env=environment
+            [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=60, env=environment
         )
     assert (done.returncode, done.stderr) == (1, b"Error: the output: No space left on device\n")
 
@@ -591,5 +591,5 @@ def test_a_server_whose_output_is_full_is_one_line(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [*COMMAND, "serve", str(tmp_path), "--listen", "localhost:0"]
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=30, env=environment)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, env=environment)
     assert (done.returncode, done.stderr) == (1, b"pyroxfer: No space left on device\n")

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -103,6 +104,75 @@ def test_publishing_works_without_hard_links(store: LocalStore, root: Path, monk
         put(store, "x", b"new")
     assert (root / "x").read_bytes() == b"old"
     assert leftovers(root) == []
+
+
+def put_whole(store: LocalStore, *files: tuple[str, bytes], durability: str = "none") -> list[str]:
+    with store.whole_files() as whole:
+        return [whole.put(path, data, 0o640, 1_500_000_000_000_000_000, durability) for path, data in files]
+
+
+@pytest.fixture(params=["as it is", "no files without a name", "no links", "no /proc"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the system lets a whole file do before it has its name."""
+    real = os.open
+
+    def named_only(path: str, flags: int, *args: int, **kwargs: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "no files without a name here")
+        return real(path, flags, *args, **kwargs)
+
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if request.param == "no files without a name":
+        monkeypatch.setattr("pyroxfer.store.whole.os.open", named_only)
+    elif request.param == "no links":
+        monkeypatch.setattr("pyroxfer.store.whole.os.link", no_links)
+    elif request.param == "no /proc":
+        monkeypatch.setattr("pyroxfer.store.whole._knows_nameless_files", lambda: False)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("system")
+@pytest.mark.parametrize("durability", ["none", "data", "full"])
+def test_a_whole_file_is_seen_only_when_it_is_whole(
+    store: LocalStore, root: Path, durability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the system lets it do, it comes with mode and time, and overwrites nothing."""
+    real, before = os.utime, []
+
+    def watched(*args: Any, **kwargs: Any) -> None:
+        before.append(sorted(set(os.listdir(root / "a")) - {Path(path).name for path in leftovers(root)}))
+        real(*args, **kwargs)
+
+    monkeypatch.setattr("pyroxfer.store.whole.os.utime", watched)
+    assert put_whole(store, ("a/x", b"hello"), ("a/y", b""), durability=durability) == ["a/x", "a/y"]
+    assert (before[0], before[-1]) == ([], ["x"])
+    assert ((root / "a/x").read_bytes(), (root / "a/y").read_bytes()) == (b"hello", b"")
+    status = (root / "a/x").stat()
+    assert (status.st_mtime_ns, status.st_mode & 0o777) == (1_500_000_000_000_000_000, 0o640)
+    (root / "a/link").symlink_to("y")
+    for name in ("a/x", "a/link"):
+        with pytest.raises(errors.ExistsError):
+            put_whole(store, (name, b"other"), durability=durability)
+    assert ((root / "a/x").read_bytes(), (root / "a/y").read_bytes()) == (b"hello", b"")
+    assert leftovers(root) == []
+
+
+@pytest.mark.usefixtures("system")
+def test_a_whole_file_on_a_full_disk_leaves_nothing(
+    store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    monkeypatch.setattr("pyroxfer.store.whole.os.write", full)
+    with pytest.raises(errors.NoSpaceError):
+        put_whole(store, ("x", b"1"))
+    assert os.listdir(root) == []
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_folder_is_never_replaced_by_a_file(store: LocalStore, root: Path) -> None:

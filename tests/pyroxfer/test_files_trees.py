@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pyroxfer
 from pyroxfer import FileServer, Progress, errors
+from pyroxfer.many import WORKERS, work_off
 from pyroxfer.offer import FileEntry
-from pyroxfer.small import BATCH_BYTES, BATCH_FILES, SMALL, batches
+from pyroxfer.small import BATCH_BYTES, BATCH_FILES, SMALL, batch_limits, batches
 
 Leftovers = Callable[..., list[str]]
 NAMES = st.sampled_from(["a", "b c", "ü", ".h", "z" * 60])
@@ -267,3 +269,27 @@ def test_batches_keep_order_and_limits() -> None:
     assert all(len(batch) <= BATCH_FILES and sum(entry.size for entry in batch) <= BATCH_BYTES for batch in packed)
     assert [len(batch) for batch in packed] == [512, 104, 16, 8]
     assert list(batches([])) == []
+    assert all(sum(entry.size for entry in batch) <= 3 * SMALL for batch in batches(entries, 3 * SMALL))
+
+
+def test_a_long_line_and_a_disk_that_flushes_have_more_under_way() -> None:
+    near, far = batch_limits(0.0001, "none"), batch_limits(0.1, "none")
+    assert far == batch_limits(0.1, "data") == (BATCH_BYTES, WORKERS)
+    assert near < batch_limits(0.0001, "full") < far
+    assert near[1] >= 2, "one is on the line while another is read"
+
+
+async def test_no_more_jobs_are_under_way_than_may_be(autojump_clock: object) -> None:
+    under_way, most = 0, 0
+
+    async def job() -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await trio.sleep(1)
+        under_way -= 1
+
+    for at_once in (2, 4):
+        most = 0
+        await work_off([job] * 7, at_once)
+        assert most == at_once

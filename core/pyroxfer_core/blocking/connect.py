@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, Protocol, overload
 
 from ..errors import ConnectionClosedError, Outcome, TimeoutError
@@ -61,8 +61,8 @@ def time_left(until: float) -> float:
 
 def _connect_tcp(host: str, port: int, until: float, ip_version: int) -> socket.socket:
     found = _addresses(host, port, until)
-    preferred = _FAMILIES.get(ip_version)
-    found.sort(key=lambda entry: entry[0] != preferred if preferred else False)
+    if ip_version and len(found) > 1:
+        found.sort(key=lambda entry: entry[0] != _FAMILIES[ip_version])
     failure: OSError | None = None
     for family, _, _, _, address in found:
         try:
@@ -74,12 +74,11 @@ def _connect_tcp(host: str, port: int, until: float, ip_version: int) -> socket.
 
 def _addresses(host: str, port: int, until: float) -> list[Any]:
     """What a host name stands for. The resolver knows no time limit, so it is asked in a thread that can be left."""
+    if _is_numeric(host):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
     ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     if host == "localhost":
         return ask()
-    with contextlib.suppress(OSError):
-        socket.inet_pton(socket.AF_INET, host)  # most addresses are of this kind, and it takes no resolver to tell
-        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
     with contextlib.suppress(socket.gaierror):
         return ask(flags=socket.AI_NUMERICHOST)
     answer: list[list[Any] | OSError] = []
@@ -103,6 +102,16 @@ def _addresses(host: str, port: int, until: float) -> list[Any]:
     if isinstance(found, OSError):
         raise found
     return found
+
+
+@lru_cache(maxsize=256)
+def _is_numeric(host: str) -> bool:
+    """Whether it is an IPv4 address, as most are, and takes no resolver."""
+    try:
+        socket.inet_pton(socket.AF_INET, host)
+    except OSError:
+        return False
+    return True
 
 
 def _connected(family: int, address: object, until: float) -> socket.socket:
@@ -143,9 +152,14 @@ def limit_silence(sock: BlockingSocket, receive_s: float, send_s: float) -> None
 
     The kernel looks at the clock, so it costs nothing while something comes.
     """
-    for option, seconds in ((socket.SO_RCVTIMEO, receive_s), (socket.SO_SNDTIMEO, send_s)):
-        whole, part = divmod(round(seconds * 1_000_000), 1_000_000)
-        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", whole, part))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(receive_s))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(send_s))
+
+
+@lru_cache(maxsize=16)
+def _timeval(seconds: float) -> bytes:
+    """A span of time as the kernel takes it."""
+    return struct.pack("ll", *divmod(round(seconds * 1_000_000), 1_000_000))
 
 
 def wait_for(sock: HasFileno, events: int, deadline: float | None) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ..client.handshake import name_place
 from ..client.versions import remember_version, versions_to_try
@@ -19,6 +18,8 @@ from .open import open_socket
 
 if TYPE_CHECKING:
     from .proxy import Proxy
+
+T = TypeVar("T")
 
 CHECK_S: Final = 1.0
 """How often a thread that waits for another one's connection looks whether that one still tries."""
@@ -41,15 +42,23 @@ class ConnectingTurn:
         self._turns: dict[int, _Turn] = {}
         """By process."""
 
-    def taken(self, deadline: float | None) -> AbstractContextManager[None]:
-        """Have the turn. Who has it already may ask for it again, as the hooks of a proxy do.
+    def during(self, deadline: float | None, work: Callable[[], T]) -> T:
+        """Do something in turn. Who has the turn already may ask for it again, as the hooks of a proxy do.
 
         Raises:
             TimeoutError: another thread was still connecting at the deadline (outcome NotSent).
         """
-        process = os.getpid()
+        process, me = os.getpid(), threading.get_ident()
         turn = self._turns.get(process) or self._turns.setdefault(process, _Turn())
-        return turn.taken(deadline)
+        if turn.thread == me:
+            return work()
+        try:
+            turn.take(me, deadline)
+            return work()
+        finally:
+            if turn.thread == me:
+                turn.thread = None  # here: an interrupt could come before the first step of a call that does it
+                turn.rouse()
 
 
 class _Turn:
@@ -62,27 +71,21 @@ class _Turn:
         self._guard = threading.Lock()
         self._changed: threading.Condition | None = None
         """Made by the first thread that has to wait."""
-        self._thread: int | None = None
+        self.thread: int | None = None
+        """Whose turn it is; who has it takes it back."""
 
-    @contextmanager
-    def taken(self, deadline: float | None) -> Iterator[None]:
-        """See `ConnectingTurn.taken`."""
-        me = threading.get_ident()
-        if self._thread == me:
-            yield
-            return
-        try:
-            with self._guard:
-                while self._thread is not None:
-                    self._wait(deadline)
-                self._thread = me
-            yield
-        finally:
-            if self._thread == me:
-                self._thread = None
-                with self._guard:
-                    if self._changed is not None:
-                        self._changed.notify_all()
+    def take(self, me: int, deadline: float | None) -> None:
+        """Wait for it. Errors as `ConnectingTurn.during`."""
+        with self._guard:
+            while self.thread is not None:
+                self._wait(deadline)
+            self.thread = me
+
+    def rouse(self) -> None:
+        """It is nobody's any more."""
+        with self._guard:
+            if self._changed is not None:
+                self._changed.notify_all()
 
     def _wait(self, deadline: float | None) -> None:
         """Wait for the thread that connects; the guard is held."""
@@ -128,7 +131,7 @@ def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
         args = sock, version, settings, str(uri.object), location, proxy._pyroSeq
         link = BlockingLink(*args, background=proxy._pyroBackground)
         try:
-            link.greet(settings, proxy._pyroContext, proxy._pyroHandshake, proxy._pyroOptions(), until)
+            link.greet(settings, proxy._pyroContexts(), proxy._pyroHandshake, proxy._pyroOptions(), until)
         except (ProtocolError, ConnectionClosedError) as error:
             failure = failure or error
             cut = link.reading.ended or isinstance(error, ConnectionClosedError)

@@ -106,12 +106,13 @@ class Intake:
             wait: returns when something may have come.
         """
         decoder = self.decoder
-        while (event := decoder.next_event()) is None:
+        event = decoder.next_event() if decoder.data else None
+        while event is None:
             wait()
             data = self._sock.recv(RECEIVE_BYTES)
             if not data:
                 return None
-            decoder.feed(data)
+            event = decoder.take(data)
         assert type(event) is Message, "a client's decoder collects everything"
         return event
 

@@ -8,18 +8,16 @@ nobody reading reads for all, and hands that duty on when its own answer came. T
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from ..client.calls import CallOptions
-from ..client.handshake import Welcome, connect_message, read_welcome
+from ..client.handshake import HelloSerializer, Welcome, connect_message, read_welcome
 from ..client.outbound import Outbound
 from ..client.readers import StreamReaders
 from ..errors import (
@@ -30,7 +28,6 @@ from ..errors import (
     TimeoutError,
 )
 from ..objects.expose import Metadata
-from ..objects.invoke import BATCH_METHOD
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.factory import make_serializer
 from ..settings import Settings
@@ -47,7 +44,7 @@ from .connect import BlockingSocket
 from .duty import ReadingDuty
 from .large import LargeMessages
 from .reading import Reading
-from .sending import CANCEL_GRACE_S, Sending
+from .sending import Sending
 from .tls import BlockingTls
 from .turn import CallTurn
 from .waiting import Waiter, as_ours, copy_for
@@ -55,7 +52,8 @@ from .waiting import Waiter, as_ours, copy_for
 _OFFERS: Final = {True: Feature.ALL, False: Feature.ALL & ~Feature.REVERSE}
 """What is offered with, and without, a thread that reads all the time."""
 
-ContextFactory = Callable[[int, bool], SerializerContext]
+ContextFactory = Callable[[int], SerializerContext]
+"""Makes what serializers know about a peer that speaks this protocol, and agreed to nothing."""
 
 
 class BlockingLink:
@@ -93,34 +91,40 @@ class BlockingLink:
         self.sending = Sending(self, hmac_key)
         self._turn = CallTurn(self)
         """For a peer that takes one call at a time."""
-        self.serializers: dict[str, Serializer] = {}
-        """Those made so far; see `serializer`."""
-        self.preferred = "serpent"
-        """The serializer for this peer when the user asks for none."""
-        self._context: SerializerContext | None = None
-        self.large: LargeMessages | None = None
-        """Large messages in both directions; None where they travel whole."""
         self.uploads = Outbound()
         """The streams that are arguments of calls."""
         self.readers: StreamReaders[Waiter] = StreamReaders()
         """Who waits for the items of pushed streams."""
+        self.serializers: dict[str, Serializer] = {}
+        """Those made so far; see `serializer`."""
+        self.preferred = "serpent"
+        """The serializer for this peer when the user asks for none."""
+        self._max_body = settings.max_message_bytes
+        self.large: LargeMessages | None = None
+        """Large messages in both directions, once there is one."""
         self.metadata: Metadata | None = None
         self.plain_methods: frozenset[str] = frozenset()
         """What `call_plain` takes."""
-        self.response: Any = None
-        """The daemon's handshake response."""
-        self.welcome: Message | None = None
-        self.lent = False
-        """The socket belongs to the user and is never closed here."""
-        self.released = False
-        """The user closed the proxy: calls that were waiting end, instead of moving to a fresh connection."""
-        self.offers: Offers | None = None
-        """The objects of this process that the daemon may call on this connection; None if it does not."""
         self.closed = False
-        self.forsaken = False
-        """It belongs to the process that this one was forked from."""
         self.first_seq = first_seq
-        _links.add(self)
+        _links.add(weakref.ref(self, _links.discard))
+
+    # What most connections leave as it is stands in the class.
+    takes_pieces = False
+    """Whether large messages travel in pieces."""
+    response: Any = None
+    """The daemon's handshake response."""
+    welcome: Message | None = None
+    lent = False
+    """The socket belongs to the user and is never closed here."""
+    released = False
+    """The user closed the proxy: calls that were waiting end, instead of moving to a fresh connection."""
+    offers: Offers | None = None
+    """The objects of this process that the daemon may call on this connection; None if it does not."""
+    forsaken = False
+    """It belongs to the process that this one was forked from."""
+    _context: SerializerContext | None = None
+    _make_context: ContextFactory
 
     def greet(
         self, settings: Settings, make_context: ContextFactory, handshake: Any, options: CallOptions, until: float
@@ -128,6 +132,7 @@ class BlockingLink:
         """Shake hands. The connection is closed when that fails.
 
         Args:
+            make_context: gives what serializers know about the peer, before anything was agreed with it.
             until: on the monotonic clock.
 
         Raises:
@@ -136,8 +141,8 @@ class BlockingLink:
         """
         try:
             self.sock.settimeout(None)  # what waits here has the limit as an argument
-            context = make_context(self.version, False)
-            hello = make_serializer(settings.serializer or "serpent", context)
+            self._make_context = make_context
+            hello = HelloSerializer(settings.serializer or "serpent", self._first_context)
             args = self.session, hello, self.version, self.object_id, handshake, settings, options
             while True:
                 self.sending.greet(connect_message(*args), until)
@@ -146,26 +151,28 @@ class BlockingLink:
                 if not self.session.is_challenged:
                     break
             self.welcome = answer
-            self._begin(read_welcome(answer, self.version, self.location, settings, hello), settings, context)
+            self._begin(read_welcome(answer, self.version, self.location, settings, hello), settings)
         except BaseException as error:
             self.close()
             raise as_ours(error, "handshake") from error
 
-    def _begin(self, welcome: Welcome, settings: Settings, context: SerializerContext) -> None:
+    def _begin(self, welcome: Welcome, settings: Settings) -> None:
         """Get ready for calls, as agreed in the handshake."""
         self.metadata, self.response = welcome.metadata, welcome.response
-        if Feature.REVERSE in self.grant:
+        granted = self.session.grant.bits
+        if granted & Feature.REVERSE:
             self.offers = Offers(self)
-        self._context = context.granted(self.grant, context.autoproxy if self.offers is None else self.offers.offer)
-        if Feature.TYPED in self.grant:
+        if granted & Feature.TYPED:
             self.preferred = "msgpack"
-        if Feature.PIECES in self.grant:
-            self.large = LargeMessages(self, settings.max_message_bytes)
-            self._decoder.place_of = self.large.place_of
+        if granted & Feature.PIECES:
+            self.takes_pieces = True
         if welcome.metadata is not None and self._takes_plain_calls(settings):
-            self.plain_methods = welcome.metadata.methods - welcome.metadata.oneway | {BATCH_METHOD}
-        if settings.heartbeat_s and Feature.HEARTBEAT in self.grant:
+            self.plain_methods = welcome.plain
+        if settings.heartbeat_s and granted & Feature.HEARTBEAT:
             self.reading.watch(settings.heartbeat_s)
+
+    def _first_context(self) -> SerializerContext:
+        return self._make_context(self.version)
 
     def _takes_plain_calls(self, settings: Settings) -> bool:
         return self.session.concurrent and self.codec is V502 and not settings.compression
@@ -175,7 +182,7 @@ class BlockingLink:
         self.lent = True
         self.sock.settimeout(None)
         self.session.assume_connected()
-        self._context = make_context(self.version, False)
+        self._make_context = make_context
 
     @property
     def grant(self) -> Grant:
@@ -194,8 +201,18 @@ class BlockingLink:
     @property
     def context(self) -> SerializerContext:
         """What serializers know about the peer."""
-        assert self._context is not None, "made with the handshake"
+        if self._context is None:
+            context = self._first_context()
+            autoproxy = context.autoproxy if self.offers is None else self.offers.offer
+            self._context = context.granted(self.grant, autoproxy)
         return self._context
+
+    def in_pieces(self) -> LargeMessages:
+        """Large messages, where they travel in pieces."""
+        if self.large is None:  # the first two may be met at once, by a thread that sends and the one that reads
+            self.large = self.__dict__.setdefault("_made_large", LargeMessages(self, self._max_body))
+            self._decoder.place_of = self.large.place_of
+        return self.large
 
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name for this peer."""
@@ -266,10 +283,12 @@ class BlockingLink:
             self._turn.run(None, message, deadline)
 
     def try_oneway(self, message: Message) -> None:
-        """Send a call that has no answer if that takes no waiting: for finalizers, which may run inside a call."""
-        if self.closed or self._turn.taken or self.sending.lock.locked():
-            return
-        self.send_oneway(message, time.monotonic() + CANCEL_GRACE_S)
+        """Send a call that has no answer without waiting: for finalizers, which may run inside a call.
+
+        It is left out while a call to a peer that takes one at a time is in flight.
+        """
+        if not self.closed and not self._turn.taken:
+            self.sending.aside(message)
 
     def give_up(self, waiter: Waiter, seq: int) -> None:
         """Leave a call that was sent without its answer."""
@@ -309,8 +328,8 @@ class BlockingLink:
 
     def _take_other(self, message: Message) -> None:
         self.reading.heard()
-        if self.large is not None and message.type in IN_PIECES:
-            whole = self.large.take(message)
+        if self.takes_pieces and message.type in IN_PIECES:
+            whole = self.in_pieces().take(message)
             if whole is not None:
                 self.take(whole)
         elif message.type == MessageType.ITEMS:
@@ -336,21 +355,24 @@ class BlockingLink:
         session = self.session
         # a list of the keys makes nothing that could collect garbage, and let other threads go on, on its way
         unread = {session.pending.get(seq) for seq in list(session.pending) if session.is_unread(seq)}
-        for waiter in (*session.drop_pending(), *self.readers.waiting.values()):
+        waiters = (*session.drop_pending(), *self.readers.waiting.values())
+        for waiter in waiters:
             outcome = Outcome.EXECUTED if waiter.answered else Outcome.UNKNOWN
             waiter.error = copy_for(error, Outcome.NOT_SENT if waiter in unread else outcome)
         self.reading.duty.rouse_all()
 
     def close(self) -> None:
         """Close. Calls in flight in other threads end with a ConnectionClosedError."""
-        self.fail(ConnectionClosedError("the proxy was closed"))
+        self.fail(_CLOSED)
 
     def _close_socket(self) -> None:
         self.closed = True
         if self.lent:
             return
-        with contextlib.suppress(OSError):
+        try:
             self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
         self.reading.over()
         self.let_go()
 
@@ -378,12 +400,16 @@ class BlockingLink:
             self.sock.close()
 
 
-_links: weakref.WeakSet[BlockingLink] = weakref.WeakSet()
+_CLOSED: Final = ConnectionClosedError("the proxy was closed")
+"""Never raised itself: calls in flight end with copies."""
+_links: Final[set[weakref.ref[BlockingLink]]] = set()
 
 
 def _forsake_all() -> None:
-    for link in list(_links):
-        link.forsake()
+    for found in list(_links):
+        link = found()
+        if link is not None:
+            link.forsake()
 
 
 os.register_at_fork(after_in_child=_forsake_all)

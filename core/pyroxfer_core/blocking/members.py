@@ -14,7 +14,8 @@ from .method import Method
 Kind = TypeVar("Kind", bound="type[Members]")
 
 NO_MEMBERS: Final = Metadata(frozenset(), frozenset(), frozenset())
-_set: Final = object.__setattr__
+keep: Final = object.__setattr__
+"""Sets an attribute of a proxy's own without asking whether it is one of the remote object."""
 MOST_KINDS: Final = 256
 """Sets of methods whose classes are kept."""
 _ORIGIN: Final = "_pyroOrigin"
@@ -42,7 +43,7 @@ class Members(Forwarding):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_pyro"):
-            _set(self, name, value)
+            keep(self, name, value)
             return
         meta = self._pyroMetadata()
         if meta is None or name not in meta.attrs:
@@ -87,10 +88,13 @@ class Members(Forwarding):
 
     def _pyroKnow(self, meta: Metadata) -> None:
         """Take over what a daemon told of its object."""
-        self._pyroMeta = meta
-        origin = type(self).__dict__.get(_ORIGIN)
+        keep(self, "_pyroMeta", meta)
+        kind = type(self)
+        origin = kind.__dict__.get(_ORIGIN)
         if origin is not None:
-            _set(self, "__class__", _kind_with(origin, meta.methods))
+            known = _kind_with(origin, meta.methods)
+            if known is not kind:
+                keep(self, "__class__", known)
 
 
 class _KnownMethod:

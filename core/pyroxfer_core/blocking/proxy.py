@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..client.calls import (
@@ -37,7 +38,7 @@ from ..serializers.base import SerializerContext, StreamArgumentError
 from ..serializers.blob import SerializedBlob
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
-from ..uri import Uri
+from ..uri import Uri, uri_of
 from ..wire.features import STOCK
 from ..wire.message import Body, Flags, Message, MessageType
 from .ahead import AheadIterator
@@ -45,8 +46,8 @@ from .asynchronous import call_async
 from .config import config
 from .connecting import ConnectingTurn, check_time, open_link
 from .context import NO_OPTIONS, call_options, current_context
-from .link import BlockingLink
-from .members import NO_MEMBERS, Members, knows_its_methods
+from .link import BlockingLink, ContextFactory
+from .members import NO_MEMBERS, Members, keep, knows_its_methods
 from .pushed import PushedIterator
 from .streams import StreamIterator
 from .uploads import call_with_streams
@@ -81,6 +82,14 @@ class Proxy(Members):
         PyroError: the URI is not one.
     """
 
+    _pyroUri: Uri
+    _pyroSettings: Settings
+    _pyroTimeout: float | None
+    _pyroMaxRetries: int
+    _pyroBudget: RetryBudget
+    _pyroSerializer: str | None
+    _pyroConnecting: ConnectingTurn
+    _pyroHooked: bool
     # What most proxies leave as it is stands in the class: it need not be set for each.
     _pyroHandshake: Any = "hello"
     _pyroLink: BlockingLink | None = None
@@ -110,22 +119,23 @@ class Proxy(Members):
         self, uri: Uri | str, connected_socket: socket.socket | None, background: bool, settings: Settings
     ) -> None:
         """What every proxy starts with; copies do without ``__init__``, whose arguments are a subclass's affair."""
-        self._pyroUri = uri if isinstance(uri, Uri) else Uri(uri)
-        self._pyroSettings = settings
-        self._pyroTimeout = self._pyroSettings.call_timeout_s
-        self._pyroMaxRetries: int = config.MAX_RETRIES
-        self._pyroBudget = RetryBudget()
-        self._pyroSerializer: str | None = self._pyroSettings.serializer
-        self._pyroConnecting = ConnectingTurn()
+        keep(self, "_pyroUri", uri_of(uri))
+        keep(self, "_pyroSettings", settings)
+        keep(self, "_pyroTimeout", settings.call_timeout_s)
+        keep(self, "_pyroMaxRetries", config.MAX_RETRIES)
+        keep(self, "_pyroBudget", RetryBudget())
+        keep(self, "_pyroSerializer", settings.serializer)
+        keep(self, "_pyroConnecting", ConnectingTurn())
         if connected_socket is not None:
-            self._pyroSocket = connected_socket
+            keep(self, "_pyroSocket", connected_socket)
         if background:
-            self._pyroBackground = True
+            keep(self, "_pyroBackground", True)
         kind = type(self)
-        self._pyroHooked = (
+        hooked = (
             kind._pyroAnnotations is not Proxy._pyroAnnotations
             or kind._pyroResponseAnnotations is not Proxy._pyroResponseAnnotations
         )
+        keep(self, "_pyroHooked", hooked)
 
     def __repr__(self) -> str:
         state = "connected" if self._pyroLink is not None else "not connected"
@@ -222,9 +232,10 @@ class Proxy(Members):
         """Close the connection; the next call connects again. Nothing happens to a socket of the user's."""
         if self._pyroSocket is not None:
             return
-        link, self._pyroLink = self._pyroLink, None
+        link = self._pyroLink
         if link is not None:
-            self._pyroSeq = link.session.seq
+            keep(self, "_pyroLink", None)
+            keep(self, "_pyroSeq", link.session.seq)
             link.released = True
             link.close()
 
@@ -260,16 +271,18 @@ class Proxy(Members):
         link = self._pyroLink
         if link is not None and link.usable:
             return link
-        with self._pyroConnecting.taken(deadline):
-            link = self._pyroLink
-            if link is not None and link.usable:
+        return self._pyroConnecting.during(deadline, partial(self._pyroConnectedInTurn, deadline))
+
+    def _pyroConnectedInTurn(self, deadline: float | None) -> BlockingLink:
+        link = self._pyroLink
+        if link is not None:
+            if link.usable:
                 return link
-            if link is not None:
-                self._pyroSeq = link.session.seq
-                if self._pyroLosesSession(link):
-                    self._pyroLink = None
-                    raise session_lost(self._pyroUri)
-            return self._pyroConnectAnew(deadline)
+            self._pyroSeq = link.session.seq
+            if self._pyroLosesSession(link):
+                self._pyroLink = None
+                raise session_lost(self._pyroUri)
+        return self._pyroConnectAnew(deadline)
 
     def _pyroLosesSession(self, link: BlockingLink) -> bool:
         """Whether an object of the caller's may be gone with a connection. What a parent process had is not ours."""
@@ -284,17 +297,17 @@ class Proxy(Members):
         try:
             if link.metadata is not None and not link.metadata.methods and not link.metadata.attrs:
                 raise PyroError(f"remote object at {self._pyroUri} doesn't expose any methods or attributes")
-            self._pyroGreeted = link
             if self._pyroVia is None or link.response is not None:
+                keep(self, "_pyroGreeted", link)
                 self._pyroValidateHandshake(link.response)
         except BaseException:
             link.close()
             raise
         finally:
-            self._pyroGreeted = None
+            keep(self, "_pyroGreeted", None)
         if link.metadata is not None:
             self._pyroKnow(link.metadata)
-        self._pyroLink = link
+        keep(self, "_pyroLink", link)
         return link
 
     def _pyroOnSocket(self, sock: socket.socket, deadline: float | None) -> BlockingLink:
@@ -304,7 +317,7 @@ class Proxy(Members):
         object_id = str(self._pyroUri.object)
         version = self._pyroSettings.protocol or (48 if self._pyroSettings.hmac_key else 502)
         link = BlockingLink(sock, version, self._pyroSettings, object_id, "<<connected-socket>>:0")
-        link.assume_connected(self._pyroContext)
+        link.assume_connected(self._pyroContexts())
         until = time.monotonic() + self._pyroSettings.connect_timeout_s
         until = until if deadline is None else min(until, deadline)
         try:
@@ -319,18 +332,9 @@ class Proxy(Members):
         link.metadata = read_metadata(members)
         return link
 
-    def _pyroContext(self, version: int, own: bool) -> SerializerContext:
-        settings, unsafe = self._pyroSettings, _NONE
-        if settings.knows_daemons:
-            unsafe = settings.with_changes(serializer=self._pyroSerializer).unsafe_for(known=True)
-        return SerializerContext(
-            version=version,
-            own=own,
-            proxy_factory=lambda state: proxy_from_state(state, settings),
-            proxy_state_of=proxy_state_of,
-            autoproxy=served_as,
-            unsafe=unsafe,
-        )
+    def _pyroContexts(self) -> ContextFactory:
+        """What makes the serializer context of a connection, which must not keep the proxy alive."""
+        return partial(_context, self._pyroSettings, self._pyroSerializer)
 
     def _pyroState(self) -> ProxyState:
         meta = self._pyroMeta or NO_MEMBERS
@@ -554,6 +558,19 @@ class Proxy(Members):
         current_context.answered(annotations)
         if self._pyroHooked:
             self._pyroResponseAnnotations(annotations, answer.type)
+
+
+def _context(settings: Settings, serializer: str | None, version: int) -> SerializerContext:
+    unsafe = _NONE
+    if settings.knows_daemons:
+        unsafe = settings.with_changes(serializer=serializer).unsafe_for(known=True)
+    return SerializerContext(
+        version=version,
+        proxy_factory=lambda state: proxy_from_state(state, settings),
+        proxy_state_of=proxy_state_of,
+        autoproxy=served_as,
+        unsafe=unsafe,
+    )
 
 
 def with_key(settings: Settings, key: bytes | str | None) -> Settings:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import ConnectionClosedError
+from ..objects.invoke import BATCH_METHOD
 from ..serializers.base import SerializerContext
-from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..transport.busypoll import BusyPoll
 from ..transport.connection import Connection
@@ -17,7 +17,7 @@ from ..wire.message import Message
 from ..wire.session import ClientSession
 from ..wire.v502 import V502
 from .calls import CallOptions
-from .handshake import connect_message, read_welcome
+from .handshake import HelloSerializer, connect_message, read_welcome
 from .heartbeat import watch
 from .link import Link
 from .waiter import Waiter
@@ -50,7 +50,7 @@ async def greet(
             first_seq, Feature.ALL if version == 502 else 0, settings.token
         )
         context = make_context(version, False)
-        hello = make_serializer(serializer, context)
+        hello = HelloSerializer(serializer, lambda: context)
         while True:
             await connection.send(connect_message(session, hello, version, object_id, handshake, settings, options))
             answer = await connection.receive()
@@ -67,7 +67,7 @@ async def greet(
     link = Link(connection, session, context.granted(grant))
     link.metadata, link.response = welcome.metadata, welcome.response
     if link.concurrent and link.metadata is not None and not settings.compression and connection.codec is V502:
-        link.plain_methods = link.metadata.methods - link.metadata.oneway
+        link.plain_methods = welcome.plain - {BATCH_METHOD}
         link.busy_poll = BusyPoll(settings.busy_poll_s)
     if Feature.REVERSE in session.grant:
         link.context = replace(link.context, autoproxy=link.offer_served)

@@ -7,13 +7,12 @@ from typing import Any
 
 from ..errors import CommunicationError, ConnectionClosedError, RefusedError
 from ..serializers.base import SerializerContext
-from ..serializers.factory import make_serializer
 from ..settings import Settings
 from ..transport.connection import Connection
 from ..wire.message import Message, MessageType
 from ..wire.patch import with_hops
 from ..wire.session import ClientSession
-from .handshake import Welcome, connect_message, read_welcome
+from .handshake import HelloSerializer, Welcome, connect_message, read_welcome
 
 
 async def introduce(
@@ -36,7 +35,7 @@ async def introduce(
     version = connection.codec.version
     context = SerializerContext(version)
     session: ClientSession[Any] = ClientSession(0, offer=offer, token=settings.token)
-    hello = make_serializer(settings.serializer or "serpent", context)
+    hello = HelloSerializer(settings.serializer or "serpent", lambda: context)
     while True:
         message = connect_message(session, hello, version, object_id, "hello", settings)
         encoded = connection.codec.encode(message, hmac_key=connection.hmac_key)

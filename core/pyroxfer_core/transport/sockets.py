@@ -27,6 +27,15 @@ KEEPALIVE_PROBES: Final = 3
 """A silent peer is found dead after 15 + 3 x 5 seconds."""
 
 
+_OPTIONS = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+if hasattr(socket, "TCP_KEEPIDLE"):
+    _OPTIONS += [
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
+    ]
+
+
 class StreamSocket(Protocol):
     """What a connection needs of a non-blocking socket: a plain one has it, and so has one under TLS."""
 
@@ -78,12 +87,8 @@ def set_keepalive(sock: StreamSocket) -> None:
 
 def begin_keepalive(sock: StreamSocket) -> None:
     """`set_keepalive` of a connection just made, which cannot have them yet."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    for level, option, value in _OPTIONS:
+        sock.setsockopt(level, option, value)
 
 
 def peer_text(sock: StreamSocket) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import enum
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Generic, TypeVar
 
 from ..errors import Outcome, ProtocolError, SerializeError
@@ -183,17 +183,18 @@ class ClientSession(Generic[Waiter]):
         return self.grant.bits & Feature.CONCURRENT != 0
 
     def connect(
-        self, body: Body, serializer: str, flags: int, annotations: dict[str, Body], correlation_id: bytes | None
+        self, body: Body, serializer: str, flags: int, annotations: Mapping[str, Body], correlation_id: bytes | None
     ) -> Message:
         """The CONNECT message."""
         if self.state is not State.START:
             raise ProtocolError("the handshake was begun already")
         self.state = State.CONNECTING
+        own: dict[str, Body] = {}
         if self._offer:
-            annotations = {**annotations, FEATURES_KEY: features.write_offer(self._offer, self._nonce)}
+            own[FEATURES_KEY] = features.write_offer(self._offer, self._nonce)
         if self._prover is not None:
-            annotations = {**annotations, AUTH_KEY: self._prover.annotation()}
-        return Message(MessageType.CONNECT, self.seq, serializer, flags, body, annotations, correlation_id)
+            own[AUTH_KEY] = self._prover.annotation()
+        return Message(MessageType.CONNECT, self.seq, serializer, flags, body, {**annotations, **own}, correlation_id)
 
     def assume_connected(self) -> None:
         """Skip the handshake, as on a user-supplied connected socket."""

@@ -76,7 +76,7 @@ class Plain:
 
     def hold(self) -> str:
         self.begun.set()
-        self.gate.wait(5)
+        self.gate.wait(60)
         return "held"
 
 

@@ -32,7 +32,7 @@ class Demo:
 
     @oneway
     def note(self, text: str) -> None:
-        self.release.wait(10)
+        self.release.wait(60)
         self.noted += 1
 
 

@@ -266,10 +266,15 @@ class Daemon:
         self.bind()
         self._manager = trio.open_nursery()
         nursery = await self._manager.__aenter__()
-        await nursery.start(self._serve_all)
-        self.home = trio.lowlevel.current_trio_token()
-        if self.settings.slow_handler_s:
-            self._watchdog = Watchdog.start(self.settings.slow_handler_s)
+        try:
+            await nursery.start(self._serve_all)
+            self.home = trio.lowlevel.current_trio_token()
+            if self.settings.slow_handler_s:
+                self._watchdog = Watchdog.start(self.settings.slow_handler_s)
+        except BaseException as error:  # the block that would end it does not begin
+            self.close()
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     async def __aexit__(

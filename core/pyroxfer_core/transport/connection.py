@@ -287,6 +287,12 @@ class Connection:
         self.queued += len(data)
         return self.queued
 
+    def queue_bytes(self, data: bytes) -> int:
+        """As `queue_encoded`, for one buffer that is not empty."""
+        self._out.append(data)
+        end = self.queued = self.queued + len(data)
+        return end
+
     def queue_encoded(self, *buffers: Body) -> int:
         """Hand encoded bytes over for the next flush; see `queue`."""
         for buffer in buffers:

@@ -21,20 +21,10 @@ from pyroxfer_core.errors import (
     SecurityError,
     SerializeError,
 )
-from pyroxfer_core.objects import (
-    CallContext,
-    ObjectTable,
-    TrackedResources,
-    batch_calls,
-    behavior,
-    current_call,
-    current_context_var,
-    expose,
-    exposed,
-    prepare,
-    prepare_method,
-    reply_for_exception,
-)
+from pyroxfer_core.objects.context import CallContext, TrackedResources, current_call, current_context_var
+from pyroxfer_core.objects.expose import behavior, expose, exposed
+from pyroxfer_core.objects.invoke import batch_calls, prepare, prepare_method, reply_for_exception
+from pyroxfer_core.objects.table import ObjectTable
 from pyroxfer_core.wire.message import Message, MessageType
 
 

@@ -164,7 +164,7 @@ async def _receive(connection: Connection) -> bytes:
         try:
             data = connection.sock.recv(RECEIVE_BYTES)
         except BlockingIOError:
-            await trio.lowlevel.wait_readable(connection.sock)
+            await connection.wait_readable()
             continue
         except OSError as error:
             raise ConnectionClosedError(f"connection to {connection.peer} lost: {error.strerror}") from error

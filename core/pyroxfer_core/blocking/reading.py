@@ -254,6 +254,7 @@ class Reading:
         Raises:
             ConnectionClosedError: it is given up.
         """
+        self._link.sending.tidy()
         if not self._session.pending and not self._link.readers.waiting:
             return
         if self._unanswered >= QUESTIONS:

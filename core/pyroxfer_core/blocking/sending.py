@@ -119,7 +119,8 @@ class Sending:
                     self._refuse(error)
                     raise
         finally:
-            self.let_go_if_over()
+            if self._link.closed:
+                self._link.let_go()
         return seq
 
     def let_go_if_over(self) -> None:

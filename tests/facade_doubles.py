@@ -15,7 +15,7 @@ from pyroxfer_core.blocking import Daemon, Proxy
 from pyroxfer_core.wire import Decoder, codec_for
 from pyroxfer_core.wire.message import Message, MessageType
 
-WITHIN_S = 10.0
+WITHIN_S = 60.0
 
 
 @expose

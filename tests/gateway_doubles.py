@@ -197,6 +197,6 @@ async def running(
         async with trio.open_nursery() as nursery:
             serve = functools.partial(serve_gateway, gateway, port=0, limits=limits, stop=stop)
             served: RunningGateway = await nursery.start(serve)
-            async with httpx2.AsyncClient(base_url=served.url, timeout=20) as client:
+            async with httpx2.AsyncClient(base_url=served.url, timeout=60) as client:
                 yield Running(gateway, served, client, daemon, ns, things)
             stop.set()

@@ -8,6 +8,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -77,15 +78,18 @@ class ReceiptsInFile:
         place = folder / "receipts.sqlite3"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._db: Any = sqlite3.connect(place, isolation_level=None, check_same_thread=False, timeout=10)
-            os.chmod(place, 0o600)  # noqa: PTH101
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=OFF")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS receipts"
-                " (root TEXT, id TEXT, at REAL, receipt TEXT, PRIMARY KEY (root, id))"
-            )
-            self._forget()
+            with ExitStack() as opened:
+                self._db: Any = sqlite3.connect(place, isolation_level=None, check_same_thread=False, timeout=10)
+                opened.callback(self._db.close)
+                os.chmod(place, 0o600)  # noqa: PTH101
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=OFF")
+                self._db.execute(
+                    "CREATE TABLE IF NOT EXISTS receipts"
+                    " (root TEXT, id TEXT, at REAL, receipt TEXT, PRIMARY KEY (root, id))"
+                )
+                self._forget()
+                opened.pop_all()
         except (sqlite3.Error, OSError) as error:
             raise AddressError(f"{printable(str(place))}: receipts cannot be kept there: {error}") from error
 

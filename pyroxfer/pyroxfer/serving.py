@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -98,17 +99,6 @@ class FileServer:
         self._worker = worker
         self._siblings = None if worker is None else Siblings(worker)
         ledger = None if worker is None else Ledger(worker.folder / LEDGER, worker.number, worker.count)
-        self._store = open_store(place, kept, quota, ledger)
-        receipts = None if kept is None else ReceiptsInFile(kept, identity(place))
-        self._transfers = Transfers(lease_s=lease_s, receipts=receipts, issuer=worker.number if worker else 0)
-        self._service = FileService(
-            self._store,
-            self._transfers,
-            read_only=read_only,
-            upload_only=upload_only,
-            rules=allowed,
-            siblings=self._siblings,
-        )
         everywhere = (_host_of(listeners[0]) if listeners else host) in ("0.0.0.0", "::")  # noqa: S104  # compared
         self._daemon = Daemon(
             host,
@@ -119,6 +109,20 @@ class FileServer:
             worker=worker,
         )
         self._daemon.side_stream_handler = self._serve_side_stream
+        with contextlib.ExitStack() as opened:
+            self._store = open_store(place, kept, quota, ledger)
+            opened.callback(self._store.close)
+            receipts = None if kept is None else ReceiptsInFile(kept, identity(place))
+            opened.pop_all()
+        self._transfers = Transfers(lease_s=lease_s, receipts=receipts, issuer=worker.number if worker else 0)
+        self._service = FileService(
+            self._store,
+            self._transfers,
+            read_only=read_only,
+            upload_only=upload_only,
+            rules=allowed,
+            siblings=self._siblings,
+        )
         self._object_id = object_id
         self._background: Any = None
         self.uri: Uri
@@ -150,7 +154,7 @@ class FileServer:
         try:
             self._daemon.bind()
         except BaseException:
-            self._store.close()
+            self._let_go()
             raise
         if self._object_id not in self._daemon.table.ids():
             self.uri = self._daemon.register(self._service, self._object_id)
@@ -159,12 +163,17 @@ class FileServer:
         self.bind()
         self._background = trio.open_nursery()
         nursery = await self._background.__aenter__()
-        nursery.start_soon(self._transfers.keep_clean)
-        if self._worker is None or self._worker.number == 0:
-            nursery.start_soon(self._clean_leftovers)
-        if self._worker is not None:
-            await nursery.start(self._answer_siblings, self._worker)
-        await self._daemon.__aenter__()
+        try:
+            nursery.start_soon(self._transfers.keep_clean)
+            if self._worker is None or self._worker.number == 0:
+                nursery.start_soon(self._clean_leftovers)
+            if self._worker is not None:
+                await nursery.start(self._answer_siblings, self._worker)
+            await self._daemon.__aenter__()
+        except BaseException as error:  # the block that would end it does not begin
+            self._daemon.close()
+            await self._end(type(error), error, error.__traceback__)
+            raise
         return self
 
     async def __aexit__(
@@ -176,14 +185,22 @@ class FileServer:
         try:
             await self._daemon.__aexit__(kind, error, trace)
         finally:
-            with trio.CancelScope(shield=True):
-                await self._transfers.aclose()
-            try:
-                await self._end_background(kind, error, trace)
-            finally:
-                if self._siblings is not None:
-                    self._siblings.close()
-                self._store.close()
+            await self._end(kind, error, trace)
+
+    async def _end(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Nothing is served any more."""
+        with trio.CancelScope(shield=True):
+            await self._transfers.drop_all()
+        try:
+            await self._end_background(kind, error, trace)
+        finally:
+            if self._siblings is not None:
+                self._siblings.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._transfers.close()
+        self._store.close()
 
     async def _answer_siblings(self, worker: Worker, *, task_status: trio.TaskStatus[None]) -> None:
         """Take what other workers hand over, and answer for the transfers that are here."""

@@ -388,10 +388,13 @@ class Transfers:
             text = "the server stops; the same command goes on later, or at another server of these files"
             await self.fail(transfer_id, BusyError(text))
 
-    async def aclose(self) -> None:
+    async def drop_all(self) -> None:
         """Drop every transfer; what is worth keeping of the uploads is kept."""
         for transfer_id in list(self._active):
             await self._release(transfer_id, keep=True)
+
+    def close(self) -> None:
+        """Let go of the receipts, once all transfers are dropped."""
         self._receipts.close()
 
 

@@ -27,7 +27,7 @@ from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Daem
 from pyroxfer_core.wire.message import Message, MessageType
 
 QUICK = Settings(connect_timeout_s=0.3)
-WITHIN_S = 10.0
+WITHIN_S = 60.0
 
 
 @expose
@@ -50,7 +50,7 @@ def serving() -> Iterator[Daemon]:
             yield daemon
         finally:
             daemon.shutdown()
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
 
 
@@ -83,7 +83,7 @@ def peer(behaviour: Callable[[socket.socket], None]) -> Iterator[str]:
         finally:
             stop.set()
             listener.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
+            thread.join(60)
 
 
 def silent(connection: socket.socket) -> None:
@@ -144,7 +144,7 @@ def test_first_calls_of_many_threads_make_one_connection() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         assert results == [1] * 8
         assert daemon.statistics().connections == 1
 
@@ -157,7 +157,7 @@ def test_a_daemon_is_closed_from_another_thread_while_its_loop_runs() -> None:
     with Proxy(uri) as proxy:
         assert proxy.echo(1) == 1
         daemon.close()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
         with pytest.raises(ConnectionClosedError):
             proxy.echo(2)
@@ -210,7 +210,7 @@ def test_after_a_fork_both_processes_use_connections_of_their_own() -> None:
                 [sys.executable, "-c", textwrap.dedent(FORKING), uri],
                 capture_output=True,
                 text=True,
-                timeout=20,
+                timeout=60,
                 check=False,
             )
         finally:
@@ -294,7 +294,7 @@ INTERRUPTED = """
 def test_ctrl_c_within_a_call_is_a_keyboard_interrupt() -> None:
     """Not the cancellation that it causes, which nobody outside of a loop can make sense of."""
     program = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(INTERRUPTED)], capture_output=True, text=True, timeout=20, check=False
+        [sys.executable, "-c", textwrap.dedent(INTERRUPTED)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (program.stdout, program.returncode) == ("interrupted\n", 0)
 
@@ -342,7 +342,7 @@ def test_a_proxy_that_is_collected_where_its_thread_has_locked_something_is_clos
 
         thread = threading.Thread(target=collect, daemon=True)
         thread.start()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
         assert link.closed
 

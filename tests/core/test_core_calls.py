@@ -513,7 +513,7 @@ async def test_others_are_served_while_a_large_request_is_read(daemon: Daemon, s
 
     def revive(name: str, data: dict[str, Any]) -> str:
         reading.set()
-        go_on.wait(5)
+        go_on.wait(60)
         return "read"
 
     @expose

@@ -502,7 +502,7 @@ async def test_no_one_way_call_is_lost_however_many_come() -> None:
     class Counter:
         @oneway
         def note(self, number: int) -> None:
-            gate.wait(10)
+            gate.wait(60)
             ran.append(number)
 
         def reply(self) -> int:

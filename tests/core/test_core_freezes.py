@@ -80,7 +80,7 @@ class Service:
 
     def hold(self) -> None:
         self.log.append("holding")
-        self.release.wait(10)
+        self.release.wait(60)
 
     @oneway
     async def note(self) -> None:
@@ -300,7 +300,7 @@ def test_looking_at_a_thread_keeps_nothing_of_any_alive() -> None:
         block = Block()
         blocks.append(weakref.ref(block))
         begun.set()
-        gate.wait(10)
+        gate.wait(60)
 
     blocks: list[weakref.ref[Block]] = []
     begun, gate = threading.Event(), threading.Event()
@@ -309,10 +309,10 @@ def test_looking_at_a_thread_keeps_nothing_of_any_alive() -> None:
     gc.set_threshold(0)
     try:
         thread.start()
-        assert begun.wait(10)
+        assert begun.wait(60)
         assert watchdog.frame_of(threading.get_ident()) is not None
         gate.set()
-        thread.join(10)
+        thread.join(60)
         assert blocks[0]() is None
     finally:
         gc.set_threshold(*thresholds)

@@ -212,7 +212,7 @@ async def test_a_thread_that_has_the_connection_begins_nothing_behind_what_is_to
     @expose
     class Plain:
         def wait(self) -> int:
-            go_on.wait(10)
+            go_on.wait(60)
             return 1
 
     def wait(seq: int, **annotations: bytes) -> Message:

@@ -296,15 +296,13 @@ async def test_a_client_that_does_not_finish_its_handshake_is_told_and_cut(sent:
         await client.send(hello[:sent])
 
         async def drip() -> None:
-            for number in range(sent, sent + 6):
+            for number in range(sent, len(hello)):
                 await trio.sleep(0.05)
                 await client.send(hello[number : number + 1])
 
-        begun = trio.current_time()
         async with trio.open_nursery() as nursery:
             if sent:
                 nursery.start_soon(drip)
             answer = await client.until_closed()
             nursery.cancel_scope.cancel()
         assert b"timeout" in answer
-        assert trio.current_time() - begun < 3

@@ -65,7 +65,7 @@ class Service:
 
     def hold(self) -> int:
         self.ran["hold"] += 1
-        self.release.wait(10)
+        self.release.wait(60)
         return self.ran["hold"]
 
     def plain(self, value: Any) -> int:

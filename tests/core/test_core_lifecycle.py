@@ -194,7 +194,7 @@ async def test_closing_waits_for_one_way_calls(service: Service) -> None:
 
 
 async def test_closing_does_not_wait_for_a_client_that_left(service: Service) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         async with Daemon(settings=Settings(shutdown_grace_s=100)) as daemon:
             async with Proxy(daemon.register(service)) as proxy, trio.open_nursery() as nursery:
 
@@ -208,6 +208,28 @@ async def test_closing_does_not_wait_for_a_client_that_left(service: Service) ->
                 nursery.start_soon(call)
                 await until(lambda: service.log == ["begun"])
                 await close_while_running(daemon, then=leave)
+
+
+async def test_cancelling_while_it_begins_leaves_neither_tasks_nor_the_address() -> None:
+    daemon = Daemon()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with daemon:
+            raise AssertionError("it began")
+    assert scope.cancelled_caught
+    assert not daemon.listeners
+
+
+async def test_what_fails_while_it_begins_comes_out_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(limit_s: float) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("pyroxfer_core.server.daemon.Watchdog.start", fail)
+    daemon = Daemon(settings=Settings(slow_handler_s=1))
+    with pytest.raises(RuntimeError, match="new thread"):
+        async with daemon:
+            raise AssertionError("it began")
+    assert not daemon.listeners
 
 
 async def test_an_error_of_the_body_comes_out_as_it_is() -> None:

@@ -63,7 +63,7 @@ class Service:
 
 # --- signatures --------------------------------------------------------------------------------------------------
 
-KEYED = Settings(hmac_key=b"secret", shutdown_grace_s=0, connect_timeout_s=1)
+KEYED = Settings(hmac_key=b"secret", shutdown_grace_s=0)
 
 
 async def test_signed_calls() -> None:
@@ -90,7 +90,7 @@ async def test_keys_that_differ(ours: bytes | None, theirs: bytes | None, text: 
     service = Service()
     async with Daemon(settings=Settings(hmac_key=theirs, shutdown_grace_s=0)) as daemon:
         uri = daemon.register(service)
-        async with Proxy(uri, settings=Settings(hmac_key=ours, protocol=48, connect_timeout_s=1)) as proxy:
+        async with Proxy(uri, settings=Settings(hmac_key=ours, protocol=48)) as proxy:
             with pytest.raises(PyroError, match=text) as caught:
                 await proxy.echo(1)
             assert isinstance(caught.value, (CommunicationError, SecurityError))

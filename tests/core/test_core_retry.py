@@ -261,7 +261,7 @@ async def test_a_busy_daemon_is_asked_again() -> None:
     @expose
     class Busy(Service):
         def block(self) -> None:
-            gate.wait(10)
+            gate.wait(60)
 
         def plain(self) -> str:
             return "done"

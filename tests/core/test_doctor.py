@@ -38,17 +38,21 @@ class Thing:
 
 
 @pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer, "BLOCKS", 2)
+
+
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not answer is not waited for long."""
+    """Who does not answer is not waited for long."""
     monkeypatch.setattr(peer, "HANDSHAKE_S", 0.3)
     monkeypatch.setattr(place, "CONNECT_S", 0.3)
     monkeypatch.setattr(place, "LISTEN_S", 0.3)
-    monkeypatch.setattr(peer, "BLOCKS", 2)
 
 
 async def findings(address: str | None, settings: Settings | None = None) -> Report:
     report = Report()
-    await diagnose(report, address, settings or Settings(connect_timeout_s=1))
+    await diagnose(report, address, settings or Settings())
     for found in report.findings:
         assert bool(found.advice) == (found.verdict is not Verdict.OK), found
     return report
@@ -153,6 +157,7 @@ async def test_nothing_listens() -> None:
     assert "start the daemon" in found.advice
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_packets_are_dropped() -> None:
     """A listener whose queue is full drops them, as a firewall does."""
     with socket.socket() as full:
@@ -202,6 +207,7 @@ async def test_a_socket_file_that_is_left_over(tmp_path: Path) -> None:
         assert (await findings(daemon.location)).exit_code == ExitCode.OK
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("answer", "text", "advice"),
     [
@@ -280,7 +286,7 @@ async def test_tls_is_on_there_and_not_here_or_not_trusted() -> None:
 @pytest.mark.parametrize("address", ["{}", "PYRONAME:a@{}"])
 async def test_tls_is_on_here_and_not_there(address: str) -> None:
     """Also where it is the name server."""
-    client = Settings(ssl_client_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), connect_timeout_s=1)
+    client = Settings(ssl_client_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     async with LOCAL() as ns:
         found = problem(await findings(address.format(ns.uri.location), client))
     assert found.code == ExitCode.PROTOCOL

@@ -38,7 +38,7 @@ def running(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         yield process, found[1]
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()
         process.stderr.close()
 
@@ -60,7 +60,7 @@ def test_the_echo_object_has_the_members_of_pyros() -> None:
             assert proxy.verbose is True
             proxy.verbose = False
             proxy.shutdown()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_control_characters_of_callers_do_not_reach_the_terminal() -> None:
@@ -76,13 +76,13 @@ def test_control_characters_of_callers_do_not_reach_the_terminal() -> None:
 def test_a_signal_ends_it_without_a_traceback(number: signal.Signals) -> None:
     with running() as (process, _):
         process.send_signal(number)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
 
 
 def test_listening_beyond_this_machine_must_be_asked_for() -> None:
-    done = subprocess.run([*ECHO, "-H", "0.0.0.0"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*ECHO, "-H", "0.0.0.0"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 4
     assert "--insecure" in done.stderr and "Traceback" not in done.stderr
 

@@ -65,7 +65,7 @@ def test_a_storm_of_threads_mixes_no_answers_up(proxy: Proxy) -> None:
 
     with ThreadPoolExecutor(8) as threads:
         for done in [threads.submit(calls, number) for number in range(8)]:
-            done.result(30)
+            done.result(60)
 
 
 def test_towards_a_stock_peer_threads_take_turns() -> None:

@@ -237,7 +237,7 @@ def test_a_name_server_in_a_program_without_a_loop(etcd_server: Etcd, tmp_path: 
             assert str(ns.lookup("one")) == ONE.uri
             assert ns.lookup("Pyro.NameServer") == uri
         daemon.shutdown()
-        serving.join(30)
+        serving.join(60)
         assert not serving.is_alive()
 
     async def left() -> set[str]:

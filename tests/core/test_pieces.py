@@ -538,7 +538,7 @@ async def test_a_small_call_of_the_facade_overtakes_a_large_one() -> None:
         with blocking.Proxy(uri) as proxy, ThreadPoolExecutor(1) as pool:
             proxy._pyroBind()
             large = pool.submit(proxy.take, HUGE)
-            begun.wait(10)
+            begun.wait(60)
             return [proxy.small(), large.result()]
 
     async with own_server(play, {"take", "small"}) as uri:

@@ -96,6 +96,42 @@ def test_no_other_header_is_taken_for_that_of_a_plain_answer(bit: int, serialize
     assert not plain_calls(serializer).is_answer(data, len(data), 7)
 
 
+@given(
+    st.lists(answers, max_size=5), serializers, kinds, st.binary(max_size=3), st.integers(0, 60), st.integers(10, 50)
+)
+def test_the_plain_answers_in_a_row_are_those_that_the_decoder_finds(
+    row: list[Message], serializer: str, flags: int, tail: bytes, missing: int, longest: int
+) -> None:
+    """Up to the first one that is more, or not all there, or too long; the rest is left as it is."""
+    data = b"".join(map(CODEC.encode, row)) + tail
+    data = data[: len(data) - missing] if missing < len(data) else data
+    calls, quick, usual = plain_calls(serializer, flags), Decoder(CODEC), Decoder(CODEC)
+    quick.max_message = usual.max_message = longest
+    quick.feed(data)
+    usual.feed(data)
+    found = quick.take_plain(calls)
+    for seq, body in found:
+        assert usual.next_event() == Message(MessageType.RESULT, seq, serializer, flags, body)
+    assert quick.buffered == usual.buffered
+    try:
+        event = usual.next_event()
+    except PyroError:  # too long, or the tail
+        return
+    if type(event) is Message:
+        encoded = CODEC.encode(event)
+        assert not calls.is_answer(encoded, len(encoded), event.seq)
+
+
+def test_nothing_is_taken_for_an_answer_inside_of_a_message_that_is_not_complete() -> None:
+    answer = CODEC.encode(Message(MessageType.RESULT, 7, "msgpack", 0, b"\x01"))
+    large = CODEC.encode(Message(MessageType.RESULT, 6, "msgpack", 0, answer * 5_000))
+    decoder = Decoder(CODEC)
+    decoder.feed(large[: CODEC.header_size])
+    assert decoder.next_event() is None
+    decoder.feed(answer)
+    assert decoder.take_plain(plain_calls("msgpack")) == []
+
+
 @expose
 class Told(Service):
     def info(self, blob: SerializedBlob) -> str:
@@ -493,6 +529,59 @@ async def test_calls_that_begin_while_one_is_alone_are_read_with_it(cancelled: b
                 alone.cancel()
             nursery.start_soon(call, "third", trio.CancelScope())
         assert results == ({} if cancelled else {"alone": 2}) | {"second": 3, "third": 4}
+
+
+async def test_answers_that_come_together_are_taken_each_as_it_is() -> None:
+    """Those behind one that was given up, or is an error, as well; what comes behind a wrong one is lost with it."""
+    waiting: list[Message] = []
+    outcomes: dict[int, object] = {}
+
+    async def answer(server: OwnServer, request: Message) -> None:
+        if request.seq == 1:
+            await server.answer(request, 0)
+            return
+        waiting.append(request)
+        if len(waiting) == 8:
+            answers = [result(request.seq, OWN.dumps(request.seq)) for request in waiting]
+            answers[2] = result(waiting[2].seq, OWN.dumps_exception(ValueError("no")), Flags.EXCEPTION)
+            answers[3].annotations["NOTE"] = b"x"
+            answers[4].body = b"\xc1"
+            answers[6].serializer = "json"
+            await server.say(*answers)
+
+    async def call(number: int, scope: trio.CancelScope) -> None:
+        with scope:
+            try:
+                outcomes[number] = await proxy.echo(number)
+            except CommunicationError as error:
+                outcomes[number] = type(error), error.outcome
+            except ValueError as error:
+                outcomes[number] = str(error)
+
+    async with own_server(partial(play, answer), {"echo"}) as uri, TrioProxy(uri) as proxy:
+        await proxy.echo(0)
+        given_up = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            for seq in range(2, 10):
+                scope = given_up if seq == 3 else trio.CancelScope()
+                nursery.start_soon(call, seq, scope)
+                await until(lambda: len(waiting) == seq - 1)  # noqa: B023  # it is done before the next one
+                if seq == 8:
+                    given_up.cancel()
+        wrong = SerializeError, Outcome.EXECUTED
+        assert outcomes == {
+            2: 2, 4: "no", 5: 5, 6: wrong, 7: 7, 8: wrong, 9: (SerializeError, Outcome.UNKNOWN),
+        }  # fmt: skip
+
+
+async def test_many_calls_in_flight_are_logged_like_one(caplog: pytest.LogCaptureFixture, uri: str) -> None:
+    async with TrioProxy(uri, settings=Settings(log_wire=True)) as proxy:
+        await proxy.echo(0)
+        with caplog.at_level("DEBUG", "pyroxfer.wire"):
+            async with trio.open_nursery() as nursery:
+                for number in range(20):
+                    nursery.start_soon(proxy.echo, number)
+        assert sum("RESULT" in record.getMessage() for record in caplog.records) == 20
 
 
 class Mine(Proxy):

@@ -441,7 +441,7 @@ def echoing(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         yield process, lines[-1].removeprefix("echo uri: ")
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         process.stdout.close()
 
 
@@ -475,7 +475,7 @@ async def test_idle_connections_spread_and_a_killed_worker_is_replaced() -> None
             for number, proxy in enumerate(proxies):
                 assert await proxy.echo(number) == number
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 async def test_workers_end_when_their_parent_is_killed() -> None:
@@ -483,7 +483,7 @@ async def test_workers_end_when_their_parent_is_killed() -> None:
     with echoing("--workers", "2") as (process, uri):
         pids = workers_of(process)
         process.kill()
-        process.wait(10)
+        process.wait(60)
         await until(lambda: not any(Path(f"/proc/{pid}/fd").exists() for pid in pids))
         with pytest.raises(CommunicationError):
             async with Proxy(uri) as proxy:
@@ -534,7 +534,7 @@ def pyro_program() -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 async def test_a_pyro_program_serves_in_workers() -> None:

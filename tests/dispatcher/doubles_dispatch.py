@@ -76,6 +76,8 @@ class RawBackend:
 
     async def _serve(self, connection: Connection) -> None:
         first = await connection.receive()
+        if first is None:
+            return  # it was given up before it spoke
         assert isinstance(first, Message)
         version = connection.codec.version
         if version not in self._speaks:

@@ -142,7 +142,7 @@ def test_a_taken_address_is_five(write: Write) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         path = write(config_text("PYRO:x@localhost:1", listen=f"127.0.0.1:{taken.getsockname()[1]}"))
         done = subprocess.run(
-            [*COMMAND, "run", "-c", str(path)], capture_output=True, text=True, timeout=20, check=False
+            [*COMMAND, "run", "-c", str(path)], capture_output=True, text=True, timeout=60, check=False
         )
     assert done.returncode == 5
     assert re.fullmatch(
@@ -190,6 +190,6 @@ def test_an_output_that_is_full_is_one_line(write: Write, arguments: tuple[str, 
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [*COMMAND, *arguments, *options], stdout=full, stderr=subprocess.PIPE, timeout=30, env=environment
+            [*COMMAND, *arguments, *options], stdout=full, stderr=subprocess.PIPE, timeout=60, env=environment
         )
     assert (done.returncode, done.stderr) == (1, b"Error: the output: No space left on device\n")

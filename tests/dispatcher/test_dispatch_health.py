@@ -13,7 +13,8 @@ from pyroxfer_core import Connection, bind_tcp
 from pyroxfer_core.wire import Message, MessageType
 from pyroxfer_dispatcher import Dispatcher
 
-OFTEN = "health_interval = 0.05\nconnect_timeout = 0.5"
+OFTEN = "health_interval = 0.05\n"
+"""With the usual patience: on a busy machine one that answers may take some time."""
 
 
 def failures(dispatcher: Dispatcher, number: int) -> Callable[[], bool]:
@@ -43,13 +44,12 @@ async def test_one_that_hangs_gets_no_call_and_comes_back() -> None:
     async with (
         raw_backend(moody) as first,
         raw_backend(pong) as second,
-        Dispatcher(config_for(first.uri, second.uri, head=OFTEN)) as dispatcher,
+        Dispatcher(config_for(first.uri, second.uri, head=OFTEN + "connect_timeout = 2")) as dispatcher,
         raw_client(dispatcher.location) as client,
     ):
         await wait_for(failures(dispatcher, 0))
-        with trio.fail_after(5):
-            for number in range(4):
-                assert (await ask(client, blob(number))).body == POISON
+        for number in range(4):
+            assert (await ask(client, blob(number))).body == POISON
         assert all(one.type == MessageType.PING for one in first.seen)
         hangs = False
         await wait_for(lambda: not failures(dispatcher, 0)())

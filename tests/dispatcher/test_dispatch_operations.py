@@ -188,7 +188,7 @@ async def test_bad_commands_are_answered_with_a_sentence(tmp_path: Path, request
 async def test_rubbish_on_the_control_socket_harms_nobody(tmp_path: Path, rubbish: bytes) -> None:
     async with raw_backend(echo) as backend, operated(tmp_path, backend) as (_, there):
         async with await trio.open_unix_socket(tmp_path / "control") as stream:
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 try:
                     await stream.send_all(rubbish)
                     answer = await stream.receive_some()
@@ -218,7 +218,7 @@ async def test_the_commands_print_what_the_dispatcher_says(tmp_path: Path) -> No
         assert [json.loads(line)["services"][0]["backends"][0]["rate"] for line in lines] == [0.0, 0.0]
         assert "up, weight 2.5" in (await run("undrain", "b0")).output
         assert "the dispatcher is draining; 0 clients" in (await run("drain")).output
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await dispatcher.drained.wait()
     gone = await run("status")
     assert gone.exit_code == 5

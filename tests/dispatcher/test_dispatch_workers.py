@@ -358,7 +358,7 @@ def test_a_file_that_cannot_be_shared_ends_the_command(tmp_path: Path) -> None:
     path.write_text(
         '[[services]]\nname = "x"\nmax_in_flight = 1\n[[services.backends]]\nname = "a"\nuri = "PYRO:a@localhost:1"\n'
     )
-    done = subprocess.run([*RUN, str(path)], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*RUN, str(path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "services[0].max_in_flight: 1 calls at once cannot be shared by 2 workers" in done.stderr
     assert parse_config(path.read_text()).services[0].max_in_flight == 1

@@ -28,7 +28,7 @@ def test_a_stock_program_finds_ours() -> None:
         serving.start()
         try:
             asked = [
-                subprocess.run([stock_python(), "-c", PROGRAM, port, key], capture_output=True, text=True, timeout=30)
+                subprocess.run([stock_python(), "-c", PROGRAM, port, key], capture_output=True, text=True, timeout=60)
                 for key in ("secret", "wrong")
             ]
         finally:

@@ -69,7 +69,7 @@ class Dispatching:
 
     def __exit__(self, *exception: object) -> None:
         self.process.terminate()
-        assert self.process.wait(10) == 0
+        assert self.process.wait(60) == 0
         assert self.process.stdout is not None
         self.process.stdout.close()
 
@@ -216,6 +216,6 @@ def test_clients_find_it_by_its_name(
     question = {"uri": f"PYRONAME:example.dispatcher@{place}", "serializer": "serpent", "info": "orders", "data": [1]}
     assert blob_client(library).ask(question)["after"]["backend"] == "a"
     running.process.terminate()
-    running.process.wait(10)
+    running.process.wait(60)
     gone = blob_client(library).ask({**question, "just call": True})
     assert [text for _, text in gone] == ["unknown name: example.dispatcher"] * 2

@@ -83,7 +83,7 @@ class Running:
 
     def __exit__(self, *exception: object) -> None:
         self._process.terminate()
-        assert self._process.wait(10) == 0
+        assert self._process.wait(60) == 0
         assert self._process.stdout is not None
         self._process.stdout.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class Relay:
 
     async def _serve(self, client: trio.SocketStream) -> None:
         async with client, await trio.open_tcp_stream(*self._target) as server, trio.open_nursery() as nursery:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)  # little is lost on the way at a cut
             nursery.start_soon(self._pump, client, server, self._towards_server, nursery.cancel_scope)
             nursery.start_soon(self._pump, server, client, not self._towards_server, nursery.cancel_scope)
 

@@ -64,7 +64,7 @@ def served(folder: Path, *options: object, **env: str) -> Iterator[Server]:
         yield Server(process, found[1])
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ import pyroxfer
 from pyroxfer import FileServer, Receipt, errors
 from pyroxfer.channels import iter, raw
 from pyroxfer.channels.base import AUTO_STREAMS, Manner
-from pyroxfer.channels.window import CREDIT, Window
+from pyroxfer.channels.window import CREDIT, LEAST_BLOCK, MOST_CREDIT, Window, pull_blocks
 from pyroxfer.conversation import open_conversation
 from pyroxfer.digest import PrefixDigest
 from pyroxfer.grants import DOWNLOAD, UPLOAD
@@ -52,13 +53,13 @@ async def test_a_slow_disk_holds_up_its_own_transfer_only(
     def write(staged: Any, offset: int, view: memoryview) -> None:
         if staged.path.startswith("slow"):
             hanging.release()
-            go.wait(20)
+            go.wait(60)
         real_write(staged, offset, view)
 
     def splice(source: int, target: int, count: int, **more: Any) -> int:
         if "offset_dst" in more and os.fstat(target).st_mode & 0o777 == 0o601:
             hanging.release()
-            go.wait(20)
+            go.wait(60)
         return real_splice(source, target, count, **more)
 
     monkeypatch.setattr(staged_room.Staged, "write", write)
@@ -172,7 +173,7 @@ async def test_a_server_that_stops_says_how_to_go_on(
     async with FileServer(root) as server:
         nursery.start_soon(client, server.location)
         await under_way.wait()
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while not told:  # noqa: ASYNC110  # the client is a task without a handle
             await trio.sleep(0.01)
     assert isinstance(told[0], errors.BusyError)
@@ -266,7 +267,7 @@ async def test_a_client_that_stalls_is_ended_with_a_reason(root: Path, here: Pat
             await raw._send_record(stream, raw.GO, 0)
             await raw._send_range_record(stream, Range(0, 9 * MIB), striped=False)
             await stream.send_all(random_bytes(5 * MIB))
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 while server.transfers:  # noqa: ASYNC110  # the server tells nobody
                     await trio.sleep(0.02)
         with pytest.raises(errors.StalledError, match="idle"):
@@ -332,15 +333,21 @@ async def test_after_a_cut_at_nine_tenths_at_most_a_tenth_and_a_block_is_sent_ag
     cut_line: Callable[..., Any],
     settled: Settled,
 ) -> None:
-    """Counted at the wire, in both attempts."""
+    """Counted at the wire, in both attempts.
+
+    On a busy machine the line would seem long, and several streams be cut in the middle of their stripes; and what
+    the server has not read yet is lost with the connection, so that is made little.
+    """
     size = 48 * MIB
+    for listener in server.listeners:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
     (here / "f").write_bytes(random_bytes(size))
     relay = await cut_line(server.location, int(size * sent), towards_server=True)
     with pytest.raises((errors.TransferError, core_errors.CommunicationError)):
-        await _send(here / "f", f"{relay.location}/f", channel=channel)
+        await _send(here / "f", f"{relay.location}/f", channel=channel, streams=1)
     await settled()
     second = await cut_line(server.location, 2 * size, towards_server=True)
-    await _send(here / "f", f"{second.location}/f", channel=channel)
+    await _send(here / "f", f"{second.location}/f", channel=channel, streams=1)
     moved = 2 * size - second._left
     assert moved <= size * (1 - sent) + 4 * MIB + 64 * 1024
     assert (root / "f").read_bytes() == (here / "f").read_bytes()
@@ -397,12 +404,31 @@ async def test_the_window_grows_on_a_long_line_only(autojump_clock: trio.abc.Clo
         for number in range(100):
             nursery.start_soon(fly, long, 0.1)
             nursery.start_soon(fly, short, 0.001 * (number % 10 + 1))
-    assert long.size > 3 * CREDIT
-    assert short.size < 2.5 * CREDIT
+    assert long.size == MOST_CREDIT
+    assert short.size < 1.5 * CREDIT
     await fly(long, 0.1, 300_000)
     assert long.size == 300_000
     await fly(long, 0.1, 1)
-    assert long.size == 256 * 1024
+    assert long.size == LEAST_BLOCK
+
+
+async def test_blocks_are_as_large_as_the_credit_that_was_given_last() -> None:
+    """A transfer that began alone takes no more of the server's memory than its part when others have come."""
+    asked: list[tuple[int, int]] = []
+
+    async def fetch(offset: int, length: int) -> int:
+        await trio.lowlevel.checkpoint()
+        asked.append((offset, length))
+        return 5 * MIB if offset < 3 * MIB else 300_000 if offset < 5 * MIB else 1
+
+    ticket = Ticket("ab" * 16, 6 * MIB, "blake3", MIB, "", credit=2 * MIB)
+    await pull_blocks(ticket, MIB, fetch, lambda _: None, Pace(), in_order=True)
+    lengths = [length for _, length in asked]
+    assert lengths[:3] == [MIB, MIB, MIB]
+    assert set(lengths[3:-1]) == {MIB, 300_000, LEAST_BLOCK}
+    assert sorted(lengths[3:-1], reverse=True) == lengths[3:-1]
+    assert [offset for offset, _ in asked] == [sum(lengths[:place]) for place in range(len(lengths))]
+    assert sum(lengths) == 6 * MIB
 
 
 def test_a_long_line_has_more_items_on_the_way() -> None:

@@ -266,7 +266,7 @@ async def test_an_idle_transfer_is_dropped(root: Path, leftovers: Leftovers) -> 
         open_conversation(server.uri, Settings()) as talk,
     ):
         ticket = await opened(talk)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while server.transfers:  # noqa: ASYNC110  # the server tells nobody
                 await trio.sleep(0.02)
         assert not leftovers(root)
@@ -288,9 +288,33 @@ async def test_leftovers_of_a_server_that_died_are_removed_at_the_next_start(
     (root / "sub").mkdir()
     (root / "sub" / ".pyroxfer-0123456789abcdef").write_bytes(b"half")
     async with FileServer(root):
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while leftovers(root):  # noqa: ASYNC110  # the server tells nobody
                 await trio.sleep(0.01)
+
+
+def held_below(folder: Path) -> list[str]:
+    """What this process has open there."""
+    found = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    return [path for path in found if path.startswith(str(folder))]
+
+
+async def test_a_server_that_does_not_begin_holds_nothing(root: Path, tmp_path: Path) -> None:
+    """Neither the folder nor the receipts, whatever keeps it from beginning."""
+    state = tmp_path / "kept"
+    with pytest.raises(core_errors.SecurityError) as refused:
+        FileServer(root, state=state, listen="0.0.0.0:0").bind()
+    assert not held_below(tmp_path), refused
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with FileServer(root, state=state):
+            raise AssertionError("it began")
+    assert scope.cancelled_caught
+    assert not held_below(tmp_path)
+    (state / "receipts.sqlite3").write_bytes(b"rubbish" * 1000)
+    with pytest.raises(errors.AddressError, match="receipts cannot be kept") as damaged:
+        FileServer(root, state=state)
+    assert not held_below(tmp_path), damaged
 
 
 async def test_pipes_that_do_not_wait_by_themselves_are_waited_for() -> None:

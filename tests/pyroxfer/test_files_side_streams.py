@@ -27,7 +27,7 @@ Leftovers = Callable[..., list[str]]
 async def stream_answer(server: FileServer, token: bytes) -> bytes:
     """What the server sends on a side stream opened with a token."""
     async with await open_side_stream(server.uri, token) as stream:
-        with trio.fail_after(5), contextlib.suppress(core_errors.ConnectionClosedError):
+        with trio.fail_after(30), contextlib.suppress(core_errors.ConnectionClosedError):
             await raw._send_record(stream, raw.GO, 0)
             await raw._send_range_record(stream, Range(0, len(DATA)), striped=False)
             await raw._send_record(stream, raw.DONE, 0)

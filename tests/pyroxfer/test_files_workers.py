@@ -305,7 +305,7 @@ def test_promises_of_a_process_that_died_are_void(tmp_path: Path) -> None:
         with pytest.raises(errors.NoSpaceError, match="100 of the quota"):
             store.stage("b", 500, 0o644)
         process.kill()
-        process.wait(10)
+        process.wait(60)
         store.stage("b", 500, 0o644).discard()
 
 
@@ -324,7 +324,7 @@ def serving(root: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], 
         yield process, found[1]
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         process.stdout.close()
 
 
@@ -366,7 +366,7 @@ async def test_a_worker_killed_during_a_transfer_costs_nothing_that_was_kept(
         assert os.listdir(root) == ["f"]
         await until(lambda: len(workers_of(process)) == 2 and victims[0] not in workers_of(process))
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 async def test_many_transfers_at_once_are_spread_and_all_arrive(

@@ -96,7 +96,6 @@ class Reading:
             try:
                 if self.duty.take(waiter):
                     body = self._intake.receive_plain(calls, seq, self._session.drop)
-                    self._fresh_until = monotonic() + FRESH_S
             finally:
                 self.duty.settle(waiter)
                 if self._link.closed:
@@ -107,6 +106,7 @@ class Reading:
             self._stop_waiting(waiter, seq, error)
         if body is None:
             return self.wait(waiter, seq, None)
+        self._fresh_until = monotonic() + FRESH_S
         if self._session.going_away and not self._session.pending:
             self._link.close()
         return body
@@ -264,6 +264,7 @@ class Reading:
         Raises:
             ConnectionClosedError: it is given up.
         """
+        self._link.sending.tidy()
         if not self._session.pending and not self._link.readers.waiting:
             return
         if self._unanswered >= QUESTIONS:

@@ -165,6 +165,10 @@ class CodecV502:
 
     def encode_buffers(self, message: Message) -> list[Body]:
         """The whole message, in one buffer, or several when an annotation of bytes is large enough to stay apart."""
+        if len(message.annotations) == 1 and len(message.body) <= APART:
+            (value,) = message.annotations.values()
+            if type(value) is bytes and len(value) <= APART:
+                return [self.encode(message)]
         chunks = chunks_of(message.annotations.items(), _CHUNK, _MAX_U32)
         size = sum(map(body_size, chunks))
         buffers: list[Body] = [self._header(message, body_size(message.body), size)]

@@ -80,6 +80,32 @@ class TestRegistration:
         table.unregister(service)
         assert table.get("a").target is other
 
+    def test_an_id_is_given_once_whoever_comes_at_the_same_time(self) -> None:
+        """Another thread registers while an object is being marked; a moment is enough for it if nothing stops it."""
+        table = ObjectTable("daemon")
+        refused: list[Exception] = []
+
+        def register() -> None:
+            try:
+                table.register(Service(), "id")
+            except DaemonError as error:
+                refused.append(error)
+
+        rival = threading.Thread(target=register)
+
+        class Marked(Service):
+            def __setattr__(self, name: str, value: Any) -> None:
+                if name == "_pyroId":
+                    rival.start()
+                    rival.join(0.05)
+                super().__setattr__(name, value)
+
+        mine = Marked()
+        table.register(mine, "id")
+        rival.join()
+        assert table.get("id").target is mine
+        assert [str(error) for error in refused] == ["an object or class is already registered with the id 'id'"]
+
     @pytest.mark.parametrize("object_id", ["a b", "a@b", "a\n", "\t"])
     def test_ids_that_cannot_stand_in_a_uri(self, object_id: str) -> None:
         with pytest.raises(DaemonError):

@@ -354,8 +354,11 @@ class TestPrepare:
             """Not what most methods are."""
 
         for name in ("x", Text("x")):
-            calls = batch_calls([["add", [1, 2], {}], (name, (), {})])
-            assert list(map(tuple, calls)) == [("add", [1, 2], {}), ("x", (), {})]
+            calls: list[Any] = [["add", [1, 2], {}], (name, (), {})]
+            assert [(method, args, kwargs) for method, args, kwargs in batch_calls(calls)] == [
+                ("add", [1, 2], {}),
+                ("x", (), {}),
+            ]
 
     @pytest.mark.parametrize("call", ["add", 1, ["add", [1]], [1, [], {}], ["a", "b", {}], ["a", [], None]])
     def test_malformed_batches(self, call: Any) -> None:

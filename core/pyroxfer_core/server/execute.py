@@ -427,7 +427,7 @@ def failure(
     lines = _lines_of(peer, error)
     body = (serializer or peer.serializer("marshal")).dumps_exception(exception, lines)
     annotations = _hook_annotations(peer)
-    if own and not dispatched and isinstance(error, CommunicationError) and error.outcome in _OUTCOME_LETTERS:
+    if not dispatched and isinstance(error, CommunicationError) and peer.is_own and error.outcome in _OUTCOME_LETTERS:
         annotations[OUTCOME_KEY] = peer.session.grant.outcome(_OUTCOME_LETTERS[error.outcome])
     answer = Message(
         MessageType.RESULT,

@@ -154,6 +154,10 @@ class Pinned:
         """The backend."""
         return self._relay.backend
 
+    def belongs_to(self, backend: Backend) -> bool:
+        """Whether that is the backend."""
+        return self.home is backend
+
     def leave(self) -> None:
         """Ask the client to make no more calls on this connection, if it can understand that."""
         self._leaving = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -220,11 +219,12 @@ class Peer:
     def context(self) -> SerializerContext:
         """How values are written for and read from this peer."""
         grant = self.session.grant
-        context = self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
-        if Feature.UPLOAD in grant:
-            context = replace(context, stream_reader=self._make_stream)
-        context = replace(context, unsafe=self._unsafe)
-        return replace(context, proxy_factory=self._make_proxy) if Feature.REVERSE in grant else context
+        return self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(
+            grant,
+            stream_reader=self._make_stream if Feature.UPLOAD in grant else None,
+            proxy_factory=self._make_proxy if Feature.REVERSE in grant else None,
+            unsafe=self._unsafe,
+        )
 
     def _make_stream(self, number: int) -> ArgumentStream:
         return self.uploads.make(number)

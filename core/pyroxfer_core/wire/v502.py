@@ -36,6 +36,7 @@ _NO_CORRELATION_ID: Final = bytes(CORRELATION_ID_SIZE)
 _HEADER: Final = struct.Struct("!4sHBBHHII16sHH")
 _CHUNK: Final = struct.Struct("!4sI")
 _SIZE: Final = _HEADER.size
+_pack_annotated: Final = struct.Struct(_HEADER.format + _CHUNK.format.removeprefix("!")).pack
 _unpack_from = _HEADER.unpack_from
 _pack = _HEADER.pack
 
@@ -124,8 +125,11 @@ class CodecV502:
     def encode(self, message: Message, *, hmac_key: bytes | None = None) -> bytes:
         """The whole message. ``hmac_key`` has no effect: this protocol cannot sign."""
         body = message.body
-        if type(body) is bytes and not message.annotations and message.correlation_id is None:
-            return self.encode_small(message.type, message.serializer, message.flags, message.seq, body)
+        if type(body) is bytes and message.correlation_id is None:
+            if not message.annotations:
+                return self.encode_small(message.type, message.serializer, message.flags, message.seq, body)
+            if len(message.annotations) == 1 and (data := self._annotated(message, body)) is not None:
+                return data
         size = len(body) if type(body) is bytes else body_size(body)
         if not message.annotations:
             return self._header(message, size, 0) + body
@@ -144,6 +148,21 @@ class CodecV502:
             except struct.error:
                 pass  # what is wrong is said below
         return self._header(Message(kind, seq, serializer, flags, body), body_size(body), 0) + body
+
+    @staticmethod
+    def _annotated(message: Message, body: bytes) -> bytes | None:
+        """A message with one annotation, as of most that have any, in one step; None to write it step by step."""
+        ((key, value),) = message.annotations.items()
+        number = _NUMBERS.get(message.serializer)
+        usual = type(value) is bytes and type(key) is str and len(key) == KEY_SIZE and key.isascii()
+        if number is None or not usual:
+            return None
+        kind, bits, area = message.type, message.flags & _NEUTRAL_BITS, _CHUNK.size + len(value)
+        head = TAG, VERSION, kind, number, bits, message.seq, len(body), area, _NO_CORRELATION_ID, 0, _MAGIC
+        try:
+            return b"".join((_pack_annotated(*head, key.encode(), len(value)), value, body))
+        except struct.error:
+            return None  # what is wrong is said there
 
     def encode_head(self, message: Message, body_length: int) -> bytes:
         """Header and annotations of a message whose body of ``body_length`` bytes is sent separately."""

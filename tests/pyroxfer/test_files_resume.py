@@ -19,6 +19,7 @@ import pyroxfer
 from pyroxfer import FileServer, Progress, Receipt, errors, transfers
 from pyroxfer.conversation import Conversation, open_conversation
 from pyroxfer.journal import MAGIC, Heading, Writer, read_journal
+from pyroxfer.offer import Offer, Ticket
 from pyroxfer.receipts import KEPT_S, ReceiptsInFile, ReceiptsInMemory
 from pyroxfer.runs import LEAST_STEP, Range, Run, covered, gaps, pieces
 from pyroxfer_core import Settings
@@ -120,6 +121,20 @@ async def cut(
     assert transfer.noted[:2] == [LEAST_STEP, 2 * LEAST_STEP]
     assert transfer.noted[-1] >= HAD
     return transfer
+
+
+async def test_each_beginning_is_noted_once(server: FileServer, root: Path, settled: Settled) -> None:
+    """Also the one at which the transfer was cut."""
+    async with open_conversation(server.uri, Settings()) as talk:
+        offer = Offer("f", 9 * MIB, origin="ab" * 16, durability="none")
+        ticket = Ticket.from_dict((await talk.ask("open_upload", offer.to_dict()))["ticket"])
+        for offset in range(0, 8 * MIB, MIB):
+            await talk.ask("put_block", ticket.transfer_id, offset, bytes(MIB))
+    await settled()
+    (journal,) = root.glob("*.journal")
+    known = read_journal(journal.read_bytes())
+    assert known is not None
+    assert [run.length for run in known.runs] == [LEAST_STEP, 2 * LEAST_STEP]
 
 
 def flip(path: Path, offset: int) -> None:

@@ -128,8 +128,13 @@ async def _take_some(peer: Peer, worker: Worker, begun: Begun) -> int:
         await _make_room(peer)
     if peer.finishing:
         await connection.finish()
-    if connection.broken or (connection.ended and message is None):
+    if connection.broken:
         raise ConnectionClosedError(f"{peer.address} has left")
+    if connection.ended and message is None:
+        log.debug("%s has left", peer.address)
+        worker.reads = None
+        await peer.end()
+        return 0
     if message is not None or connection.pending:
         return max(taken, 1)
     worker.reads = None

@@ -38,10 +38,10 @@ PUBLIC = {
         CommandGroup
     """,
     "pyroxfer_core.wire": """
-        alive AUTH_KEY BLOB_INFO BlobInfo Body BodyPart Codec codec_for DEADLINE_KEY Decoder End FEATURES_KEY Feature
-        Flags
-        Grant Head HOP_KEYS hops_of last_read Message MessageType new_offer OUTCOME_KEY overheard Prover
-        read_blob_info renumber sent_after STOCK V48 V502 with_annotation with_hops write_blob_info
+        alive AUTH_KEY begin BLOB_INFO BlobInfo Body BodyPart Codec codec_for DEADLINE_KEY Decoder End
+        FEATURES_KEY Feature Flags Grant Head HOP_KEYS hops_of last_read MAX_BODIES MAX_PIECE Message
+        MessageType new_offer OUTCOME_KEY overheard Prover read_begin read_blob_info renumber sent_after STOCK
+        V48 V502 with_annotation with_hops write_blob_info
     """,
     "pyroxfer_core.errors": """
         AuthenticationError CommunicationError ConnectionClosedError DaemonError MessageTooLargeError NamingError

@@ -45,7 +45,9 @@ class Backend:
     origin: str = IN_FILE
     """Who told of it: the ``file``, a name server (``ns``), ``etcd``, or itself (``client``)."""
     turn: float = 0.0
-    """What it has coming where backends are taken in turn."""
+    """What it has coming where backends are taken in turn ..."""
+    saved: float = 0.0
+    """... and what part of a turn it has saved, where the turn goes round many."""
     up_since: float = float("-inf")
     """When it came back."""
     clients: int = 0

@@ -98,6 +98,10 @@ class RoundRobin:
 
     def __init__(self, slow_start_s: float) -> None:
         self._slow_start_s = slow_start_s
+        self._place = 0
+        """Of many: who is next."""
+        self._heaviest = self._heaviest_so_far = 0.0
+        """The largest weight of a round, and of the one that is running."""
 
     def __call__(self, candidates: Sequence[Backend], now: float, key: str | None) -> Backend:
         total = 0.0
@@ -108,6 +112,25 @@ class RoundRobin:
         chosen = max(candidates, key=_turn)
         chosen.turn -= total
         return chosen
+
+    def draw(self, pool: Sequence[Backend], usable: Callable[[Backend], bool], now: float) -> Backend | None:
+        """The same, of so many that looking at each would take long: the turn goes round, and who is lighter than the
+        heaviest lets it pass as often as that takes. None when nobody took it in one round."""
+        for _ in pool:
+            if self._place >= len(pool):
+                self._place, self._heaviest, self._heaviest_so_far = 0, self._heaviest_so_far, 0.0
+            backend = pool[self._place]
+            self._place += 1
+            if not usable(backend):
+                continue
+            weight = effective_weight(backend, now, self._slow_start_s)
+            self._heaviest_so_far = max(self._heaviest_so_far, weight)
+            self._heaviest = max(self._heaviest, weight)
+            backend.saved += weight / self._heaviest
+            if backend.saved >= 1:
+                backend.saved -= 1
+                return backend
+        return None
 
 
 _turn = attrgetter("turn")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from pyroxfer_core.errors import Outcome
 from pyroxfer_core.wire import Body, Flags, Message
@@ -20,6 +21,11 @@ class OpenBackend:
 
 
 @dataclass(slots=True)
+class StopOpening:
+    """The connection to the backend that is being made is not wanted any more."""
+
+
+@dataclass(slots=True)
 class UseKeptBackend:
     """Go on with the connection that was kept."""
 
@@ -30,6 +36,8 @@ class Forward:
 
     message: Message
     body_length: int | None = None
+    deadline: float = inf
+    """When the caller gives up, on the clock of the events."""
 
 
 @dataclass(slots=True)
@@ -37,6 +45,11 @@ class ForwardPart:
     """Send a piece of the request's body."""
 
     data: Body
+
+
+@dataclass(slots=True)
+class CancelCall:
+    """Tell the backend that its answer is not wanted; it gives one all the same."""
 
 
 @dataclass(slots=True)
@@ -87,6 +100,8 @@ class Fail:
     request: Message
     outcome: Outcome
     text: str
+    was_wanted: bool = True
+    """False: the client itself gave the call up."""
 
     @property
     def wants_answer(self) -> bool:
@@ -127,9 +142,11 @@ class CloseClient:
 
 Command = (
     OpenBackend
+    | StopOpening
     | UseKeptBackend
     | Forward
     | ForwardPart
+    | CancelCall
     | ReleaseBackend
     | KeepBackend
     | CloseBackend

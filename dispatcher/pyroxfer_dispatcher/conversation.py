@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Any, Final
 
 import trio
 
 from pyroxfer_core import error_body
-from pyroxfer_core.errors import PyroError, RefusedError
-from pyroxfer_core.wire import BodyPart, Codec, End, Flags, Head, Message, MessageType
+from pyroxfer_core.errors import Outcome, PyroError, RefusedError
+from pyroxfer_core.wire import OUTCOME_KEY, Codec, Flags, Message, MessageType
 
-from .admin import note
+from .admin import announce, announce_ejection, note
 from .backends import Backend
-from .channel import Channel, Opened
+from .calls import Phase
+from .channel import Opened
+from .clients import ClientSide, DirectClient, from_client, refusal_of, write_message
 from .commands import (
     Announce,
     AnnounceEjection,
     Answer,
+    CancelCall,
     CloseBackend,
     CloseClient,
     Command,
@@ -32,49 +36,47 @@ from .commands import (
     Reply,
     ReplyPart,
     ReplyStream,
+    StopOpening,
     UseKeptBackend,
 )
 from .dialects import NONE, Dialect
 from .events import (
-    BackendLeaves,
     BackendLost,
     BackendOpened,
     BackendRefused,
-    BlobArrived,
+    CallDropped,
+    CannotCancel,
     CannotCarry,
     ClientLost,
     Event,
     Overdue,
-    Piece,
-    ReplyArrived,
-    ReplyEnded,
-    ReplyPartArrived,
     RequestSent,
     SlotFree,
     SlotRefused,
 )
-from .forwarding import Forwarding, Phase
-from .frames import Sealed
+from .forwarding import Forwarding
 from .hub import Hub
-from .links import Link, LinkSource, Reader
-from .routes import Party
+from .links import Link, LinkSource, Reader, from_backend
+from .routes import Party, Service
+from .standstill import Standstill
 
 Handle = Callable[[Event, float], list[Command]]
-_JOIN_BELOW: Final = 64 * 1024
-"""Head and body up to this size leave as one buffer."""
 
 _TAKES_FROM_CLIENT: Final = frozenset({Phase.IDLE, Phase.SENDING, Phase.DRAINING})
 _TAKES_FROM_BACKEND: Final = frozenset({Phase.WAITING, Phase.REPLYING})
 
 
 class Conversation:
-    """One connected client, after its handshake. No task is started per call; all is done as the hub reports it.
+    """The calls of a client, one after another. No task is started per call; all is done as the hub reports it.
 
     Args:
         party: the client, as queues see it.
+        peer: its address.
         nursery: for opening connections to backends, which takes waiting.
         watch: puts somebody who looks on before what judges events.
         stall_s: seconds without progress within a message after which its sender or receiver counts as lost.
+        on_idle: called when a call is over and the next one may come.
+        takes_back: see `Forwarding`.
     """
 
     def __init__(
@@ -86,20 +88,25 @@ class Conversation:
         codec: Codec,
         reader: Reader,
         party: Party,
+        peer: str,
         *,
         stall_s: float,
         watch: Callable[[Forwarding], Handle] | None = None,
+        on_idle: Callable[[], None] | None = None,
+        takes_back: bool = False,
     ) -> None:
         self._hub = hub
         self._nursery = nursery
         self._links = links
         self._codec = codec
         self._reader = reader
-        self._stall_s = stall_s
-        self._forwarding = Forwarding(dialect, codec.version, party, self._woken)
+        self._standstill = Standstill(stall_s)
+        self._forwarding = Forwarding(dialect, codec.version, party, self._woken, takes_back=takes_back)
         self._judge: Handle = self._forwarding.handle if watch is None else watch(self._forwarding)
-        self._client: Channel
-        self._peer = "?"
+        self._client: ClientSide
+        self._on_idle = on_idle
+        self._on_end: Callable[[], None]
+        self._peer = peer
         self._link: Link | None = None
         self._kept: Link | None = None
         self._opening: trio.CancelScope | None = None
@@ -107,33 +114,53 @@ class Conversation:
         """The end of the request has come from the client, but not all of it has left for the backend."""
         self._working = False
         self._client_left = False
-        self._progress: object = None
-        self._progress_at = 0.0
         self._stopping = False
         self._leaving = False
         self._dialect = dialect
-        self._ended = trio.Event()
 
-    async def run(self, client: Opened, peer: str) -> None:
+    async def run(self, client: Opened) -> None:
         """Forward calls until the client leaves. Every link is given back or closed, however this ends."""
-        self._peer = peer
-        self._client = Channel(self._hub, client[0], self._client_said, self._client_lost)
+        ended = trio.Event()
+        direct = DirectClient(self._hub, client[0], self._codec, self.client_said, self._client_lost)
+        self.begin(direct, ended.set)
         try:
-            self._client_said(client[1])
+            self.client_said(client[1])
             with trio.CancelScope(shield=True):
-                await self._ended.wait()
+                await ended.wait()
         finally:
-            self._leave()
+            self.end()
+            direct.close()
+
+    def begin(self, client: ClientSide, on_end: Callable[[], None]) -> None:
+        """Have this client until `end`.
+
+        Args:
+            on_end: called, more than once perhaps, when there is nothing left to do here.
+        """
+        self._client = client
+        self._on_end = on_end
 
     @property
     def is_idle(self) -> bool:
         """Whether no call is under way, and no answer on its way."""
         return self._forwarding.phase is Phase.IDLE and not self._client.pending
 
+    def belongs_to(self, backend: Backend) -> bool:
+        """Whether that backend holds its item streams."""
+        return self._kept is not None and self._kept.backend is backend
+
+    def give_kept_back(self) -> None:
+        """Its item streams have ended, and no call is under way: others may use the connection to their backend."""
+        kept, self._kept = self._kept, None
+        self._forwarding.forget_kept()
+        if kept is not None:
+            kept.backend.clients -= 1
+            self._links.put(kept)
+
     @property
-    def home(self) -> Backend | None:
-        """The backend that holds its item streams."""
-        return None if self._kept is None else self._kept.backend
+    def kept_for(self) -> Service | None:
+        """The service whose item streams it has."""
+        return self._forwarding.kept_for
 
     def leave(self) -> None:
         """Ask the client to make no more calls on this connection, if it can understand that."""
@@ -146,7 +173,7 @@ class Conversation:
             notice = self._dialect.goodbye()
             if notice is not None:
                 self._leaving = False
-                self._client.write(self._codec.encode(notice))
+                self._client.send(notice)
 
     def stop(self) -> None:
         """End between calls: now, or when the call under way is over."""
@@ -155,7 +182,12 @@ class Conversation:
 
     def abort(self) -> None:
         """End now."""
-        self._ended.set()
+        self._on_end()
+
+    def drop(self) -> None:
+        """The client gives up the call under way."""
+        self._handle(CallDropped())
+        self._go_on()
 
     def look(self, now: float) -> None:
         """Called now and then: give up what stands still in the middle of a message."""
@@ -168,9 +200,7 @@ class Conversation:
         out = (self._client, link.channel) if link is not None else (self._client,)
         within = self._forwarding.phase in (Phase.SENDING, Phase.REPLYING, Phase.DRAINING)
         progress = (self._forwarding.call_or_none, *((channel.moved, channel.pending) for channel in out))
-        if progress != self._progress or not (within or any(channel.pending for channel in out)):
-            self._progress, self._progress_at = progress, now
-        elif now - self._progress_at > self._stall_s:
+        if self._standstill.look(now, progress, within=within or any(channel.pending for channel in out)):
             self._stalled(link)
 
     def _stalled(self, link: Link | None) -> None:
@@ -179,14 +209,15 @@ class Conversation:
         if link is not None and phase is Phase.SENDING and link.channel.pending:
             self._handle(BackendLost(f"{link.backend.name} takes no data"))
         elif waits_for_backend:
-            self._handle(BackendLost(f"nothing came for {self._stall_s:g} s"))
+            self._handle(BackendLost(f"nothing came for {self._standstill.limit_s:g} s"))
         else:
-            note(logging.INFO, "client_stalled", client=self._peer, seconds=self._stall_s)
+            note(logging.INFO, "client_stalled", client=self._peer, seconds=self._standstill.limit_s)
             self._client.close()
             self._handle(ClientLost())
         self._go_on()
 
-    def _leave(self) -> None:
+    def end(self) -> None:
+        """Let go of every link."""
         if self._opening is not None:
             self._opening.cancel()
         for command in self._judge(ClientLost(), monotonic()):
@@ -198,11 +229,11 @@ class Conversation:
             if link is not None:
                 link.channel.close()
         self._link = self._kept = None
-        self._client.close()
 
     # -- what is said
 
-    def _client_said(self, data: bytes) -> None:
+    def client_said(self, data: bytes) -> None:
+        """The client said something."""
         if self._forwarding.phase is Phase.IDLE and not self._stopping and not self._client.pending:
             self._said_between_calls(data)
         else:
@@ -219,7 +250,7 @@ class Conversation:
             self._client_is_wrong(error)
         else:
             if piece is not None:
-                self._handle(_from_client(piece))
+                self._handle(from_client(piece))
         link = self._link
         if self._forwarding.phase is not Phase.WAITING or (link is not None and link.reader.buffered):
             self._go_on()
@@ -230,6 +261,10 @@ class Conversation:
 
     def _client_lost(self, reason: str) -> None:
         note(logging.INFO, "client_left", client=self._peer, reason=reason)
+        self.lose_client()
+
+    def lose_client(self) -> None:
+        """The client is gone."""
         self._client_left = True
         if not self._runs_without_client:
             self._handle(ClientLost())
@@ -262,7 +297,7 @@ class Conversation:
             self._handle(BackendLost(str(error)))
         else:
             if piece is not None:
-                self._handle(_from_backend(link, piece))
+                self._handle(from_backend(link, piece))
         if self._forwarding.phase is not Phase.IDLE or self._needs_care:
             self._go_on()
 
@@ -286,7 +321,7 @@ class Conversation:
         """A kept link ends between its calls: what it held is gone, and so is the client's connection."""
         if self._link is None and self._kept is not None:
             note(logging.INFO, "kept_backend_lost", client=self._peer, backend=self._kept.backend.name, reason=reason)
-            self._ended.set()
+            self._on_end()
         elif self._link is not None:
             self._link.channel.close()
             self._handle(BackendLost(reason))
@@ -328,14 +363,15 @@ class Conversation:
                 return True
             self._client.resume()
             return False
-        self._handle(_from_client(piece))
+        self._handle(from_client(piece))
         return True
 
     def _step_of_backend(self) -> bool:
         link = self._link
         assert link is not None, "no link is held"
         if self._client.is_clogged:
-            return False  # the client decides how fast it goes; what it has taken is told by `on_drained`
+            self._client.on_drained(self._let_backend_go_on)  # the client decides how fast it goes
+            return False
         try:
             piece = link.reader.next_event()
         except PyroError as error:
@@ -345,7 +381,7 @@ class Conversation:
         if piece is None:
             link.channel.resume()
             return False
-        self._handle(_from_backend(link, piece))
+        self._handle(from_backend(link, piece))
         return True
 
     def _woken(self, verdict: Backend | str) -> None:
@@ -365,6 +401,8 @@ class Conversation:
             follow = None
             for command in commands:
                 follow = _CARRY_OUT[type(command)](self, command)
+        if self._on_idle is not None and self._forwarding.phase is Phase.IDLE:
+            self._on_idle()
 
     @property
     def _held(self) -> Link:
@@ -398,6 +436,11 @@ class Conversation:
             self._handle(event)
             self._go_on()
 
+    def _stop_opening(self, command: StopOpening) -> None:
+        assert self._opening is not None, "no connection is being made"
+        self._opening.cancel()
+        self._opening = None
+
     def _use_kept(self, command: UseKeptBackend) -> Event:
         assert self._kept is not None, "no link was kept"
         return self._opened(self._kept)
@@ -410,10 +453,14 @@ class Conversation:
     def _forward(self, command: Forward) -> Event | None:
         link = self._held
         message = command.message if link.confirmation is None else link.confirmed(command.message)
+        if command.deadline < inf:
+            message = link.limited(message, command.deadline - monotonic())
         try:
-            _write(link.channel, link.codec, message, command.body_length)
+            write_message(link.channel, link.codec, message, command.body_length)
         except PyroError as error:
             return CannotCarry(f"the call cannot be put into the backend's protocol: {error}")
+        if self._client.is_clogged:
+            self.hold_backend_back()
         if command.body_length is not None:
             self._hold_client_back(link)
             return None
@@ -444,12 +491,17 @@ class Conversation:
         self._end_waits = False
         self._go_on()
 
+    def _cancel_call(self, command: CancelCall) -> Event | None:
+        return None if self._held.cancel() else CannotCancel()
+
     def _release(self, command: ReleaseBackend) -> None:
         link, self._link = self._held, None
+        link.channel.resume()
         self._links.put(link)
 
     def _keep(self, command: KeepBackend) -> None:
         link, self._link = self._held, None
+        link.channel.resume()
         if self._kept is None:
             link.backend.clients += 1
         self._kept = link
@@ -464,11 +516,11 @@ class Conversation:
     def _reply(self, command: Reply) -> Event | None:
         client = self._client
         try:
-            _write(client, self._codec, command.message, command.body_length)
+            client.send(command.message, command.body_length)
         except PyroError as error:
             return CannotCarry(f"the answer cannot be put into the client's protocol: {error}")
         if client.pending:
-            self._hold_backend_back()
+            self.hold_backend_back()
         return None
 
     def _reply_stream(self, command: ReplyStream) -> Event | None:
@@ -478,11 +530,12 @@ class Conversation:
         return self._reply(Reply(message))
 
     def _reply_part(self, command: ReplyPart) -> None:
-        self._client.write(command.data)
+        self._client.send_part(command.data)
         if self._client.is_clogged:
-            self._hold_backend_back()
+            self.hold_backend_back()
 
-    def _hold_backend_back(self) -> None:
+    def hold_backend_back(self) -> None:
+        """Take nothing more of the backend until everything for the client has left."""
         if self._link is not None and self._client.is_clogged:
             self._link.channel.pause()
         self._client.on_drained(self._let_backend_go_on)
@@ -495,12 +548,14 @@ class Conversation:
     def _fail(self, command: Fail) -> Event | None:
         request = command.request
         outcome = command.outcome.value
-        note(logging.WARNING, "call_failed", client=self._peer, outcome=outcome, reason=command.text)
+        level, name = (logging.WARNING, "call_failed") if command.was_wanted else (logging.INFO, "call_cancelled")
+        note(level, name, client=self._peer, outcome=outcome, reason=command.text)
         if not command.wants_answer:
             return None
-        body = error_body(request.serializer, self._codec.version, f"{outcome}: {command.text}")
-        answer = Message(MessageType.RESULT, request.seq, request.serializer, Flags.EXCEPTION, body)
-        answer.correlation_id = request.correlation_id
+        answer = refusal_of(request, self._codec.version, f"{outcome}: {command.text}")
+        grant = self._dialect.grant
+        if grant.bits and command.outcome is not Outcome.EXECUTED:
+            answer.annotations[OUTCOME_KEY] = grant.outcome(outcome[:1].encode())
         return self._reply(Reply(answer))
 
     def _answer(self, command: Answer) -> Event | None:
@@ -510,15 +565,10 @@ class Conversation:
         return self._reply(Reply(answer))
 
     def _announce(self, command: Announce) -> None:
-        backend = command.backend
-        if command.is_up:
-            note(logging.INFO, "backend_up", backend=backend.name, uri=backend.uri)
-        else:
-            note(logging.WARNING, "backend_down", backend=backend.name, uri=backend.uri, reason=backend.reason)
+        announce(command.backend, is_up=command.is_up)
 
     def _announce_ejection(self, command: AnnounceEjection) -> None:
-        backend = command.backend
-        note(logging.WARNING, command.verdict.value, backend=backend.name, uri=backend.uri, reason=command.reason)
+        announce_ejection(command.backend, command.verdict.value, command.reason)
 
     def _close_client(self, command: CloseClient) -> None:
         note(logging.INFO, "client_closed", client=self._peer, reason=command.reason)
@@ -527,58 +577,27 @@ class Conversation:
 
     def _end_if_idle(self) -> None:
         if self._stopping and self.is_idle:
-            self._ended.set()
+            self._on_end()
 
     def _close_when_told(self) -> None:
         """The conversation is over: end, once the client has taken its last answer. Nobody reads it any more."""
         self._client.pause()
         if self._client.closed or not self._client.pending:
-            self._ended.set()
+            self._on_end()
         else:
-            self._client.on_drained(self._ended.set)
+            self._client.on_drained(self._on_end)
 
 
 _SENT: Final = RequestSent()
 
 
-def _write(channel: Channel, codec: Codec, message: Message, body_length: int | None) -> None:
-    """Send a message, or the head of one.
-
-    Raises:
-        ProtocolError, MessageTooLargeError: it cannot be written in this protocol; nothing was sent.
-    """
-    if type(message) is Sealed:
-        channel.write(message.data)
-    elif body_length is not None:
-        channel.write(codec.encode_head(message, body_length))
-    elif len(message.body) <= _JOIN_BELOW:
-        channel.write(codec.encode(message))
-    else:
-        channel.write_both(codec.encode_head(message, len(message.body)), message.body)
-
-
-def _from_client(piece: Piece) -> Event:
-    if isinstance(piece, Message):
-        return BlobArrived(piece)
-    return BlobArrived(piece.message, piece.body_length) if isinstance(piece, Head) else piece
-
-
-def _from_backend(link: Link, piece: Piece) -> Event:
-    if isinstance(piece, Message):
-        if piece.type == MessageType.GOAWAY and link.leaves(piece):
-            return BackendLeaves(link.has_begun(piece))
-        link.note_failure(piece)
-        return ReplyArrived(piece)
-    if isinstance(piece, BodyPart):
-        return ReplyPartArrived(piece.data)
-    return ReplyEnded() if isinstance(piece, End) else ReplyArrived(piece.message, piece.body_length)
-
-
 _CARRY_OUT: Final[dict[type[Command], Callable[[Conversation, Any], Event | None]]] = {
     OpenBackend: Conversation._open,
+    StopOpening: Conversation._stop_opening,
     UseKeptBackend: Conversation._use_kept,
     Forward: Conversation._forward,
     ForwardPart: Conversation._forward_part,
+    CancelCall: Conversation._cancel_call,
     ReleaseBackend: Conversation._release,
     KeepBackend: Conversation._keep,
     CloseBackend: Conversation._close_backend,

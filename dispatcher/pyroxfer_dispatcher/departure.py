@@ -16,9 +16,8 @@ LOOK_S: Final = 0.05
 class Guest(Protocol):
     """One connected client."""
 
-    @property
-    def home(self) -> Backend | None:
-        """The backend its connection belongs to, if it belongs to one."""
+    def belongs_to(self, backend: Backend) -> bool:
+        """Whether its connection cannot go on without that backend."""
 
     def leave(self) -> None:
         """Tell it to make no more calls on this connection, if it can understand that."""
@@ -34,10 +33,12 @@ class Arrival:
         scope: of its greeting.
     """
 
-    home = None
-
     def __init__(self, scope: trio.CancelScope) -> None:
         self._scope = scope
+
+    def belongs_to(self, backend: Backend) -> bool:
+        """Not yet."""
+        return False
 
     def leave(self) -> None:
         """It will be told as soon as it is there."""

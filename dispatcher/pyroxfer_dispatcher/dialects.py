@@ -12,11 +12,15 @@ from pyroxfer_core import ServerSession, plain_call
 from pyroxfer_core.errors import ProtocolError
 from pyroxfer_core.wire import (
     BLOB_INFO,
+    DEADLINE_KEY,
     FEATURES_KEY,
     HOP_KEYS,
+    OUTCOME_KEY,
+    STOCK,
     Body,
     Feature,
     Flags,
+    Grant,
     Message,
     MessageType,
     codec_for,
@@ -55,8 +59,8 @@ class Target:
     """It may run twice."""
     key: str | None = None
     """Equal keys go to the same backend, where the service says so."""
-    deadline: float = inf
-    """When the caller gives up."""
+    time_left_s: float = inf
+    """For how long the caller waits."""
 
 
 def farewell() -> Message:
@@ -84,11 +88,19 @@ class Dialect(Protocol):
     def request_for(self, request: Message, target: Target, seq: int, object_id: str) -> Message:
         """The same request under the head that the backend expects."""
 
-    def reply_for(self, request: Message, reply: Message) -> Message:
-        """The same reply under the head that the client expects."""
+    def reply_for(self, request: Message, reply: Message, outcome: str | None) -> Message:
+        """The same reply under the head that the client expects.
+
+        Args:
+            outcome: what the backend says of the call, see `ReplyArrived`.
+        """
 
     def goodbye(self) -> Message | None:
         """What tells the client to make no more calls on this connection; None where it would not understand."""
+
+    @property
+    def grant(self) -> Grant:
+        """What the dispatcher has agreed on with the client."""
 
     def begins_stream(self, reply: Message) -> bool:
         """Whether the reply announces an item stream, which only the backend that made it can go on with."""
@@ -119,8 +131,14 @@ class BlobDialect:
             self._session.receive(request)
         if request.flags & Flags.KEEPSERIALIZED and BLOB_INFO in request.annotations:
             aim = self._directory.find(request.annotations[BLOB_INFO])
-            return Target(aim.service, aim, None, aim.idempotent, aim.key)
+            return Target(aim.service, aim, None, aim.idempotent, aim.key, self._time_left(request))
         return None
+
+    def _time_left(self, request: Message) -> float:
+        """Seconds for which the caller waits, where it says so."""
+        told = request.annotations.get(DEADLINE_KEY)
+        milliseconds = self.grant.read_deadline(told)
+        return inf if milliseconds is None else milliseconds / 1000
 
     def request_for(self, request: Message, target: Target, seq: int, object_id: str) -> Message:
         """Another number, object and method."""
@@ -137,17 +155,23 @@ class BlobDialect:
             request.correlation_id,
         )
 
-    def reply_for(self, request: Message, reply: Message) -> Message:
+    def reply_for(self, request: Message, reply: Message, outcome: str | None) -> Message:
         """Another number: nobody else has the reply."""
         reply.seq = request.seq
         if reply.annotations:
             reply.annotations = _end_to_end(reply.annotations)
+        if outcome is not None and self.grant.bits:
+            reply.annotations = {**reply.annotations, OUTCOME_KEY: self.grant.outcome(outcome.encode())}
         return reply
+
+    @property
+    def grant(self) -> Grant:
+        """As of `Dialect`."""
+        return STOCK if self._session is None else self._session.grant
 
     def goodbye(self) -> Message | None:
         """The notice that the dispatcher goes away, for a client that has agreed to get it."""
-        session = self._session
-        return farewell() if session is not None and Feature.GOAWAY in session.grant else None
+        return farewell() if Feature.GOAWAY in self.grant else None
 
     def begins_stream(self, reply: Message) -> bool:
         """A stream that can be asked for items has a number."""
@@ -218,7 +242,7 @@ class SealedDialect:
             request.data = rewritten(request, codec, annotations, MAX_ANNOTATIONS)
             request.body_at = len(request.data) - body_size
 
-    def reply_for(self, request: Message, reply: Message) -> Message:
+    def reply_for(self, request: Message, reply: Message, outcome: str | None) -> Message:
         """Another number."""
         return self._renumbered(reply, request.seq)
 
@@ -237,10 +261,14 @@ class SealedDialect:
             message.body_at,
         )
 
+    @property
+    def grant(self) -> Grant:
+        """As of `Dialect`."""
+        return STOCK if self._session is None else self._session.grant
+
     def goodbye(self) -> Message | None:
         """The notice that the dispatcher goes away, for a client that has agreed to get it."""
-        session = self._session
-        return farewell() if session is not None and Feature.GOAWAY in session.grant else None
+        return farewell() if Feature.GOAWAY in self.grant else None
 
     def begins_stream(self, reply: Message) -> bool:
         """The flag says so."""

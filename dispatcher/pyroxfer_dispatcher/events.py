@@ -87,6 +87,8 @@ class ReplyArrived:
 
     message: Message
     body_length: int | None = None
+    outcome: str | None = None
+    """What a backend of ours says of a call that failed otherwise than by its method: ``N`` or ``U``."""
 
 
 @dataclass(slots=True)
@@ -99,6 +101,16 @@ class ReplyPartArrived:
 @dataclass(slots=True)
 class ReplyEnded:
     """The reply's body is complete."""
+
+
+@dataclass(slots=True)
+class CallDropped:
+    """The client does not want the answer any more, or will not send the rest of the request."""
+
+
+@dataclass(slots=True)
+class CannotCancel:
+    """The backend would not understand that its answer is not wanted."""
 
 
 @dataclass(slots=True)
@@ -122,6 +134,8 @@ Event = (
     | ReplyArrived
     | ReplyPartArrived
     | ReplyEnded
+    | CallDropped
+    | CannotCancel
     | ClientLost
 )
 

@@ -5,6 +5,7 @@
     WAITING -- ReplyArrived, whole --> IDLE
     WAITING -- ReplyArrived, in pieces --> REPLYING -- ReplyEnded --> IDLE
     a refused call whose body is still coming is DRAINING until its End; everything ends in CLOSED
+    CallDropped ends a call wherever it stands
 
 The promise is at most once: a backend lost before the request left whole is NotSent, and the call may go to another
 one; lost afterwards it is Unknown, and the caller hears so at once. Bodies pass through as the objects they came in.
@@ -12,9 +13,7 @@ one; lost afterwards it is Unknown, and the caller hears so at once. Bodies pass
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Final
 
@@ -23,10 +22,12 @@ from pyroxfer_core.wire import BodyPart, End, Flags, Message, MessageType
 
 from .admission import NotAdmitted, Ticket
 from .backends import Backend
+from .calls import Call, Phase
 from .commands import (
     Announce,
     AnnounceEjection,
     Answer,
+    CancelCall,
     CloseBackend,
     CloseClient,
     Command,
@@ -39,6 +40,7 @@ from .commands import (
     Reply,
     ReplyPart,
     ReplyStream,
+    StopOpening,
     UseKeptBackend,
 )
 from .dialects import Dialect, Target
@@ -49,6 +51,8 @@ from .events import (
     BackendOpened,
     BackendRefused,
     BlobArrived,
+    CallDropped,
+    CannotCancel,
     CannotCarry,
     ClientLost,
     Event,
@@ -65,57 +69,6 @@ from .retries import MAX_SENDS
 from .routes import Party, Service
 
 
-class Phase(enum.IntEnum):
-    """Where a conversation stands."""
-
-    IDLE = 0
-    QUEUED = 1
-    OPENING = 2
-    SENDING = 3
-    WAITING = 4
-    REPLYING = 5
-    DRAINING = 6
-    CLOSED = 7
-
-
-@dataclass(slots=True)
-class _Call:
-    """The call under way, or the last one."""
-
-    request: Message
-    body_pending: bool
-    """The end of the body has not come yet."""
-    body_length: int | None
-    target: Target | None = None
-    """None while it is not known."""
-    ticket: Ticket | None = None
-    backend: Backend | None = None
-    uses_kept: bool = False
-    seq: int = 0
-    version: int = 0
-    """Of the connection to the backend."""
-    sends: int = 0
-    passed_over: dict[Backend, str] = field(default_factory=dict)
-    """Backends that could not be had for this call, and why."""
-    listeners: list[Backend] | None = None
-    """Those that still get the blob, where all listeners of a topic get it; the next one is the last."""
-    may_have_run: str | None = None
-    """Why nobody knows what became of an earlier sending of a call that may run twice."""
-    error: tuple[Outcome, str] | None = None
-    """What to say once the body has been drained."""
-
-    @property
-    def service(self) -> Service:
-        """The one it is meant for."""
-        assert self.target is not None, "no service is known yet"
-        return self.target.service
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all of it is here, and stays until it is answered."""
-        return self.body_length is None
-
-
 class Forwarding:
     """The conversation with one client, whose calls come one after the other.
 
@@ -125,6 +78,7 @@ class Forwarding:
             class names inside bodies are those the client knows.
         client: whose calls these are, for taking turns.
         wake: called with what became of a call that had to wait for a backend; it leads to SlotFree or SlotRefused.
+        takes_back: a reply of which the client has a part can be taken back, and another one follow.
     """
 
     def __init__(
@@ -133,8 +87,11 @@ class Forwarding:
         version: int,
         client: Party,
         wake: Callable[[Backend | str], None] = lambda verdict: None,
+        *,
+        takes_back: bool = False,
     ) -> None:
         self._client = client
+        self._takes_back = takes_back
         self._wake = wake
         self.phase = Phase.IDLE
         self._dialect = dialect
@@ -143,7 +100,7 @@ class Forwarding:
         self._kept_is_lost = False
         self._now = 0.0
         self._answer_by = inf
-        self._call: _Call | None = None
+        self._call: Call | None = None
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Judge one event.
@@ -162,15 +119,24 @@ class Forwarding:
         return handler(self, event, now)
 
     @property
-    def call_or_none(self) -> _Call | None:
+    def call_or_none(self) -> Call | None:
         """The call under way, or the last one."""
         return self._call
 
     @property
-    def call(self) -> _Call:
+    def call(self) -> Call:
         """The call under way."""
         assert self._call is not None, "no call is under way"
         return self._call
+
+    @property
+    def kept_for(self) -> Service | None:
+        """The service whose item streams the client has."""
+        return None if self._kept is None else self._kept[0]
+
+    def forget_kept(self) -> None:
+        """The item streams of the client have ended."""
+        self._kept = None
 
     @property
     def answer_by(self) -> float:
@@ -183,7 +149,7 @@ class Forwarding:
         request = event.message
         if request.type != MessageType.INVOKE:
             return self._not_a_call(event)
-        call = self._call = _Call(request, event.body_length is not None, event.body_length)
+        call = self._call = Call(request, event.body_length is not None, event.body_length)
         try:
             if call.is_whole and self._dialect.done_here(request):
                 return [] if request.flags & Flags.ONEWAY else [Answer(request)]
@@ -207,12 +173,13 @@ class Forwarding:
         answer.correlation_id = message.correlation_id
         return [Reply(answer)]
 
-    def _aim(self, call: _Call) -> None:
+    def _aim(self, call: Call) -> None:
         """Find the service; raises LookupError or ProtocolError (both have a text for the caller)."""
         kept = self._kept
         target = self._dialect.aim(call.request)
         if target is not None:
             call.target = target
+            call.deadline = self._now + target.time_left_s
             call.uses_kept = kept is not None and kept[0] is target.service
         elif kept is not None:
             call.target = Target(kept[0])
@@ -231,9 +198,7 @@ class Forwarding:
         if call.uses_kept:
             assert self._kept is not None
             only = self._kept[1]
-        ticket = Ticket(
-            self._client.key_for(service), self._wake, target.key, only, call.passed_over, target.deadline
-        )
+        ticket = Ticket(self._client.key_for(service), self._wake, target.key, only, call.passed_over, call.deadline)
         call.ticket = ticket
         try:
             backend = service.admission.ask(ticket, now)
@@ -293,7 +258,7 @@ class Forwarding:
         call.sends += 1
         self.phase = Phase.SENDING
         request = self._dialect.request_for(call.request, call.target, event.seq, event.object_id)
-        forward = Forward(request, call.body_length)
+        forward = Forward(request, call.body_length, call.deadline)
         return [Announce(call.backend, True), forward] if came_back else [forward]
 
     def _part(self, event: BodyPart, now: float) -> list[Command]:
@@ -329,7 +294,7 @@ class Forwarding:
         call.service.ejection.answered(call.backend)
         if call.listeners is not None:
             return self._heard(event, now)
-        answer = self._dialect.reply_for(call.request, reply)
+        answer = self._dialect.reply_for(call.request, reply, event.outcome)
         if reply.flags & Flags.ITEMSTREAM:
             return self._stream_began(answer, event, now)
         if event.body_length is None:
@@ -399,7 +364,7 @@ class Forwarding:
         if event.has_begun:
             return []
         call = self.call
-        if call.uses_kept or not call.is_whole:
+        if call.uses_kept or not call.is_whole or not call.is_wanted:
             return self._abandon(Outcome.NOT_SENT, "the backend is going away", now)
         self._pass_over("it is going away", now)
         return [CloseBackend(), *self._choose(now)]
@@ -449,13 +414,15 @@ class Forwarding:
     def _may_send_again(self) -> bool:
         """Whether the request is still here, was not begun too often, and the service can afford it."""
         call = self.call
-        if call.uses_kept or not call.is_whole or call.sends >= MAX_SENDS:
+        if call.uses_kept or not call.is_whole or not call.is_wanted or call.sends >= MAX_SENDS:
             return False
         return call.service.retries.spend()
 
     def _lost_replying(self, event: BackendLost, now: float) -> list[Command]:
         """The client has half a reply, which nothing can make whole."""
         told = self._blame(event.reason, now)
+        if self._takes_back and self.call.listeners is None:
+            return told + self._abandon(Outcome.EXECUTED, f"backend lost within its answer: {event.reason}", now)
         self._release(now)
         if self.call.listeners is not None:
             return [*told, CloseBackend(), *self._deliver(now)]
@@ -480,6 +447,35 @@ class Forwarding:
             self._release(now)
         self.phase = Phase.CLOSED
         return [CloseBackend()] if held else []
+
+    def _dropped(self, event: CallDropped, now: float) -> list[Command]:
+        """What has not reached the backend whole has not run. What runs is cancelled where the backend understands
+        that, and its answer waited for; else it is given up with its connection."""
+        call, phase = self.call, self.phase
+        call.body_pending = False
+        if phase is Phase.DRAINING:
+            assert call.error is not None
+            return self._refuse(*call.error)
+        if not call.is_wanted:
+            return []
+        call.is_wanted = False
+        call.listeners = None
+        call.service.tally["cancelled"] += 1
+        if phase is Phase.QUEUED:
+            assert call.ticket is not None
+            call.service.admission.leave(call.ticket)
+            return self._refuse(Outcome.NOT_SENT, "it was cancelled while it waited for a backend")
+        if phase is Phase.OPENING:
+            self._release(now, was_there=False)
+            return [StopOpening(), *self._refuse(Outcome.NOT_SENT, "it was cancelled before it was sent")]
+        if phase is Phase.WAITING:
+            return [CancelCall()]
+        if phase is Phase.SENDING:
+            return self._abandon(Outcome.NOT_SENT, "it was cancelled while it was being sent", now)
+        return self._abandon(Outcome.EXECUTED, "it was cancelled within its answer", now)
+
+    def _not_cancelled(self, event: CannotCancel, now: float) -> list[Command]:
+        return self._abandon(Outcome.UNKNOWN, "it was cancelled before it was answered", now)
 
     # -- the ends of a call
 
@@ -513,8 +509,8 @@ class Forwarding:
             return []
         if call.may_have_run is not None and outcome is Outcome.NOT_SENT:
             outcome, text = Outcome.UNKNOWN, f"{call.may_have_run}; and when it was sent again: {text}"
-        fail = Fail(call.request, outcome, text)
-        if call.target is not None:
+        fail = Fail(call.request, outcome, text, call.is_wanted)
+        if call.target is not None and call.is_wanted:
             call.service.tally[outcome.value] += 1
         self.phase = Phase.IDLE
         if fail.wants_answer and not self._dialect.can_answer(call.request):
@@ -551,6 +547,7 @@ _TABLE: Final[dict[tuple[Phase, type], _Handler]] = {
     (Phase.SENDING, CannotCarry): Forwarding._request_cannot_go,
     (Phase.WAITING, ReplyArrived): Forwarding._replied,
     (Phase.WAITING, BackendLeaves): Forwarding._backend_leaves,
+    (Phase.WAITING, CannotCancel): Forwarding._not_cancelled,
     (Phase.WAITING, Overdue): Forwarding._overdue,
     (Phase.WAITING, BackendLost): Forwarding._lost_waiting,
     (Phase.REPLYING, ReplyPartArrived): Forwarding._reply_part,
@@ -559,6 +556,7 @@ _TABLE: Final[dict[tuple[Phase, type], _Handler]] = {
     (Phase.REPLYING, CannotCarry): Forwarding._reply_cannot_go,
     (Phase.DRAINING, BodyPart): Forwarding._skip_part,
     (Phase.DRAINING, End): Forwarding._drained,
+    **{(phase, CallDropped): Forwarding._dropped for phase in Phase if phase not in (Phase.IDLE, Phase.CLOSED)},
     **{(phase, ClientLost): Forwarding._client_lost for phase in Phase},
 }
 

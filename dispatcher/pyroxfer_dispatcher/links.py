@@ -12,8 +12,12 @@ import trio
 from pyroxfer_core import Connection, Settings, Uri, introduce, open_connection
 from pyroxfer_core.errors import ConnectionClosedError, Outcome, ProtocolError, PyroError, TimeoutError
 from pyroxfer_core.wire import (
+    DEADLINE_KEY,
     FEATURES_KEY,
+    OUTCOME_KEY,
+    BodyPart,
     Codec,
+    End,
     Feature,
     Flags,
     Grant,
@@ -25,7 +29,7 @@ from pyroxfer_core.wire import (
 
 from .backends import Backend
 from .channel import Channel
-from .events import Piece
+from .events import BackendLeaves, Event, Piece, ReplyArrived, ReplyEnded, ReplyPartArrived
 from .frames import Sealed, Splitter
 from .hub import READ, Hub
 from .routes import Service
@@ -34,10 +38,14 @@ from .transparent import Opener, Opening
 
 COLLECT_BYTES: Final = 128 * 1024
 """Bodies up to here are passed on whole, so that no slow sender holds a backend; of larger ones nothing is kept."""
+_OFFER: Final = Feature.GOAWAY | Feature.DEADLINE | Feature.CONCURRENT | Feature.CANCEL
+"""One call at a time goes over a link; but where that is all that is agreed on, nobody reads while it runs."""
 _FAILED: Final = Flags.EXCEPTION | Flags.ITEMSTREAM
 _HANGING_UP: Final = (b"errors.SerializeError", b"errors.SecurityError")
 MAX_IDLE: Final = 16
-"""Idle connections kept per backend and protocol: each may hold a worker thread of a stock server."""
+"""Idle connections kept per backend and protocol: each may hold a worker thread of a stock server ..."""
+SPARE_S: Final = 1.0
+"""... and more only as long as calls have needed them within such a time."""
 
 Resolver = Callable[[Uri], Awaitable[Uri]]
 
@@ -128,6 +136,20 @@ class Link:
             return replace(message, data=data)
         return replace(message, annotations={**message.annotations, FEATURES_KEY: confirmation})
 
+    def limited(self, message: Message, seconds: float) -> Message:
+        """A call whose caller waits no longer than that, where the backend can be told."""
+        if Feature.DEADLINE not in self._grant:
+            return message
+        deadline = self._grant.deadline(int(seconds * 1000))
+        return replace(message, annotations={**message.annotations, DEADLINE_KEY: deadline})
+
+    def cancel(self) -> bool:
+        """Tell the backend that the answer to the last call is not wanted. False: it would not understand that."""
+        understands = Feature.CANCEL in self._grant
+        if understands:
+            self.channel.write(self.codec.encode(Message(MessageType.CANCEL, self._seq, "ping", 0, b"")))
+        return understands
+
     def leaves(self, piece: Piece) -> bool:
         """Whether the backend says goodbye by this; everybody is told of it then."""
         is_notice = isinstance(piece, Message) and piece.type == MessageType.GOAWAY
@@ -135,6 +157,11 @@ class Link:
             self.leaving = True
             self._goodbye(self.backend)
         return self.leaving and is_notice
+
+    def outcome_of(self, answer: Message) -> str | None:
+        """What the backend says of a call that failed otherwise than by its method."""
+        annotations = answer.annotations
+        return self._grant.read_outcome(annotations.get(OUTCOME_KEY)) if annotations else None
 
     def note_failure(self, answer: Message) -> None:
         """A stock backend hangs up behind errors of reading and of safety: the next call would end Unknown.
@@ -217,6 +244,21 @@ class LinkPool:
         self._resolve = resolve
         self._hub = hub
         self._idle: dict[tuple[Backend, int], list[Link]] = {}
+        self._spare: dict[tuple[Backend, int], int] = {}
+        """How many were there at any time since the last look; nobody needs those."""
+        self._looked_at = 0.0
+
+    def look(self, now: float) -> None:
+        """Called now and then: close those beyond `MAX_IDLE` that nobody has needed for a while."""
+        if now - self._looked_at < SPARE_S:
+            return
+        self._looked_at = now
+        for key, idle in self._idle.items():
+            surplus = min(self._spare.get(key, 0), len(idle)) - MAX_IDLE
+            for link in idle[: max(surplus, 0)]:
+                link.channel.close()
+            del idle[: max(surplus, 0)]
+            self._spare[key] = len(idle)
 
     def idle(self, backend: Backend, version: int) -> Link | None:
         """An idle link in the protocol that is tried first, or None."""
@@ -238,12 +280,8 @@ class LinkPool:
         if link.channel.closed or link.channel.pending or link.leaving or link.backend.draining:
             link.channel.close()  # and nothing is kept of a backend that is gone
             return
-        idle = self._idle.setdefault((link.backend, link.version), [])
-        if len(idle) >= MAX_IDLE:
-            link.channel.close()
-        else:
-            link.rest_in(self)
-            idle.append(link)
+        link.rest_in(self)
+        self._idle.setdefault((link.backend, link.version), []).append(link)
 
     def forget(self, link: Link) -> None:
         """An idle link is gone."""
@@ -254,6 +292,7 @@ class LinkPool:
     def close_idle(self, backend: Backend) -> None:
         """Close every idle link to one backend."""
         for key in [key for key in self._idle if key[0] is backend]:
+            self._spare.pop(key, None)
             for link in self._idle.pop(key):
                 link.channel.close()
 
@@ -265,7 +304,14 @@ class LinkPool:
         self._idle.clear()
 
     def _fresh(self, backend: Backend, version: int) -> Link | None:
-        return _take_fresh(self._idle.get((backend, version), []))
+        key = backend, version
+        idle = self._idle.get(key)
+        if not idle:
+            return None
+        link = _take_fresh(idle)
+        if self._spare.get(key, 0) > len(idle):
+            self._spare[key] = len(idle)
+        return link
 
     async def _open(self, backend: Backend, order: tuple[int, int]) -> Link:
         """Connect in the first protocol that is understood, and remember which were not.
@@ -281,7 +327,7 @@ class LinkPool:
                 return link
             connection = await open_connection(uri, version=version, settings=self._settings, collect=COLLECT_BYTES)
             try:
-                offer = Feature.GOAWAY if version == 502 else 0  # two ends of ours speak 502 with each other
+                offer = _OFFER if version == 502 else 0  # two ends of ours speak 502 with each other
                 welcome = await introduce(connection, str(uri.object), self._settings, hops=self._hops, offer=offer)
             except (ProtocolError, ConnectionClosedError) as error:
                 connection.close()
@@ -365,3 +411,15 @@ def _versions(backend: Backend, preferred: int) -> tuple[int, int]:
     """Protocols to try; one the backend is known to refuse comes last, in case it was replaced."""
     other = 48 if preferred == 502 else 502
     return (other, preferred) if preferred in backend.refused_versions else (preferred, other)
+
+
+def from_backend(link: Link, piece: Piece) -> Event:
+    """What has come of an answer, or a goodbye."""
+    if isinstance(piece, Message):
+        if piece.type == MessageType.GOAWAY and link.leaves(piece):
+            return BackendLeaves(link.has_begun(piece))
+        link.note_failure(piece)
+        return ReplyArrived(piece, None, link.outcome_of(piece))
+    if isinstance(piece, BodyPart):
+        return ReplyPartArrived(piece.data)
+    return ReplyEnded() if isinstance(piece, End) else ReplyArrived(piece.message, piece.body_length)

@@ -123,7 +123,7 @@ class Operations:
     async def _see_off(self, backend: Backend, timeout_s: float) -> None:
         def guests() -> list[Guest]:
             back = not backend.draining
-            return [] if back else [guest for guest in self._dispatcher.guests if guest.home is backend]
+            return [] if back else [guest for guest in self._dispatcher.guests if guest.belongs_to(backend)]
 
         self.cut += await see_off(guests, timeout_s)
 

@@ -7,6 +7,8 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Final
 
 import trio
 
@@ -33,6 +35,7 @@ from .forwarding import Forwarding
 from .frames import Splitter
 from .hub import Hub
 from .links import Goodbye, LinkPool, OwnLinks, Resolver
+from .multiplex import Multiplexed
 from .pinned import Pinned
 from .records import Records, Watcher
 from .routes import Directory, Party, Service
@@ -48,6 +51,13 @@ from .transparent import (
     read_opening,
     with_own,
 )
+
+_NEEDED: Final = (Feature.CONCURRENT, Feature.CANCEL, Feature.HEARTBEAT, Feature.PIECES)
+"""What a client has to know that makes several calls at once."""
+_GRANTED: Final = sum(_NEEDED, Feature.GOAWAY | Feature.DEADLINE)
+
+
+Greeted = Conversation | Multiplexed | Pinned
 
 
 class Reception:
@@ -83,7 +93,7 @@ class Reception:
         """For opening connections to backends; it must outlive the clients."""
         self.arrivals: dict[Connection, Arrival] = {}
         """Clients that are being greeted."""
-        self.conversations: set[Conversation | Pinned] = set()
+        self.conversations: set[Greeted] = set()
         """Clients that have been greeted."""
         self._is_closing = False
         self._all_gone = trio.Event()
@@ -94,12 +104,14 @@ class Reception:
         self._metadata = Metadata(frozenset(config.all_methods), frozenset(config.oneway), frozenset())
 
     @property
-    def guests(self) -> tuple[Arrival | Conversation | Pinned, ...]:
+    def guests(self) -> tuple[Arrival | Greeted, ...]:
         """Everybody who is there."""
         return (*self.arrivals.values(), *self.conversations)
 
     def look(self, now: float) -> None:
-        """Called now and then: give up what stands still in the middle of a message."""
+        """Called now and then: give up what stands still in the middle of a message, and connections to spare."""
+        for pool in self._pools.values():
+            pool.look(now)
         for conversation in tuple(self.conversations):
             conversation.look(now)
 
@@ -143,8 +155,7 @@ class Reception:
                 self.arrivals.pop(client, None)
 
     async def _receive(self, client: Connection) -> None:
-        """Of what is our own only the going-away notice is granted."""
-        session, hello = ServerSession(self._epoch, offer=Feature.GOAWAY), None
+        session, hello = ServerSession(self._epoch, offer=_GRANTED), None
         opening = await read_opening(client, self._settings)
         if opening is not None and self._settings.tokens is not None:
             client.decoder.feed(opening.message.data + opening.rest)
@@ -224,13 +235,14 @@ class Reception:
             opening.codec,
             Splitter(opening.codec, max_message=limit),
             Party(client.peer),
+            client.peer,
             stall_s=self._config.stall_timeout,
             watch=self._watch_for(client.peer),
         )
         links.put(links.adopt(link))
         try:
             with self._held(client, conversation):
-                await conversation.run((client.sock, opening.rest), client.peer)
+                await conversation.run((client.sock, opening.rest))
         finally:
             links.close()
 
@@ -256,7 +268,7 @@ class Reception:
             await pinned.run((client.sock, opening.rest), (link.connection.sock, link.rest))
 
     @contextlib.contextmanager
-    def _held(self, client: Connection, conversation: Conversation | Pinned) -> Iterator[None]:
+    def _held(self, client: Connection, conversation: Greeted) -> Iterator[None]:
         """Known to whoever stops or looks; a dispatcher that stops waits for the end of this block."""
         self.conversations.add(conversation)
         del self.arrivals[client]
@@ -270,24 +282,47 @@ class Reception:
                 self._all_gone.set()
 
     async def _greet_here(self, client: Connection, session: ServerSession, heard: Hello | None, hops: int) -> None:
-        """A client of the dispatcher's own object: its calls are serial."""
-        hello = await accept_handshake(client, session, self._settings, None, self._judge, heard=heard)
+        """A client of the dispatcher's own object: its calls are serial, unless it agrees to more."""
+
+        async def judge(hello: Hello) -> Verdict:
+            if not all(map(session.may_grant, _NEEDED)):
+                session.narrow(Feature.GOAWAY | Feature.DEADLINE)
+            return await self._judge(hello)
+
+        hello = await accept_handshake(client, session, self._settings, None, judge, heard=heard)
         if hello is None or self._is_closing:
             return
         client.decoder.max_message = self._settings.max_message_bytes
-        conversation = Conversation(
+        converse = partial(
+            Conversation,
             self._hub,
             self.nursery,
             self.pool_after(hops),
             BlobDialect(self._directory, session),
             client.codec,
-            client.decoder,
-            Party(client.peer),
+            party=Party(client.peer),
+            peer=client.peer,
             stall_s=self._config.stall_timeout,
-            watch=self._watch_for(client.peer),
         )
-        with self._held(client, conversation):
-            await conversation.run((client.sock, b""), client.peer)
+        guest: Conversation | Multiplexed
+        if session.may_grant(Feature.CONCURRENT):
+            guest = Multiplexed(
+                self._hub,
+                self._directory,
+                session,
+                client.codec,
+                client.decoder,
+                lambda lane, on_idle: converse(
+                    reader=lane, watch=self._watch_for(client.peer), on_idle=on_idle, takes_back=True
+                ),
+                client.peer,
+                stall_s=self._config.stall_timeout,
+                max_calls=self._settings.max_calls_in_flight,
+            )
+        else:
+            guest = converse(reader=client.decoder, watch=self._watch_for(client.peer))
+        with self._held(client, guest):
+            await guest.run((client.sock, b""))
 
     def pool_after(self, hops: int) -> LinkPool:
         """The links for calls that have passed so many dispatchers before: the next one counts them."""

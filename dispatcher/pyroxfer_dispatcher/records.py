@@ -13,9 +13,19 @@ import trio
 
 from pyroxfer_core.wire import End
 
+from .calls import Phase
 from .commands import CloseClient, Command, Fail
-from .events import BackendLost, BackendOpened, BlobArrived, ClientLost, Event, ReplyArrived, RequestSent, SlotFree
-from .forwarding import Forwarding, Phase
+from .events import (
+    BackendLost,
+    BackendOpened,
+    BlobArrived,
+    ClientLost,
+    Event,
+    ReplyArrived,
+    RequestSent,
+    SlotFree,
+)
+from .forwarding import Forwarding
 from .frames import Sealed
 from .linefile import LineFile
 
@@ -189,6 +199,8 @@ class Watcher:
     def _outcome(self, event: Event, commands: list[Command]) -> tuple[str, str]:
         if isinstance(event, ClientLost):
             return "cancelled", "the client left"
+        if not self._inner.call.is_wanted:
+            return "cancelled", "the client gave it up"
         for command in commands:
             if isinstance(command, Fail):
                 return command.outcome.value, command.text

@@ -27,6 +27,7 @@ from pyroxfer_core.wire import (
     STOCK,
     Body,
     Codec,
+    Feature,
     Grant,
     Message,
     MessageType,
@@ -152,6 +153,7 @@ def with_own(session: ServerSession, opening: Opening, answer: bytes, *, is_know
     if not is_known:
         offer: dict[str, Body] = {} if opening.offer is None else {FEATURES_KEY: opening.offer}
         session.receive(Message(MessageType.CONNECT, request.seq, request.serializer, 0, b"", offer))
+    session.narrow(Feature.GOAWAY)
     grant = session.accept(request, b"", {}, None).annotations.get(FEATURES_KEY)
     return answer if grant is None else with_annotation(answer, opening.codec.version, FEATURES_KEY, bytes(grant))
 
@@ -162,7 +164,7 @@ async def _receive(connection: Connection) -> bytes:
         try:
             data = connection.sock.recv(RECEIVE_BYTES)
         except BlockingIOError:
-            await trio.lowlevel.wait_readable(connection.sock)
+            await connection.wait_readable()
             continue
         except OSError as error:
             raise ConnectionClosedError(f"connection to {connection.peer} lost: {error.strerror}") from error

@@ -72,6 +72,11 @@ def is_journal(name: str) -> bool:
     return _JOURNAL.fullmatch(name) is not None
 
 
+def is_private(name: str) -> bool:
+    """Whether ``name`` is one of these."""
+    return name.startswith(PRIVATE_PREFIX) and (is_partial(name) or is_journal(name))
+
+
 def check_component(name: str) -> str:
     """``name`` itself, when it may be one component of a path inside the root.
 
@@ -101,7 +106,7 @@ def split_path(path: str) -> tuple[str, ...]:
         raise NameRefusedError(f"the path '{printable(path)[:300]}' is refused: it is not valid UTF-8") from None
     if length > MAX_PATH_BYTES:
         raise NameRefusedError(f"the path '{printable(path)[:60]}…' is refused: over {MAX_PATH_BYTES} bytes")
-    return tuple(check_component(part) for part in path.removesuffix("/").split("/"))
+    return tuple(map(check_component, path.removesuffix("/").split("/")))
 
 
 def split_file_path(path: str) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class _Fields:
     """Reads checked fields from a dictionary that a peer sent."""
 
     def __init__(self, kind: str, value: object) -> None:
-        if not isinstance(value, Mapping):
+        if type(value) is not dict and not isinstance(value, Mapping):  # the second takes three times as long
             raise PeerError(f"{kind}: expected a dictionary, got {type(value).__name__}")
         self._kind = kind
         self._value: Mapping[Any, Any] = value
@@ -69,7 +69,7 @@ class _Fields:
 
     def integer(self, key: str, low: int, high: int) -> int:
         value = self._value.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        if type(value) is not int or not low <= value <= high:  # True is no number here
             raise self._wrong(key, f"a whole number from {low} to {high}")
         return value
 
@@ -131,7 +131,9 @@ def checked_grant(value: object) -> str:
 
 def check_size(value: object) -> int:
     """``value`` itself, when it is a number of bytes; errors as ``check_transfer_id``."""
-    return _Fields("call", {"size": value}).size("size")
+    if type(value) is not int or not 0 <= value <= MAX_SIZE:
+        raise PeerError(f"a size must be a whole number from 0 to {MAX_SIZE}")
+    return value
 
 
 def check_range(offset: object, length: object, longest: int) -> tuple[int, int]:
@@ -170,7 +172,18 @@ class Offer:
     transfer_id: str = field(default_factory=new_transfer_id)
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in self.__slots__}
+        return {
+            "path": self.path,
+            "size": self.size,
+            "algorithm": self.algorithm,
+            "digest": self.digest,
+            "mode": self.mode,
+            "mtime_ns": self.mtime_ns,
+            "if_exists": self.if_exists,
+            "durability": self.durability,
+            "origin": self.origin,
+            "transfer_id": self.transfer_id,
+        }
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -285,7 +298,12 @@ class SmallEnd:
     mtime_ns: int
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in self.__slots__}
+        return {
+            "size": self.size,
+            "digest": self.digest,
+            "mode": self.mode,
+            "mtime_ns": self.mtime_ns,
+        }
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -312,7 +330,17 @@ class Receipt:
     transfer_id: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in self.__slots__}
+        return {
+            "path": self.path,
+            "size": self.size,
+            "digest": self.digest,
+            "algorithm": self.algorithm,
+            "durability": self.durability,
+            "channel": self.channel,
+            "reason": self.reason,
+            "resumed": self.resumed,
+            "transfer_id": self.transfer_id,
+        }
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -346,7 +374,13 @@ class FileEntry:
     mtime_ns: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in self.__slots__}
+        return {
+            "path": self.path,
+            "kind": self.kind,
+            "size": self.size,
+            "mode": self.mode,
+            "mtime_ns": self.mtime_ns,
+        }
 
     @classmethod
     def from_dict(cls, value: object) -> Self:

@@ -80,7 +80,7 @@ def select(
     picked = list(filter(options.selection.picks, entries))
     refused = _refused_names(picked, options, outcome)
     for entry in picked:
-        if any(path in refused for path in _way_to(entry.path)):
+        if refused and any(path in refused for path in _way_to(entry.path)):
             outcome.failed(
                 entry.path, refused.get(entry.path) or NameRefusedError(_BELOW.format(printable(entry.path)))
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import trio
@@ -18,7 +18,7 @@ from .runs import MAX_RUNS, UNKNOWN, Range, Run, covered, step_for
 from .source import HASH_TURN, catch_up
 from .store.base import StagedFile
 from .store.rooted import translated
-from .tasks import Usage, in_thread, own_threads, wait_for
+from .tasks import OwnThreads, Usage, wait_for
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -69,11 +69,8 @@ class FileSink:
         self._doubted: Sequence[Run] = ()
         self._recalled: PrefixDigest | None = None
         self._moved = trio.lowlevel.ParkingLot()
-        self._threads = own_threads()
+        self._threads = OwnThreads()
         self.usage = Usage()
-
-    async def _in_thread(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        return await in_thread(function, *args, limiter=self._threads)
 
     @property
     def fd(self) -> int:
@@ -105,7 +102,7 @@ class FileSink:
         return good[-MAX_RUNS:]
 
     async def _digest_of(self, fd: int, run: Run) -> str:
-        return await self._in_thread(digest_of_range, fd, self.algorithm, run.start, run.length)
+        return await self._threads.run(digest_of_range, fd, self.algorithm, run.start, run.length)
 
     async def _is_true(self, fd: int, run: Run) -> bool:
         return await self._digest_of(fd, run) == run.digest
@@ -118,7 +115,7 @@ class FileSink:
         """
         ranges, in_place = covered(runs), self.staged.basis == self.staged.fd
         with self.usage:
-            await self._in_thread(self.staged.adopt, ranges)
+            await self._threads.run(self.staged.adopt, ranges)
         self._coverage.keep(ranges)
         self.resumed = self._coverage.done
         known, self._recalled = self._recalled, None
@@ -149,7 +146,7 @@ class FileSink:
         written = 0
         try:
             with self.usage:
-                await self._in_thread(self._write, offset, view)
+                await self._threads.run(self._write, offset, view)
                 written = len(view)
         finally:
             self.complete(offset, written)
@@ -185,7 +182,7 @@ class FileSink:
         self._noting = True
         try:
             with self.usage:
-                await self._in_thread(self._note)
+                await self._threads.run(self._note)
         finally:
             self._noting = False
             self._noted_at = trio.current_time()
@@ -213,7 +210,7 @@ class FileSink:
         while self._digest.hashed < size:
             ready, hashed = self._coverage.prefix, self._digest.hashed
             if ready - hashed >= min(FOLLOW_LAG, size - hashed):
-                await self._in_thread(self._digest.catch_up, min(ready, hashed + HASH_TURN))
+                await self._threads.run(self._digest.catch_up, min(ready, hashed + HASH_TURN))
                 await self.note_progress()
             else:
                 await self._moved.park()
@@ -259,7 +256,7 @@ class FileSink:
     async def publish(self, size: int, if_exists: str, durability: str, mtime_ns: int | None) -> str:
         """Flush and put in place; returns the final path. Errors as ``StagedFile.publish``."""
         await self.usage.finish()
-        return await self._in_thread(self.staged.publish, size, if_exists, durability, mtime_ns)
+        return await self._threads.run(self.staged.publish, size, if_exists, durability, mtime_ns)
 
     async def suspend(self) -> int:
         """Keep what is there without a gap for a later attempt, once nobody writes any more; so many bytes are kept.
@@ -271,7 +268,7 @@ class FileSink:
         with trio.CancelScope(shield=True):
             await self.usage.finish()
             if self.staged.fd >= 0:
-                kept = await self._in_thread(self._suspend)
+                kept = await self._threads.run(self._suspend)
         return kept
 
     def _suspend(self) -> int:
@@ -297,7 +294,7 @@ class FileSink:
         with trio.CancelScope(shield=True):
             await self.usage.finish()
             if self.staged.fd >= 0:
-                await self._in_thread(self.staged.discard)
+                await self._threads.run(self.staged.discard)
 
 
 class PipeSink:

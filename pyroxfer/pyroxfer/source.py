@@ -15,16 +15,16 @@ from .names import printable
 from .offer import End, bounded_mtime
 from .runs import Range
 from .store.rooted import translated
-from .tasks import Usage, in_thread, own_threads, wait_for
+from .tasks import OwnThreads, Usage, in_thread, wait_for
 
 HASH_TURN: Final = 16 * 1024 * 1024
 """Bytes digested per visit of a worker thread: some milliseconds, so cancelling is prompt and hops cost nothing."""
 
 
-async def catch_up(digest: PrefixDigest, end: int, threads: trio.CapacityLimiter) -> None:
+async def catch_up(digest: PrefixDigest, end: int, threads: OwnThreads) -> None:
     """Digest up to an offset in turns, so that a cancel is answered soon. Errors as ``PrefixDigest.catch_up``."""
     while digest.hashed < end:
-        await in_thread(digest.catch_up, min(digest.hashed + HASH_TURN, end), limiter=threads)
+        await threads.run(digest.catch_up, min(digest.hashed + HASH_TURN, end))
 
 
 class Source(Protocol):
@@ -69,7 +69,7 @@ class FileSource:
         self.mode = self._before.st_mode & 0o777
         self.mtime_ns = bounded_mtime(self._before.st_mtime_ns)
         self._algorithm = algorithm
-        self._threads = own_threads()
+        self._threads = OwnThreads()
         self._digest = PrefixDigest(algorithm, fd)
         self.usage = Usage()
 
@@ -80,7 +80,7 @@ class FileSource:
             SourceChangedError: the file became shorter.
         """
         with self.usage, translated(self.path):
-            return await in_thread(self._read_block, offset, min(length, self.size - offset), limiter=self._threads)
+            return await self._threads.run(self._read_block, offset, min(length, self.size - offset))
 
     def _read_block(self, offset: int, length: int) -> bytes:
         data = os.pread(self.fd, max(length, 0), offset)
@@ -133,7 +133,7 @@ class FileSource:
             SourceChangedError: the file became shorter.
         """
         with self.usage, translated(self.path):
-            return await in_thread(digest_of_range, self.fd, self._algorithm, *place, limiter=self._threads)
+            return await self._threads.run(digest_of_range, self.fd, self._algorithm, *place)
 
     async def end(self) -> End:
         """Digest the rest and compare the file with what it was when opened.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import select
+from collections import deque
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 import trio
@@ -96,9 +98,97 @@ def wait_for(fd: int, event: int) -> None:
     poll.poll()
 
 
-def own_threads() -> trio.CapacityLimiter:
-    """Threads of one transfer: however slow its disk is, others do not wait for it."""
-    return trio.CapacityLimiter(OWN_THREADS)
+class _Job:
+    """One function to run for a task that waits for it."""
+
+    __slots__ = ("args", "error", "function", "task", "value")
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.function = function
+        self.args = args
+        self.task = trio.lowlevel.current_task()
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def do(self) -> None:
+        try:
+            self.value = self.function(*self.args)
+        except BaseException as error:
+            self.error = error
+
+    def take(self) -> Any:
+        """The value, or the error raised; it is not kept, for its traceback would keep the job."""
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+            return self.value
+        finally:
+            del error
+
+
+class OwnThreads:
+    """Threads of one transfer: however slow its disk is, others do not wait for it.
+
+    A thread goes on with the next job by itself: the many blocks of a transfer wake none of them each. There is no
+    cancelling and there are no context variables in them.
+    """
+
+    def __init__(self, most: int = OWN_THREADS) -> None:
+        self._most = most
+        self._running = 0
+        self._waiting: deque[_Job] = deque()
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run blocking work in one of the threads. Once begun it is not cancelled: its value comes back."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        job = _Job(function, args)
+        self._waiting.append(job)
+        try:
+            self._engage()
+        except BaseException:
+            if self._forget(job):
+                raise
+        await trio.lowlevel.wait_task_rescheduled(
+            lambda _: trio.lowlevel.Abort.SUCCEEDED if self._forget(job) else trio.lowlevel.Abort.FAILED
+        )
+        value: T = job.take()
+        return value
+
+    def _forget(self, job: _Job) -> bool:
+        """Whether no thread has begun with it, and none will."""
+        try:
+            self._waiting.remove(job)
+        except ValueError:
+            return False
+        return True
+
+    def _engage(self) -> None:
+        if self._waiting and self._running < self._most:
+            token = trio.lowlevel.current_trio_token()
+            trio.lowlevel.start_thread_soon(partial(self._work, token), partial(self._leave, token))
+            self._running += 1
+
+    def _work(self, token: trio.lowlevel.TrioToken) -> None:
+        """In a thread, until nothing waits."""
+        while True:
+            try:
+                job = self._waiting.popleft()
+            except IndexError:
+                return
+            job.do()
+            token.run_sync_soon(trio.lowlevel.reschedule, job.task)
+
+    def _leave(self, token: trio.lowlevel.TrioToken, _: object) -> None:
+        """In a thread that found nothing to do."""
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(self._left)
+
+    def _left(self) -> None:
+        """A thread has ended; something may have come after it had looked."""
+        self._running -= 1
+        self._engage()
 
 
 def most_telling(group: BaseExceptionGroup[Any]) -> BaseException:

@@ -210,7 +210,7 @@ async def test_a_token_as_handshake_data_over_a_plain_network(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From another machine it is taken over TLS only: such a set-up must not seem to work."""
-    monkeypatch.setattr(transport_connection, "is_local", lambda sock: False)
+    monkeypatch.setattr(transport_connection, "is_local_address", lambda address: False)
     async with guarded() as (uri, _):
         with pytest.raises(AuthenticationError, match="over TLS only"):
             await ask_trio(uri, Settings(), ALICE)
@@ -338,7 +338,7 @@ async def test_tracebacks_go_to_callers_that_are_known(
     monkeypatch: pytest.MonkeyPatch, daemon: Settings, client: Settings, shown: bool
 ) -> None:
     """From another machine nobody sees local paths unless it is known who asks, or the settings say so."""
-    monkeypatch.setattr(transport_connection, "is_local", lambda sock: False)
+    monkeypatch.setattr(transport_connection, "is_local_address", lambda address: False)
     async with guarded(daemon) as (uri, _), Proxy(uri, settings=client) as proxy:
         with pytest.raises(ValueError, match="no") as caught:
             await proxy.fail()

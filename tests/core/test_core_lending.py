@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import os
+import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import trio
@@ -353,3 +355,13 @@ async def test_calls_of_many_tasks_find_their_answers() -> None:
         async with trio.open_nursery() as nursery:
             for task in range(6):
                 nursery.start_soon(call, task * 100)
+
+
+def test_a_connection_that_was_just_closed_is_not_lent() -> None:
+    """Nobody waits for the end of a loan that never began."""
+    sock = socket.socket()
+    sock.close()
+    peer = SimpleNamespace(loan=None, connection=SimpleNamespace(sock=sock))
+    with pytest.raises(ValueError, match="descriptor"):
+        lending.Loan(cast(Any, peer), cast(Any, None), cast(Any, None))
+    assert peer.loan is None

@@ -15,6 +15,7 @@ from facade_doubles import WITHIN_S, StockServer, plain_answer, serving
 
 from pyroxfer_core import Settings, behavior, expose, oneway
 from pyroxfer_core.blocking import Daemon, Proxy
+from pyroxfer_core.blocking.sending import MOST_ASIDE
 from pyroxfer_core.blocking.waiting import Waiter
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, TimeoutError
 from pyroxfer_core.wire.message import Message
@@ -378,13 +379,28 @@ def test_a_message_aside_waits_for_nobody_who_began_to_send_at_that_moment() -> 
         def __exit__(self, *args: object) -> None: ...
 
     with serving(Daemon()) as daemon, Proxy(daemon.register(Service(), "service"), background=True) as proxy:
-        proxy._pyroBind()
+        assert proxy.echo(0) == 0
         link = proxy._pyroLink
         assert link is not None
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(link.sending, "lock", TakenRightNow())
             link.sending.aside(alive())
+            link.try_oneway(proxy._pyroClosingMessage(link, "a stream"))
         assert proxy.echo(1) == 1
+
+
+def test_a_peer_that_makes_us_say_more_and_more_and_takes_nothing_is_left() -> None:
+    with serving(Daemon()) as daemon, Proxy(daemon.register(Service(), "service")) as proxy:
+        assert proxy.echo(0) == 0
+        link = proxy._pyroLink
+        assert link is not None
+        with link.sending.lock:
+            for _ in range(MOST_ASIDE):
+                link.sending.aside(alive())
+            assert not link.closed
+            link.sending.aside(alive())
+            assert link.closed
+        assert proxy.echo(1) == 1  # on another connection
 
 
 def test_calls_that_begin_while_a_connection_is_closed_do_not_disturb_that() -> None:

@@ -179,7 +179,7 @@ async def test_connections_from_one_machine(
         for proxy in proxies:
             assert await proxy.add(1, 1) == 2
             proxy._pyroRelease()
-        monkeypatch.setattr(crowd, "is_local", lambda sock: False)
+        monkeypatch.setattr(crowd, "is_local_address", lambda address: False)
         for proxy in proxies[:3]:
             assert await proxy.add(1, 1) == 2
         async with raw_client(daemon.location) as client:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pyroxfer_core.objects import (
+from pyroxfer_core.objects.expose import (
     behavior,
     callback,
     describe,

@@ -21,20 +21,10 @@ from pyroxfer_core.errors import (
     SecurityError,
     SerializeError,
 )
-from pyroxfer_core.objects import (
-    CallContext,
-    ObjectTable,
-    TrackedResources,
-    batch_calls,
-    behavior,
-    current_call,
-    current_context_var,
-    expose,
-    exposed,
-    prepare,
-    prepare_method,
-    reply_for_exception,
-)
+from pyroxfer_core.objects.context import CallContext, TrackedResources, current_call, current_context_var
+from pyroxfer_core.objects.expose import behavior, expose, exposed
+from pyroxfer_core.objects.invoke import batch_calls, prepare, prepare_method, reply_for_exception
+from pyroxfer_core.objects.table import ObjectTable
 from pyroxfer_core.wire.message import Message, MessageType
 
 
@@ -89,6 +79,32 @@ class TestRegistration:
         assert table.get("a").target is other
         table.unregister(service)
         assert table.get("a").target is other
+
+    def test_an_id_is_given_once_whoever_comes_at_the_same_time(self) -> None:
+        """Another thread registers while an object is being marked; a moment is enough for it if nothing stops it."""
+        table = ObjectTable("daemon")
+        refused: list[Exception] = []
+
+        def register() -> None:
+            try:
+                table.register(Service(), "id")
+            except DaemonError as error:
+                refused.append(error)
+
+        rival = threading.Thread(target=register)
+
+        class Marked(Service):
+            def __setattr__(self, name: str, value: Any) -> None:
+                if name == "_pyroId":
+                    rival.start()
+                    rival.join(0.05)
+                super().__setattr__(name, value)
+
+        mine = Marked()
+        table.register(mine, "id")
+        rival.join()
+        assert table.get("id").target is mine
+        assert [str(error) for error in refused] == ["an object or class is already registered with the id 'id'"]
 
     @pytest.mark.parametrize("object_id", ["a b", "a@b", "a\n", "\t"])
     def test_ids_that_cannot_stand_in_a_uri(self, object_id: str) -> None:
@@ -334,12 +350,20 @@ class TestPrepare:
             prepare_method(self.exposed, self.service, "__getattr__", ["level"], {})
 
     def test_batches(self) -> None:
-        assert batch_calls([["add", [1, 2], {}], ("x", (), {})]) == [("add", [1, 2], {}), ("x", (), {})]
+        class Text(str):
+            """Not what most methods are."""
 
-    @pytest.mark.parametrize("call", ["add", ["add", [1]], [1, [], {}], ["a", "b", {}], ["a", [], None]])
+        for name in ("x", Text("x")):
+            calls: list[Any] = [["add", [1, 2], {}], (name, (), {})]
+            assert [(method, args, kwargs) for method, args, kwargs in batch_calls(calls)] == [
+                ("add", [1, 2], {}),
+                ("x", (), {}),
+            ]
+
+    @pytest.mark.parametrize("call", ["add", 1, ["add", [1]], [1, [], {}], ["a", "b", {}], ["a", [], None]])
     def test_malformed_batches(self, call: Any) -> None:
         with pytest.raises(TypeError, match="a batch is a list"):
-            batch_calls([call])
+            batch_calls([["add", [], {}], call])
 
 
 class TestReplies:

@@ -22,7 +22,7 @@ from own_doubles import CODEC, OWN, OwnServer, own_server, result
 from pyroxfer_core import BatchProxy as TrioBatchProxy
 from pyroxfer_core import Proxy as TrioProxy
 from pyroxfer_core import Settings, expose
-from pyroxfer_core.blocking import BatchProxy, Daemon, Proxy, SerializedBlob, current_context
+from pyroxfer_core.blocking import BatchProxy, Daemon, Proxy, SerializedBlob, current_context, reading
 from pyroxfer_core.blocking.waiting import Waiter
 from pyroxfer_core.errors import (
     CommunicationError,
@@ -94,6 +94,42 @@ def test_no_other_header_is_taken_for_that_of_a_plain_answer(bit: int, serialize
     assert plain_calls(serializer).is_answer(data, len(data), 7)
     data[bit // 8] ^= 1 << bit % 8
     assert not plain_calls(serializer).is_answer(data, len(data), 7)
+
+
+@given(
+    st.lists(answers, max_size=5), serializers, kinds, st.binary(max_size=3), st.integers(0, 60), st.integers(10, 50)
+)
+def test_the_plain_answers_in_a_row_are_those_that_the_decoder_finds(
+    row: list[Message], serializer: str, flags: int, tail: bytes, missing: int, longest: int
+) -> None:
+    """Up to the first one that is more, or not all there, or too long; the rest is left as it is."""
+    data = b"".join(map(CODEC.encode, row)) + tail
+    data = data[: len(data) - missing] if missing < len(data) else data
+    calls, quick, usual = plain_calls(serializer, flags), Decoder(CODEC), Decoder(CODEC)
+    quick.max_message = usual.max_message = longest
+    quick.feed(data)
+    usual.feed(data)
+    found = quick.take_plain(calls)
+    for seq, body in found:
+        assert usual.next_event() == Message(MessageType.RESULT, seq, serializer, flags, body)
+    assert quick.buffered == usual.buffered
+    try:
+        event = usual.next_event()
+    except PyroError:  # too long, or the tail
+        return
+    if type(event) is Message:
+        encoded = CODEC.encode(event)
+        assert not calls.is_answer(encoded, len(encoded), event.seq)
+
+
+def test_nothing_is_taken_for_an_answer_inside_of_a_message_that_is_not_complete() -> None:
+    answer = CODEC.encode(Message(MessageType.RESULT, 7, "msgpack", 0, b"\x01"))
+    large = CODEC.encode(Message(MessageType.RESULT, 6, "msgpack", 0, answer * 5_000))
+    decoder = Decoder(CODEC)
+    decoder.feed(large[: CODEC.header_size])
+    assert decoder.next_event() is None
+    decoder.feed(answer)
+    assert decoder.take_plain(plain_calls("msgpack")) == []
 
 
 @expose
@@ -435,6 +471,34 @@ async def test_the_last_answer_after_a_goodbye_ends_the_connection() -> None:
             assert link.closed
 
 
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_connection_that_ended_is_seen_before_a_call_unless_it_was_there_a_moment_ago(
+    later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who goes on calling without a pause pays for no look; what is said of the call is true all the same."""
+    now = 100.0
+    monkeypatch.setattr(reading, "monotonic", lambda: now)
+
+    async def two_answers(server: OwnServer) -> None:
+        for _ in range(2):
+            await server.answer(await server.expect(MessageType.INVOKE), "answer")
+
+    async with own_server(two_answers, {"echo"}) as uri:
+        with Proxy(uri, settings=Settings()) as proxy:
+            assert [await echoed(proxy) for _ in range(2)] == ["answer"] * 2
+            link = proxy._pyroLink
+            assert link is not None
+            await trio.to_thread.run_sync(link.reading.poll.poll, 10_000)
+            now += 2 * reading.FRESH_S if later else 0
+            if later:
+                assert await echoed(proxy) == "answer"
+                assert proxy._pyroLink is not link
+            else:
+                with pytest.raises(ConnectionClosedError) as caught:
+                    await echoed(proxy)
+                assert caught.value.outcome is Outcome.UNKNOWN
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_calls_that_begin_while_one_is_alone_are_read_with_it(cancelled: bool) -> None:
     """In whatever order they are answered, and also when the first one is cancelled."""
@@ -465,6 +529,59 @@ async def test_calls_that_begin_while_one_is_alone_are_read_with_it(cancelled: b
                 alone.cancel()
             nursery.start_soon(call, "third", trio.CancelScope())
         assert results == ({} if cancelled else {"alone": 2}) | {"second": 3, "third": 4}
+
+
+async def test_answers_that_come_together_are_taken_each_as_it_is() -> None:
+    """Those behind one that was given up, or is an error, as well; what comes behind a wrong one is lost with it."""
+    waiting: list[Message] = []
+    outcomes: dict[int, object] = {}
+
+    async def answer(server: OwnServer, request: Message) -> None:
+        if request.seq == 1:
+            await server.answer(request, 0)
+            return
+        waiting.append(request)
+        if len(waiting) == 8:
+            answers = [result(request.seq, OWN.dumps(request.seq)) for request in waiting]
+            answers[2] = result(waiting[2].seq, OWN.dumps_exception(ValueError("no")), Flags.EXCEPTION)
+            answers[3].annotations["NOTE"] = b"x"
+            answers[4].body = b"\xc1"
+            answers[6].serializer = "json"
+            await server.say(*answers)
+
+    async def call(number: int, scope: trio.CancelScope) -> None:
+        with scope:
+            try:
+                outcomes[number] = await proxy.echo(number)
+            except CommunicationError as error:
+                outcomes[number] = type(error), error.outcome
+            except ValueError as error:
+                outcomes[number] = str(error)
+
+    async with own_server(partial(play, answer), {"echo"}) as uri, TrioProxy(uri) as proxy:
+        await proxy.echo(0)
+        given_up = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            for seq in range(2, 10):
+                scope = given_up if seq == 3 else trio.CancelScope()
+                nursery.start_soon(call, seq, scope)
+                await until(lambda: len(waiting) == seq - 1)  # noqa: B023  # it is done before the next one
+                if seq == 8:
+                    given_up.cancel()
+        wrong = SerializeError, Outcome.EXECUTED
+        assert outcomes == {
+            2: 2, 4: "no", 5: 5, 6: wrong, 7: 7, 8: wrong, 9: (SerializeError, Outcome.UNKNOWN),
+        }  # fmt: skip
+
+
+async def test_many_calls_in_flight_are_logged_like_one(caplog: pytest.LogCaptureFixture, uri: str) -> None:
+    async with TrioProxy(uri, settings=Settings(log_wire=True)) as proxy:
+        await proxy.echo(0)
+        with caplog.at_level("DEBUG", "pyroxfer.wire"):
+            async with trio.open_nursery() as nursery:
+                for number in range(20):
+                    nursery.start_soon(proxy.echo, number)
+        assert sum("RESULT" in record.getMessage() for record in caplog.records) == 20
 
 
 class Mine(Proxy):

@@ -271,6 +271,29 @@ async def test_a_reader_that_leaves_early_closes_the_generator(source: Source, m
             assert await proxy.double(3) == 6
 
 
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_reader_that_is_collected_while_a_thread_sends_closes_the_generator_afterwards(
+    source: Source, begun: bool
+) -> None:
+    """The collector must not wait for that thread, and the daemon must not keep what nobody reads."""
+    async with Daemon(port=0) as daemon:
+        proxy = blocking.Proxy(daemon.register(source, "source"))
+
+        def leave() -> None:
+            stream = proxy.numbers(1_000_000)
+            if begun:
+                assert next(stream) == 0
+            link = proxy._pyroLink
+            assert link is not None
+            with link.sending.lock:
+                del stream
+            assert proxy.double(3) == 6
+
+        await trio.to_thread.run_sync(leave)
+        await until(lambda: daemon.statistics().streams == 0)
+        await trio.to_thread.run_sync(proxy._pyroRelease)
+
+
 async def test_large_items_travel_in_pieces_and_keep_their_order(source: Source) -> None:
     """Between small ones, which do not overtake them; calls do."""
     async with Daemon(port=0) as daemon:

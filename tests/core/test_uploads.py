@@ -77,6 +77,9 @@ class Sink:
         self.kept = numbers
         await anext(numbers)
 
+    async def keep_unread(self, numbers: Any) -> None:
+        self.kept = numbers
+
     async def go_on(self) -> Any:
         return await anext(self.kept)
 
@@ -330,6 +333,26 @@ async def test_a_stream_ends_with_its_call(sink: Sink) -> None:
             with pytest.raises(PyroError, match="ended"):
                 for _ in range(300):
                     await proxy.go_on()
+
+
+async def test_a_stream_that_is_first_read_after_its_call_ends_although_a_thread_is_sending(sink: Sink) -> None:
+    """Who reads for all of a client's threads does not wait for the one that sends, and yet says that it is over."""
+    async with Daemon(port=0) as daemon:
+        proxy = blocking.Proxy(daemon.register(sink, "sink"), background=True)
+        await trio.to_thread.run_sync(lambda: proxy.keep_unread(iter([1])))
+        link = proxy._pyroLink
+        assert link is not None
+
+        async def read_on() -> None:
+            with pytest.raises(PyroError, match="ended"):
+                await anext(sink.kept)
+
+        async with trio.open_nursery() as nursery:
+            with link.sending.lock:
+                nursery.start_soon(read_on)
+                await until(lambda: bool(link.sending._asides))
+            assert await trio.to_thread.run_sync(lambda: proxy.add(1, 2)) == 3
+        await trio.to_thread.run_sync(proxy._pyroRelease)
 
 
 async def test_where_a_stream_cannot_be_an_argument(sink: Sink) -> None:

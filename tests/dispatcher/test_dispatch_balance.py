@@ -219,6 +219,36 @@ def test_of_many_two_are_drawn_and_the_others_are_not_looked_at() -> None:
     assert len(seen) < 10
 
 
+def test_among_many_the_turn_goes_round_and_the_others_are_not_looked_at() -> None:
+    """A thousand calls for a thousand back ends: one each, and one look for each call."""
+    members, looks = backends(*([1.0] * 1000)), 0
+
+    def usable(backend: Backend) -> bool:
+        nonlocal looks
+        looks += 1
+        return backend is not members[500]
+
+    in_turn = RoundRobin(0.0)
+    assert [in_turn.draw(members, usable, 0.0) for _ in range(999)] == [*members[:500], *members[501:]]
+    assert looks == 1000
+
+
+def test_turns_among_many_hold_weights_and_are_mixed() -> None:
+    """Also when the heaviest has gone, and a group from which all but one have gone."""
+    members = backends(*([1.0] * 20), *([4.0] * 20))
+    group = BackendGroup(members, RoundRobin(0.0))
+    given = [group.pick(0.0) for _ in range(1000)]
+    assert {given.count(one) for one in members[:20]} == {10}
+    assert {given.count(one) for one in members[20:]} == {40}
+    assert max(given[start : start + 100].count(members[39]) for start in range(900)) <= 5
+    group.backends = members[:20]
+    given = [group.pick(0.0) for _ in range(1000)]
+    assert max(given.count(one) for one in members[:20]) - min(given.count(one) for one in members[:20]) <= 1
+    for one in members[1:]:
+        one.draining = True
+    assert {group.pick(0.0) for _ in range(50)} == {members[0]}
+
+
 def test_a_group_of_many_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     group = BackendGroup(backends(*([1.0] * 100)), LeastOfTwo(0.0, random.Random(1)))
     monkeypatch.setattr(LeastOfTwo, "__call__", lambda *_: pytest.fail("it looked at all"))

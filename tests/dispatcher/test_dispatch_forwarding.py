@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from pyroxfer_core.errors import Outcome
 from pyroxfer_core.wire import Body, BodyPart, End, Flags, Message, MessageType, read_blob_info
 from pyroxfer_dispatcher.admission import Limits
+from pyroxfer_dispatcher.calls import Phase
 from pyroxfer_dispatcher.commands import (
     Announce,
     CloseBackend,
@@ -57,7 +58,7 @@ from pyroxfer_dispatcher.events import (
     SlotFree,
     SlotRefused,
 )
-from pyroxfer_dispatcher.forwarding import Forwarding, Phase
+from pyroxfer_dispatcher.forwarding import Forwarding
 
 HOP: Mapping[str, Body] = {"PXFT": b"features", "PXDL": b"deadline"}
 

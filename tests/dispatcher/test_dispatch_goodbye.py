@@ -26,7 +26,7 @@ from pyroxfer_core import (
     introduce,
     open_connection,
 )
-from pyroxfer_core.errors import Outcome, PyroError
+from pyroxfer_core.errors import Outcome, PyroError, RefusedError
 from pyroxfer_core.wire import Decoder, Feature, Grant, Message, MessageType, codec_for
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.backends import FIRST_BACKOFF_S, Backend, BackendGroup
@@ -234,7 +234,7 @@ async def test_a_backend_that_leaves_ends_its_calls_and_is_seen_leaving(caplog: 
 
 
 async def test_a_goodbye_between_two_items_does_not_end_the_client() -> None:
-    """The stream that binds it is there until the backend closes; then nothing is left to wait for."""
+    """The stream is there until the backend closes; then it is lost, and nothing else."""
 
     @expose
     class Counting:
@@ -264,7 +264,10 @@ async def test_a_goodbye_between_two_items_does_not_end_the_client() -> None:
             await wait_for(lambda: first.leaving)
             assert dispatcher.facts["clients"] == 1
             worker.gate.set()
-            await wait_for(lambda: dispatcher.facts["clients"] == 0)
+            await wait_for(lambda: not any(guest.belongs_to(first) for guest in dispatcher.guests))
+            with pytest.raises(RefusedError, match="has ended, or its backend is lost"):
+                await anext(stream)
+            assert dispatcher.facts["clients"] == 1
 
 
 async def test_an_active_check_does_not_take_a_refusal_for_a_return() -> None:

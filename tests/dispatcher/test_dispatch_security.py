@@ -21,7 +21,7 @@ from pyroxfer_core import (
     expose,
     tls_client_context,
 )
-from pyroxfer_core.errors import AuthenticationError, CommunicationError, PyroError
+from pyroxfer_core.errors import AuthenticationError, CommunicationError, RefusedError
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.cli import main
 from pyroxfer_dispatcher.config import Config, ConfigError, parse_config
@@ -182,7 +182,7 @@ async def test_a_backend_that_does_not_accept_the_dispatcher(
         Dispatcher(config_for(certificates, files, uri)) as dispatcher,
     ):
         async with Proxy(dispatcher.uri, settings=settings) as proxy:
-            with pytest.raises(PyroError, match="NotSent"):
+            with pytest.raises(RefusedError, match="the token was not accepted"):
                 await proxy.process(SerializedBlob("work", 1))
         async with Proxy(f"PYRO:worker@{dispatcher.location}", settings=settings) as proxy:
             with pytest.raises(CommunicationError, match="was not accepted"):
@@ -201,7 +201,7 @@ async def test_a_backend_with_an_unknown_certificate(
             pool = dispatcher._reception.pool_after(0)
             pool._settings = pool._settings.with_changes(ssl_client_context=tls_client_context(certificates.other_ca))
             async with Proxy(dispatcher.uri, settings=settings) as proxy:
-                with pytest.raises(PyroError, match=r"NotSent.*a CA that is not known here"):
+                with pytest.raises(RefusedError, match="a CA that is not known here"):
                     await proxy.process(SerializedBlob("work", 1))
     assert not seen
 

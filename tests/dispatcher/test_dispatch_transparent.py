@@ -25,6 +25,7 @@ from pyroxfer_core.errors import CommunicationError, Outcome, PyroError, Refused
 from pyroxfer_core.settings import MIB
 from pyroxfer_core.wire import BodyPart, End, Flags, Head, Message, MessageType, codec_for, with_hops
 from pyroxfer_dispatcher import Dispatcher
+from pyroxfer_dispatcher.pinned import Pinned
 from pyroxfer_dispatcher.transparent import MAX_HOPS
 
 
@@ -382,6 +383,7 @@ async def test_a_slow_reader_is_waited_for_in_bounded_memory() -> None:
         await wait_for(lambda: backend.seen)
         await trio.sleep(0.1)
         [pinned] = dispatcher._reception.conversations
+        assert isinstance(pinned, Pinned)
         assert pinned._client.pending < MIB
         answer = await client.receive()
         assert isinstance(answer, Message)

@@ -411,7 +411,9 @@ async def test_an_early_interrupt_ends_in_silence(nursery: trio.Nursery) -> None
 def test_what_only_loads_at_a_server_is_not_loaded_by_a_client() -> None:
     """Nor is garbage looked for while modules are loaded; it is as soon as they are."""
     program = "import atexit, gc, sys; from pyroxfer_command import main; sys.argv[1:] = ['send', '.', '']\n"
-    program += "wrong = {'pyroxfer.transfers', 'pyroxfer.siblings', 'pyroxfer_core.server.peer'}\n"
+    program += "wrong = {'pyroxfer.transfers', 'pyroxfer.siblings', 'pyroxfer.planning', 'pyroxfer.cli.bash'}\n"
+    program += "wrong |= {'pyroxfer_core.server.peer', 'pyroxfer_core.processes', 'pyroxfer_core.transport.listen'}\n"
+    program += "wrong |= {'pyroxfer_core.objects.table', 'tomllib', 'difflib', 'click.shell_completion'}\n"
     program += "atexit.register(lambda: print(sorted(wrong & set(sys.modules)), gc.isenabled())); main()"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "[] True\n"), ended.stderr

@@ -22,7 +22,7 @@ import pyroxfer
 from pyroxfer import FileServer, Receipt, errors
 from pyroxfer.channels import iter, raw
 from pyroxfer.channels.base import AUTO_STREAMS, Manner
-from pyroxfer.channels.window import CREDIT, Window
+from pyroxfer.channels.window import CREDIT, LEAST_BLOCK, MOST_CREDIT, Window, pull_blocks
 from pyroxfer.conversation import open_conversation
 from pyroxfer.digest import PrefixDigest
 from pyroxfer.grants import DOWNLOAD, UPLOAD
@@ -404,12 +404,31 @@ async def test_the_window_grows_on_a_long_line_only(autojump_clock: trio.abc.Clo
         for number in range(100):
             nursery.start_soon(fly, long, 0.1)
             nursery.start_soon(fly, short, 0.001 * (number % 10 + 1))
-    assert long.size > 3 * CREDIT
-    assert short.size < 2.5 * CREDIT
+    assert long.size == MOST_CREDIT
+    assert short.size < 1.5 * CREDIT
     await fly(long, 0.1, 300_000)
     assert long.size == 300_000
     await fly(long, 0.1, 1)
-    assert long.size == 256 * 1024
+    assert long.size == LEAST_BLOCK
+
+
+async def test_blocks_are_as_large_as_the_credit_that_was_given_last() -> None:
+    """A transfer that began alone takes no more of the server's memory than its part when others have come."""
+    asked: list[tuple[int, int]] = []
+
+    async def fetch(offset: int, length: int) -> int:
+        await trio.lowlevel.checkpoint()
+        asked.append((offset, length))
+        return 5 * MIB if offset < 3 * MIB else 300_000 if offset < 5 * MIB else 1
+
+    ticket = Ticket("ab" * 16, 6 * MIB, "blake3", MIB, "", credit=2 * MIB)
+    await pull_blocks(ticket, MIB, fetch, lambda _: None, Pace(), in_order=True)
+    lengths = [length for _, length in asked]
+    assert lengths[:3] == [MIB, MIB, MIB]
+    assert set(lengths[3:-1]) == {MIB, 300_000, LEAST_BLOCK}
+    assert sorted(lengths[3:-1], reverse=True) == lengths[3:-1]
+    assert [offset for offset, _ in asked] == [sum(lengths[:place]) for place in range(len(lengths))]
+    assert sum(lengths) == 6 * MIB
 
 
 def test_a_long_line_has_more_items_on_the_way() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ..client.link import Waiter
+from ..client.waiter import Waiter
 from ..errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
 from ..objects.expose import Metadata
 from ..serializers.base import Serializer

@@ -86,7 +86,7 @@ class LargeMessages:
             self.active -= 1
             if number is not None:
                 self._free.append(number)
-            self._link.sending.let_go_if_over()
+            self._link.sending.tidy()
 
     def _take_number(self, deadline: float | None) -> int:
         """A number for a body, which no other incomplete one has."""
@@ -101,20 +101,21 @@ class LargeMessages:
                 time.sleep(NUMBER_CHECK_S)
 
     def _send_as(self, number: int, outgoing: Outgoing, waiter: Waiter | None, deadline: float | None) -> None:
-        until = None if deadline is None else deadline + GRACE_S
+        link, until = self._link, None if deadline is None else deadline + GRACE_S
         try:
             self._send_now(outgoing, lambda: [outgoing.begin(number)], until)
             while not outgoing.complete and not (waiter is not None and waiter.settled):
+                link.sending.tidy()
                 self._let_others_go_first(outgoing)
                 if deadline is not None and time.monotonic() > deadline:
                     raise TimeoutError("the call took too long: its request could not leave in time")
                 self._send_now(outgoing, outgoing.next, until)
         except BaseException:
             if outgoing.complete and waiter is not None:  # an interrupt, after the last byte
-                self._link.give_up(waiter, outgoing.message.seq)
+                link.give_up(waiter, outgoing.message.seq)
             raise
         finally:
-            if outgoing.begun and not outgoing.complete and not self._link.closed:
+            if outgoing.begun and not outgoing.complete and not link.closed:
                 self._send_now(outgoing, lambda: [outgoing.drop()], time.monotonic() + GRACE_S)
 
     def _send_now(self, outgoing: Outgoing, make: Callable[[], list[Body]], deadline: float | None) -> None:

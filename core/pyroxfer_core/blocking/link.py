@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -45,7 +44,7 @@ from .connect import BlockingSocket
 from .duty import ReadingDuty
 from .large import LargeMessages
 from .reading import Reading
-from .sending import CANCEL_GRACE_S, Sending
+from .sending import Sending
 from .tls import BlockingTls
 from .turn import CallTurn
 from .waiting import Waiter, as_ours, copy_for
@@ -204,8 +203,8 @@ class BlockingLink:
         """What serializers know about the peer."""
         if self._context is None:
             context = self._first_context()
-            autoproxy = context.autoproxy if self.offers is None else self.offers.offer
-            self._context = context.granted(self.grant, autoproxy)
+            autoproxy = None if self.offers is None else self.offers.offer
+            self._context = context.granted(self.grant, autoproxy=autoproxy)
         return self._context
 
     def in_pieces(self) -> LargeMessages:
@@ -284,10 +283,12 @@ class BlockingLink:
             self._turn.run(None, message, deadline)
 
     def try_oneway(self, message: Message) -> None:
-        """Send a call that has no answer if that takes no waiting: for finalizers, which may run inside a call."""
-        if self.closed or self._turn.taken or self.sending.lock.locked():
-            return
-        self.send_oneway(message, time.monotonic() + CANCEL_GRACE_S)
+        """Send a call that has no answer without waiting: for finalizers, which may run inside a call.
+
+        It is left out while a call to a peer that takes one at a time is in flight.
+        """
+        if not self.closed and not self._turn.taken:
+            self.sending.aside(message)
 
     def give_up(self, waiter: Waiter, seq: int) -> None:
         """Leave a call that was sent without its answer."""

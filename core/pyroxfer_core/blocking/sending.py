@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from ..errors import CommunicationError, ConnectionClosedError, Outcome, ProtocolError
-from ..wire.message import Body, Message
+from ..errors import CommunicationError, ConnectionClosedError, Outcome, ProtocolError, PyroError
+from ..wire.message import Body, Message, MessageType
 from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.plain import PlainCalls
 from ..wire.scattered import JOIN_BELOW, buffers_of
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 CANCEL_CHECK_S: Final = 0.001
 CANCEL_GRACE_S: Final = 1.0
 """How long giving up a call may take: another thread may be sending at that moment."""
+MOST_ASIDE: Final = 1_000
+"""Messages that wait for a thread that sends. A peer that makes us say more, and takes nothing, is given up."""
 
 
 class Sending:
@@ -37,6 +40,8 @@ class Sending:
         self._hmac_key = hmac_key
         self.lock = threading.Lock()
         """Held by the thread that sends."""
+        self._asides: deque[Message] = deque()
+        """What is to leave when no thread sends."""
 
     # --- requests ----------------------------------------------------------------------------------------------
 
@@ -60,7 +65,7 @@ class Sending:
         try:
             outgoing = self._post(waiter, message, deadline)
         finally:
-            self.let_go_if_over()
+            self.tidy()
         if outgoing is not None:
             self._link.in_pieces().send(outgoing, waiter, deadline)
 
@@ -119,11 +124,13 @@ class Sending:
                     self._refuse(error)
                     raise
         finally:
-            self.let_go_if_over()
+            self.tidy()
         return seq
 
-    def let_go_if_over(self) -> None:
-        """This thread does not send any more; the connection may have been closed meanwhile."""
+    def tidy(self) -> None:
+        """This thread does not send any more: what was put aside leaves, and a connection that is over is let go."""
+        if self._asides:
+            self._send_asides()
         if self._link.closed:
             self._link.let_go()
 
@@ -163,7 +170,7 @@ class Sending:
         finally:
             if True in held:
                 self.lock.release()
-                self.let_go_if_over()
+                self.tidy()
 
     def while_free(self, act: Callable[[], bool]) -> bool:
         """Do something while nobody sends, and give what it says; False when somebody does, and it is not done."""
@@ -198,7 +205,7 @@ class Sending:
             self._link.fail(ConnectionClosedError("the connection broke while a message was leaving"))
             raise as_ours(error, "message", Outcome.UNKNOWN) from error
         finally:
-            self.let_go_if_over()
+            self.tidy()
 
     def item(self, message: Message) -> None:
         """Send an item of a stream, in pieces when it is large. Errors as `signal`."""
@@ -208,28 +215,44 @@ class Sending:
             self.signal(message)
 
     def aside(self, message: Message) -> None:
-        """Send a small message of our own, unless a thread is sending a request: then there is no need to.
+        """Send a small message of our own, or a one-way call; while a thread sends, it is left to that. Never waits.
 
-        Never waits: a finalizer, and the thread that reads for all, must not wait for one that waits for the peer.
-
-        Raises:
-            ConnectionClosedError: the peer takes nothing any more.
-            OSError: the connection is lost.
+        A finalizer, and the thread that reads for all, must not wait for one that waits for the peer. Nothing is
+        raised: a connection that is lost, or whose peer takes nothing any more, is closed.
         """
-        data = self._encode(message, hmac_key=self._hmac_key)
-        held: list[bool] = []
+        if len(self._asides) < MOST_ASIDE:
+            self._asides.append(message)
+        else:
+            self._link.fail(self._takes_nothing())
+        self.tidy()
+
+    def _send_asides(self) -> None:
+        while self._asides and self.while_free(self._send_one_aside):
+            pass
+
+    def _send_one_aside(self) -> bool:
+        """Send the first of what was put aside. False: that is all for now."""
+        if self._link.closed:
+            self._asides.clear()
+        if not self._asides:  # another thread has sent it just now
+            return False
+        message = self._asides[0]
         try:
-            if not self._try_to_hold(held):
-                return
-            sent = self._sock.send(data, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return  # it takes nothing at all at the moment
-        finally:
-            if True in held:
-                self.lock.release()
-                self.let_go_if_over()
-        if sent != len(data):
-            raise ConnectionClosedError(f"{self._link.location} takes nothing any more")
+            if message.type == MessageType.INVOKE:
+                self._session.invoke(None, message)
+            data = self._encode(message, hmac_key=self._hmac_key)
+            if self._sock.send(data, socket.MSG_DONTWAIT) != len(data):
+                raise self._takes_nothing()
+        except BlockingIOError:  # it takes nothing at all at the moment: who sends next takes this along
+            self._session.postpone(message)
+            return False
+        except (PyroError, OSError) as error:
+            self._link.fail(error)
+        self._asides.popleft()
+        return True
+
+    def _takes_nothing(self) -> ConnectionClosedError:
+        return ConnectionClosedError(f"{self._link.location} takes nothing any more")
 
     def buffers(self, buffers: list[Body]) -> None:
         """Send encoded messages.
@@ -256,4 +279,4 @@ class Sending:
                     self._link.fail(ConnectionClosedError("the connection broke while an answer was leaving"))
                     raise as_ours(error, "answer") from error
         finally:
-            self.let_go_if_over()
+            self.tidy()

@@ -272,7 +272,7 @@ def hangs_up_after(reply: Message, error: PyroError, grant: Grant) -> bool:
     its close is seen would be `Unknown`.
     """
     failed = reply.flags & Flags.EXCEPTION and isinstance(error, (CommunicationError, SecurityError))
-    return bool(failed) and not grant.bits & Feature.TYPED
+    return bool(failed) and not grant.bits & (Feature.TYPED | Feature.CONCURRENT)
 
 
 def user_annotations(message: Message) -> dict[str, Body]:

@@ -19,7 +19,8 @@ from ..wire.v502 import V502
 from .calls import CallOptions
 from .handshake import HelloSerializer, connect_message, read_welcome
 from .heartbeat import watch
-from .link import Link, Waiter
+from .link import Link
+from .waiter import Waiter
 
 ContextFactory = Callable[[int, bool], SerializerContext]
 """Makes the serializer context of a connection from its protocol version and whether the peer is one of ours."""

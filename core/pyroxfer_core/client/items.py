@@ -10,7 +10,8 @@ import trio
 from ..errors import ConnectionClosedError, PyroError
 from ..wire.message import Flags, Message
 from .calls import DAEMON_OBJECT, CallOptions, cut_short, encode_call, read_reply
-from .link import Link, Waiter
+from .link import Link
+from .waiter import Waiter
 
 if TYPE_CHECKING:
     from .proxy import Proxy

@@ -32,42 +32,25 @@ from .heartbeat import Pulse
 from .large import LargeMessages
 from .outbound import Outbound
 from .readers import StreamReaders
+from .waiter import Waiter
 
 if TYPE_CHECKING:
     from ..server.callee import Callee
 
 _INVOKE: Final = MessageType.INVOKE
+_RESULT: Final = MessageType.RESULT
 _FROM_CALLER: Final = (MessageType.INVOKE, MessageType.CANCEL)
 
 CANCEL_GRACE_S: Final = 1.0
 """How long a cancelled call may go on sending the rest of what is queued before the connection is given up."""
 
 
+_PLAIN: Final = Message(_RESULT, 0, "unknown", 0, b"")
+"""Stands for every answer that says nothing but its body."""
+
+
 def _never() -> bool:
     return False
-
-
-class Waiter:
-    """A call in flight. What it begins with stands in the class: making one for every call runs nothing."""
-
-    reply: Message | None = None
-    error: PyroError | None = None
-    task: trio.lowlevel.Task | None = None
-    abandoned = False
-    end: int | Outgoing = 0
-    """Count of bytes queued on the connection at the end of the request, or what will know it."""
-    seq = 0
-    answered = False
-    """An answer came, even if it was none that can be used."""
-
-    def is_settled(self) -> bool:
-        """Whether there is nothing to wait for any more."""
-        return self.reply is not None or self.error is not None
-
-    def abort(self, _: RaiseCancelT) -> Abort:
-        """The task is cancelled while it waits."""
-        self.task = None
-        return Abort.SUCCEEDED
 
 
 class Link:
@@ -239,9 +222,10 @@ class Link:
         if type(body) is not bytes or len(body) > JOIN_BELOW or not session.settled:
             return self.post(Message(_INVOKE, 0, writer.name, 0, body))
         waiter = Waiter()
+        waiter.takes_body = True
         seq = waiter.seq = session.number(waiter, writer.name)
         try:
-            waiter.end = self.connection.queue_encoded(self.plain_calls.request(seq, body))
+            waiter.end = self.connection.queue_bytes(self.plain_calls.request(seq, body))
         except CommunicationError as error:
             session.drop(seq)
             error.outcome = Outcome.NOT_SENT
@@ -263,6 +247,9 @@ class Link:
 
     async def wait(self, waiter: Waiter) -> Message:
         """Send what is queued and wait for the RESULT of a posted call.
+
+        Returns:
+            The answer; to a call that `post_small` posted perhaps only a mark, and its `body` is set.
 
         Raises:
             CommunicationError: with its outcome: NotSent when the request did not leave whole, else Unknown.
@@ -296,12 +283,8 @@ class Link:
             await self.abandon(waiter)
             raise
 
-    async def wait_plain(self, waiter: Waiter) -> bytes | Message:
-        """`wait` for a call that `post_small` queued on a quiet connection, in fewer steps.
-
-        Returns:
-            The body of the answer if that says nothing else; else the whole answer.
-        """
+    async def wait_plain(self, waiter: Waiter) -> Message:
+        """`wait` for a call that `post_small` queued on a quiet connection, in fewer steps."""
         connection = self.connection
         try:
             if connection.flush_nowait() and type(waiter.end) is int:
@@ -310,7 +293,8 @@ class Link:
                     data = await connection.receive_bytes(self.busy_poll)
                     if self.plain_calls.is_answer(data, len(data), waiter.seq):
                         self.session.drop(waiter.seq)
-                        return data[HEAD_SIZE:]
+                        waiter.body = data[HEAD_SIZE:]
+                        return _PLAIN
                     self._take_in(data)
                 finally:
                     self._reading = False
@@ -387,6 +371,8 @@ class Link:
                     raise ConnectionClosedError(f"{connection.peer} closed the connection")
                 while event is not None:
                     self._take(event)
+                    if decoder.data and self.plain_methods:
+                        self._take_plain()
                     event = decoder.next_event() if decoder.data else None
         except PyroError as error:
             failure = self._cut_within(error)
@@ -424,6 +410,23 @@ class Link:
             self._woken += 1
         if self.session.going_away and all(waiter.abandoned for waiter in self.session.pending.values()):
             self.connection.close()
+
+    def _take_plain(self) -> None:
+        """Give the plain answers that have come together to those who wait for them."""
+        session, calls = self.session, self.plain_calls
+        pending = session.pending
+        for seq, body in self.connection.decoder.take_plain(calls):
+            waiter = pending.get(seq)
+            if waiter is None or not waiter.takes_body or waiter.abandoned or session.going_away:
+                self._take(Message(_RESULT, seq, calls.serializer, 0, body))
+                continue
+            session.drop(seq)
+            waiter.reply, waiter.body = _PLAIN, body
+            task = waiter.task
+            if task is not None:  # as in `_wake`, without a step more
+                waiter.task = None
+                trio.lowlevel.reschedule(task)
+                self._woken += 1
 
     def _take_other(self, message: Message) -> None:
         if self._large is not None and message.type in IN_PIECES:

@@ -33,12 +33,13 @@ from .calls import CallOptions, StreamStart, belongs_to, encode_call, hangs_up_a
 from .greeting import greet
 from .handshake import name_place
 from .items import ItemStream
-from .link import Link, Waiter
+from .link import Link
 from .member import Call, Member
 from .pushed import PushedStream
 from .retry import Attempts, RetryBudget, is_cut_off, loses_session, session_lost
 from .uploads import call_with_streams
 from .versions import remember_version, versions_to_try
+from .waiter import Waiter
 
 _NO_OPTIONS: Final = CallOptions()
 _ONEWAY: Final = Flags.ONEWAY
@@ -154,24 +155,25 @@ class Proxy:
         if deadline is None:
             deadline = self._pyroSettings.call_timeout_s
         served = current_context_var.get(None)
-        if deadline is None and (served is None or served.deadline is None):
-            link = self._pyroLink
-            if link is not None and served is None and not link.session.pending and _is_plain(call, link):
-                return self._pyroPlain(call, link)
-            return self._pyroAttempts(call, None, served)
-        return self._pyroWithin(call, deadline, served)
+        if deadline is not None or (served is not None and served.deadline is not None):
+            return self._pyroWithin(call, deadline, served)
+        link = self._pyroLink
+        if served is None and link is not None and _is_plain(call, link):
+            return self._pyroPlain(call, link)
+        return self._pyroAttempts(call, None, served)
 
     async def _pyroPlain(self, call: Call, link: Link) -> Any:
         """`_pyroAttempts` for a call that has nothing but arguments, in fewer steps when it is alone."""
         failure: CommunicationError | None = None
         await trio.lowlevel.checkpoint_if_cancelled()
-        if link.is_quiet():
+        alone = link.is_quiet()
+        if alone or link.usable:
             try:
                 small = link.post_small(call.method, call.args, call.kwargs)
                 call.end, call.link = small.end, link
-                answer = await link.wait_plain(small)
-                if isinstance(answer, bytes):
-                    return read_value(answer, link.writer)
+                answer = await (link.wait_plain(small) if alone else link.wait(small))
+                if small.body is not None:
+                    return read_value(small.body, link.writer)
                 call.reply = answer
                 return self._pyroResult(link, call, answer)
             except StreamArgumentError:
@@ -283,10 +285,6 @@ class Proxy:
         if link.connection.broken:
             raise ConnectionClosedError("the connection was lost while the call was queued", outcome=Outcome.NOT_SENT)
         flags, meta = call.flags, link.metadata
-        if served is None and deadline is None and _is_plain(call, link):
-            small = link.post_small(call.method, call.args, call.kwargs)
-            call.end, call.link = small.end, link
-            return small
         if meta is not None:
             if call.method in meta.oneway:
                 flags |= _ONEWAY

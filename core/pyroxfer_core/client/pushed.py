@@ -9,7 +9,8 @@ from ..wire.message import Message
 from ..wire.streaming import EndOfItems, Inbox, stop_message
 from .calls import read_reply
 from .items import ItemStream
-from .link import Link, Waiter
+from .link import Link
+from .waiter import Waiter
 
 if TYPE_CHECKING:
     from .proxy import Proxy

@@ -16,8 +16,9 @@ from ..serializers.factory import make_serializer
 from ..transport.items import ItemSender
 from ..wire.message import Flags, Message, MessageType
 from ..wire.streaming import Credit, EndOfItems, end_message
-from .link import Link, Waiter
+from .link import Link
 from .outbound import ENDED, ended
+from .waiter import Waiter
 
 if TYPE_CHECKING:
     from .member import Call

@@ -49,6 +49,9 @@ class ObjectTable:
         self._entries: dict[str, Entry] = {}
         self._singles: dict[type, Any] = {}
         self._lock = threading.RLock()
+        """Held while a single is made, by the user's code."""
+        self._registering = threading.RLock()
+        """Held while ids are given and taken."""
 
     def register(self, thing: Any, object_id: str | None = None, force: bool = False, *, weak: bool = False) -> str:
         """Serve an object, or a class whose instances are made when they are called; returns the id.
@@ -65,20 +68,25 @@ class ObjectTable:
         object_id = object_id or f"obj_{uuid.uuid4().hex}"
         if "@" in object_id or any(character.isspace() for character in object_id):
             raise DaemonError(f"an object id has no blanks and no '@': {object_id!r}")
-        if not force and getattr(thing, "_pyroId", None) in self._entries:
-            raise DaemonError("object or class already has a Pyro id")
-        if not force and object_id in self._entries:
-            raise DaemonError(f"an object or class is already registered with the id {object_id!r}")
-        entry = _make_weak_entry(object_id, thing) if weak else _make_entry(object_id, thing)
-        try:
-            thing._pyroId = object_id
-            thing._pyroDaemon = self._owner
-        except (AttributeError, TypeError) as exc:
-            raise DaemonError(f"{type(thing).__qualname__} cannot be registered: {exc}") from exc
-        self._entries[object_id] = entry
+        with self._registering:
+            if not force:
+                self._check_free(thing, object_id)
+            entry = _make_weak_entry(object_id, thing) if weak else _make_entry(object_id, thing)
+            try:
+                thing._pyroId = object_id
+                thing._pyroDaemon = self._owner
+            except (AttributeError, TypeError) as exc:
+                raise DaemonError(f"{type(thing).__qualname__} cannot be registered: {exc}") from exc
+            self._entries[object_id] = entry
         if weak:
             weakref.finalize(thing, self._forget, object_id, entry).atexit = False
         return object_id
+
+    def _check_free(self, thing: Any, object_id: str) -> None:
+        if getattr(thing, "_pyroId", None) in self._entries:
+            raise DaemonError("object or class already has a Pyro id")
+        if object_id in self._entries:
+            raise DaemonError(f"an object or class is already registered with the id {object_id!r}")
 
     def _forget(self, object_id: str, entry: Entry) -> None:
         if self._entries.get(object_id) is entry:
@@ -98,6 +106,10 @@ class ObjectTable:
             raise DaemonError("object is not registered")
         if object_id == DAEMON_ID:
             return
+        with self._registering:
+            self._unregister(thing, object_id)
+
+    def _unregister(self, thing: Any, object_id: str) -> None:
         entry = self._entries.get(object_id)
         if entry is not None and entry.weak:
             del self._entries[object_id]
@@ -113,7 +125,7 @@ class ObjectTable:
     def _drop_single(self, clazz: type) -> None:
         """The next call on any entry of a class makes a new object."""
         self._singles.pop(clazz, None)
-        for entry in self._entries.values():
+        for entry in list(self._entries.values()):  # an object that is collected takes its own away
             if entry.target is clazz:
                 entry.fixed = None
 

@@ -27,11 +27,12 @@ from ..transport.connection import Connection
 from ..transport.listen import serve_connections
 from ..transport.side import SideStreamHandler
 from ..uri import Uri
-from ..wire.message import Body
+from ..wire.message import Body, Message
 from .about import DaemonObject
 from .address import Address
 from .crew import Crew
 from .door import is_guarded
+from .handshake import USUAL_RESPONSE, usual_object, welcome_usual
 from .hello import Hello, Judge, Verdict
 from .keys import KeyTable
 from .peer import Peer
@@ -392,7 +393,32 @@ class Daemon:
             settings=self.settings,
             side_handler=self._serve_side_stream,
             share=None if self._worker is None else self._worker.share,
+            at_once=self._serve_at_once if self._welcomes_all else None,
         )
+
+    @property
+    def _welcomes_all(self) -> bool:
+        """Whether every client is welcomed with the same words, and nobody is asked."""
+        return not (self.is_guarded or self.adds_annotations or self.settings.compression)
+
+    def _serve_at_once(self, message: Message, make: Callable[[], Connection]) -> bool:
+        """Serve a client that says the usual, which then has no task of its own even for its handshake."""
+        object_id = None if self.draining else usual_object(message, self.settings)
+        if object_id is None:
+            return False
+        try:
+            metadata = self._metadata(object_id)
+        except PyroError:
+            return False  # it will be told so
+        peer = self.new_peer(make())
+        try:
+            welcome_usual(peer.connection, peer.session, message, metadata)
+        except ConnectionClosedError as error:
+            log.debug("%s", error)
+        peer.begin()
+        if peer.connection.unsent:
+            peer.flush_soon()
+        return True
 
     async def _serve(self, connection: Connection) -> None:
         peer = self.new_peer(connection)
@@ -477,7 +503,7 @@ class Daemon:
         Returns:
             The handshake response for the client, any serializable value.
         """
-        return "hello"
+        return USUAL_RESPONSE
 
     def clientDisconnect(self, conn: Peer) -> None:  # Pyro's name
         """A client that had been accepted is gone."""

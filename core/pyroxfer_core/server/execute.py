@@ -312,9 +312,10 @@ async def _run_batch(peer: Peer, job: Job, instance: Any) -> list[Any]:
     results: list[Any] = []
     find, found = job.entry.exposed.find, dict[str, tuple[Callable[..., Any], MethodKind]]()
     for method, args, kwargs in batch_calls(job.args):
-        if method not in found:  # most batches call the same method again and again
-            found[method] = find(instance, method)
-        function, kind = found[method]
+        known = found.get(method)
+        if known is None:  # most batches call the same method again and again
+            known = found[method] = find(instance, method)
+        function, kind = known
         try:
             if kind.is_async:
                 value = await function(*args, **kwargs)
@@ -427,7 +428,7 @@ def failure(
     lines = _lines_of(peer, error)
     body = (serializer or peer.serializer("marshal")).dumps_exception(exception, lines)
     annotations = _hook_annotations(peer)
-    if own and not dispatched and isinstance(error, CommunicationError) and error.outcome in _OUTCOME_LETTERS:
+    if not dispatched and isinstance(error, CommunicationError) and peer.is_own and error.outcome in _OUTCOME_LETTERS:
         annotations[OUTCOME_KEY] = peer.session.grant.outcome(_OUTCOME_LETTERS[error.outcome])
     answer = Message(
         MessageType.RESULT,

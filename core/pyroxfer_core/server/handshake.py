@@ -34,8 +34,13 @@ from .identify import identify, known_by_connection
 
 log = logging.getLogger(__name__)
 
-USUAL_RESPONSE: Final = 64
+USUAL_RESPONSE: Final = "hello"
+"""What a client is welcomed with by a daemon that does not look at it."""
+SHORT_RESPONSE: Final = 64
 """Characters of a handshake response that is no client's own."""
+USUAL_HELLO: Final = 512
+"""Bytes of what a client says that is likely to be said again."""
+_USUAL_KEYS: Final = frozenset({FEATURES_KEY})
 FALLBACK_SERIALIZER: Final = "marshal"
 """In which a refusal is written while the client's serializer is not known; both libraries do so."""
 
@@ -230,7 +235,7 @@ async def _welcome(
     own = session.may_grant(Feature.KEY)
     told = version != 48 or message.flags & Flags.META_ON_CONNECT != 0
     metadata, response, name = verdict.metadata if told else None, verdict.response, message.serializer
-    if context is None and type(response) is str and len(response) <= USUAL_RESPONSE and name in SAFE_SERIALIZERS:
+    if context is None and type(response) is str and len(response) <= SHORT_RESPONSE and name in SAFE_SERIALIZERS:
         body: Body = _usual_welcome(name, version, response, metadata, own)
     else:
         serializer = _serializer_for(name, connection, settings, context)
@@ -248,6 +253,44 @@ def _usual_welcome(name: str, version: int, response: str, metadata: Metadata | 
     """What most clients of an object are welcomed with, written once."""
     value = _welcome_value(version, response, metadata, own=own)
     return bytes(_plain_serializer(name, version, frozenset()).dumps(value))
+
+
+def usual_object(message: Message, settings: Settings) -> str | None:
+    """The object that a client asks for which says no more than that; None for any other."""
+    if (
+        message.type != MessageType.CONNECT
+        or message.flags
+        or len(message.body) > USUAL_HELLO
+        or message.serializer not in SAFE_SERIALIZERS & settings.accepted_serializers
+        or not message.annotations.keys() <= _USUAL_KEYS
+    ):
+        return None
+    return _usual_object(message.serializer, bytes(message.body))
+
+
+@lru_cache(maxsize=256)
+def _usual_object(name: str, body: bytes) -> str | None:
+    try:
+        data = _plain_serializer(name, 502, frozenset()).loads(body)
+    except PyroError:
+        return None
+    if not isinstance(data, dict) or data.get("handshake") != "hello" or len(data) != 2:
+        return None
+    object_id = data.get("object")
+    return object_id if isinstance(object_id, str) else None
+
+
+def welcome_usual(connection: Connection, session: ServerSession, message: Message, metadata: Metadata) -> None:
+    """Welcome a client that has said the usual with the usual words; they are queued, and leave if they can.
+
+    Raises:
+        ConnectionClosedError: the client is gone.
+    """
+    session.receive(message)
+    own = session.may_grant(Feature.KEY)
+    body = _usual_welcome(message.serializer, 502, USUAL_RESPONSE, metadata, own)
+    connection.queue(session.accept(message, body, {}, message.correlation_id))
+    connection.flush_nowait()
 
 
 def _welcome_value(version: int, response: Any, metadata: Metadata | None, *, own: bool) -> Any:

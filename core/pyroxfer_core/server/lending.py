@@ -46,7 +46,6 @@ class Loan:
         self._is_idle = False
         self._begun = 0
         self._ended = trio.Event()
-        peer.loan = self
         self._poll = select.poll()
         self._poll.register(peer.connection.sock, select.POLLIN)
         self._context = peer.crew.context()
@@ -58,6 +57,7 @@ class Loan:
         """The answer to it, if that is still to be sent."""
         self.error: Exception | None = None
         """What it raised."""
+        peer.loan = self  # last: whoever finds it waits for its end
 
     def recall(self) -> None:
         """From now on the thread leaves the connection alone, even if it is running a function."""

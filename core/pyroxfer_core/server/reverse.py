@@ -10,7 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ..client.heartbeat import watch
-from ..client.link import Link, Waiter
+from ..client.link import Link
+from ..client.waiter import Waiter
 from ..errors import ConnectionClosedError, Outcome, ProtocolError, PyroError
 from ..objects.expose import Metadata
 from ..serializers.vocabulary import ProxyState

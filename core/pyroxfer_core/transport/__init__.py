@@ -2,6 +2,5 @@
 
 from .connection import Connection as Connection
 from .connection import open_connection as open_connection
-from .listen import serve_connections as serve_connections
 from .side import SideStream as SideStream
 from .side import open_side_stream as open_side_stream

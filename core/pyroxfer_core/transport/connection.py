@@ -7,7 +7,7 @@ import select
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -21,7 +21,16 @@ from ..wire.pieces import MAX_PIECE, Outgoing
 from ..wire.scattered import JOIN_BELOW, buffers_of
 from .busypoll import BusyPoll
 from .open import open_socket
-from .sockets import StreamSocket, is_local, lost_connection, peer_text, reason_of, set_options
+from .sockets import (
+    StreamSocket,
+    address_text,
+    is_local,
+    is_local_address,
+    lost_connection,
+    peer_text,
+    reason_of,
+    set_options,
+)
 from .tls import TlsSocket
 from .wirelog import wire_log
 
@@ -53,14 +62,22 @@ class Connection:
         sock: a connected socket, plain or under TLS; it is made non-blocking and belongs to the connection.
         decoder: reads what comes in; it knows the protocol, or finds out.
         hmac_key: signs what goes out (protocol 48).
+        address: where the other side is, if that is known: of an accepted socket, which is non-blocking already and
+            has its options from the listener.
     """
 
-    def __init__(self, sock: StreamSocket, decoder: Decoder, *, hmac_key: bytes | None = None) -> None:
-        set_options(sock)
+    def __init__(
+        self, sock: StreamSocket, decoder: Decoder, *, hmac_key: bytes | None = None, address: Any = None
+    ) -> None:
+        if address is None:
+            set_options(sock)
+            self.peer = peer_text(sock)
+            self.is_local = is_local(sock)
+        else:
+            self.peer = address_text(address)
+            self.is_local = is_local_address(address)
         self._sock = sock
         self.decoder = decoder
-        self.peer = peer_text(sock)
-        self.is_local = is_local(sock)
         self.broken = False
         """True once nothing more can be sent or received."""
         self.ended = False
@@ -81,6 +98,8 @@ class Connection:
         self._sending = False
         self._drained: trio.Event | None = None
         self._poll: select.poll | None = None
+        self._awaited = False
+        """A task of the loop waits for the socket, or has done so."""
         self.in_pieces: Callable[[Message], Outgoing | None] | None = None
         """Takes over messages with bodies above 256 KiB; None when they must leave as they are."""
         self.queued = 0
@@ -210,6 +229,7 @@ class Connection:
         return bool(data)
 
     async def _wait(self, wait: Callable[[StreamSocket], Awaitable[None]]) -> None:
+        self._awaited = True
         try:
             await wait(self._sock)
         except (trio.ClosedResourceError, OSError, ValueError) as error:
@@ -266,6 +286,12 @@ class Connection:
         self._out.append(data)
         self.queued += len(data)
         return self.queued
+
+    def queue_bytes(self, data: bytes) -> int:
+        """As `queue_encoded`, for one buffer that is not empty."""
+        self._out.append(data)
+        end = self.queued = self.queued + len(data)
+        return end
 
     def queue_encoded(self, *buffers: Body) -> int:
         """Hand encoded bytes over for the next flush; see `queue`."""
@@ -360,6 +386,7 @@ class Connection:
         Errors and cancellation as with `receive`.
         """
         poll = self._poll
+        self._awaited = True
         while True:
             try:
                 if poll is None:
@@ -371,6 +398,10 @@ class Connection:
                 continue
             except (trio.ClosedResourceError, OSError, ValueError) as error:
                 raise self._lost(error) from error
+
+    async def wait_readable(self) -> None:
+        """Wait for bytes, or the end, which somebody else receives. Errors and cancellation as with `receive`."""
+        await self._wait(trio.lowlevel.wait_readable)
 
     def peek(self) -> bool | None:
         """What waits on an idle connection: None nothing, True bytes, False that the peer is gone."""
@@ -433,7 +464,8 @@ class Connection:
         """Close at once. Tasks waiting in this connection get a ConnectionClosedError. Twice is fine."""
         self.broken = True
         if self._sock.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._sock)
+            if self._awaited:
+                trio.lowlevel.notify_closing(self._sock)
             when_closed, self.when_closed = self.when_closed, _nothing
             when_closed()
             self._sock.close()

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from typing import Any
 
 from ..settings import Settings
-from .sockets import StreamSocket, is_local
+from .sockets import is_local_address
 
 log = logging.getLogger(__name__)
 
 
-def host_of(sock: StreamSocket) -> str | None:
-    """The address a connection comes from; None for a unix socket, for one that is gone, and for this machine."""
-    if is_local(sock):
-        return None
-    try:
-        return str(sock.getpeername()[0])
-    except OSError:
-        return None
+def host_of(address: Any) -> str | None:
+    """Where a connection with this address comes from; None for a unix socket, and for this machine."""
+    return None if is_local_address(address) else str(address[0])
 
 
 class Crowd:

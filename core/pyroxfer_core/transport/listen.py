@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 
 from ..errors import AuthenticationError, ProtocolError, PyroError
 from ..settings import Settings
 from ..wire import Decoder
+from ..wire.codec import Codec
+from ..wire.message import Message
 from ..wire.preamble import PREAMBLE_SIZE, parse_preamble, sniff
+from ..wire.v502 import V502
 from .connection import Connection
 from .crowd import Crowd, host_of
 from .faults import part
@@ -45,6 +49,9 @@ class Share(Protocol):
 
 
 ConnectionHandler = Callable[[Connection], Awaitable[None]]
+AtOnce = Callable[[Message, Callable[[], Connection]], bool]
+"""Called with the first message of a plain connection of protocol 502, if that is there when it is accepted, and with
+what makes the connection. It keeps that (see `Connection.keep`) and returns True, or makes none: False."""
 
 _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 FIRST_BYTES: Final = 64 * 1024
@@ -62,6 +69,7 @@ async def serve_connections(
     side_handler: SideStreamHandler | None = None,
     collect: int | None = None,
     share: Share | None = None,
+    at_once: AtOnce | None = None,
 ) -> None:
     """Accept until cancelled.
 
@@ -77,10 +85,11 @@ async def serve_connections(
         side_handler: the same for raw side streams; without it they are closed.
         collect: see `open_connection`.
         share: what other processes are left of the connections.
+        at_once: asked before the handler, which gets the connections that it does not take.
 
     While ``settings.max_connections`` are open, more wait in the listen queue.
     """
-    door = _Door(handler, side_handler, settings, collect, share)
+    door = _Door(handler, side_handler, settings, collect, share, at_once)
     async with trio.open_nursery() as nursery:
         await door.accept_from_all(listeners, nursery)
 
@@ -93,8 +102,10 @@ class _Door:
         settings: Settings,
         collect: int | None,
         share: Share | None,
+        at_once: AtOnce | None,
     ) -> None:
         self._handler = handler
+        self._at_once = at_once
         self._side_handler = side_handler
         self._settings = settings
         self._collect = settings.max_message_bytes if collect is None else collect
@@ -107,6 +118,9 @@ class _Door:
     async def accept_from_all(self, listeners: Sequence[socket.socket], nursery: trio.Nursery) -> None:
         """Until the listeners are closed; connections live on in the nursery."""
         closed = [trio.Event() for _ in listeners]
+        for listener in listeners:
+            with contextlib.suppress(OSError):  # it is closed already
+                set_options(listener)  # those that it accepts have them, too
         try:
             for listener, event in zip(listeners, closed, strict=True):
                 nursery.start_soon(self._accept_from, listener, event, nursery)
@@ -128,13 +142,23 @@ class _Door:
                 in_a_row = 0
                 await trio.lowlevel.checkpoint()
             in_a_row += 1
-            sock = await _accept(listener, self._share)
-            if sock is None:
+            accepted = await _accept(listener, self._share)
+            if accepted is None:
                 closed.set()
                 return
             if self._share is not None:
                 self._share.entered()
-            serving, context = self._serve(sock), self._context.copy()
+            sock, address = accepted
+            sock.setblocking(False)
+            host = host_of(address)
+            if not self._crowd.enter(host):
+                sock.close()
+                self._left()
+                continue
+            first = self._serve_at_once(sock, address, host)
+            if first is None:
+                continue
+            serving, context = self._serve(sock, address, host, first), self._context.copy()
             try:
                 request = context.run(serving.send, None)
             except StopIteration:
@@ -144,18 +168,51 @@ class _Door:
             await resumed(serving, request)
             return
 
-    async def _serve(self, sock: socket.socket) -> None:
-        host = host_of(sock)
-        if not self._crowd.enter(host):
+    def _serve_at_once(self, sock: socket.socket, address: Any, host: str | None) -> bytes | None:
+        """Serve a connection that needs no wait; None then, else what has been read of it."""
+        settings = self._settings
+        secured = settings.ssl_server_context is not None and isinstance(address, tuple)
+        if self._at_once is None or secured or wire_log(settings, str) is not None:
+            return b""
+        try:
+            first = sock.recv(FIRST_BYTES)
+        except OSError:  # nothing yet; what is wrong with it shows again
+            return b""
+        found = V502.parse_small(first, 0, settings.max_handshake_bytes)
+        if found is None or found[1] != len(first):
+            return first
+
+        def make() -> Connection:
+            connection = Connection(sock, self._decoder(V502), address=address)
+            connection.release = partial(self._leave, host)
+            return connection
+
+        try:
+            return None if self._at_once(found[0], make) else first
+        except Exception:
+            log.exception("a connection ended with an unexpected error")
             sock.close()
-            self._permits.release()
-            self._tell_left()
-            return
+            self._leave(host)
+            return None
+
+    def _decoder(self, codec: Codec | None, tap: Callable[[Codec], Codec] | None = None) -> Decoder:
+        settings = self._settings
+        return Decoder(
+            codec,
+            max_message=settings.max_handshake_bytes,
+            max_annotations=settings.max_annotations,
+            collect=self._collect,
+            hmac_key=settings.hmac_key,
+            tap=tap,
+        )
+
+    async def _serve(self, sock: socket.socket, address: Any, host: str | None, first: bytes) -> None:
         kept = False
         scope = trio.CancelScope()
         try:
             with scope:
-                kept = await self._serve_secured(sock, self._half_open.enter(scope), partial(self._leave, host))
+                settled = self._half_open.enter(scope)
+                kept = await self._serve_secured(sock, address, first, settled, partial(self._leave, host))
         except (PyroError, trio.TooSlowError) as error:
             log.info("connection ended: %s", error)
         except BaseException as error:
@@ -174,27 +231,30 @@ class _Door:
 
     def _leave(self, host: str | None) -> None:
         self._crowd.leave(host)
-        self._permits.release()
-        self._tell_left()
+        self._left()
 
-    def _tell_left(self) -> None:
+    def _left(self) -> None:
+        self._permits.release()
         if self._share is not None:
             self._share.left()
 
     async def _serve_secured(
-        self, sock: socket.socket, settled: Callable[[], None], release: Callable[[], None]
+        self,
+        sock: socket.socket,
+        address: Any,
+        first: bytes,
+        settled: Callable[[], None],
+        release: Callable[[], None],
     ) -> bool:
         """Serve, under TLS if the settings say so. A unix socket is plain: its file says who may connect.
 
         Returns:
             Whether the connection was kept.
         """
-        sock.setblocking(False)
         greet_by = trio.current_time() + self._settings.connect_timeout_s
         context = self._settings.ssl_server_context
-        if context is None or sock.family == socket.AF_UNIX:
-            return await self._serve_kind(sock, settled, greet_by, release)
-        set_options(sock)
+        if context is None or not isinstance(address, tuple):
+            return await self._serve_kind(sock, address, first, settled, greet_by, release)
         try:
             with trio.fail_at(greet_by):
                 secured = await start_tls(sock, context, server_side=True)
@@ -203,7 +263,7 @@ class _Door:
             return False
         kept = False
         try:
-            kept = await self._serve_kind(secured, settled, greet_by, release)
+            kept = await self._serve_kind(secured, address, b"", settled, greet_by, release)
         finally:
             if not kept and secured.fileno() >= 0:
                 trio.lowlevel.notify_closing(secured)
@@ -211,24 +271,24 @@ class _Door:
         return kept
 
     async def _serve_kind(
-        self, sock: StreamSocket, settled: Callable[[], None], greet_by: float, release: Callable[[], None]
+        self,
+        sock: StreamSocket,
+        address: Any,
+        first: bytes,
+        settled: Callable[[], None],
+        greet_by: float,
+        release: Callable[[], None],
     ) -> bool:
-        first = await _first_bytes(sock, greet_by)
+        first = await _first_bytes(sock, greet_by, first)
         kind = sniff(first)
         if kind == "raw":
             await self._serve_side(sock, first, settled, greet_by)
             return False
         if kind == "tls":
             log.warning("%s speaks TLS to a port that does not: it is refused", peer_text(sock))
-        decoder = Decoder(
-            max_message=self._settings.max_handshake_bytes,
-            max_annotations=self._settings.max_annotations,
-            collect=self._collect,
-            hmac_key=self._settings.hmac_key,
-            tap=wire_log(self._settings, partial(peer_text, sock)),
-        )
+        decoder = self._decoder(None, wire_log(self._settings, partial(peer_text, sock)))
         decoder.feed(first)
-        connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key)
+        connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key, address=address)
         connection.settled = settled
         connection.greet_by = greet_by
         connection.release = release
@@ -277,13 +337,13 @@ class _HalfOpen:
         self._scopes.pop(scope, None)
 
 
-async def _accept(listener: socket.socket, share: Share | None = None) -> socket.socket | None:
-    """The next connection; None once the listener was closed."""
+async def _accept(listener: socket.socket, share: Share | None = None) -> tuple[socket.socket, Any] | None:
+    """The next connection, and where it comes from; None once the listener was closed."""
     while True:
         if share is not None:
             await share.turn()
         try:
-            return listener.accept()[0]
+            return listener.accept()
         except BlockingIOError:
             try:
                 await trio.lowlevel.wait_readable(listener)
@@ -299,16 +359,13 @@ async def _accept(listener: socket.socket, share: Share | None = None) -> socket
                 log.info("a connection was lost before it was accepted: %s", error)
 
 
-async def _first_bytes(sock: StreamSocket, until: float) -> bytes:
-    """Enough bytes to tell the kind of connection, or all there are when the peer or the time stopped before."""
-    data = b""
-    try:
-        data = sock.recv(FIRST_BYTES)  # most clients have spoken before they are accepted
-        if not data or sniff(data) != "need-more":
-            return data
-    except BlockingIOError:
-        pass
-    except OSError:
+async def _first_bytes(sock: StreamSocket, until: float, data: bytes) -> bytes:
+    """Enough bytes to tell the kind of connection, or all there are when the peer or the time stopped before.
+
+    Args:
+        data: what has been read already.
+    """
+    if sniff(data) != "need-more":
         return data
     with trio.move_on_at(until):
         while sniff(data) == "need-more":

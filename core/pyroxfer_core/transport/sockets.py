@@ -97,6 +97,11 @@ def peer_text(sock: StreamSocket) -> str:
         address = sock.getpeername()
     except OSError:
         return "unix" if sock.family == socket.AF_UNIX else "gone"
+    return address_text(address)
+
+
+def address_text(address: Any) -> str:
+    """`peer_text` of an address as a socket gives it."""
     if not isinstance(address, tuple):
         return "unix"
     host, port = address[:2]
@@ -109,6 +114,11 @@ def is_local(sock: StreamSocket) -> bool:
         address = sock.getpeername()
     except OSError:
         return sock.family == socket.AF_UNIX
+    return is_local_address(address)
+
+
+def is_local_address(address: Any) -> bool:
+    """`is_local` of an address as a socket gives it."""
     return not isinstance(address, tuple) or _is_loopback(address[0])
 
 

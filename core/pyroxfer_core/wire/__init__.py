@@ -29,6 +29,10 @@ from .patch import hops_of as hops_of
 from .patch import renumber as renumber
 from .patch import with_annotation as with_annotation
 from .patch import with_hops as with_hops
+from .pieces import MAX_BODIES as MAX_BODIES
+from .pieces import MAX_PIECE as MAX_PIECE
+from .pieces import begin as begin
+from .pieces import read_begin as read_begin
 from .proof import AUTH_KEY as AUTH_KEY
 from .proof import Prover as Prover
 from .session import alive as alive

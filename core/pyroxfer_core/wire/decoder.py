@@ -16,6 +16,7 @@ from .buffers import take_buffer
 from .codec import Codec, recognise
 from .frame import PREFIX_SIZE, Header
 from .message import Body, BodyPart, End, Head, Message, MessageType
+from .plain import PlainCalls
 
 Event = Message | Head | BodyPart | End
 
@@ -183,6 +184,18 @@ class Decoder:
         except PyroError as error:
             self._break(error)
             raise
+
+    def take_plain(self, calls: PlainCalls) -> list[tuple[int, bytes]]:
+        """Number and body of the plain answers that come next, as far as they are here; perhaps there are none."""
+        data = self.data
+        if type(data) is not bytes or self._parse_small is None or self._open is not None or self._header is not None:
+            return []
+        limit = self._inline_limit
+        found, end = calls.answers(data, self._offset, limit if limit < self.max_message else self.max_message)
+        if end == len(data):
+            self.data, end = b"", 0
+        self._offset = end
+        return found
 
     def take_rest(self) -> bytes:
         """Hand out what was fed and has not become an event: its owner goes on by itself, or feeds it again."""

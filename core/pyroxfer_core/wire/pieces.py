@@ -6,7 +6,7 @@ Layout: ``docs/protocol.md``.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -28,6 +28,35 @@ _SMALL_SEGMENT: Final = 4096
 """Neighbours up to this size become one segment."""
 
 _BEGIN: Final = struct.Struct("!BBHI")
+
+
+def begin(message: Message, number: int, segments: Sequence[int]) -> Message:
+    """BEGIN in the place of a message whose body leaves in pieces under this number.
+
+    Args:
+        segments: lengths of the buffers in which the sender has the body; they add up to its length.
+    """
+    body = _BEGIN.pack(message.type, 0, number, sum(segments)) + struct.pack(f"!{len(segments)}I", *segments)
+    return replace(message, type=MessageType.BEGIN, body=body)
+
+
+def read_begin(begin: Message, allowed: Container[int]) -> tuple[Message, int, list[int]]:
+    """Of a BEGIN: the message in whose place it stands, without body, the body's number, and its segments' lengths.
+
+    Args:
+        allowed: types of the messages that may come in pieces.
+
+    Raises:
+        ProtocolError: it is malformed.
+    """
+    head = bytes(begin.body)
+    if not 0 < len(head) - _BEGIN.size <= 4 * MAX_SEGMENTS or len(head) % 4:
+        raise ProtocolError("malformed BEGIN")
+    kind, reserved, number, size = _BEGIN.unpack_from(head)
+    segments = [length for (length,) in struct.iter_unpack("!I", head[_BEGIN.size :])]
+    if kind not in allowed or reserved or not size or sum(segments) != size:
+        raise ProtocolError("malformed BEGIN")
+    return replace(begin, type=kind, body=b""), number, segments
 
 
 def segments_of(body: Body) -> list[int]:
@@ -78,9 +107,7 @@ class Outgoing:
         self._number = number
         self.begun = True
         message = self.message if self._leaving is None else self._leaving(self.message)
-        segments = segments_of(message.body)
-        body = _BEGIN.pack(message.type, 0, number, self._size) + struct.pack(f"!{len(segments)}I", *segments)
-        return self._codec.encode(replace(message, type=MessageType.BEGIN, body=body))
+        return self._codec.encode(begin(message, number, segments_of(message.body)))
 
     def next(self) -> list[Body]:
         """The buffers of the next PIECE, of a body that is not complete."""
@@ -147,18 +174,12 @@ class Incoming:
         return self._begin(message) if message.type == MessageType.BEGIN else self._piece(message)
 
     def _begin(self, message: Message) -> Arrival | None:
-        head = bytes(message.body)
-        if not 0 < len(head) - _BEGIN.size <= 4 * MAX_SEGMENTS or len(head) % 4:
-            raise ProtocolError("malformed BEGIN")
-        kind, reserved, number, size = _BEGIN.unpack_from(head)
-        segments = [length for (length,) in struct.iter_unpack("!I", head[_BEGIN.size :])]
-        if kind not in self._allowed or reserved or not size or sum(segments) != size:
-            raise ProtocolError("malformed BEGIN")
+        whole, number, segments = read_begin(message, self._allowed)
+        size = sum(segments)
         if number in self._bodies:
             raise ProtocolError(f"body {number} was begun twice")
         if len(self._bodies) >= MAX_BODIES:
             raise ProtocolError(f"more than {MAX_BODIES} bodies were begun")
-        whole = replace(message, type=kind, body=b"")
         refusal: str | None = None
         if size > self._limit:
             refusal = f"message too large ({size}, max={self._limit})"

@@ -6,17 +6,15 @@ its header with the one that it must have. Whatever does not look like that is l
 
 from __future__ import annotations
 
-import struct
 from functools import cache
 from typing import Final
 
 from .message import MessageType
-from .v502 import V502
+from .v502 import PLAIN_HEADER, V502
 
 HEAD_SIZE: Final = V502.header_size
-_HEAD: Final = struct.Struct("!10sHI24s")
-"""What identifies the message (up to its flags), sequence number, length of the body, and the rest."""
-_pack = _HEAD.pack
+_pack = PLAIN_HEADER.pack
+_unpack_from = PLAIN_HEADER.unpack_from
 _FIRST: Final = 10
 _REST: Final = 16
 
@@ -43,6 +41,24 @@ class PlainCalls:
     def is_answer(self, data: bytes | bytearray, size: int, seq: int) -> bool:
         """Whether the first ``size`` bytes are just the RESULT of that number, with a body from `HEAD_SIZE` on."""
         return size >= HEAD_SIZE and data.startswith(_pack(self._answer, seq, size - HEAD_SIZE, self._rest))
+
+    def answers(self, data: bytes, offset: int, longest: int) -> tuple[list[tuple[int, bytes]], int]:
+        """Number and body of each of the RESULTs that follow each other from there, and where they end.
+
+        Args:
+            longest: bytes of a body; a longer one is not among them.
+        """
+        found: list[tuple[int, bytes]] = []
+        answer, rest, last = self._answer, self._rest, len(data) - HEAD_SIZE
+        while offset <= last:
+            first, seq, size, behind = _unpack_from(data, offset)
+            begin = offset + HEAD_SIZE
+            end = begin + size
+            if first != answer or behind != rest or size > longest or end > len(data):
+                break
+            found.append((seq, data[begin:end]))
+            offset = end
+        return found, offset
 
 
 @cache

@@ -19,6 +19,7 @@ from __future__ import annotations
 import enum
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final, Generic, TypeVar
 
 from ..errors import Outcome, ProtocolError, SerializeError
@@ -380,6 +381,11 @@ class ServerSession:
             bits, self._client_nonce = offer
             nonce = secrets.token_bytes(features.NONCE_SIZE)
             self._granted = Grant(features.consistent(bits & self._offer & Feature.ALL), nonce, self._epoch)
+
+    def narrow(self, bits: int) -> None:
+        """Grant nothing beyond these of what the client offered; between its CONNECT and the answer to that."""
+        if self._granted is not None:
+            self._granted = replace(self._granted, bits=features.consistent(self._granted.bits & bits))
 
     def may_grant(self, feature: int) -> bool:
         """Whether the client offered a feature that this daemon grants, in force or not yet."""

@@ -27,8 +27,6 @@ if TYPE_CHECKING:  # the server's: a client starts without them
 
 BLOCK: Final = 512 * 1024
 """Bytes of one block: measured over loopback, half of it costs a quarter more of the processor's time."""
-LEAST_BLOCK: Final = 64 * 1024
-"""However little credit there is."""
 QUICK_LINE: Final = 125_000_000
 """Bytes a second of the quickest line that is to be filled, however long it is, as far as the credit goes."""
 NAME: Final = "iter"
@@ -50,8 +48,8 @@ class IterChannel(Channel):
         async def send(offset: int, data: bytes) -> int:
             return credit_in(await talk.ask("put_block", ticket.transfer_id, offset, data))
 
-        largest = min(BLOCK, ticket.block_size, max(ticket.credit, LEAST_BLOCK))
-        await push_blocks(source, ticket, manner.pace.step(largest), send, acknowledged, manner.pace)
+        largest = manner.pace.step(min(BLOCK, ticket.block_size))
+        await push_blocks(source, ticket, largest, send, acknowledged, manner.pace)
         return await source.end()
 
     async def pull(

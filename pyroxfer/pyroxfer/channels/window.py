@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 import trio
 
 from ..offer import Ticket
 from ..pace import Pace
-from ..runs import Range, pieces
+from ..runs import Range
 from ..source import Source
 from ..tasks import open_flat_nursery
 from .base import Acknowledged
 
-CREDIT: Final = 10 * 256 * 1024
-"""Bytes in flight at the beginning: enough for 1 Gbit/s over 20 ms."""
+CREDIT: Final = 4 * 1024 * 1024
+"""Bytes in flight at the beginning: enough for 1 Gbit/s over 32 ms."""
 MOST_CREDIT: Final = 8 * 1024 * 1024
 """Bytes in flight at most, at each end: enough for 1 Gbit/s over 64 ms."""
+LEAST_BLOCK: Final = 60 * 1024
+"""Bytes of a block, however little credit there is."""
 UNHINDERED: Final = 1.5
 """A block that takes less than so many times the fastest one did not wait behind others: more may be in flight."""
 
@@ -32,10 +35,11 @@ class Window:
     """How many bytes may be in flight. It grows as long as blocks come back as fast as alone, which is when the line
     is long and not full, up to what the server gives."""
 
-    def __init__(self, block_size: int, credit: int, most: int = MOST_CREDIT) -> None:
-        self._least = block_size
+    def __init__(self, largest: int, credit: int, most: int = MOST_CREDIT) -> None:
+        self._largest = largest
         self._most = most
-        self._size = max(block_size, min(CREDIT, credit // 2, most))
+        self._credit = credit
+        self._size = max(self.block, min(CREDIT, credit // 2, most))
         self._flying = 0
         self._fastest = float("inf")
         self._freed = trio.lowlevel.ParkingLot()
@@ -44,6 +48,11 @@ class Window:
     def size(self) -> int:
         """Bytes that may be in flight now."""
         return self._size
+
+    @property
+    def block(self) -> int:
+        """Bytes of the next block: the largest one, as long as the server gives credit for it."""
+        return min(self._largest, max(self._credit, LEAST_BLOCK))
 
     async def enter(self, count: int) -> float:
         """Wait until so many bytes may be sent; the time to hand to ``leave``."""
@@ -58,7 +67,8 @@ class Window:
         self._fastest = min(self._fastest, took)
         if took < UNHINDERED * self._fastest:
             self._size += count
-        self._size = max(min(self._size, credit, self._most), self._least)
+        self._credit = credit
+        self._size = max(min(self._size, credit, self._most), self.block)
         self._flying -= count
         self._freed.unpark_all()
 
@@ -82,12 +92,14 @@ async def _flights(window: Window, acknowledged: Acknowledged) -> AsyncIterator[
 
 
 async def push_blocks(
-    source: Source, ticket: Ticket, block_size: int, send: SendBlock, acknowledged: Acknowledged, pace: Pace
+    source: Source, ticket: Ticket, largest: int, send: SendBlock, acknowledged: Acknowledged, pace: Pace
 ) -> None:
-    """Read what is missing of the source in order and send its blocks, as many at once as the window has room for."""
-    window = Window(block_size, ticket.credit)
+    """Read what is missing of the source in order and send its blocks, of ``largest`` bytes at most, as many at once
+    as the window has room for."""
+    window = Window(largest, ticket.credit)
+    missing = [Range(0, sys.maxsize)] if ticket.size is None else ticket.missing  # the source will tell where it ends
     async with _flights(window, acknowledged) as start:
-        for offset, length in _wanted(ticket, block_size):
+        for offset, length in _blocks(missing, window):
             await pace.take(length)
             data = await source.read_block(offset, length)
             if data:
@@ -96,23 +108,23 @@ async def push_blocks(
                 return
 
 
-def _wanted(ticket: Ticket, block_size: int) -> Iterable[Range]:
-    """The blocks to send, in order; without end when the source will tell where it ends."""
-    if ticket.size is not None:
-        yield from pieces(ticket.missing, block_size)
-        return
-    offset = 0
-    while True:
-        yield Range(offset, block_size)
-        offset += block_size
+def _blocks(ranges: Sequence[Range], window: Window) -> Iterator[Range]:
+    """These ranges in order, in blocks as large as the window has them when their turn comes."""
+    for offset, length in ranges:
+        end = offset + length
+        while offset < end:
+            block = Range(offset, min(window.block, end - offset))
+            yield block
+            offset += block.length
 
 
 async def pull_blocks(
-    ticket: Ticket, block_size: int, fetch: FetchBlock, acknowledged: Acknowledged, pace: Pace, *, in_order: bool
+    ticket: Ticket, largest: int, fetch: FetchBlock, acknowledged: Acknowledged, pace: Pace, *, in_order: bool
 ) -> None:
-    """Fetch every missing block of a file of known size, as many at once as the window has room for."""
-    window = Window(block_size, ticket.credit, block_size if in_order else MOST_CREDIT)
+    """Fetch what is missing of a file of known size in blocks of ``largest`` bytes at most, as many at once as the
+    window has room for."""
+    window = Window(largest, ticket.credit, largest if in_order else MOST_CREDIT)
     async with _flights(window, acknowledged) as start:
-        for offset, length in pieces(ticket.missing, block_size):
+        for offset, length in _blocks(ticket.missing, window):
             await pace.take(length)
             await start(length, lambda offset=offset, length=length: fetch(offset, length))

@@ -7,9 +7,7 @@ option is the same in all four. ``--if-exists`` of ``pyroxfer send`` is ``PYROXF
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +57,8 @@ def read_file(path: str | None) -> dict[str, Any]:
         raise ConfigurationError([f"{place}: {error.strerror}"]) from None
     if len(data) > MAX_FILE_BYTES:
         raise ConfigurationError([f"{place}: larger than {MAX_FILE_BYTES} bytes"])
+    import tomllib  # most have no such file
+
     try:
         return tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
@@ -129,6 +129,8 @@ def _problems(
             yield from _problems(value, inner[key], context, (*path, key))
         elif key not in options:
             commands = command.list_commands(context) if isinstance(command, click.Group) else []
+            import difflib  # only for what is wrong
+
             near = difflib.get_close_matches(key, [*options, *commands], n=1)
             yield f"{place}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
         elif problem := _problem_of(options[key], value, context):

@@ -6,14 +6,17 @@ import contextlib
 import json as json_module
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import SomeFilesFailedError
 from ..names import printable
 from ..offer import SKIPPED, Receipt
-from ..planning import WANTED, Planned
 from ..progress import Progress, ProgressCallback, TqdmProgress, human
+
+if TYPE_CHECKING:
+    from ..planning import Planned
 
 
 def print_event(event: Progress, **more: object) -> None:
@@ -66,6 +69,8 @@ def conclude_plan(planned: Sequence[Planned], where: str) -> str:
     Raises:
         SomeFilesFailedError: some files would be refused; the error of the only one comes as it is.
     """
+    from ..planning import WANTED  # loaded by now: somebody planned
+
     refused = {one.path: one.error for one in planned if one.error is not None}
     if refused and len(planned) == 1:
         raise next(iter(refused.values()))

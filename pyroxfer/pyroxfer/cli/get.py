@@ -11,7 +11,6 @@ from pyroxfer_core.cli.access import ClientAccess, client_access
 
 from ..client import PIPE
 from ..client import get as get_files
-from ..dry_run import plan_get
 from ..names import printable
 from .complete import remote
 from .events import conclude_plan, events, print_event, print_plan, summary
@@ -66,6 +65,8 @@ def get(
             click.echo(summary(receipts, where), err=True)
 
     async def plan() -> None:
+        from ..dry_run import plan_get  # few runs are dry
+
         tell = print_event if json else print_plan
         settings = access.settings(Settings())
         planned = await plan_get(sources, destination, progress=tell, settings=settings, **for_plan(options))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import gc
 import importlib
 import logging
@@ -63,7 +62,7 @@ class LazyGroup(CommandGroup):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """As click does it, with addresses whole where a shell asks how they go on."""
         if COMPLETE in os.environ:
-            from .complete import take_addresses_whole  # only a shell needs it
+            from .bash import take_addresses_whole  # only a shell needs it
 
             take_addresses_whole()
         return super().main(*args, **kwargs)
@@ -80,9 +79,11 @@ class LazyGroup(CommandGroup):
         return name, command, rest
 
     def _resolve(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        near = difflib.get_close_matches(args[0], COMMANDS, n=1) if args and args[0] not in COMMANDS else []
-        if near:
-            ctx.fail(f"No such command '{printable(args[0])}'. Did you mean '{near[0]}'?")
+        if args and args[0] not in COMMANDS:
+            import difflib  # a typing error takes longer anyway
+
+            if near := difflib.get_close_matches(args[0], COMMANDS, n=1):
+                ctx.fail(f"No such command '{printable(args[0])}'. Did you mean '{near[0]}'?")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -6,12 +6,11 @@ import functools
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 import trio
 
-from pyroxfer_core import Worker
 from pyroxfer_core import errors as core_errors
 
 from ..errors import SomeFilesFailedError, TransferError
@@ -19,6 +18,9 @@ from ..names import printable
 from ..progress import Progress
 from ..tasks import open_flat_nursery
 from .events import print_event
+
+if TYPE_CHECKING:
+    from pyroxfer_core import Worker
 
 SHOWN_FAILURES: Final = 20
 """Files listed by name when some of many failed; all are in the events of --json."""
@@ -65,6 +67,8 @@ def run_parent(main: Callable[[], Awaitable[int]]) -> NoReturn:
 
 def current_worker() -> Worker | None:
     """Which worker this process is, None when it is none; or the end of the command."""
+    from pyroxfer_core import Worker  # clients are none
+
     try:
         return Worker.current()
     except core_errors.PyroError as error:

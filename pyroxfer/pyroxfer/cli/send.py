@@ -11,7 +11,6 @@ from pyroxfer_core.cli.access import ClientAccess, client_access
 
 from ..address import parse_address
 from ..client import send as send_files
-from ..dry_run import plan_send
 from .complete import remote
 from .events import conclude_plan, events, print_event, print_plan, summary
 from .run import run
@@ -71,6 +70,8 @@ def send(
             click.echo(summary(receipts, str(address.uri.location or address.uri)), err=True)
 
     async def plan() -> None:
+        from ..dry_run import plan_send  # few runs are dry
+
         address = parse_address(place)
         tell = print_event if json else print_plan
         settings = access.settings(Settings())

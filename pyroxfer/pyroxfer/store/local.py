@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from ..errors import DeniedError, TransferError
 from ..links import check_link
-from ..names import is_journal, is_partial, printable, split_file_path, split_path
+from ..names import is_private, printable, split_file_path, split_path
 from ..offer import FileEntry, bounded_mtime
 from .base import StagedFile
 from .ledger import Ledger
@@ -69,18 +69,19 @@ class LocalStore:
         waiting: list[tuple[str, ...]] = [()]
         while waiting:
             below = waiting.pop()
+            prefix = "".join(f"{part}/" for part in below)
             try:
                 with self._folder((*base, *below)) as folder:
-                    entries = list(_scan(folder))
+                    entries = list(_scan(folder, prefix))
             except OSError as error:
                 if not below:
                     with translated(path):
                         raise error
                 yield FileEntry("/".join(below), "unreadable")
                 continue
-            for entry in entries:
-                yield FileEntry("/".join((*below, entry.path)), entry.kind, entry.size, entry.mode, entry.mtime_ns)
-            waiting += [(*below, entry.path) for entry in reversed(entries) if entry.kind == "folder"]
+            yield from entries
+            inner = (entry.path[len(prefix) :] for entry in reversed(entries) if entry.kind == "folder")
+            waiting += [(*below, name) for name in inner]
 
     def open_file(self, path: str) -> int:
         """A read-only descriptor of a regular file, owned by the caller."""
@@ -242,21 +243,22 @@ class LocalStore:
                     os.fsync(folder)
 
 
-def _scan(folder_fd: int) -> Iterator[FileEntry]:
-    """The entries of an open folder, by name, without partial files and their journals."""
+def _scan(folder_fd: int, prefix: str = "") -> Iterator[FileEntry]:
+    """The entries of an open folder, by name, without partial files and their journals; ``prefix`` goes before each
+    name."""
     with os.scandir(folder_fd) as entries:
         for entry in sorted(entries, key=lambda item: item.name):
-            if is_partial(entry.name) or is_journal(entry.name):
+            if is_private(entry.name):
                 continue
             try:
                 entry.name.encode()
                 status = entry.stat(follow_symlinks=False)
             except UnicodeEncodeError:
-                yield FileEntry(printable(entry.name), "unreadable")
+                yield FileEntry(prefix + printable(entry.name), "unreadable")
             except OSError:
                 continue  # removed since the folder was read
             else:
-                yield _entry(entry.name, status)
+                yield _entry(prefix + entry.name, status)
 
 
 def _entry(path: str, status: os.stat_result) -> FileEntry:

@@ -1,0 +1,164 @@
+"""The threads of one transfer: a few, that go on by themselves, and what becomes of work not wanted any more."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import trio
+import trio.testing
+from doubles import until
+
+from pyroxfer.tasks import OwnThreads
+
+
+class Gate:
+    """Work that hangs until it is let go."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.inside = 0
+        self.most = 0
+        self.names: list[str] = []
+        self._lock = threading.Lock()
+
+    def pass_through(self, name: str = "") -> str:
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            self.names.append(name)
+        assert self.open.wait(60)
+        with self._lock:
+            self.inside -= 1
+        return name
+
+
+async def test_work_waits_for_one_of_a_few_threads_in_the_order_in_which_it_came() -> None:
+    gate, own, done = Gate(), OwnThreads(2), []
+
+    async def work(name: str) -> None:
+        done.append(await own.run(gate.pass_through, name))
+
+    async with trio.open_nursery() as nursery:
+        for name in "abcdef":
+            nursery.start_soon(work, name)
+            await trio.testing.wait_all_tasks_blocked()
+        await until(lambda: gate.inside == 2)
+        gate.open.set()
+    assert gate.most == 2
+    assert gate.names == list("abcdef")
+    assert sorted(done) == list("abcdef")
+
+
+async def test_a_thread_goes_on_with_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread is woken for each block of a transfer that has always some waiting."""
+    started: list[Callable[[], None]] = []
+    real = trio.lowlevel.start_thread_soon
+
+    def start(work: Callable[[], None], deliver: Callable[[object], object]) -> None:
+        started.append(work)
+        real(work, deliver)
+
+    monkeypatch.setattr(trio.lowlevel, "start_thread_soon", start)
+    gate, own = Gate(), OwnThreads(1)
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(own.run, gate.pass_through, "")
+        await until(lambda: gate.inside == 1)
+        gate.open.set()
+    assert len(gate.names) == 20
+    assert len(started) == 1
+    await own.run(gate.pass_through)
+    assert len(gate.names) == 21
+
+
+async def test_work_that_comes_at_any_moment_is_done() -> None:
+    """Also when its thread has just found nothing and is about to end."""
+    own, gate = OwnThreads(2), Gate()
+    gate.open.set()
+
+    async def work() -> None:
+        for _ in range(200):
+            await own.run(gate.pass_through)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(work)
+    assert len(gate.names) == 800
+
+
+async def test_an_error_arrives_where_the_work_was_asked_for() -> None:
+    own = OwnThreads()
+    with pytest.raises(ZeroDivisionError):
+        await own.run(divmod, 1, 0)
+    with pytest.raises(SystemExit, match="wanted"):
+        await own.run(_leave, "wanted")
+    assert await own.run(divmod, 7, 2) == (3, 1)
+
+
+def _leave(why: str) -> None:
+    raise SystemExit(why)
+
+
+async def test_cancelled_work_is_not_begun_and_begun_work_is_waited_for() -> None:
+    gate, own = Gate(), OwnThreads(1)
+    values: list[str] = []
+
+    async def begun(task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        with trio.CancelScope() as scope:
+            task_status.started(scope)
+            values.append(await own.run(gate.pass_through, "begun"))
+
+    async def waiting(task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        with trio.CancelScope() as scope:
+            task_status.started(scope)
+            await own.run(gate.pass_through, "never")
+        values.append("cancelled")
+
+    async with trio.open_nursery() as nursery:
+        first = await nursery.start(begun)
+        await until(lambda: gate.inside == 1)
+        second = await nursery.start(waiting)
+        await trio.testing.wait_all_tasks_blocked()
+        second.cancel()
+        first.cancel()
+        await until(lambda: bool(values))
+        assert values == ["cancelled"]
+        gate.open.set()
+    assert values == ["cancelled", "begun"]
+    assert gate.names == ["begun"]
+
+
+async def test_work_that_finds_no_thread_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    gate, own = Gate(), OwnThreads(1)
+    gate.open.set()
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.lowlevel, "start_thread_soon", start)
+        with pytest.raises(RuntimeError, match="new thread"):
+            await own.run(gate.pass_through, "never")
+    assert await own.run(gate.pass_through, "later") == "later"
+    assert gate.names == ["later"]
+
+
+def test_a_thread_that_ends_after_its_loop_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    own, ended = OwnThreads(), threading.Event()
+    real = OwnThreads._leave
+
+    async def main() -> int:
+        return await own.run(int, "7")
+
+    def late(self: OwnThreads, token: trio.lowlevel.TrioToken, result: object) -> None:
+        assert over.wait(60)
+        real(self, token, result)
+        ended.set()
+
+    over = threading.Event()
+    own._leave = late.__get__(own)  # type: ignore[method-assign]  # to hold it up
+    assert trio.run(main) == 7
+    over.set()
+    assert ended.wait(60)
+    assert capfd.readouterr().err == ""

@@ -21,6 +21,9 @@ from ..errors import AuthenticationError, CommunicationError, ConnectionClosedEr
 from ..uri import Uri
 
 BACKLOG: Final = 1024
+SPEAK_FIRST_S: Final = 1
+"""How long the kernel keeps a connection to itself that has said nothing. Clients of all protocols here speak first,
+so who is accepted has mostly said already what it wants, and costs nobody a wait. Others are accepted after that."""
 KEEPALIVE_IDLE_S: Final = 15
 KEEPALIVE_INTERVAL_S: Final = 5
 KEEPALIVE_PROBES: Final = 3
@@ -229,6 +232,8 @@ def bind_tcp(host: str, port: int, prefer: int = 4) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         set_keepalive(sock)
+        if hasattr(socket, "TCP_DEFER_ACCEPT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, SPEAK_FIRST_S)
         sock.bind(address)
         sock.listen(BACKLOG)
         sock.setblocking(False)

@@ -22,8 +22,8 @@ from ..uri import Uri
 
 BACKLOG: Final = 1024
 SPEAK_FIRST_S: Final = 1
-"""How long the kernel keeps a connection to itself that has said nothing. Clients of all protocols here speak first,
-so who is accepted has mostly said already what it wants, and costs nobody a wait. Others are accepted after that."""
+"""How long the kernel keeps a connection to itself that has said nothing. Clients of a daemon speak first, so who is
+accepted has mostly said already what it wants, and costs nobody a wait. Others are accepted after that time."""
 KEEPALIVE_IDLE_S: Final = 15
 KEEPALIVE_INTERVAL_S: Final = 5
 KEEPALIVE_PROBES: Final = 3
@@ -232,8 +232,6 @@ def bind_tcp(host: str, port: int, prefer: int = 4) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         set_keepalive(sock)
-        if hasattr(socket, "TCP_DEFER_ACCEPT"):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, SPEAK_FIRST_S)
         sock.bind(address)
         sock.listen(BACKLOG)
         sock.setblocking(False)
@@ -259,6 +257,12 @@ def bind_unix(path: str) -> socket.socket:
         sock.close()
         raise CommunicationError(f"cannot listen on ./u:{path}: {reason_of(error)}") from error
     return sock
+
+
+def accept_who_speaks(listener: socket.socket) -> None:
+    """Let the kernel keep TCP connections that have said nothing for `SPEAK_FIRST_S`, where it can."""
+    if listener.family != socket.AF_UNIX and hasattr(socket, "TCP_DEFER_ACCEPT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, SPEAK_FIRST_S)
 
 
 def _remove_dead_socket(path: str) -> None:

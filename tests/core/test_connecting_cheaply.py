@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from contextlib import ExitStack
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from pyroxfer_core.client.handshake import HelloSerializer, Welcome, read_welcom
 from pyroxfer_core.errors import PyroError
 from pyroxfer_core.serializers.base import SerializerContext
 from pyroxfer_core.serializers.factory import make_serializer
+from pyroxfer_core.wire.features import Feature, Grant
 from pyroxfer_core.wire.message import Flags, Message, MessageType
 
 BUFFER = 64 * 1024
@@ -96,3 +98,15 @@ def test_only_a_connection_that_waits_for_something_has_a_buffer_and_none_that_i
             proxy._pyroRelease()
         assert tracemalloc.get_traced_memory()[0] < CONNECTIONS * BUFFER
         assert all(link is not None and link.closed for link in links)
+
+
+def test_what_is_agreed_leaves_the_rest_of_a_context_alone() -> None:
+    """It is copied field by field: a new one must not be forgotten."""
+    changed = {"own", "out_of_band", "streams"}
+    marks = {field.name: object() for field in fields(SerializerContext)}
+    context = SerializerContext(**marks)  # type: ignore[arg-type]  # nothing looks at them
+    granted = context.granted(Grant(Feature.ALL))
+    assert {name for name, mark in marks.items() if getattr(granted, name) is not mark} == changed
+    assert granted.own
+    assert granted.out_of_band
+    assert granted.streams

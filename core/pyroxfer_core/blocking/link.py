@@ -203,8 +203,8 @@ class BlockingLink:
         """What serializers know about the peer."""
         if self._context is None:
             context = self._first_context()
-            autoproxy = context.autoproxy if self.offers is None else self.offers.offer
-            self._context = context.granted(self.grant, autoproxy)
+            autoproxy = None if self.offers is None else self.offers.offer
+            self._context = context.granted(self.grant, autoproxy=autoproxy)
         return self._context
 
     def in_pieces(self) -> LargeMessages:

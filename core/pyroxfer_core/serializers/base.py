@@ -47,14 +47,28 @@ class SerializerContext:
     autoproxy: Callable[[Any], ProxyState | None] | None = None
     """The proxy that stands for an object served by this process, None for any other value."""
 
-    def granted(self, grant: Grant, autoproxy: Callable[[Any], ProxyState | None] | None = None) -> SerializerContext:
-        """The same context with what was agreed with the peer, and another ``autoproxy`` if one is given."""
-        own = Feature.TYPED in grant
-        return replace(
-            self,
+    def granted(
+        self,
+        grant: Grant,
+        *,
+        autoproxy: Callable[[Any], ProxyState | None] | None = None,
+        stream_reader: Callable[[int], Any] | None = None,
+        proxy_factory: Callable[[ProxyState], Any] | None = None,
+        unsafe: frozenset[str] | None = None,
+    ) -> SerializerContext:
+        """The same context with what was agreed with the peer, and what else is given."""
+        own = grant.bits & Feature.TYPED != 0
+        return SerializerContext(  # `dataclasses.replace` takes longer than a whole call
+            version=self.version,
             own=own,
-            out_of_band=own and Feature.OUT_OF_BAND in grant,
-            streams=own and Feature.UPLOAD in grant,
+            out_of_band=own and grant.bits & Feature.OUT_OF_BAND != 0,
+            streams=own and grant.bits & Feature.UPLOAD != 0,
+            stream_writer=self.stream_writer,
+            stream_reader=stream_reader or self.stream_reader,
+            unsafe=self.unsafe if unsafe is None else unsafe,
+            registry=self.registry,
+            proxy_factory=proxy_factory or self.proxy_factory,
+            proxy_state_of=self.proxy_state_of,
             autoproxy=autoproxy or self.autoproxy,
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -55,12 +54,11 @@ class Peer:
     what few of them need is made when it is.
 
     Args:
-        crew: the workers, which must serve as long as the connection.
+        crew: the workers, which must serve as long as the connection; None: it has others.
     """
 
     __slots__ = (
         "__weakref__",
-        "_crew",
         "_instances",
         "_large",
         "_left",
@@ -73,6 +71,7 @@ class Peer:
         "annotates",
         "calls",
         "connection",
+        "crew",
         "daemon",
         "ended",
         "finishing",
@@ -82,6 +81,7 @@ class Peer:
         "known_serializers",
         "loan",
         "place",
+        "poller",
         "pool",
         "resources",
         "reverse",
@@ -92,6 +92,11 @@ class Peer:
         "table",
         "takes_small",
     )
+
+    crew: Crew
+    """The workers that serve it."""
+    poller: Poller
+    """What listens to it between its turns."""
 
     def __init__(self, daemon: Daemon, connection: Connection, crew: Crew | None) -> None:
         self.daemon = daemon
@@ -104,7 +109,9 @@ class Peer:
         self.takes_small = not (self.annotates or self.settings.compression or self.settings.hmac_key)
         """Whether usual requests may take the short way."""
         self.connection = connection
-        self._crew = crew
+        if crew is not None:
+            assert crew.poller is not None, "somebody reads for it"
+            self.crew, self.poller = crew, crew.poller
         self.session = ServerSession(daemon.epoch)
         self.calls = Calls(self)
         self.place = Place.TAKEN
@@ -179,20 +186,6 @@ class Peer:
         """Whether the client makes one call after another on this connection."""
         return not self.session.grant.bits & Feature.CONCURRENT
 
-    # --- who serves it ----------------------------------------------------------------------------------------
-
-    @property
-    def crew(self) -> Crew:
-        """The workers that serve it."""
-        assert self._crew is not None, "served"
-        return self._crew
-
-    @property
-    def poller(self) -> Poller:
-        """What listens to it between its turns."""
-        assert self.crew.poller is not None, "somebody reads for it"
-        return self.crew.poller
-
     # --- serializers ------------------------------------------------------------------------------------------
 
     def serializer(self, name: str) -> Serializer:
@@ -220,11 +213,12 @@ class Peer:
     def context(self) -> SerializerContext:
         """How values are written for and read from this peer."""
         grant = self.session.grant
-        context = self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(grant)
-        if Feature.UPLOAD in grant:
-            context = replace(context, stream_reader=self._make_stream)
-        context = replace(context, unsafe=self._unsafe)
-        return replace(context, proxy_factory=self._make_proxy) if Feature.REVERSE in grant else context
+        return self.daemon.serializer_context(self.version, Feature.TYPED in grant).granted(
+            grant,
+            stream_reader=self._make_stream if Feature.UPLOAD in grant else None,
+            proxy_factory=self._make_proxy if Feature.REVERSE in grant else None,
+            unsafe=self._unsafe,
+        )
 
     def _make_stream(self, number: int) -> ArgumentStream:
         return self.uploads.make(number)

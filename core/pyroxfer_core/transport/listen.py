@@ -183,8 +183,7 @@ class _Door:
             return first
 
         def make() -> Connection:
-            decoder = self._decoder(sock, V502)
-            connection = Connection(sock, decoder, address=address)
+            connection = Connection(sock, self._decoder(V502), address=address)
             connection.release = partial(self._leave, host)
             return connection
 
@@ -196,7 +195,7 @@ class _Door:
             self._leave(host)
             return None
 
-    def _decoder(self, sock: StreamSocket, codec: Codec | None = None) -> Decoder:
+    def _decoder(self, codec: Codec | None, tap: Callable[[Codec], Codec] | None = None) -> Decoder:
         settings = self._settings
         return Decoder(
             codec,
@@ -204,7 +203,7 @@ class _Door:
             max_annotations=settings.max_annotations,
             collect=self._collect,
             hmac_key=settings.hmac_key,
-            tap=wire_log(settings, partial(peer_text, sock)),
+            tap=tap,
         )
 
     async def _serve(self, sock: socket.socket, address: Any, host: str | None, first: bytes) -> None:
@@ -287,7 +286,7 @@ class _Door:
             return False
         if kind == "tls":
             log.warning("%s speaks TLS to a port that does not: it is refused", peer_text(sock))
-        decoder = self._decoder(sock)
+        decoder = self._decoder(None, wire_log(self._settings, partial(peer_text, sock)))
         decoder.feed(first)
         connection = Connection(sock, decoder, hmac_key=self._settings.hmac_key, address=address)
         connection.settled = settled

@@ -25,7 +25,7 @@ from .frame import (
     sole_chunk,
     split_chunks,
 )
-from .message import Body, Message
+from .message import Body, Message, MessageType
 
 VERSION: Final = 502
 _MAGIC: Final = 0x4DC5
@@ -36,6 +36,7 @@ _NO_CORRELATION_ID: Final = bytes(CORRELATION_ID_SIZE)
 _HEADER: Final = struct.Struct("!4sHBBHHII16sHH")
 _CHUNK: Final = struct.Struct("!4sI")
 _SIZE: Final = _HEADER.size
+_pack_annotated: Final = struct.Struct(_HEADER.format + _CHUNK.format.removeprefix("!")).pack
 _unpack_from = _HEADER.unpack_from
 _pack = _HEADER.pack
 
@@ -44,6 +45,17 @@ _NUMBERS: Final = {name: number for number, name in _NAMES.items()}
 
 APART: Final = 64 * 1024
 """Bytes of an annotation from which copying it costs more than a buffer of its own."""
+PLAIN_HEADER: Final = struct.Struct("!10sHI24s")
+"""The same header: what identifies the message (up to its flags), sequence number, length of the body, the rest."""
+_unpack_plain_from = PLAIN_HEADER.unpack_from
+_NOTHING_ELSE: Final = _HEADER.pack(b"", 0, 0, 0, 0, 0, 0, 0, _NO_CORRELATION_ID, 0, _MAGIC)[16:]
+"""The rest of most headers."""
+_PLAIN_HEADS: Final = {
+    _HEADER.pack(TAG, VERSION, kind, number, 0, 0, 0, 0, b"", 0, 0)[:10]: (kind, name)
+    for kind in (MessageType.INVOKE, MessageType.RESULT)
+    for number, name in _NAMES.items()
+}
+"""What most messages begin with."""
 _NEUTRAL_BITS: Final = 0x3F
 """The neutral flags took their numbers from this protocol, except META_ON_CONNECT, which it does not have."""
 _CORR_ID: Final = 0x40
@@ -93,6 +105,13 @@ class CodecV502:
         start = offset + _SIZE
         if start > len(data):
             return None
+        first, seq, size, rest = _unpack_plain_from(data, offset)
+        plain = _PLAIN_HEADS.get(first)
+        if plain is not None and rest == _NOTHING_ELSE:
+            end = start + size
+            if size > longest or end > len(data):
+                return None
+            return Message(plain[0], seq, plain[1], 0, data[start:end], {}), end
         tag, version, kind, serializer, flags, seq, size, area, correlation_id, _, magic = _unpack_from(data, offset)
         body_at = start + area
         end = body_at + size
@@ -124,8 +143,11 @@ class CodecV502:
     def encode(self, message: Message, *, hmac_key: bytes | None = None) -> bytes:
         """The whole message. ``hmac_key`` has no effect: this protocol cannot sign."""
         body = message.body
-        if type(body) is bytes and not message.annotations and message.correlation_id is None:
-            return self.encode_small(message.type, message.serializer, message.flags, message.seq, body)
+        if type(body) is bytes and message.correlation_id is None:
+            if not message.annotations:
+                return self.encode_small(message.type, message.serializer, message.flags, message.seq, body)
+            if len(message.annotations) == 1 and (data := self._annotated(message, body)) is not None:
+                return data
         size = len(body) if type(body) is bytes else body_size(body)
         if not message.annotations:
             return self._header(message, size, 0) + body
@@ -144,6 +166,21 @@ class CodecV502:
             except struct.error:
                 pass  # what is wrong is said below
         return self._header(Message(kind, seq, serializer, flags, body), body_size(body), 0) + body
+
+    @staticmethod
+    def _annotated(message: Message, body: bytes) -> bytes | None:
+        """A message with one annotation, as of most that have any, in one step; None to write it step by step."""
+        ((key, value),) = message.annotations.items()
+        number = _NUMBERS.get(message.serializer)
+        usual = type(value) is bytes and type(key) is str and len(key) == KEY_SIZE and key.isascii()
+        if number is None or not usual:
+            return None
+        kind, bits, area = message.type, message.flags & _NEUTRAL_BITS, _CHUNK.size + len(value)
+        head = TAG, VERSION, kind, number, bits, message.seq, len(body), area, _NO_CORRELATION_ID, 0, _MAGIC
+        try:
+            return b"".join((_pack_annotated(*head, key.encode(), len(value)), value, body))
+        except struct.error:
+            return None  # what is wrong is said there
 
     def encode_head(self, message: Message, body_length: int) -> bytes:
         """Header and annotations of a message whose body of ``body_length`` bytes is sent separately."""

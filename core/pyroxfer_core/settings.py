@@ -65,10 +65,11 @@ class Settings:
     more without a sign of life, and the call is Unknown. 0 never asks."""
     call_timeout_s: float | None = None
     """Default deadline of a call; None waits as long as the connection lives."""
-    busy_poll_s: float = 0.001
+    busy_poll_s: float = 0.002
     """How long a daemon waits for requests, and a proxy of trio for answers, without a turn of the loop, where nobody
-    else there had anything to do. A wait may begin at the end of that time and last five times as long: other tasks
-    may run, and cancels be seen, late by six times that. At most 0.01; 0 waits in the loop always."""
+    else there had anything to do. A wait may begin at the end of that time and last two and a half times as long:
+    other tasks may run, and cancels be seen, late by three and a half times that. At most 0.01; 0 waits in the loop
+    always."""
     strict_session: bool = False
     """Raise SessionLost instead of connecting anew to a stock peer after a connection with calls was lost."""
     max_connections: int = 10_000
@@ -79,8 +80,9 @@ class Settings:
     """Connections that have not finished their handshake; the oldest is dropped for a new one."""
     max_calls_in_flight: int = 1_000
     """Calls running at once on one connection of our own peers; more are refused as NotSent."""
-    worker_threads: int = 40
-    """Synchronous methods running at once in a daemon."""
+    worker_threads: int = 80
+    """Synchronous methods running at once in a daemon; with so many clients each may keep a thread between its calls.
+    Pyro5 has as many."""
     worker_queue: int = 400
     """Synchronous calls waiting for a thread; beyond it calls are refused at once as NotSent."""
     stream_linger_s: float = 30.0

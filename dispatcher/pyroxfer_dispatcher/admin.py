@@ -7,6 +7,8 @@ import logging
 import re
 from typing import Final
 
+from .backends import Backend
+
 log = logging.getLogger("pyroxfer.dispatcher")
 
 MAX_FIELD: Final = 300
@@ -26,3 +28,16 @@ def _shown(value: object) -> str:
     if len(text) > MAX_FIELD:
         text = text[:MAX_FIELD] + "…"
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
+
+
+def announce(backend: Backend, *, is_up: bool) -> None:
+    """A backend went down, or came back."""
+    if is_up:
+        note(logging.INFO, "backend_up", backend=backend.name, uri=backend.uri)
+    else:
+        note(logging.WARNING, "backend_down", backend=backend.name, uri=backend.uri, reason=backend.reason)
+
+
+def announce_ejection(backend: Backend, verdict: str, reason: str) -> None:
+    """Calls of a backend fail one after the other."""
+    note(logging.WARNING, verdict, backend=backend.name, uri=backend.uri, reason=reason)

@@ -14,7 +14,7 @@ from pyroxfer_core import error_body
 from pyroxfer_core.errors import Outcome, PyroError, RefusedError
 from pyroxfer_core.wire import OUTCOME_KEY, Codec, Flags, Message, MessageType
 
-from .admin import note
+from .admin import announce, announce_ejection, note
 from .backends import Backend
 from .calls import Phase
 from .channel import Opened
@@ -58,6 +58,7 @@ from .forwarding import Forwarding
 from .hub import Hub
 from .links import Link, LinkSource, Reader, from_backend
 from .routes import Party, Service
+from .standstill import Standstill
 
 Handle = Callable[[Event, float], list[Command]]
 
@@ -99,7 +100,7 @@ class Conversation:
         self._links = links
         self._codec = codec
         self._reader = reader
-        self._stall_s = stall_s
+        self._standstill = Standstill(stall_s)
         self._forwarding = Forwarding(dialect, codec.version, party, self._woken, takes_back=takes_back)
         self._judge: Handle = self._forwarding.handle if watch is None else watch(self._forwarding)
         self._client: ClientSide
@@ -113,8 +114,6 @@ class Conversation:
         """The end of the request has come from the client, but not all of it has left for the backend."""
         self._working = False
         self._client_left = False
-        self._progress: object = None
-        self._progress_at = 0.0
         self._stopping = False
         self._leaving = False
         self._dialect = dialect
@@ -149,6 +148,14 @@ class Conversation:
     def belongs_to(self, backend: Backend) -> bool:
         """Whether that backend holds its item streams."""
         return self._kept is not None and self._kept.backend is backend
+
+    def give_kept_back(self) -> None:
+        """Its item streams have ended, and no call is under way: others may use the connection to their backend."""
+        kept, self._kept = self._kept, None
+        self._forwarding.forget_kept()
+        if kept is not None:
+            kept.backend.clients -= 1
+            self._links.put(kept)
 
     @property
     def kept_for(self) -> Service | None:
@@ -193,9 +200,7 @@ class Conversation:
         out = (self._client, link.channel) if link is not None else (self._client,)
         within = self._forwarding.phase in (Phase.SENDING, Phase.REPLYING, Phase.DRAINING)
         progress = (self._forwarding.call_or_none, *((channel.moved, channel.pending) for channel in out))
-        if progress != self._progress or not (within or any(channel.pending for channel in out)):
-            self._progress, self._progress_at = progress, now
-        elif now - self._progress_at > self._stall_s:
+        if self._standstill.look(now, progress, within=within or any(channel.pending for channel in out)):
             self._stalled(link)
 
     def _stalled(self, link: Link | None) -> None:
@@ -204,9 +209,9 @@ class Conversation:
         if link is not None and phase is Phase.SENDING and link.channel.pending:
             self._handle(BackendLost(f"{link.backend.name} takes no data"))
         elif waits_for_backend:
-            self._handle(BackendLost(f"nothing came for {self._stall_s:g} s"))
+            self._handle(BackendLost(f"nothing came for {self._standstill.limit_s:g} s"))
         else:
-            note(logging.INFO, "client_stalled", client=self._peer, seconds=self._stall_s)
+            note(logging.INFO, "client_stalled", client=self._peer, seconds=self._standstill.limit_s)
             self._client.close()
             self._handle(ClientLost())
         self._go_on()
@@ -365,7 +370,8 @@ class Conversation:
         link = self._link
         assert link is not None, "no link is held"
         if self._client.is_clogged:
-            return False  # the client decides how fast it goes; what it has taken is told by `on_drained`
+            self._client.on_drained(self._let_backend_go_on)  # the client decides how fast it goes
+            return False
         try:
             piece = link.reader.next_event()
         except PyroError as error:
@@ -453,6 +459,8 @@ class Conversation:
             write_message(link.channel, link.codec, message, command.body_length)
         except PyroError as error:
             return CannotCarry(f"the call cannot be put into the backend's protocol: {error}")
+        if self._client.is_clogged:
+            self.hold_backend_back()
         if command.body_length is not None:
             self._hold_client_back(link)
             return None
@@ -488,10 +496,12 @@ class Conversation:
 
     def _release(self, command: ReleaseBackend) -> None:
         link, self._link = self._held, None
+        link.channel.resume()
         self._links.put(link)
 
     def _keep(self, command: KeepBackend) -> None:
         link, self._link = self._held, None
+        link.channel.resume()
         if self._kept is None:
             link.backend.clients += 1
         self._kept = link
@@ -510,7 +520,7 @@ class Conversation:
         except PyroError as error:
             return CannotCarry(f"the answer cannot be put into the client's protocol: {error}")
         if client.pending:
-            self._hold_backend_back()
+            self.hold_backend_back()
         return None
 
     def _reply_stream(self, command: ReplyStream) -> Event | None:
@@ -522,9 +532,10 @@ class Conversation:
     def _reply_part(self, command: ReplyPart) -> None:
         self._client.send_part(command.data)
         if self._client.is_clogged:
-            self._hold_backend_back()
+            self.hold_backend_back()
 
-    def _hold_backend_back(self) -> None:
+    def hold_backend_back(self) -> None:
+        """Take nothing more of the backend until everything for the client has left."""
         if self._link is not None and self._client.is_clogged:
             self._link.channel.pause()
         self._client.on_drained(self._let_backend_go_on)
@@ -554,15 +565,10 @@ class Conversation:
         return self._reply(Reply(answer))
 
     def _announce(self, command: Announce) -> None:
-        backend = command.backend
-        if command.is_up:
-            note(logging.INFO, "backend_up", backend=backend.name, uri=backend.uri)
-        else:
-            note(logging.WARNING, "backend_down", backend=backend.name, uri=backend.uri, reason=backend.reason)
+        announce(command.backend, is_up=command.is_up)
 
     def _announce_ejection(self, command: AnnounceEjection) -> None:
-        backend = command.backend
-        note(logging.WARNING, command.verdict.value, backend=backend.name, uri=backend.uri, reason=command.reason)
+        announce_ejection(command.backend, command.verdict.value, command.reason)
 
     def _close_client(self, command: CloseClient) -> None:
         note(logging.INFO, "client_closed", client=self._peer, reason=command.reason)

@@ -23,6 +23,8 @@ not longer than that; a random part of it is taken off, so that dispatchers do n
 GRACE_S: Final = 15.0
 """A registry that was away and comes back without an address may have been restarted empty, or have stood still while
 leases ended: so long the address is kept, in which every program that lives has registered again."""
+SETTLE_S: Final = 0.05
+"""Counting what there is looks at every backend: what changes within so long after it is counted together."""
 MAX_ENTRIES: Final = 10_000
 """Entries that are looked at; what there is beyond them is passed over."""
 MAX_LINES: Final = 20
@@ -99,6 +101,8 @@ class Follower:
         self._missing: dict[str, tuple[Address, ...]] = {}
         """... and the addresses of those of them that are gone there, but kept; see GRACE_S."""
         self._returned = trio.Event()
+        self._news = trio.Event()
+        """Set while something is to be counted."""
         self._usable: dict[str, tuple[Found, ...]] = {}
         """What of both can be used ..."""
         self._refused: dict[str, dict[str, str]] = {}
@@ -128,6 +132,7 @@ class Follower:
         with self.running:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._let_go)
+                nursery.start_soon(self._count_news)
                 while True:
                     try:
                         pause_s = await self._source(self)
@@ -164,7 +169,7 @@ class Follower:
             self._take(name, () if entry is None else self.addresses(name, entry)) for name, entry in entries.items()
         ]
         if any(taken):  # a registry tells of all its names, and counting looks at every backend
-            self._count()
+            self._news.set()
 
     def is_well(self) -> None:
         """The registry answers. One that was away is not believed at once that something is gone."""
@@ -241,6 +246,14 @@ class Follower:
                 self._lines += 1
                 if self._lines <= MAX_LINES:
                     note(logging.WARNING, "backend_refused", **self._labels, name=name, uri=uri, reason=reason)
+
+    async def _count_news(self) -> None:
+        """Count what changes: at once, and what changes shortly afterwards together."""
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            self._count()
+            await trio.sleep(SETTLE_S)
 
     def _count(self) -> None:
         """What is known has changed: see which backends it makes."""

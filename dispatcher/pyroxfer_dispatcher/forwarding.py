@@ -134,6 +134,10 @@ class Forwarding:
         """The service whose item streams the client has."""
         return None if self._kept is None else self._kept[0]
 
+    def forget_kept(self) -> None:
+        """The item streams of the client have ended."""
+        self._kept = None
+
     @property
     def answer_by(self) -> float:
         """When an answer is `Overdue`; never while none is due."""

@@ -26,18 +26,20 @@ class Holders:
         self._lanes: list[Lane] = []
         self._streams: dict[str, Lane] = {}
 
-    def __contains__(self, lane: object) -> bool:
-        return lane in self._lanes
-
     def add(self, lane: Lane) -> None:
         """It holds a stream. Twice is fine."""
         if lane not in self._lanes:
             self._lanes.append(lane)
 
+    def has_any(self, lane: Lane) -> bool:
+        """Whether it holds a stream that has not ended."""
+        return lane in self._streams.values()
+
     def remove(self, lane: Lane) -> None:
-        """It holds nothing any more."""
-        self._lanes.remove(lane)
-        self._streams = {stream: holder for stream, holder in self._streams.items() if holder is not lane}
+        """It holds nothing any more, if it ever did."""
+        if lane in self._lanes:
+            self._lanes.remove(lane)
+            self._streams = {stream: holder for stream, holder in self._streams.items() if holder is not lane}
 
     def began(self, stream: str, lane: Lane) -> None:
         """A backend has begun a stream."""
@@ -56,7 +58,7 @@ class Holders:
         return next((lane for lane in self._free() if lane.conversation.kept_for is service), None)
 
     def _free(self) -> Iterator[Lane]:
-        return (lane for lane in self._lanes if lane.request is None)
+        return (lane for lane in self._lanes if not lane.is_busy)
 
     def lane_for(self, request: Message) -> tuple[Lane | None, str | None]:
         """The lane that a call without a blob must go to, if it is about an item stream, and that stream.

@@ -52,6 +52,9 @@ class Trunk(Protocol):
     def stream_began(self, lane: Lane, stream_id: bytes) -> None:
         """The answer announces an item stream."""
 
+    def written(self) -> None:
+        """Something was: if the client takes less than that, backends have to wait, too."""
+
     def gather(self) -> None:
         """What is written from now on may leave together with what others write in this turn."""
 
@@ -89,6 +92,11 @@ class Lane:
         self.is_paused = False
 
     # -- the reader of its conversation
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call is under way, or about to be."""
+        return self.request is not None or bool(self.backlog)
 
     @property
     def buffered(self) -> int:
@@ -141,8 +149,8 @@ class Lane:
 
     @property
     def is_clogged(self) -> bool:
-        """Whether a part of an answer should wait."""
-        return self._left > 0 and (self._head is not None or self._trunk.channel.is_clogged)
+        """Whether an answer, or a part of one, should wait."""
+        return self._head is not None or self._trunk.channel.is_clogged
 
     @property
     def moved(self) -> int:
@@ -187,6 +195,7 @@ class Lane:
             self._take_back()
         trunk.gather()
         write_message(trunk.channel, trunk.codec, message, None)
+        trunk.written()
         if message.flags & Flags.ITEMSTREAM and STREAM_KEY in message.annotations:
             trunk.stream_began(self, bytes(message.annotations[STREAM_KEY]))
         trunk.answered(self, failed=bool(message.flags & Flags.EXCEPTION) and OUTCOME_KEY not in message.annotations)
@@ -214,6 +223,7 @@ class Lane:
         assert number is not None, "an answer in pieces has one"
         piece = Message(MessageType.PIECE, number, "ping", 0, b"")
         trunk.channel.write_both(trunk.codec.encode_head(piece, len(data)), data)
+        trunk.written()
         self._moved += len(data)
         self._left -= len(data)
         if not self._left:
@@ -238,3 +248,23 @@ class Lane:
     def close(self) -> None:
         """The client is given up."""
         self._trunk.channel.close()
+
+
+class Arriving:
+    """A request whose body comes in pieces.
+
+    Args:
+        left: bytes to come.
+    """
+
+    __slots__ = ("lane", "left", "request")
+
+    def __init__(self, request: Message, left: int) -> None:
+        self.request = request
+        self.left = left
+        self.lane: Lane | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody has not given up the call."""
+        return self.lane is not None and self.lane.request is self.request

@@ -6,7 +6,6 @@ their backends in either. A one-way call holds up those behind it until it has l
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -42,8 +41,9 @@ from .conversation import Conversation
 from .dialects import ANSWERABLE, farewell
 from .holders import Holders
 from .hub import Hub
-from .lane import Lane
+from .lane import Arriving, Lane
 from .routes import Directory
+from .standstill import Standstill
 
 MAX_HELD: Final = 32 * 1024 * 1024
 """Bytes of their requests that are kept, so that they can be sent once more; a call beyond is refused as NotSent."""
@@ -55,26 +55,6 @@ ALIVE_S: Final = 1.0
 """How often the client is told that it is not forgotten, while nothing is read of it."""
 _IN_PIECES: Final = frozenset({MessageType.INVOKE})
 _STOPPING: Final = "the dispatcher is stopping"
-
-
-class _Body:
-    """A request's body that comes in pieces.
-
-    Args:
-        left: bytes to come.
-    """
-
-    __slots__ = ("lane", "left", "request")
-
-    def __init__(self, request: Message, left: int) -> None:
-        self.request = request
-        self.left = left
-        self.lane: Lane | None = None
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether anybody has not given up the call."""
-        return self.lane is not None and self.lane.request is self.request
 
 
 class Multiplexed:
@@ -110,7 +90,7 @@ class Multiplexed:
         self._decoder = decoder
         self._begin = begin
         self._peer = peer
-        self._stall_s = stall_s
+        self._standstill = Standstill(stall_s)
         self.channel: Channel
         """The client's socket."""
         self._lanes: set[Lane] = set()
@@ -121,9 +101,9 @@ class Multiplexed:
         self._holders = Holders(directory)
         self._under_way = 0
         self._held = 0
-        self._into: _Body | Lane | None = None
+        self._into: Arriving | Lane | None = None
         """Where the parts of the message that is coming go; None: nowhere."""
-        self._bodies: dict[int, _Body] = {}
+        self._bodies: dict[int, Arriving] = {}
         self._numbers = list(range(MAX_BODIES))
         self._for_number: deque[Lane] = deque()
         self._for_drained: set[Lane] = set()
@@ -133,9 +113,8 @@ class Multiplexed:
         self._held_up_by: Lane | None = None
         """The one-way call that has not left yet."""
         self._reading = self._will_read = False
-        self._gathers = self._is_lost = False
-        self._progress: object = None
-        self._progress_at = self._told_alive_at = 0.0
+        self._gathers = self._holds_back = self._is_lost = False
+        self._told_alive_at = 0.0
         self._leaving = self._stopping = False
         self._ended = trio.Event()
 
@@ -196,10 +175,8 @@ class Multiplexed:
             lane.conversation.look(now)
         progress = channel.moved, channel.pending
         within = channel.pending or (self._decoder.buffered and not channel.is_paused)
-        if progress != self._progress or not within:
-            self._progress, self._progress_at = progress, now
-        elif now - self._progress_at > self._stall_s:
-            note(logging.INFO, "client_stalled", client=self._peer, seconds=self._stall_s)
+        if self._standstill.look(now, progress, within=bool(within)):
+            note(logging.INFO, "client_stalled", client=self._peer, seconds=self._standstill.limit_s)
             self._cut("it stalled")
 
     # -- the end
@@ -224,8 +201,7 @@ class Multiplexed:
             if self.channel.closed or not self.channel.pending:
                 self._ended.set()
             else:
-                self._for_drained.clear()
-                self.channel.on_drained(self._ended.set)
+                self.channel.on_drained(self._drained)
 
     # -- what is said
 
@@ -235,11 +211,13 @@ class Multiplexed:
 
     def _drained(self) -> None:
         """Everything that was written has left."""
+        self._holds_back = False
         lanes, self._for_drained = self._for_drained, set()
         for lane in lanes:
             lane.drained()
         if self.channel.is_paused:
             self._read_soon()
+        self._end_if_idle()
 
     def _read(self, now: float = 0.0) -> None:
         """Take what has come, as far as it may go now."""
@@ -320,7 +298,7 @@ class Multiplexed:
         if number in self._bodies or len(self._bodies) >= MAX_BODIES:
             raise ProtocolError(f"body {number} was begun twice, or more than {MAX_BODIES} were")
         size = sum(segments)
-        body = self._bodies[number] = _Body(request, size)
+        body = self._bodies[number] = Arriving(request, size)
         if size > self._decoder.max_message:
             self._refuse(request, f"message too large ({size}, max={self._decoder.max_message})")
         else:
@@ -345,12 +323,12 @@ class Multiplexed:
 
     def _take_part(self, part: BodyPart) -> None:
         into = self._into
-        if isinstance(into, _Body):
+        if isinstance(into, Arriving):
             self._take_rest(into, part)
         elif into is not None:
             self._offer_rest(into, part)
 
-    def _take_rest(self, body: _Body, part: BodyPart) -> None:
+    def _take_rest(self, body: Arriving, part: BodyPart) -> None:
         body.left -= len(part.data)
         lane = body.lane
         if lane is not None and body.is_wanted:
@@ -390,14 +368,14 @@ class Multiplexed:
             except LookupError as error:
                 self._refuse(request, str(error))
                 return None
-            if lane.request is not None and length is not None:
+            if lane.is_busy and length is not None:
                 self._refuse(request, "busy: another call about its item streams is in flight")
                 return None
             self._under_way += 1
             self._held += held
             if not request.flags & Flags.ONEWAY:
                 self._calls[request.seq] = lane
-            if lane.request is not None:
+            if lane.is_busy:
                 lane.backlog.append((request, stream))
                 return None
             self._start(lane, request, length, stream)
@@ -419,7 +397,8 @@ class Multiplexed:
         if request.flags & Flags.ONEWAY:
             return
         if request.serializer not in ANSWERABLE:
-            raise ProtocolError(why)
+            self._cut(why)
+            return
         answer = refusal_of(request, self.codec.version, f"NotSent: {why}")
         answer.annotations[OUTCOME_KEY] = self._session.grant.outcome(b"N")
         self.channel.write(self.codec.encode(answer))
@@ -482,6 +461,9 @@ class Multiplexed:
         if self._held_up_by is lane:
             self._held_up_by = None
             self._read_soon()
+        if lane.conversation.kept_for is not None and not self._holders.has_any(lane) and not lane.backlog:
+            self._holders.remove(lane)
+            lane.conversation.give_kept_back()
         if lane.conversation.kept_for is not None:
             self._holders.add(lane)
             if lane.backlog:
@@ -510,6 +492,7 @@ class Multiplexed:
         connection."""
         if lane not in self._lanes:
             return
+        lane.forget_pieces()
         self._let_go(lane)
         request, lane.request = lane.request, None
         is_told = lane.is_answered or request is None
@@ -526,9 +509,8 @@ class Multiplexed:
 
     def _let_go(self, lane: Lane) -> None:
         self._lanes.discard(lane)
-        if lane in self._holders:
-            self._holders.remove(lane)
-        elif lane in self._free:
+        self._holders.remove(lane)
+        if lane in self._free:
             self._free.remove(lane)
         self._hub.later(partial(_end, lane))
 
@@ -536,8 +518,7 @@ class Multiplexed:
         backlog = tuple(lane.backlog)
         lane.backlog.clear()
         for request, _ in backlog:
-            with contextlib.suppress(ProtocolError):  # who cannot be told waits for the end of the connection
-                self._refuse_waiting(request, "the backend of its item streams is lost")
+            self._refuse_waiting(request, "the backend of its item streams is lost")
 
     # -- what lanes need
 
@@ -571,6 +552,16 @@ class Multiplexed:
             self._gathers = True
             self.channel.hold()
             self._hub.later(self._send_gathered)
+
+    def written(self) -> None:
+        """See `Trunk`."""
+        if not self.channel.is_clogged or self._holds_back:
+            return
+        self.channel.let_go()  # perhaps it is only gathered
+        if self.channel.is_clogged:
+            self._holds_back = True
+            for lane in [lane for lane in self._lanes if lane.request is not None]:
+                lane.conversation.hold_backend_back()
 
     def _send_gathered(self, now: float) -> None:
         self._gathers = False

@@ -29,7 +29,7 @@ from pyroxfer_core.wire import (
     alive,
 )
 
-from .admin import note
+from .admin import announce_ejection, note
 from .admission import NotAdmitted
 from .backends import Backend
 from .channel import Channel, Opened
@@ -42,6 +42,7 @@ from .recorded import RecordedRelay
 from .records import Records
 from .relay import Relay
 from .routes import Party, Service
+from .standstill import Standstill
 
 SHARE: Final = 8
 """Messages that came together go on in parts of what is under way: with a write for each of them the receiver is
@@ -95,7 +96,7 @@ class Pinned:
         self._agreed = agreed
         self._codec = codec
         self._signed = signed
-        self._stall_s = stall_s
+        self._standstill = Standstill(stall_s)
         self._from_client = Splitter(codec, max_message=limit)
         self._from_backend = Splitter(codec, max_message=limit)
         self._client: Channel
@@ -113,8 +114,6 @@ class Pinned:
         self._refused: list[Fail] | None = None
         """What to say once the rest of that body has come, which is dropped."""
         self._backend_is_lost = False
-        self._progress: object = None
-        self._progress_at = 0.0
         self._stopping = False
         self._leaving = False
         self._has_confirmed = False
@@ -203,15 +202,13 @@ class Pinned:
         channels = (self._client, self._backend)
         within = self._request is not None and not self._waits
         progress = tuple((channel.moved, channel.pending) for channel in channels)
-        if progress != self._progress or not (within or any(channel.pending for channel in channels)):
-            self._progress, self._progress_at = progress, now
-        elif now - self._progress_at > self._stall_s:
-            note(logging.WARNING, "stalled", service=self._service.name, seconds=self._stall_s)
+        if self._standstill.look(now, progress, within=within or any(channel.pending for channel in channels)):
+            note(logging.WARNING, "stalled", service=self._service.name, seconds=self._standstill.limit_s)
             self.abort()
 
     def _tell(self, verdict: Verdict, reason: str) -> None:
         if verdict is not Verdict.STAYS:
-            note(logging.WARNING, verdict.value, backend=self.home.name, uri=self.home.uri, reason=reason)
+            announce_ejection(self.home, verdict.value, reason)
 
     # -- from the client
 

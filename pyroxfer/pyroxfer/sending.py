@@ -22,7 +22,7 @@ from .errors import (
 )
 from .many import Outcome, one_of_many, work_off
 from .names import printable
-from .offer import End, FileEntry, Offer, Receipt, Ticket
+from .offer import End, FileEntry, Offer, Receipt, SmallEnd, Ticket
 from .options import TransferOptions
 from .origin import origin_of_path
 from .packing import SAMPLE, WORTH_TRYING, find_packing
@@ -32,7 +32,7 @@ from .runs import Range, covered
 from .selection import select
 from .small import SMALL, batch_limits, batches, read_small
 from .source import FileSource, Source
-from .store.base import Store, WholeFiles
+from .store.base import Store
 from .tasks import in_thread
 from .trees import dress_there, send_links
 
@@ -246,20 +246,17 @@ class Sender:
         await one_of_many(outcome, entry.path, transfer)
 
     async def _send_batch(self, store: Store, target: str, batch: list[FileEntry], outcome: Outcome) -> None:
-        files, folders = [], []
-        for entry in batch:
-            if entry.kind == "folder":
-                folders.append(joined(target, entry.path))
-        read = await in_thread(self._read_batch, store, target, [entry for entry in batch if entry.kind == "file"])
-        for entry, item in read:
-            if isinstance(item, TransferError):
-                outcome.failed(entry.path, item)
-            else:
-                files.append((entry, *item))
-        offers, data = [offer.to_dict() for _, offer, _ in files], b"".join(data for _, _, data in files)
-        reply = await self._talk.ask("put_files", offers, data, folders, INLINE_REASON)
+        folders = [joined(target, entry.path) for entry in batch if entry.kind == "folder"]
+        files, failures, data = await in_thread(
+            self._read_batch, store, target, [entry for entry in batch if entry.kind == "file"]
+        )
+        for path, error in failures:
+            outcome.failed(path, error)
+        reply = await self._talk.ask(
+            "put_files", [offer.to_dict() for _, offer in files], data, folders, INLINE_REASON
+        )
         results = _results(reply, len(files) + len(folders))
-        for (entry, offer, _), result in zip(files, results, strict=False):
+        for (entry, offer), result in zip(files, results, strict=False):
             self._take_result(entry, offer, result, outcome)
         for path, result in zip(folders, results[len(files) :], strict=True):
             if "error" in result:
@@ -267,17 +264,23 @@ class Sender:
 
     def _read_batch(
         self, store: Store, target: str, entries: list[FileEntry]
-    ) -> list[tuple[FileEntry, tuple[Offer, bytes] | TransferError]]:
+    ) -> tuple[list[tuple[FileEntry, Offer]], list[tuple[str, TransferError]], bytes]:
+        """Offers of the files that could be read, errors of the others, and the bytes: together, so that the memory
+        of each file is free for the next batch."""
+        files, failures, parts = [], [], []
         with store.whole_files() as whole:
-            return [(entry, self._read_item(whole, target, entry)) for entry in entries]
+            for entry in entries:
+                try:
+                    small = read_small(whole, entry.path, self._talk.algorithm)
+                except TransferError as error:
+                    failures.append((entry.path, error))
+                else:
+                    files.append((entry, self._offer_of(small.end, joined(target, entry.path))))
+                    parts.append(small.data)
+        return files, failures, b"".join(parts)
 
-    def _read_item(self, whole: WholeFiles, target: str, entry: FileEntry) -> tuple[Offer, bytes] | TransferError:
-        try:
-            small = read_small(whole, entry.path, self._talk.algorithm)
-        except TransferError as error:
-            return error
-        end, place = small.end, joined(target, entry.path)
-        return self._offer(place, end.size, end.mode, end.mtime_ns, digest=end.digest), small.data
+    def _offer_of(self, end: SmallEnd, target: str) -> Offer:
+        return self._offer(target, end.size, end.mode, end.mtime_ns, digest=end.digest)
 
     def _take_result(self, entry: FileEntry, offer: Offer, result: Any, outcome: Outcome) -> None:
         end = End(offer.size or 0, offer.digest or "")

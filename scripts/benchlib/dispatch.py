@@ -7,8 +7,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,17 @@ HAPROXY = shutil.which("haproxy")
 NOTE = """\
 Blobs: a stock Pyro5 client calls a stock Pyro5 back end (msgpack), directly and through the dispatcher by turns of 50
 calls; a hop is the difference of the medians. Transparent: `add(1, 2)` through something that knows nothing of the
-call; HAProxy relays bytes (mode tcp), grpc has a generic proxy of its own in front of its own server. A ratio above 1
-means that ours is better.""" + ("" if HAPROXY else " HAProxy is not installed here: its rows are left out.")
+call; HAProxy relays bytes (mode tcp), grpc has a generic proxy of its own in front of its own server. In flight: our
+client calls our back end with blobs of 1 KB, several at once on its one connection. A ratio above 1 means that ours
+is better.""" + ("" if HAPROXY else " HAProxy is not installed here: its rows are left out.")
 PYRO5, US = "Pyro5's own way", "our dispatcher"
+IN_FLIGHT = (1, 8, 64)
+Between = Callable[[str], AbstractContextManager[str]]
 WAYS = ("directly", "HAProxy", US)
 
 
 def measure(effort: Effort) -> dict[str, Any]:
-    """Three tables."""
+    """Four tables."""
     print("dispatcher: blobs", file=sys.stderr)
     hops = in_turns(blob_contestants(300 if effort.quick else 2000), effort.repetitions)
     speeds = Samples(
@@ -40,10 +43,13 @@ def measure(effort: Effort) -> dict[str, Any]:
     )
     print("dispatcher: transparent", file=sys.stderr)
     passed = in_turns(list(transparent_contestants(effort.seconds)), effort.repetitions)
+    print("dispatcher: blobs in flight", file=sys.stderr)
+    in_flight = in_turns(list(in_flight_contestants(effort.seconds)), effort.repetitions)
     return {
         "One blob hop": report.section("µs a hop", hops, blob_comparisons("one hop", ADDED_WANTED, lower=True)),
         "Blobs through": report.section("calls/s", speeds, blob_comparisons("through", SPEED_WANTED, lower=False)),
         "Transparent mode": report.section("calls/s", passed, transparent_comparisons()),
+        "Blobs in flight on one connection": report.section("calls/s", in_flight, in_flight_comparisons()),
     }
 
 
@@ -103,13 +109,32 @@ def transparent_contestants(seconds: float) -> Iterator[Contestant]:
     yield Contestant("grpc, 8 in flight, its generic proxy", grpc)
 
 
+def in_flight_contestants(seconds: float) -> Iterator[Contestant]:
+    server = program(OURS, "blob_server.py")
+    for many in IN_FLIGHT:
+        client = program(OURS, "blob_client_trio.py", "{uri}", seconds, many)
+        for way in ways():
+            taken = partial(rate, server, client, way, ours=ours_for_blobs)
+            yield Contestant(f"blobs, {many} in flight, {way}", taken)
+
+
+def in_flight_comparisons() -> list[Comparison]:
+    rival = "HAProxy" if HAPROXY else "directly"
+    rows = [f"blobs, {many} in flight" for many in IN_FLIGHT]
+    return [Comparison(f"{row}, against {rival}", f"{row}, {US}", [f"{row}, {rival}"], None) for row in rows]
+
+
 def ways() -> list[str]:
     return [way for way in WAYS if way != "HAProxy" or HAPROXY]
 
 
-def rate(server: list[str], client: list[str], way: str) -> Sample:
-    """Calls a second; ``{uri}`` in the client's command becomes that of whatever is in between."""
-    between = {"directly": directly, "HAProxy": haproxy, US: ours_transparent}[way]
+def rate(server: list[str], client: list[str], way: str, ours: Between | None = None) -> Sample:
+    """Calls a second; ``{uri}`` in the client's command becomes that of whatever is in between.
+
+    Args:
+        ours: how our dispatcher is used; by default in transparent mode.
+    """
+    between = {"directly": directly, "HAProxy": haproxy, US: ours or ours_transparent}[way]
     with Server(server) as backend, between(backend.uri) as uri:
         result = run_client([word.replace("{uri}", uri) for word in client])
         return Sample(result["calls"] / result["seconds"])
@@ -145,7 +170,8 @@ def ours(uri: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "dispatcher.toml"
         config.write_text(
-            f'listen = "127.0.0.1:0"\n[[services]]\nname = "topic"\nobjects = ["{object_id}"]\n'
+            'listen = "127.0.0.1:0"\nmethods = ["process"]\n[[services]]\nname = "topic"\n'
+            f'objects = ["{object_id}"]\n'
             f'[[services.backends]]\nname = "only"\nuri = "{uri}"\n'
         )
         with Server(command("pyroxfer-dispatcher", "run", "-c", config)) as dispatcher:
@@ -156,6 +182,12 @@ def ours(uri: str) -> Iterator[Server]:
 def ours_transparent(uri: str) -> Iterator[str]:
     with ours(uri) as dispatcher:
         yield elsewhere(uri, dispatcher.uri.partition("@")[2])
+
+
+@contextmanager
+def ours_for_blobs(uri: str) -> Iterator[str]:
+    with ours(uri) as dispatcher:
+        yield dispatcher.uri
 
 
 @contextmanager

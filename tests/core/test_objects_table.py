@@ -350,12 +350,20 @@ class TestPrepare:
             prepare_method(self.exposed, self.service, "__getattr__", ["level"], {})
 
     def test_batches(self) -> None:
-        assert batch_calls([["add", [1, 2], {}], ("x", (), {})]) == [("add", [1, 2], {}), ("x", (), {})]
+        class Text(str):
+            """Not what most methods are."""
 
-    @pytest.mark.parametrize("call", ["add", ["add", [1]], [1, [], {}], ["a", "b", {}], ["a", [], None]])
+        for name in ("x", Text("x")):
+            calls: list[Any] = [["add", [1, 2], {}], (name, (), {})]
+            assert [(method, args, kwargs) for method, args, kwargs in batch_calls(calls)] == [
+                ("add", [1, 2], {}),
+                ("x", (), {}),
+            ]
+
+    @pytest.mark.parametrize("call", ["add", 1, ["add", [1]], [1, [], {}], ["a", "b", {}], ["a", [], None]])
     def test_malformed_batches(self, call: Any) -> None:
         with pytest.raises(TypeError, match="a batch is a list"):
-            batch_calls([call])
+            batch_calls([["add", [], {}], call])
 
 
 class TestReplies:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -19,7 +20,7 @@ from pyroxfer_core.errors import NamingError
 from pyroxfer_core.nameserver import Address, Entry
 from pyroxfer_dispatcher import follow
 from pyroxfer_dispatcher.config import DiscoverConfig
-from pyroxfer_dispatcher.follow import FIRST_PAUSE_S, GRACE_S, MAX_PAUSE_S, Follower, Hearing
+from pyroxfer_dispatcher.follow import FIRST_PAUSE_S, GRACE_S, MAX_PAUSE_S, SETTLE_S, Follower, Hearing
 from pyroxfer_dispatcher.found import Wanted
 
 pytestmark = pytest.mark.deadline(100_000)  # seconds of a clock that jumps
@@ -56,6 +57,7 @@ class Playing:
 
     async def some_are(self, **entries: Entry | None) -> None:
         self._play.send_nowait(lambda hearing: hearing.some_are(entries))
+        await trio.sleep(SETTLE_S)
         await wait_all_tasks_blocked()
 
     async def fail(self, error: Exception = NamingError("gone")) -> None:  # noqa: B008  # never changed
@@ -111,6 +113,20 @@ async def test_names_that_nobody_asked_for_change_nothing(autojump_clock: MockCl
         await play.some_are(b=None, a=entry(ONE, TWO))
         assert play.found == [ONE, TWO]
         assert play.changes == changes + 1
+
+
+async def test_what_changes_in_quick_succession_is_counted_together(autojump_clock: MockClock) -> None:
+    """A thousand backends that register one after the other are not a thousand looks at a thousand."""
+    async with playing() as play:
+        await play.all_are()
+        before = play.changes
+        for number in range(1000):
+            play.follower.some_are({f"n{number}": entry(f"PYRO:x@h:{number + 1}")})
+            await trio.lowlevel.checkpoint()
+        await trio.sleep(SETTLE_S)
+        await wait_all_tasks_blocked()
+        assert len(play.found) == 1000
+        assert play.changes <= before + 2
 
 
 async def test_a_lost_registry_takes_nothing_away(
@@ -309,6 +325,7 @@ async def _compare(steps: list[Any]) -> None:
             if follower.state == "following":
                 follower.some_are(missed)
                 missed = {}
+            await trio.sleep(SETTLE_S)
             await wait_all_tasks_blocked()
             found, said = set(play.found), set().union(*truth.values())
             if follower.state == "lost":

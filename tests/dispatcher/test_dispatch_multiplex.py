@@ -669,6 +669,33 @@ async def test_memory_is_bounded_while_a_large_body_waits_for_a_backend(monkeypa
         assert guest._waiting == 0
 
 
+async def test_backends_wait_for_a_client_that_takes_nothing() -> None:
+    """However many answers there are for it, few of them are kept here."""
+    body = bytes(100_000)
+
+    async def answer(connection: Connection, request: Message) -> None:
+        await connection.send(Message(MessageType.RESULT, request.seq, "serpent", 0, body))
+
+    many = 200
+    async with (
+        raw_backend(answer) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        agreed_client(dispatcher) as client,
+    ):
+        for seq in range(1, many + 1):
+            await client.send(blob(seq))
+        await until(lambda: len(backend.seen) == many)
+        guest = guest_of(dispatcher)
+        await until(lambda: guest.channel.is_clogged)
+        assert guest.channel.pending < 4 * MIB
+        answers = [await client.receive() for _ in range(many)]
+        assert {answer.seq for answer in answers} == set(range(1, many + 1))
+        assert all(len(answer.body) == len(body) for answer in answers)
+        await until(lambda: in_flight(dispatcher) == 0)
+        await client.send(blob(many + 1))
+        assert (await client.receive()).seq == many + 1
+
+
 # -- item streams, and the end of the dispatcher
 
 
@@ -684,9 +711,58 @@ async def test_several_item_streams_of_one_connection() -> None:
         for stream in streams:
             with pytest.raises(StopAsyncIteration):
                 await anext(stream)
-        first, second = backends_of(dispatcher)
-        assert guest_of(dispatcher).belongs_to(first)
-        assert first.clients + second.clients <= 4
+        assert not any(map(guest_of(dispatcher).belongs_to, backends_of(dispatcher)))
+        assert [backend.clients for backend in backends_of(dispatcher)] == [0, 0]
+
+
+async def test_items_that_are_asked_for_ahead_come_in_order() -> None:
+    """Calls about one stream wait for each other; one that is cancelled meanwhile never begins."""
+    release = trio.Event()
+    numbers: list[int] = []
+
+    async def stream(connection: Connection, request: Message) -> None:
+        if request.flags & Flags.KEEPSERIALIZED:
+            flags, annotations = Flags.EXCEPTION | Flags.ITEMSTREAM, {"STRM": b"s1"}
+            await connection.send(Message(MessageType.RESULT, request.seq, "serpent", flags, b"x", dict(annotations)))
+            return
+        numbers.append(int(request.body[-3:]))
+        await release.wait()
+        await connection.send(Message(MessageType.RESULT, request.seq, "serpent", 0, b"None"))
+
+    def item(seq: int) -> Message:
+        body = b"# serpent utf-8 python3.2\n('Pyro.Daemon','get_next_stream_item',('s1',),{})#%03d" % seq
+        return Message(MessageType.INVOKE, seq, "serpent", 0, body)
+
+    async with (
+        raw_backend(stream) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        agreed_client(dispatcher) as client,
+    ):
+        await client.send(blob(1))
+        assert (await client.receive()).flags & Flags.ITEMSTREAM
+        for seq in (2, 3, 4):
+            await client.send(item(seq))
+        await client.send(Message(MessageType.CANCEL, 3, "ping", 0, b""))
+        answer = await client.receive()
+        assert (answer.seq, client.outcome(answer)) == (3, "N")
+        release.set()
+        assert [(await client.receive()).seq for _ in range(2)] == [2, 4]
+        assert numbers == [2, 4]
+        backend.drop_all()
+        await until(lambda: not guest_of(dispatcher).belongs_to(backends_of(dispatcher)[0]))
+        await client.send(item(5))
+        answer = await client.receive()
+        assert (answer.seq, client.outcome(answer)) == (5, "N")
+        assert b"its backend is lost" in answer.body
+
+
+async def test_a_client_that_cannot_be_told_of_a_refusal_is_cut() -> None:
+    """Nothing can be written in the serializer that it uses."""
+    async with raw_backend(echo) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
+        async with agreed_client(dispatcher) as client:
+            await client.send(blob(1, serializer="ping", topic="nobody"))
+            assert await client.connection.receive() is None
+        await until(lambda: not dispatcher.facts["clients"])
 
 
 async def test_a_dispatcher_that_stops_lets_calls_in_flight_end() -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from ..errors import CommunicationError, Outcome, PyroError, RefusedError, SecurityError, SerializeError
 from .expose import Exposed, MethodKind, get_attribute, set_attribute
 
 BATCH_METHOD: Final = "<batch>"
+_SEQUENCES: Final = frozenset({list, tuple})
+_THREE: Final = frozenset({3})
+_TEXT: Final = frozenset({str})
+_DICT: Final = frozenset({dict})
 
 
 class Invocation(NamedTuple):
@@ -53,13 +58,24 @@ def prepare_method(
     return Invocation(function, args, kwargs, kind)
 
 
-def batch_calls(args: Sequence[Any]) -> list[tuple[str, Sequence[Any], dict[str, Any]]]:
+def batch_calls(args: Sequence[Any]) -> Sequence[tuple[str, Sequence[Any], dict[str, Any]]]:
     """The calls of a batch: method, arguments, keyword arguments of each.
 
     Raises:
         TypeError: one of them has another shape.
     """
-    return [_batch_call(call) for call in args]
+    return args if _are_usual(args) else [_batch_call(call) for call in args]
+
+
+def _are_usual(calls: Sequence[Any]) -> bool:
+    """Whether all have the right shape without being of unusual types; found out without a step for each of them."""
+    return (
+        _SEQUENCES.issuperset(map(type, calls))
+        and _THREE.issuperset(map(len, calls))
+        and _TEXT.issuperset(map(type, map(itemgetter(0), calls)))
+        and _SEQUENCES.issuperset(map(type, map(itemgetter(1), calls)))
+        and _DICT.issuperset(map(type, map(itemgetter(2), calls)))
+    )
 
 
 def _batch_call(call: Any) -> tuple[str, Sequence[Any], dict[str, Any]]:

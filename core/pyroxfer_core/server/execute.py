@@ -312,9 +312,10 @@ async def _run_batch(peer: Peer, job: Job, instance: Any) -> list[Any]:
     results: list[Any] = []
     find, found = job.entry.exposed.find, dict[str, tuple[Callable[..., Any], MethodKind]]()
     for method, args, kwargs in batch_calls(job.args):
-        if method not in found:  # most batches call the same method again and again
-            found[method] = find(instance, method)
-        function, kind = found[method]
+        known = found.get(method)
+        if known is None:  # most batches call the same method again and again
+            known = found[method] = find(instance, method)
+        function, kind = known
         try:
             if kind.is_async:
                 value = await function(*args, **kwargs)

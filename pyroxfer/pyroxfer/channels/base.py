@@ -31,8 +31,7 @@ Acknowledged = Callable[[int], None]
 
 AUTO_STREAMS: Final = 0
 MOST_STREAMS: Final = 16
-LONG_LINE_S: Final = 0.005
-"""A call that does nothing and takes longer leaves a line empty that carries one thing at a time."""
+_LONG_LINE_S: Final = 0.005
 _SEVERAL: Final = 4
 _WORTH_IT: Final = 32 * 1024 * 1024
 
@@ -55,7 +54,7 @@ class Manner:
         missing = sum(length for _, length in ticket.missing)
         if self.streams != AUTO_STREAMS:
             return max(1, min(self.streams, MOST_STREAMS))
-        return _SEVERAL if self.round_trip_s >= LONG_LINE_S and missing >= _WORTH_IT else 1
+        return _SEVERAL if self.round_trip_s >= _LONG_LINE_S and missing >= _WORTH_IT else 1
 
 
 AS_FAST_AS_CAN_BE: Final = Manner()

@@ -162,6 +162,22 @@ def test_a_whole_file_is_seen_only_when_it_is_whole(
     assert leftovers(root) == []
 
 
+@pytest.mark.parametrize(("durability", "flush"), [("data", "fdatasync"), ("full", "fsync")])
+def test_a_whole_file_has_a_name_when_it_is_flushed(
+    store: LocalStore, root: Path, durability: str, flush: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system need not keep what nobody could find after a crash."""
+    real, named = getattr(os, flush), []
+
+    def watched(fd: int) -> None:
+        named.append(len(leftovers(root)))
+        real(fd)
+
+    monkeypatch.setattr(f"pyroxfer.store.whole.os.{flush}", watched)
+    put_whole(store, ("x", b"1"), durability=durability)
+    assert named[0] == 1
+
+
 @pytest.mark.usefixtures("system")
 def test_a_whole_file_on_a_full_disk_leaves_nothing(
     store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch

@@ -80,8 +80,9 @@ class Settings:
     """Connections that have not finished their handshake; the oldest is dropped for a new one."""
     max_calls_in_flight: int = 1_000
     """Calls running at once on one connection of our own peers; more are refused as NotSent."""
-    worker_threads: int = 40
-    """Synchronous methods running at once in a daemon."""
+    worker_threads: int = 80
+    """Synchronous methods running at once in a daemon; with so many clients each may keep a thread between its calls.
+    Pyro5 has as many."""
     worker_queue: int = 400
     """Synchronous calls waiting for a thread; beyond it calls are refused at once as NotSent."""
     stream_linger_s: float = 30.0

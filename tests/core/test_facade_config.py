@@ -23,8 +23,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_defaults_stand_for_the_default_settings() -> None:
-    """Except the worker threads, whose number Pyro5 names itself."""
-    assert config.settings() == Settings(worker_threads=80)
+    assert config.settings() == Settings()
     assert (config.SERIALIZER, config.COMMTIMEOUT, config.SERVERTYPE) == ("serpent", 0.0, "thread")
 
 

@@ -68,7 +68,7 @@ class Callee(Peer):
         daemon = self.daemon
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery, self._crew = nursery, Crew(nursery)
+                self._nursery, self.crew = nursery, Crew(nursery)
                 await self._link.read_for_others()
                 nursery.cancel_scope.cancel()
         finally:

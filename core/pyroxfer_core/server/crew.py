@@ -14,6 +14,7 @@ from ..transport.resume import resumed
 from ..wire.message import Message
 from .execute import Job
 from .poller import Poller
+from .quick import took_turn
 from .turn import take_turn
 
 if TYPE_CHECKING:
@@ -66,11 +67,8 @@ class Crew:
         self._tasks = 0
         """Workers, idle ones included, and whatever else runs for their connections."""
         self._led = poller is None
-        self._context = contextvars.copy_context()
-
-    def context(self) -> contextvars.Context:
-        """The context variables of a new call: those that the daemon was started with."""
-        return self._context.copy()
+        self.context: Callable[[], contextvars.Context] = contextvars.copy_context().copy
+        """Gives the context variables of a new call: those that the daemon was started with."""
 
     def begin(self) -> None:
         """Serve whoever is listened to."""
@@ -149,7 +147,10 @@ class Crew:
         following = self.poller.next
         while True:
             peer = worker.reads = await following(self._tasks - len(self._idle) == 1)
-            turn = take_turn(peer, worker)
+            begun = took_turn(peer, worker)
+            if begun is None:
+                continue
+            turn = take_turn(peer, worker, begun)
             try:
                 request = turn.send(None)
             except StopIteration:
@@ -179,8 +180,7 @@ class Crew:
 def let_others_read(peer: Peer, worker: Worker) -> None:
     """A call is about to wait: the worker that read it does not read on."""
     worker.reads = None
-    connection, poller = peer.connection, peer.crew.poller
-    assert poller is not None, "somebody reads for it"
+    connection, poller = peer.connection, peer.poller
     if not (connection.decoder.data or connection.pending or connection.broken):
         poller.listen(peer)
     elif worker.leads:

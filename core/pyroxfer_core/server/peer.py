@@ -54,12 +54,11 @@ class Peer:
     what few of them need is made when it is.
 
     Args:
-        crew: the workers, which must serve as long as the connection.
+        crew: the workers, which must serve as long as the connection; None: it has others.
     """
 
     __slots__ = (
         "__weakref__",
-        "_crew",
         "_instances",
         "_large",
         "_left",
@@ -72,6 +71,7 @@ class Peer:
         "annotates",
         "calls",
         "connection",
+        "crew",
         "daemon",
         "ended",
         "finishing",
@@ -81,6 +81,7 @@ class Peer:
         "known_serializers",
         "loan",
         "place",
+        "poller",
         "pool",
         "resources",
         "reverse",
@@ -91,6 +92,11 @@ class Peer:
         "table",
         "takes_small",
     )
+
+    crew: Crew
+    """The workers that serve it."""
+    poller: Poller
+    """What listens to it between its turns."""
 
     def __init__(self, daemon: Daemon, connection: Connection, crew: Crew | None) -> None:
         self.daemon = daemon
@@ -103,7 +109,9 @@ class Peer:
         self.takes_small = not (self.annotates or self.settings.compression or self.settings.hmac_key)
         """Whether usual requests may take the short way."""
         self.connection = connection
-        self._crew = crew
+        if crew is not None:
+            assert crew.poller is not None, "somebody reads for it"
+            self.crew, self.poller = crew, crew.poller
         self.session = ServerSession(daemon.epoch)
         self.calls = Calls(self)
         self.place = Place.TAKEN
@@ -177,20 +185,6 @@ class Peer:
     def is_serial(self) -> bool:
         """Whether the client makes one call after another on this connection."""
         return not self.session.grant.bits & Feature.CONCURRENT
-
-    # --- who serves it ----------------------------------------------------------------------------------------
-
-    @property
-    def crew(self) -> Crew:
-        """The workers that serve it."""
-        assert self._crew is not None, "served"
-        return self._crew
-
-    @property
-    def poller(self) -> Poller:
-        """What listens to it between its turns."""
-        assert self.crew.poller is not None, "somebody reads for it"
-        return self.crew.poller
 
     # --- serializers ------------------------------------------------------------------------------------------
 

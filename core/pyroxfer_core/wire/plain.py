@@ -6,18 +6,15 @@ its header with the one that it must have. Whatever does not look like that is l
 
 from __future__ import annotations
 
-import struct
 from functools import cache
 from typing import Final
 
 from .message import MessageType
-from .v502 import V502
+from .v502 import PLAIN_HEADER, V502
 
 HEAD_SIZE: Final = V502.header_size
-_HEAD: Final = struct.Struct("!10sHI24s")
-"""What identifies the message (up to its flags), sequence number, length of the body, and the rest."""
-_pack = _HEAD.pack
-_unpack_from = _HEAD.unpack_from
+_pack = PLAIN_HEADER.pack
+_unpack_from = PLAIN_HEADER.unpack_from
 _FIRST: Final = 10
 _REST: Final = 16
 

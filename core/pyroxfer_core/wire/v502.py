@@ -25,7 +25,7 @@ from .frame import (
     sole_chunk,
     split_chunks,
 )
-from .message import Body, Message
+from .message import Body, Message, MessageType
 
 VERSION: Final = 502
 _MAGIC: Final = 0x4DC5
@@ -45,6 +45,17 @@ _NUMBERS: Final = {name: number for number, name in _NAMES.items()}
 
 APART: Final = 64 * 1024
 """Bytes of an annotation from which copying it costs more than a buffer of its own."""
+PLAIN_HEADER: Final = struct.Struct("!10sHI24s")
+"""The same header: what identifies the message (up to its flags), sequence number, length of the body, the rest."""
+_unpack_plain_from = PLAIN_HEADER.unpack_from
+_NOTHING_ELSE: Final = _HEADER.pack(b"", 0, 0, 0, 0, 0, 0, 0, _NO_CORRELATION_ID, 0, _MAGIC)[16:]
+"""The rest of most headers."""
+_PLAIN_HEADS: Final = {
+    _HEADER.pack(TAG, VERSION, kind, number, 0, 0, 0, 0, b"", 0, 0)[:10]: (kind, name)
+    for kind in (MessageType.INVOKE, MessageType.RESULT)
+    for number, name in _NAMES.items()
+}
+"""What most messages begin with."""
 _NEUTRAL_BITS: Final = 0x3F
 """The neutral flags took their numbers from this protocol, except META_ON_CONNECT, which it does not have."""
 _CORR_ID: Final = 0x40
@@ -94,6 +105,13 @@ class CodecV502:
         start = offset + _SIZE
         if start > len(data):
             return None
+        first, seq, size, rest = _unpack_plain_from(data, offset)
+        plain = _PLAIN_HEADS.get(first)
+        if plain is not None and rest == _NOTHING_ELSE:
+            end = start + size
+            if size > longest or end > len(data):
+                return None
+            return Message(plain[0], seq, plain[1], 0, data[start:end], {}), end
         tag, version, kind, serializer, flags, seq, size, area, correlation_id, _, magic = _unpack_from(data, offset)
         body_at = start + area
         end = body_at + size

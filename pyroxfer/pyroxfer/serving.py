@@ -28,6 +28,7 @@ from .service import FileService
 from .siblings import Siblings, open_door
 from .store.choose import identity, open_store
 from .store.ledger import Ledger
+from .store.leftovers import GRACE_S
 from .tasks import in_thread
 from .transfers import LEASE_S, Transfers
 
@@ -39,6 +40,8 @@ TELL_S: Final = 0.2
 STATE: Final = "state"
 """Folder of workers without a state folder that outlives them."""
 LEDGER: Final = "space"
+CLEAN_AGAIN_S: Final = 1.5 * GRACE_S
+"""What a server left that was killed just now is too young to be removed when the next one starts."""
 CLEAN_EVERY_S: Final = 24 * 3600.0
 
 logger = logging.getLogger("pyroxfer.service")
@@ -165,8 +168,7 @@ class FileServer:
         nursery = await self._background.__aenter__()
         try:
             nursery.start_soon(self._transfers.keep_clean)
-            if self._worker is None or self._worker.number == 0:
-                nursery.start_soon(self._clean_leftovers)
+            nursery.start_soon(self._clean_leftovers)
             if self._worker is not None:
                 await nursery.start(self._answer_siblings, self._worker)
             await self._daemon.__aenter__()
@@ -232,11 +234,16 @@ class FileServer:
                 raise
 
     async def _clean_leftovers(self) -> None:
-        """Remove what servers that died have left in the folder, and what nobody came back for; then once a day."""
-        while True:
+        """Remove what servers that died have left in the folder, and what nobody came back for: now, soon again, and
+        once a day. Of several workers the first does it for all, and one that replaces another after that."""
+        does_for_all = self._worker is None or self._worker.number == 0
+        if does_for_all or (self._worker is not None and self._worker.replaces):
             await self._clean_once()
-
+            await trio.sleep(CLEAN_AGAIN_S)
+            await self._clean_once()
+        while does_for_all:
             await trio.sleep(CLEAN_EVERY_S)
+            await self._clean_once()
 
     async def _clean_once(self) -> None:
         counts, removed = self._store.clean_leftovers(), 0

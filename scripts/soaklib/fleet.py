@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from random import Random
 from typing import TypeVar
 
 import trio
@@ -25,11 +26,12 @@ START_WITHIN_S = 30.0
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process holds at one moment."""
+    """What a service holds at one moment."""
 
     rss_kib: int
     descriptors: int
     threads: int
+    processes: int = 1
 
 
 def counters_three_ways(ports: Sequence[int]) -> str:
@@ -53,6 +55,7 @@ class Service:
         self.name = name
         self.victim = victim
         self.kills = 0
+        self.worker_kills = 0
         self._command = command
         self._errors = errors
         self._process: subprocess.Popen[bytes] | None = None
@@ -80,6 +83,13 @@ class Service:
         self._process.kill()
         self._end()
 
+    def kill_worker(self, random: Random) -> None:
+        """End one of its processes as a crash would; the others go on."""
+        workers = children(self.pid)
+        if workers:  # none while each is being started again
+            self.worker_kills += 1
+            os.kill(random.choice(workers), signal.SIGKILL)
+
     def stop(self) -> int:
         """End it as an operator would; its exit code."""
         assert self._process is not None
@@ -103,8 +113,23 @@ class Service:
         return self._process.pid
 
     def usage(self) -> Usage:
-        assert self._process is not None
-        return usage_of(self._process.pid)
+        """Of all its processes."""
+        parts = [usage_of(self.pid), *filter(None, map(usage_if_alive, children(self.pid)))]
+        return Usage(*(sum(getattr(part, field.name) for part in parts) for field in fields(Usage)))
+
+
+def children(pid: int) -> list[int]:
+    """The processes that one has started and that run."""
+    by_thread = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for children in by_thread for child in children.read_text().split()]
+
+
+def usage_if_alive(pid: int) -> Usage | None:
+    """None for a process that is ending, and holds nothing any more."""
+    try:
+        return usage_of(pid)
+    except (OSError, KeyError):
+        return None
 
 
 def usage_of(pid: int) -> Usage:
@@ -116,10 +141,15 @@ def usage_of(pid: int) -> Usage:
 
 
 class Fleet:
-    """Two file servers, two counters, a name server and a dispatcher; of each pair the second is a victim."""
+    """Two file servers, two counters, a name server and a dispatcher; of each pair the second is a victim.
 
-    def __init__(self, work: Path) -> None:
+    Args:
+        workers: processes of each file server.
+    """
+
+    def __init__(self, work: Path, workers: int = 1) -> None:
         self.work = work
+        self.workers = workers
         self.errors = work / "errors.log"
         """What all services write to standard error."""
         self.folders = [work / "steady", work / "victim"]
@@ -143,6 +173,7 @@ class Fleet:
         for number, kind in enumerate(("steady", "victim")):
             self.folders[number].mkdir()
             files = ["pyroxfer", "serve", str(self.folders[number]), "--listen", self.files[number]]
+            files += ["--workers", str(self.workers)] if self.workers > 1 else []
             counter = [sys.executable, str(HERE / "counter.py"), self.counters[number], str(self.logs[number])]
             found += [
                 Service(f"{kind} file server", files, victim=bool(number), errors=errors),
@@ -164,6 +195,11 @@ class Fleet:
     def stop(self) -> dict[str, int]:
         """Stop all; the exit codes."""
         return {service.name: service.stop() for service in self.services}
+
+    @property
+    def steady(self) -> Service:
+        """The file server that is not killed; its workers may be."""
+        return next(service for service in self.services if service.name == "steady file server")
 
     @property
     def victims(self) -> list[Service]:

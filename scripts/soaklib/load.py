@@ -23,6 +23,8 @@ CALL_DEADLINE_S = 10.0
 PAUSE_AFTER_ERROR_S = 0.2
 LARGEST_FILE = 8 * MIB
 KILL_EVERY_S = 4.0
+WORKERS_SHARE = 0.4
+"""Of the kills, where file servers have several workers: one of those instead of a whole service."""
 
 
 @dataclass
@@ -78,6 +80,9 @@ class Load:
     async def _kill_until(self, end: float, random: Random) -> None:
         while trio.current_time() + KILL_EVERY_S < end:
             await trio.sleep(random.uniform(0.5, 2 * KILL_EVERY_S))
+            if self.fleet.workers > 1 and random.random() < WORKERS_SHARE:
+                self.fleet.steady.kill_worker(random)
+                continue
             service = random.choice(self.fleet.victims)
             service.kill()
             await trio.sleep(random.uniform(0.0, 1.0))

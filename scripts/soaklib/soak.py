@@ -25,13 +25,13 @@ WARM_UP = 0.25
 """Share of the run in which caches and pools may still fill."""
 GROWTH = 1.10
 GROWTH_KIB = 6 * 1024
-"""Memory at the end may be this much larger than after the warm-up: allocators do not give back everything."""
+"""Memory of a process at the end may be this much larger than after the warm-up: allocators do not give back all."""
 DESCRIPTORS = 40
 THREADS = 45
 """How far the last samples may lie above the first: connections and worker threads come and go with the load."""
 RESTING_DESCRIPTORS = 6
 RESTING_THREADS = 4
-"""How many more there may be at rest than before: links of a dispatcher to its back ends, files of a store. Under
+"""How many more a process may have at rest than before: links of a dispatcher to back ends, files of a store. Under
 load they come and go, so that a slow leak is seen at rest only."""
 REST_S = 20.0
 """How long all may take to come to rest; threads that have nothing to do live for ten seconds."""
@@ -60,7 +60,8 @@ def grown(samples: Samples) -> list[str]:
             continue
         for what, allowed in (("rss_kib", None), ("descriptors", DESCRIPTORS), ("threads", THREADS)):
             before, after = (statistics.median(getattr(one, what) for one in part) for part in (early, late))
-            limit = before * GROWTH + GROWTH_KIB if allowed is None else before + allowed
+            processes = late[-1].processes
+            limit = before * GROWTH + GROWTH_KIB * processes if allowed is None else before + allowed * processes
             if after > limit:
                 found.append(f"{name}: {what} grew from {before:.0f} to {after:.0f}")
     return found
@@ -80,7 +81,7 @@ def left_open(before: dict[str, Usage], after: dict[str, Usage]) -> list[str]:
         f"{name}: {what} at rest grew from {getattr(before[name], what)} to {getattr(usage, what)}"
         for name, usage in after.items()
         for what, allowed in (("descriptors", RESTING_DESCRIPTORS), ("threads", RESTING_THREADS))
-        if getattr(usage, what) > getattr(before[name], what) + allowed
+        if getattr(usage, what) > getattr(before[name], what) + allowed * usage.processes
     ]
 
 
@@ -114,7 +115,8 @@ def report(load: Load, samples: Samples, fleet: Fleet) -> None:
     outcomes = Counter(ledger.outcomes.values())
     print("outcomes: " + ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(outcomes.items())))
     print("errors:   " + ", ".join(f"{name} {count:,}" for name, count in ledger.errors.most_common()))
-    print("kills:    " + ", ".join(f"{service.name} {service.kills}" for service in fleet.victims))
+    killed = {**{service.name: service.kills for service in fleet.victims}, "worker": fleet.steady.worker_kills}
+    print("kills:    " + ", ".join(f"{name} {kills}" for name, kills in killed.items()))
     for name, taken in samples.items():
         first, last = taken[int(len(taken) * WARM_UP)], taken[-1]
         print(
@@ -123,8 +125,8 @@ def report(load: Load, samples: Samples, fleet: Fleet) -> None:
         )
 
 
-async def soak(seconds: float, seed: int, work: Path) -> list[str]:
-    fleet = Fleet(work)
+async def soak(seconds: float, seed: int, workers: int, work: Path) -> list[str]:
+    fleet = Fleet(work, workers)
     load = Load(fleet, seed)
     samples: Samples = {}
     try:
@@ -148,7 +150,7 @@ async def soak(seconds: float, seed: int, work: Path) -> list[str]:
 def main() -> int:
     options = parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="pyroxfer-soak-") as work:
-        found = trio.run(until_signalled, soak, options.minutes * 60, options.seed, Path(work))
+        found = trio.run(until_signalled, soak, options.minutes * 60, options.seed, options.workers, Path(work))
     print("\n".join(found[:50]) or "nothing lost, nothing run twice, nothing grown")
     return 1 if found else 0
 

@@ -17,8 +17,13 @@ from doubles import RawClient, connect_bytes, invoke_bytes, raw_client, run, unt
 
 from pyroxfer_core import Daemon, Proxy, Settings, behavior, expose
 from pyroxfer_core.errors import CommunicationError, PyroError
+from pyroxfer_core.serializers.serpent import SerpentSerializer
+from pyroxfer_core.server.crew import Worker
+from pyroxfer_core.server.peer import Peer
 from pyroxfer_core.server.poller import REQUESTS_IN_A_ROW, Poller
-from pyroxfer_core.server.turn import TAKE_AT_ONCE
+from pyroxfer_core.server.quick import Begun
+from pyroxfer_core.server.turn import TAKE_AT_ONCE, take_turn
+from pyroxfer_core.transport.connection import Connection
 from pyroxfer_core.wire.message import Flags, MessageType
 
 pytestmark = pytest.mark.deadline(10)
@@ -330,6 +335,72 @@ async def test_an_unexpected_error_ends_one_connection_only(monkeypatch: pytest.
         await other.send(invoke_bytes("note", "('still here',)"))
         await other.messages(502, 1)
         assert len(daemon.peers) == 1
+
+
+async def test_an_unexpected_error_in_a_usual_call_ends_one_connection_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the test before, where a turn takes one step."""
+
+    def mistake(*_: Any) -> None:
+        raise LookupError("a mistake")
+
+    async with served() as (daemon, _), greeted(daemon) as other:
+        async with greeted(daemon) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr("pyroxfer_core.server.quick.run_small", mistake)
+                patch.setattr("pyroxfer_core.server.turn.run_small", None)
+                await client.send(invoke_bytes("note", "('lost',)"))
+                assert await client.until_closed() == b""
+        await other.send(invoke_bytes("note", "('still here',)"))
+        await other.messages(502, 1)
+        assert len(daemon.peers) == 1
+
+
+@pytest.mark.parametrize("method, long", [("note", 0), ("wait", 1), ("missing", 1), ("tell_secret", 1)])
+async def test_a_usual_call_takes_one_step_and_any_other_is_read_once(
+    method: str, long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what waits, or is not usual, costs a turn that can wait."""
+    turns: list[Begun] = []
+    reads: list[bytes] = []
+    read = SerpentSerializer.loads_call
+
+    def reading(serializer: SerpentSerializer, body: bytes) -> Any:
+        reads.append(body)
+        return read(serializer, body)
+
+    async def turn(peer: Peer, worker: Worker, begun: Begun) -> None:
+        turns.append(begun)
+        await take_turn(peer, worker, begun)
+
+    async with served() as (daemon, service), greeted(daemon) as client:
+        service.gate.set()
+        await client.send(invoke_bytes("note", "('first',)"))  # its serializer is made on the long way
+        await client.messages(502, 1)
+        monkeypatch.setattr(SerpentSerializer, "loads_call", reading)
+        monkeypatch.setattr("pyroxfer_core.server.crew.take_turn", turn)
+        for _ in range(3):
+            await client.send(invoke_bytes(method, "()" if method == "wait" else "('x',)"))
+            await client.messages(502, 1)
+        assert (len(turns), len(reads)) == (3 * long, 3)
+
+
+async def test_requests_that_come_together_are_answered_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one does not leave alone because it could be answered in one step."""
+    flushed: list[int] = []
+    flush = Connection.flush_nowait
+
+    def flushing(connection: Connection) -> bool:
+        if connection.unsent:
+            flushed.append(connection.queued - connection.sent)
+        return flush(connection)
+
+    async with served() as (daemon, _), greeted(daemon) as client:
+        await client.send(invoke_bytes("note", "('first',)"))
+        await client.messages(502, 1)
+        monkeypatch.setattr(Connection, "flush_nowait", flushing)
+        await client.send(b"".join(invoke_bytes("note", "('x',)", seq=seq) for seq in (1, 2, 3)))
+        await client.messages(502, 3)
+        assert len(flushed) == 1
 
 
 async def test_a_call_after_the_deadline_of_another_one_is_not_cut() -> None:

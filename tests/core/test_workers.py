@@ -283,7 +283,7 @@ async def test_who_has_more_connections_lets_others_go_first(
 
 def test_a_place_is_told_in_the_environment_and_only_once() -> None:
     """What the parent writes comes back the same, and is not left for programs that a worker starts."""
-    post = Post(1, 4, "/tmp/x", 7, (3, 4))
+    post = Post(1, 4, "/tmp/x", 7, (3, 4), replaces=True)
     environment = {"PYROXFER_WORKER": post.to_text()}
     assert take_post(environment) == post
     assert take_post(environment) is None
@@ -450,6 +450,14 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
     return sorted(int(pid) for found in lists for pid in found.read_text().split())
 
 
+def replaces(pid: int) -> bool:
+    """Whether its parent has told a worker that it takes the place of another."""
+    environment = dict(word.partition("=")[::2] for word in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+    post = take_post(environment)
+    assert post is not None
+    return post.replaces
+
+
 def connections_of(pid: int, port: int) -> int:
     """Established connections at this end of a port."""
     wanted = f"0100007F:{port:04X}"
@@ -469,9 +477,11 @@ async def test_idle_connections_spread_and_a_killed_worker_is_replaced() -> None
             first, second = (connections_of(pid, port) for pid in workers_of(process))
             assert first + second == 20
             assert abs(first - second) <= 4
-            victim = workers_of(process)[0]
+            victim, other = workers_of(process)
             os.kill(victim, signal.SIGKILL)
             await until(lambda: len(workers_of(process)) == 2 and victim not in workers_of(process))
+            (fresh,) = {*workers_of(process)} - {other}
+            assert [replaces(pid) for pid in (other, fresh)] == [False, True]
             for number, proxy in enumerate(proxies):
                 assert await proxy.echo(number) == number
         process.terminate()

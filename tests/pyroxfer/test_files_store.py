@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def store(root: Path) -> LocalStore:
-    return LocalStore(root)
+def store(root: Path) -> Iterator[LocalStore]:
+    with contextlib.closing(LocalStore(root)) as opened:
+        yield opened
 
 
 def put(store: LocalStore, path: str, data: bytes, if_exists: str = "fail", durability: str = "none") -> str:
@@ -157,6 +160,22 @@ def test_a_whole_file_is_seen_only_when_it_is_whole(
             put_whole(store, (name, b"other"), durability=durability)
     assert ((root / "a/x").read_bytes(), (root / "a/y").read_bytes()) == (b"hello", b"")
     assert leftovers(root) == []
+
+
+@pytest.mark.parametrize(("durability", "flush"), [("data", "fdatasync"), ("full", "fsync")])
+def test_a_whole_file_has_a_name_when_it_is_flushed(
+    store: LocalStore, root: Path, durability: str, flush: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system need not keep what nobody could find after a crash."""
+    real, named = getattr(os, flush), []
+
+    def watched(fd: int) -> None:
+        named.append(len(leftovers(root)))
+        real(fd)
+
+    monkeypatch.setattr(f"pyroxfer.store.whole.os.{flush}", watched)
+    put_whole(store, ("x", b"1"), durability=durability)
+    assert named[0] == 1
 
 
 @pytest.mark.usefixtures("system")

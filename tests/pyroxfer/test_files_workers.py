@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from certificates import Certificates
 from doubles import until
 
@@ -384,3 +385,38 @@ async def test_many_transfers_at_once_are_spread_and_all_arrive(
                 nursery.start_soon(pyroxfer.get, f"{place}/f{number}", str(here / f"g{number}"))
         assert all((here / f"g{number}").read_bytes() == data for number in range(8))
         assert not list(root.rglob(".pyroxfer-*"))
+
+
+# --- what they leave
+
+
+DAY_S = 24 * 3600.0
+LOOKS = {
+    "alone": (None, False, [0, 90, 90 + DAY_S]),
+    "first": (0, False, [0, 90, 90 + DAY_S]),
+    "second": (1, False, []),
+    "instead of one that died": (1, True, [0, 90]),
+}
+
+
+@pytest.mark.deadline(2 * DAY_S)  # of a clock that jumps
+@pytest.mark.parametrize("who", LOOKS)
+async def test_leftovers_are_looked_for_again_when_none_is_too_young_any_more(
+    root: Path, shared: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, who: str
+) -> None:
+    """What was left a moment ago might still be taken up when a server or a worker takes the place of another."""
+    looks: list[float] = []
+    number, replaces, wanted = LOOKS[who]
+    worker = None if number is None else Worker(number, 3, shared, [], replaces=replaces)
+
+    async def look() -> None:
+        looks.append(trio.current_time())
+
+    server = FileServer(root)
+    monkeypatch.setattr(server, "_worker", worker)
+    monkeypatch.setattr(server, "_clean_once", look)
+    begun = trio.current_time()
+    with trio.move_on_after(1.5 * DAY_S):
+        await server._clean_leftovers()
+    server._let_go()
+    assert [at - begun for at in looks] == wanted

@@ -84,6 +84,8 @@ class Launcher:
         self._listeners = list(listeners)
         self._folder = folder
         self._board = LoadBoard(folder / LOADS, count)
+        self._died: set[int] = set()
+        """Numbers whose process has ended; the next one replaces it."""
 
     async def __call__(self, number: int) -> ExecutedChild:
         """One more. In a process group of its own, so that Ctrl-C comes to the parent alone, which passes it on."""
@@ -91,7 +93,8 @@ class Launcher:
         ours.setblocking(False)
         try:
             listeners = tuple(listener.fileno() for listener in self._listeners)
-            post = Post(number, self._count, str(self._folder), theirs.fileno(), listeners)
+            replaces = number in self._died
+            post = Post(number, self._count, str(self._folder), theirs.fileno(), listeners, replaces)
             process = await trio.lowlevel.open_process(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -108,6 +111,7 @@ class Launcher:
 
     def gone(self, number: int) -> None:
         """A worker has ended: nobody leaves connections to it."""
+        self._died.add(number)
         self._board.take_off(number)
 
 

@@ -35,6 +35,8 @@ class Post:
     """Descriptor of the socket to the parent: this worker says there that it serves, and its end is the parent's."""
     listeners: tuple[int, ...]
     """Descriptors that all accept on."""
+    replaces: bool = False
+    """Another process had it before, and died."""
 
     def to_text(self) -> str:
         """For the environment."""
@@ -49,8 +51,9 @@ class Post:
         """
         try:
             values = json.loads(text)
-            numbers = (int(values["number"]), int(values["count"]))
-            return cls(*numbers, str(values["folder"]), int(values["tie"]), tuple(map(int, values["listeners"])))
+            number, count, tie = (int(values[name]) for name in ("number", "count", "tie"))
+            listeners = tuple(map(int, values["listeners"]))
+            return cls(number, count, str(values["folder"]), tie, listeners, bool(values["replaces"]))
         except (ValueError, TypeError, KeyError):
             raise PyroError(f"{VARIABLE} is only for processes that --workers starts: unset it") from None
 

@@ -25,6 +25,7 @@ class Worker:
         count: workers there are.
         folder: shared by them, for as long as their parent lives.
         listeners: what all accept on.
+        replaces: it has the number of one that died, and may clean up after it.
     """
 
     def __init__(
@@ -34,11 +35,14 @@ class Worker:
         folder: Path,
         listeners: Sequence[socket.socket],
         tie: socket.socket | None = None,
+        *,
+        replaces: bool = False,
     ) -> None:
         self.number = number
         self.count = count
         self.folder = folder
         self.listeners = list(listeners)
+        self.replaces = replaces
         self.share = AcceptShare(LoadBoard(folder / LOADS, count), number)
         """Its part in accepting."""
         self._tie = tie
@@ -57,7 +61,7 @@ class Worker:
         tie, listeners = sockets_of(post)
         folder = Path(post.folder)
         end_with_parent(tie, folder)
-        return cls(post.number, post.count, folder, listeners, tie)
+        return cls(post.number, post.count, folder, listeners, tie, replaces=post.replaces)
 
     def __repr__(self) -> str:
         return f"<Worker {self.number} of {self.count}>"

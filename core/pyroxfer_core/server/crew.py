@@ -14,6 +14,7 @@ from ..transport.resume import resumed
 from ..wire.message import Message
 from .execute import Job
 from .poller import Poller
+from .quick import took_turn
 from .turn import take_turn
 
 if TYPE_CHECKING:
@@ -146,7 +147,10 @@ class Crew:
         following = self.poller.next
         while True:
             peer = worker.reads = await following(self._tasks - len(self._idle) == 1)
-            turn = take_turn(peer, worker)
+            begun = took_turn(peer, worker)
+            if begun is None:
+                continue
+            turn = take_turn(peer, worker, begun)
             try:
                 request = turn.send(None)
             except StopIteration:

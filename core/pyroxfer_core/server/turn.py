@@ -16,6 +16,7 @@ from ..wire.features import Feature
 from ..wire.message import Message, MessageType
 from ..wire.session import IN_PIECES, alive
 from .execute import SLOW_BYTES, Job, Read, is_slow_to_read, read_call
+from .quick import UNTOUCHED, Begun
 from .small import Unusual, run_small
 
 if TYPE_CHECKING:
@@ -36,16 +37,19 @@ _INVOKE: Final = MessageType.INVOKE
 _ABOUT_REVERSE: Final = (MessageType.SERVES, MessageType.RESULT)
 
 
-async def take_turn(peer: Peer, worker: Worker) -> None:
+async def take_turn(peer: Peer, worker: Worker, begun: Begun = UNTOUCHED) -> None:
     """Take what has come, and answer it.
 
     The worker has the reading of the connection, and has given it back afterwards, unless it was cut.
+
+    Args:
+        begun: how far `took_turn` came.
     """
     if peer.ended:
         worker.reads = None
         return
     try:
-        while requests := await _take_some(peer, worker):
+        while requests := await _take_some(peer, worker, begun):
             if worker.leads:  # it comes back when everybody else had a turn
                 worker.reads = None
                 peer.poller.put_last(peer, requests)
@@ -68,14 +72,15 @@ async def take_turn(peer: Peer, worker: Worker) -> None:
     await peer.end()
 
 
-async def _take_some(peer: Peer, worker: Worker) -> int:
+async def _take_some(peer: Peer, worker: Worker, begun: Begun) -> int:
     """How many requests were taken, at least 1, if more is there and the worker still has the reading; else 0."""
     connection, calls, session = peer.connection, peer.calls, peer.session
     decoder = connection.decoder
-    message: object = None
+    message: object
+    message, arrived = begun.take()
     if peer.loan is not None:
         await peer.loan.until_over()
-    if not peer.finishing:
+    if message is None and not peer.finishing:
         message, peer.kept = peer.kept, None
         if message is None and decoder.data:
             message = decoder.next_event()
@@ -91,11 +96,13 @@ async def _take_some(peer: Peer, worker: Worker) -> int:
             and len(message.body) <= SLOW_BYTES
         ):
             session.last_seq = message.seq
-            arrived = run_small(peer, worker, message) if peer.takes_small else Unusual(message)
+            if arrived is None:
+                arrived = run_small(peer, worker, message) if peer.takes_small else Unusual(message)
             if isinstance(arrived, Unusual):
                 job = calls.begin(message, arrived.read)
             else:
                 job, waiting = worker.job, None if arrived is None else arrived.rest
+            arrived = None
         else:
             job = await _job_of(peer, message)
         if job is not None and calls.unbegun:

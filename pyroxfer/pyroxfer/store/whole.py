@@ -73,7 +73,8 @@ class WholeFiles:
         with translated(path):
             folder = self._enter(tuple(parts), create=True)
             try:
-                if not self._put_nameless(folder, name, mode & 0o777, content):
+                # btrfs, for one, keeps nothing of a file that is flushed before it has a name
+                if durability != "none" or not self._put_nameless(folder, name, mode & 0o777, content):
                     self._put_hidden(folder, name, mode & 0o777, content)
             except FileExistsError:
                 raise ExistsError(f"{printable(path)}: already exists") from None

@@ -170,25 +170,41 @@ class OwnThreads:
             trio.lowlevel.start_thread_soon(partial(self._work, token), partial(self._leave, token))
             self._running += 1
 
-    def _work(self, token: trio.lowlevel.TrioToken) -> None:
-        """In a thread, until nothing waits."""
-        while True:
-            try:
-                job = self._waiting.popleft()
-            except IndexError:
-                return
+    def _work(self, token: trio.lowlevel.TrioToken) -> _Job | None:
+        """In a thread, until nothing waits; the last job is told of together with the end of the thread."""
+        job = self._next()
+        while job is not None:
             job.do()
+            following = self._next()
+            if following is None:
+                break
             token.run_sync_soon(trio.lowlevel.reschedule, job.task)
+            job = following
+        return job
 
-    def _leave(self, token: trio.lowlevel.TrioToken, _: object) -> None:
-        """In a thread that found nothing to do."""
+    def _next(self) -> _Job | None:
+        try:
+            return self._waiting.popleft()
+        except IndexError:
+            return None
+
+    def _leave(self, token: trio.lowlevel.TrioToken, last: Any) -> None:
+        """In a thread that found nothing more to do."""
         with contextlib.suppress(trio.RunFinishedError):
-            token.run_sync_soon(self._left)
+            token.run_sync_soon(self._left, last.unwrap())
 
-    def _left(self) -> None:
+    def _left(self, last: _Job | None) -> None:
         """A thread has ended; something may have come after it had looked."""
         self._running -= 1
-        self._engage()
+        if last is not None:
+            trio.lowlevel.reschedule(last.task)
+        try:
+            self._engage()
+        except RuntimeError as error:  # there is no thread to be had: whoever counts on one is told so
+            while self._waiting and not self._running:
+                job = self._waiting.popleft()
+                job.error = error
+                trio.lowlevel.reschedule(job.task)
 
 
 def most_telling(group: BaseExceptionGroup[Any]) -> BaseException:

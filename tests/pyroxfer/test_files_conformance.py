@@ -14,14 +14,15 @@ from places import Folder, Place, Prefix
 
 import pyroxfer
 from pyroxfer import FileServer, Progress, Receipt, errors
-from pyroxfer.channels import annot, iter, raw
+from pyroxfer.channels import annot, raw
+from pyroxfer.channels.base import MAX_BLOCK
 from pyroxfer.digest import digest_of
 from pyroxfer.offer import End
 from pyroxfer.source import FileSource
 from pyroxfer_core import errors as core_errors
 
 CHANNELS = ["iter", "annot", "raw"]
-BORDERS = {"iter": iter.BLOCK, "annot": annot.BLOCK, "raw": raw.STEP}
+BORDERS = {"iter": MAX_BLOCK, "annot": annot.BLOCK, "raw": raw.STEP}
 MIB = 1024 * 1024
 Settled = Callable[[], Awaitable[None]]
 

@@ -16,7 +16,7 @@ from pyroxfer_core import Connection, Daemon, Settings, expose, serve_connection
 from pyroxfer_core.serializers.base import SerializerContext
 from pyroxfer_core.serializers.factory import make_serializer
 from pyroxfer_core.server.peer import Peer
-from pyroxfer_core.transport.sockets import bind_tcp
+from pyroxfer_core.transport.sockets import SPEAK_FIRST_S, bind_tcp
 from pyroxfer_core.wire import codec_for
 from pyroxfer_core.wire.message import Message, MessageType
 
@@ -113,6 +113,13 @@ async def test_the_usual_is_answered_at_once_and_as_ever(
     monkeypatch.delattr(Peer, "greet")
     assert await answer(Daemon, said) == looked_at
     assert looked_at[6] == MessageType.CONNECTOK
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [(Daemon, SPEAK_FIRST_S), (Looking, 0)])
+async def test_the_kernel_waits_for_the_first_words_where_they_are_enough(kind: type[Daemon], seconds: int) -> None:
+    with bind_tcp("127.0.0.1", 0) as listener:
+        async with serving(kind, listener):
+            assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) == seconds
 
 
 @pytest.mark.parametrize("said", UNUSUAL.values(), ids=UNUSUAL)

@@ -25,7 +25,7 @@ from .crowd import Crowd, host_of
 from .faults import part
 from .resume import resumed
 from .side import SideStreamHandler, side_stream_on
-from .sockets import StreamSocket, peer_text, set_options
+from .sockets import StreamSocket, accept_who_speaks, peer_text, set_options
 from .tls import TlsSocket, start_tls
 from .wirelog import wire_log
 
@@ -121,6 +121,8 @@ class _Door:
         for listener in listeners:
             with contextlib.suppress(OSError):  # it is closed already
                 set_options(listener)  # those that it accepts have them, too
+                if self._at_once is not None:
+                    accept_who_speaks(listener)
         try:
             for listener, event in zip(listeners, closed, strict=True):
                 nursery.start_soon(self._accept_from, listener, event, nursery)

@@ -21,6 +21,9 @@ from ..errors import AuthenticationError, CommunicationError, ConnectionClosedEr
 from ..uri import Uri
 
 BACKLOG: Final = 1024
+SPEAK_FIRST_S: Final = 1
+"""How long the kernel keeps a connection to itself that has said nothing. Clients of a daemon speak first, so who is
+accepted has mostly said already what it wants, and costs nobody a wait. Others are accepted after that time."""
 KEEPALIVE_IDLE_S: Final = 15
 KEEPALIVE_INTERVAL_S: Final = 5
 KEEPALIVE_PROBES: Final = 3
@@ -254,6 +257,12 @@ def bind_unix(path: str) -> socket.socket:
         sock.close()
         raise CommunicationError(f"cannot listen on ./u:{path}: {reason_of(error)}") from error
     return sock
+
+
+def accept_who_speaks(listener: socket.socket) -> None:
+    """Let the kernel keep TCP connections that have said nothing for `SPEAK_FIRST_S`, where it can."""
+    if listener.family != socket.AF_UNIX and hasattr(socket, "TCP_DEFER_ACCEPT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, SPEAK_FIRST_S)
 
 
 def _remove_dead_socket(path: str) -> None:

@@ -51,8 +51,10 @@ class Holders:
 
     def lane_for_blob(self, annotation: Body) -> Lane | None:
         """A lane without a call that holds streams of the service which the blob is meant for."""
+        if not self._lanes:
+            return None
         try:
-            service = self._directory.find(annotation).service if self._lanes else None
+            service = self._directory.find(annotation).service
         except (LookupError, CommunicationError):
             return None  # whoever gets the call refuses it
         return next((lane for lane in self._free() if lane.conversation.kept_for is service), None)

@@ -206,8 +206,7 @@ class Multiplexed:
     # -- what is said
 
     def _said(self, data: bytes) -> None:
-        self._decoder.feed(data)
-        self._read()
+        self._read(data=data)
 
     def _drained(self) -> None:
         """Everything that was written has left."""
@@ -219,13 +218,19 @@ class Multiplexed:
             self._read_soon()
         self._end_if_idle()
 
-    def _read(self, now: float = 0.0) -> None:
-        """Take what has come, as far as it may go now."""
+    def _read(self, now: float = 0.0, data: bytes = b"") -> None:
+        """Take what has come, as far as it may go now.
+
+        Args:
+            data: what comes now.
+        """
         self._will_read = False
         if self._reading:
             return
         self._reading = True
         try:
+            if data and (event := self._decoder.take(data)) is not None:
+                self._take(event)
             while not self._must_wait and (event := self._decoder.next_event()) is not None:
                 self._take(event)
         except PyroError as error:

@@ -279,10 +279,10 @@ class FileSink:
         try:
             if self._step and prefix >= LEAST_KEPT:
                 self._digest.catch_up(prefix)
-                if prefix > self._noted:
-                    end = self._digest.end()
-                    self._digest.marks.append(Run(0, end.size, end.digest))
-                    self._note()
+                end, marks = self._digest.end(), self._digest.marks
+                if end.size > (marks[-1].length if marks else self._noted):
+                    marks.append(Run(0, end.size, end.digest))
+                self._note()
         except (OSError, TransferError):
             pass  # the disk is full or broken: what was noted before still counts
         finally:

@@ -15,7 +15,7 @@ SCRIPTS = Path(__file__).parent.parent.parent / "scripts" / "soaklib"
 
 def run(script: str, *options: str) -> str:
     command = [sys.executable, str(SCRIPTS / script), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     return done.stdout
 

@@ -303,6 +303,8 @@ async def test_a_call_that_is_cancelled_is_cancelled_at_its_backend() -> None:
             nursery.start_soon(_cancel_when, scope, lambda: worker.running == 2)
             await proxy.hang(order("goes"))
         await until(lambda: worker.cancelled == 1 and in_flight(dispatcher) == 1)
+        kept = dispatcher._reception.pool_after(0)._idle
+        await until(lambda: sum(map(len, kept.values())) == 1)  # the connection of the call is as good as before
         assert await proxy.process(order(1)) == 1
         assert dispatcher.facts["clients"] == 1
         worker.gate.set()
@@ -590,11 +592,11 @@ async def test_an_answer_that_breaks_off_is_taken_back() -> None:
         agreed_client(dispatcher) as client,
     ):
         await client.send(blob(1))
-        kinds = [(await client.receive()).type]
-        while kinds[-1] != MessageType.RESULT:
-            last = await client.receive()
-            kinds.append(last.type)
-        assert set(kinds[1:-1]) == {MessageType.PIECE}
+        messages = [await client.receive()]
+        while (last := messages[-1]).type != MessageType.RESULT:
+            messages.append(await client.receive())
+        assert {message.type for message in messages[1:-1]} == {MessageType.PIECE}
+        assert not len(messages[-2].body), "the body is given up"
         assert (last.seq, client.outcome(last)) == (1, None)
         assert b"Executed: backend lost within its answer" in last.body
         await client.send(Message(MessageType.PING, 9, "ping", 0, b""))

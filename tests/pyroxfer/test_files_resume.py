@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import pyroxfer
 from pyroxfer import FileServer, Progress, Receipt, errors, transfers
 from pyroxfer.conversation import Conversation, open_conversation
 from pyroxfer.journal import MAGIC, Heading, Writer, read_journal
+from pyroxfer.offer import Offer, Ticket
 from pyroxfer.receipts import KEPT_S, ReceiptsInFile, ReceiptsInMemory
 from pyroxfer.runs import LEAST_STEP, Range, Run, covered, gaps, pieces
+from pyroxfer.store.local import LocalStore
 from pyroxfer_core import Settings
 from pyroxfer_core import errors as core_errors
 
@@ -120,6 +123,20 @@ async def cut(
     assert transfer.noted[:2] == [LEAST_STEP, 2 * LEAST_STEP]
     assert transfer.noted[-1] >= HAD
     return transfer
+
+
+async def test_each_beginning_is_noted_once(server: FileServer, root: Path, settled: Settled) -> None:
+    """Also the one at which the transfer was cut."""
+    async with open_conversation(server.uri, Settings()) as talk:
+        offer = Offer("f", 9 * MIB, origin="ab" * 16, durability="none")
+        ticket = Ticket.from_dict((await talk.ask("open_upload", offer.to_dict()))["ticket"])
+        for offset in range(0, 8 * MIB, MIB):
+            await talk.ask("put_block", ticket.transfer_id, offset, bytes(MIB))
+    await settled()
+    (journal,) = root.glob("*.journal")
+    known = read_journal(journal.read_bytes())
+    assert known is not None
+    assert [run.length for run in known.runs] == [LEAST_STEP, 2 * LEAST_STEP]
 
 
 def flip(path: Path, offset: int) -> None:
@@ -328,24 +345,18 @@ async def test_a_mode_that_forbids_writing_does_not_forbid_resuming(cut: Interru
     assert cut.final.stat().st_mode & 0o777 == 0o440
 
 
-async def test_a_partial_file_is_kept_a_week(
-    server: FileServer, root: Path, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And then removed with its journal, by the cleaning of the server."""
-    import time
-
-    from pyroxfer.store.local import LocalStore
-
-    store = LocalStore(root)
-    staged = store.stage("a/f", 9, 0o644, origin="ab" * 16)
-    staged.write(0, memoryview(b"123456789"))
-    staged.note([Run(0, 9, "00" * 32)], flush=False)
-    staged.suspend()
-    now = time.time()
-    for later, count in ((6 * 24 * 3600, 2), (7 * 24 * 3600 + 60, 0)):
-        monkeypatch.setattr("pyroxfer.store.leftovers.time.time", lambda later=later: now + later)
-        sum(store.clean_leftovers())
-        assert len(list((root / "a").iterdir())) == count
+def test_a_partial_file_is_kept_a_week(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And then removed with its journal, by what a server does now and then; none runs, which would do so as well."""
+    with contextlib.closing(LocalStore(root)) as store:
+        staged = store.stage("a/f", 9, 0o644, origin="ab" * 16)
+        staged.write(0, memoryview(b"123456789"))
+        staged.note([Run(0, 9, "00" * 32)], flush=False)
+        staged.suspend()
+        now = time.time()
+        for later, count in ((6 * 24 * 3600, 2), (7 * 24 * 3600 + 60, 0)):
+            monkeypatch.setattr("pyroxfer.store.leftovers.time.time", lambda later=later: now + later)
+            sum(store.clean_leftovers())
+            assert len(list((root / "a").iterdir())) == count
 
 
 @pytest.mark.parametrize("kept_in", ["memory", "file"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def store(root: Path) -> LocalStore:
-    return LocalStore(root)
+def store(root: Path) -> Iterator[LocalStore]:
+    with contextlib.closing(LocalStore(root)) as opened:
+        yield opened
 
 
 def put(store: LocalStore, path: str, data: bytes, if_exists: str = "fail", durability: str = "none") -> str:

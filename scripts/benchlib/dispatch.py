@@ -30,7 +30,7 @@ client calls our back end with blobs of 1 KB, several at once on its one connect
 is better.""" + ("" if HAPROXY else " HAProxy is not installed here: its rows are left out.")
 PYRO5, US = "Pyro5's own way", "our dispatcher"
 IN_FLIGHT = (1, 8, 64)
-Between = Callable[[str], AbstractContextManager[str]]
+Between = Callable[[str], AbstractContextManager[tuple[str, Server | None]]]
 WAYS = ("directly", "HAProxy", US)
 
 
@@ -135,9 +135,8 @@ def rate(server: list[str], client: list[str], way: str, ours: Between | None = 
         ours: how our dispatcher is used; by default in transparent mode.
     """
     between = {"directly": directly, "HAProxy": haproxy, US: ours or ours_transparent}[way]
-    with Server(server) as backend, between(backend.uri) as uri:
-        result = run_client([word.replace("{uri}", uri) for word in client])
-        return Sample(result["calls"] / result["seconds"])
+    with Server(server) as backend, between(backend.uri) as (uri, passing):
+        return passed_on(passing, [word.replace("{uri}", uri) for word in client])
 
 
 def rate_of_grpc(seconds: float) -> Sample:
@@ -145,8 +144,18 @@ def rate_of_grpc(seconds: float) -> Sample:
         Server(program(others(), "others_server.py", "grpc")) as backend,
         Server(program(others(), "grpc_proxy.py", backend.uri)) as proxy,
     ):
-        result = run_client(program(others(), "others_client.py", "grpc", proxy.uri, seconds, 8))
-        return Sample(result["calls"] / result["seconds"])
+        return passed_on(proxy, program(others(), "others_client.py", "grpc", proxy.uri, seconds, 8))
+
+
+def passed_on(passing: Server | None, client: list[str]) -> Sample:
+    """Calls a second, and what they cost what they pass."""
+    before = passing.cpu_s() if passing else 0.0
+    result = run_client(client)
+    used = {}
+    if passing:
+        per_call = (passing.cpu_s() - before) / result["calls"] * 1e6
+        used = {"CPU µs a call in between": per_call, "MiB in between": passing.peak_rss_mib()}
+    return Sample(result["calls"] / result["seconds"], used)
 
 
 def transparent_comparisons() -> list[Comparison]:
@@ -159,8 +168,8 @@ def transparent_comparisons() -> list[Comparison]:
 
 
 @contextmanager
-def directly(uri: str) -> Iterator[str]:
-    yield uri
+def directly(uri: str) -> Iterator[tuple[str, None]]:
+    yield uri, None
 
 
 @contextmanager
@@ -179,19 +188,19 @@ def ours(uri: str) -> Iterator[Server]:
 
 
 @contextmanager
-def ours_transparent(uri: str) -> Iterator[str]:
+def ours_transparent(uri: str) -> Iterator[tuple[str, Server]]:
     with ours(uri) as dispatcher:
-        yield elsewhere(uri, dispatcher.uri.partition("@")[2])
+        yield elsewhere(uri, dispatcher.uri.partition("@")[2]), dispatcher
 
 
 @contextmanager
-def ours_for_blobs(uri: str) -> Iterator[str]:
+def ours_for_blobs(uri: str) -> Iterator[tuple[str, Server]]:
     with ours(uri) as dispatcher:
-        yield dispatcher.uri
+        yield dispatcher.uri, dispatcher
 
 
 @contextmanager
-def haproxy(uri: str) -> Iterator[str]:
+def haproxy(uri: str) -> Iterator[tuple[str, Server]]:
     """HAProxy relaying one port to the back end's."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         place = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -203,9 +212,9 @@ def haproxy(uri: str) -> Iterator[str]:
         )
         assert HAPROXY is not None
         # It says nothing when it is ready: a shell tells where it is, and becomes it.
-        with Server(["sh", "-c", f'echo "PYRO:x@{place}"; exec {HAPROXY} -q -db -f {config}']):
+        with Server(["sh", "-c", f'echo "PYRO:x@{place}"; exec {HAPROXY} -q -db -f {config}']) as relay:
             wait_for(place)
-            yield elsewhere(uri, place)
+            yield elsewhere(uri, place), relay
 
 
 def wait_for(place: str) -> None:

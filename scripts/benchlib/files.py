@@ -183,7 +183,7 @@ def scp(path: Path, size: int) -> Sample:
 
 
 def of_tool(size: int, seconds: float, cpu_s: float) -> Sample:
-    return Sample(size / seconds / 1e6, {"CPU s/GiB": cpu_s / size * WHOLE, "server MiB": 0.0})
+    return Sample(size / seconds / 1e6, {"CPU s/GiB": cpu_s / size * WHOLE})
 
 
 OTHERS = {"limit in C": limit_in_c, "rsync daemon": rsync_daemon, "nginx and curl": nginx_and_curl, "scp": scp}

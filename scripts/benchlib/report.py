@@ -231,7 +231,11 @@ def plot(suite: str, table: str) -> Iterator[str]:
 def growth(found: Sequence[dict[str, Any]]) -> Iterator[str]:
     for row in found:
         first, *_, before, last = [f"{amount:,}" for amount in (row["amounts"][0], *row["amounts"])]
-        step = f", {row['last step']:.2f} from {before} to {last}" if "last step" in row else ""
+        step = (
+            f", {row['last step']:.2f} from {before} to {last}"
+            if len(row["amounts"]) > 2 and "last step" in row
+            else ""
+        )
         yield f"\n{row['text']}, {first} to {last}: exponent {row['exponent']:.2f}{step} (0 is flat)."
 
 

@@ -15,7 +15,7 @@ import trio.testing
 from doubles import RawClient, connect_bytes, invoke_bytes, raw_client, until
 
 from pyroxfer_core import Daemon, Settings, expose
-from pyroxfer_core.server.poller import REQUESTS_IN_A_ROW, Place, Poller
+from pyroxfer_core.server.poller import ALONE_AFTER, REQUESTS_IN_A_ROW, Place, Poller
 from pyroxfer_core.transport.busypoll import WAIT_TIMES, BusyPoll
 
 HOLD_S = 0.001
@@ -39,8 +39,15 @@ class Watched:
         return self._epoll.poll(0, most)
 
 
+def speaking() -> tuple[Any, socket.socket]:
+    """A client that has something to say, and the other end of its connection."""
+    sock, peer = socket.socketpair()
+    peer.send(b"x")
+    return SimpleNamespace(connection=SimpleNamespace(sock=sock), place=Place.TAKEN, heard=False), peer
+
+
 class Listening:
-    """A poller on a clock that stands still, and a client of it that has something to say."""
+    """A poller on a clock that stands still, and a client of it that has always something to say."""
 
     def __init__(self) -> None:
         self.now = 1.0
@@ -48,14 +55,15 @@ class Listening:
         self.poller = Poller(self.busy)
         watched: Any = Watched(self.poller._epoll)
         self.watched = self.poller._epoll = watched
-        self.sock, self.peer = socket.socketpair()
-        client: Any = SimpleNamespace(connection=SimpleNamespace(sock=self.sock), place=Place.TAKEN, heard=False)
-        self.client = client
+        self.client, self.peer = speaking()
+        self.sock = self.client.connection.sock
         self.poller.listen(self.client, 0)
-        self.peer.send(b"x")
 
-    async def look_around(self) -> None:
-        """Wait in the loop until that is quiet."""
+    async def settle(self) -> None:
+        """Let the client speak until it counts as the only one, and wait in the loop until that is quiet."""
+        for _ in range(ALONE_AFTER + 1):
+            assert await self.poller.next(alone=True) is self.client
+            self.poller.listen(self.client, 0)
         while not self.busy.patience():
             await self.busy.wait_in_loop(self.sock)
 
@@ -81,33 +89,47 @@ def listening() -> Iterator[Listening]:
 
 async def test_behind_a_short_wait_in_the_loop_the_next_ones_are_in_the_thread(listening: Listening) -> None:
     assert await listening.waits() == []
-    await listening.look_around()
+    await listening.settle()
     assert [await listening.waits() for _ in range(3)] == [[HOLD_S * WAIT_TIMES]] * 3
     listening.now += HOLD_S
     assert await listening.waits() == []
 
 
 async def test_with_work_under_way_nobody_waits_in_the_thread(listening: Listening) -> None:
-    await listening.look_around()
+    await listening.settle()
     assert await listening.waits(alone=False) == []
 
 
 async def test_clients_that_are_not_done_are_not_kept_waiting(listening: Listening) -> None:
-    await listening.look_around()
+    await listening.settle()
     await listening.waits()
     assert await listening.poller.next(alone=True) is listening.client
     listening.poller.put_last(listening.client)
     assert await listening.waits() == []
 
 
+async def test_several_clients_are_waited_for_in_the_loop(listening: Listening) -> None:
+    """There they are found together."""
+    await listening.settle()
+    other, peer = speaking()
+    with peer, other.connection.sock:
+        listening.poller.listen(other)
+        assert {id(await listening.poller.next(alone=True)) for _ in range(2)} == {id(listening.client), id(other)}
+        listening.poller.forget(other)
+    listening.poller.listen(listening.client)
+    waited = [bool(await listening.waits()) for _ in range(ALONE_AFTER + 2)]
+    assert not any(waited[:ALONE_AFTER])
+    assert waited[-1]
+
+
 async def test_the_rest_of_the_loop_has_its_turn_in_spite_of_the_thread(listening: Listening) -> None:
-    await listening.look_around()
+    await listening.settle()
     waited = [bool(await listening.waits()) for _ in range(REQUESTS_IN_A_ROW + 1)]
     assert waited == [True] * REQUESTS_IN_A_ROW + [False]
 
 
 async def test_a_client_that_falls_silent_is_waited_for_in_the_loop(listening: Listening) -> None:
-    await listening.look_around()
+    await listening.settle()
     listening.sock.recv(1)
     with trio.CancelScope() as scope:
         listening.watched.meanwhile = scope.cancel
@@ -123,7 +145,7 @@ def test_ctrl_c_in_the_thread_comes_to_the_program(listening: Listening) -> None
 
     async def main() -> str:
         async with trio.open_nursery() as nursery:
-            await listening.look_around()
+            await listening.settle()
             nursery.start_soon(listening.waits)
             try:
                 await trio.sleep_forever()

@@ -189,6 +189,18 @@ async def test_a_connection_that_the_loop_is_about_to_send_on_is_not_lent() -> N
             await until(peer.may_be_lent)
 
 
+async def test_a_connection_that_was_closed_is_not_lent_for_what_was_read_of_it() -> None:
+    """What is left takes the long way, and ends with the connection."""
+    async with Daemon(settings=DAEMON) as daemon, Proxy(daemon.register(Plain()), settings=STOCK) as proxy:
+        await proxy.thread()
+        await until(lambda: not daemon.pool.lingering)
+        (peer,) = daemon.peers
+        await until(peer.may_be_lent)
+        peer.close()
+        assert not peer.may_be_lent()
+        await until(lambda: not daemon.peers)
+
+
 @BOTH
 @pytest.mark.deadline(10)
 async def test_an_answer_for_which_a_thread_finds_no_room_leaves_later(

@@ -297,7 +297,7 @@ class Peer:
         connection = self.connection
         if not self.pool.lends or type(connection.sock) is not socket.socket:
             return False
-        if connection.unsent or connection.flushing:  # the loop is about to send
+        if connection.unsent or connection.flushing or connection.broken:  # the loop is about to send, or to close
             return False
         if self.is_serial:
             return True

@@ -307,7 +307,8 @@ def test_no_story_loses_a_call_or_a_slot(steps: list[tuple[str, int]], slots: in
         queue.settle(now)
         told = len(queue.told)
         queue.admission.grant(now)
-        assert step == "ask for one" or len(queue.told) == told or queue.told[-1][1] not in ("b0", "b1")
+        up = [backend.name for backend in queue.backends if not backend.failures]  # others return as time passes
+        assert step == "ask for one" or len(queue.told) == told or queue.told[-1][1] not in up
         assert queue.admission.waiting <= room
         assert queue.admission.running == len(queue.running) <= 4
         assert all(backend.in_flight <= slots for backend in queue.backends)

@@ -39,7 +39,7 @@ def with_block(language: str) -> list[object]:
 def test_the_programs_run(program: str, tmp_path: Path) -> None:
     """Each Python example is a whole program that ends well, without a warning."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr
 
@@ -52,7 +52,7 @@ def test_the_commands_run(page: Path, tmp_path: Path) -> None:
     text = re.sub(r"^sleep .*", UNTIL_SERVED, text, flags=re.MULTILINE).replace(PORT_IN_TEXT, str(free_ports(1)[0]))
     script = f"set -e\ntrap 'kill $(jobs -p)' EXIT\n{text}"
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60
+        ["bash", "-c", script], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob(".pyroxfer-*"))

@@ -140,7 +140,8 @@ class Admission:
         backend.times.add(took, now)
 
     def leave(self, ticket: Ticket) -> None:
-        """The call is not wanted any more; it had to wait until now."""
+        """The call is not wanted any more; it had to wait until now. Nobody is told of it after this."""
+        ticket.wake = _ignore
         queue = self._queues.get(ticket.client)
         if queue is not None and ticket in queue:
             self._drop(queue, ticket)
@@ -318,6 +319,10 @@ class Admission:
 
     def _nobody(self, ticket: Ticket, now: float) -> str:
         return f"no live backend of service {self.name!r}: {self.group.describe(now, ticket.passed_over)}"
+
+
+def _ignore(verdict: Backend | str) -> None:
+    pass
 
 
 def _may_run(ticket: Ticket) -> bool:

@@ -134,6 +134,22 @@ async def test_what_the_settings_refuse_is_refused(changed: dict[str, Any]) -> N
     assert refusal[6] == MessageType.CONNECTFAIL
 
 
+async def test_a_hook_that_one_daemon_was_given_is_asked() -> None:
+    class Given(Daemon):
+        """Has its hook since it was made, as a program sets one that does not derive a class."""
+
+        def bind(self) -> None:
+            super().bind()
+            self.validateHandshake = refuse  # type: ignore[method-assign]  # what is tested
+
+    def refuse(conn: Peer, data: Any) -> Any:
+        raise ValueError("nobody comes in")
+
+    refusal = await answer(Given, hello())
+    assert refusal[6] == MessageType.CONNECTFAIL
+    assert b"nobody comes in" in refusal
+
+
 async def test_no_more_are_served_than_may_be_there() -> None:
     """Who leaves makes room; who has left before it was accepted takes none."""
     with bind_tcp("127.0.0.1", 0) as listener, ExitStack() as stack:

@@ -505,7 +505,7 @@ async def test_an_object_that_ends_its_server_ends_all_workers() -> None:
     with echoing("--workers", "2") as (process, uri):
         async with Proxy(uri) as proxy:
             await proxy.shutdown()
-        await trio.to_thread.run_sync(process.wait, 20)
+        await trio.to_thread.run_sync(process.wait, 60)
         assert process.returncode == 0
 
 
@@ -563,7 +563,7 @@ async def test_a_pyro_program_serves_in_workers() -> None:
             await until(lambda: len(workers_of(process)) == 2 and victim not in workers_of(process))
         process.terminate()
         rest = await trio.to_thread.run_sync(process.stdout.read)
-        assert await trio.to_thread.run_sync(process.wait, 20) == 0
+        assert await trio.to_thread.run_sync(process.wait, 60) == 0
         assert rest == "over\n"
 
 

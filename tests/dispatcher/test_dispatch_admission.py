@@ -138,6 +138,21 @@ def test_a_full_queue_makes_room_for_those_who_have_less_in_it() -> None:
     assert queue.admission.waiting == 5
 
 
+def test_a_call_that_leaves_before_it_is_told_is_told_nothing() -> None:
+    """Whoever had it may have another one by then."""
+    queue = Queue(limits=Limits(max_queue=2))
+    queue.ask("greedy")
+    victims = [queue.ticket("greedy") for _ in range(2)]
+    for victim in victims:
+        assert queue.admission.ask(victim, 0.0) is None
+    assert queue.ask("modest") == "waits"
+    for victim in victims:
+        queue.admission.leave(victim)
+    queue.settle()
+    assert queue.told == []
+    assert queue.admission.waiting == 1
+
+
 def test_a_call_whose_deadline_passes_is_dropped_unsent() -> None:
     queue = Queue()
     queue.ask("a")

@@ -31,6 +31,7 @@ from pyroxfer_core import Daemon, Settings, Tokens, expose
 from pyroxfer_core import errors as core_errors
 from pyroxfer_core.nameserver import start_ns
 
+pytestmark = pytest.mark.deadline(180)  # each starts one command after the other
 COMMAND = [sys.executable, "-m", "pyroxfer"]
 
 

@@ -30,7 +30,7 @@ async def test_what_shrinks_goes_in_blocks_and_arrives_whole(
     server: FileServer, root: Path, here: Path, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``auto`` takes blocks for what a sample says shrinks, and the side stream for the rest; some blocks go
-    packed."""
+    packed: there are enough of the largest for a trial of both ways."""
     packed: list[int] = []
     real = annot._packing_here
 
@@ -39,7 +39,7 @@ async def test_what_shrinks_goes_in_blocks_and_arrives_whole(
         return real()
 
     monkeypatch.setattr(annot, "_packing_here", watch)
-    for name, data in (("text", b"the same line again\n" * 300_000), ("noise", os.urandom(6 * MIB))):
+    for name, data in (("text", b"the same line again\n" * 600_000), ("noise", os.urandom(6 * MIB))):
         for folder in (root, here):
             (folder / name).write_bytes(data)
         if direction == "send":

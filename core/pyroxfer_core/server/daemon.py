@@ -403,7 +403,10 @@ class Daemon:
 
     def _serve_at_once(self, message: Message, make: Callable[[], Connection]) -> bool:
         """Serve a client that says the usual, which then has no task of its own even for its handshake."""
-        object_id = None if self.draining else usual_object(message, self.settings)
+        own = self.__dict__  # a hook may have been set for this one daemon, at any time
+        if self.draining or "validateHandshake" in own or "annotations" in own:
+            return False
+        object_id = usual_object(message, self.settings)
         if object_id is None:
             return False
         try:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the server's: a client starts without them
 KEY: Final = "XFER"
 """The annotation that carries a block."""
 BLOCK: Final = MAX_BLOCK
-"""Bytes of one block between two ends of ours: half of it costs a third more of the processor's time."""
+"""Bytes of one block between two ends of ours: half of it costs a seventh more of the processor's time."""
 BLOCK_48: Final = 60 * 1024
 """Bytes of one block towards protocol 48, whose annotations together are limited to 64 KiB."""
 NAME: Final = "annot"

@@ -22,7 +22,7 @@ from own_doubles import CODEC, OWN, OwnServer, own_server, result
 from pyroxfer_core import BatchProxy as TrioBatchProxy
 from pyroxfer_core import Proxy as TrioProxy
 from pyroxfer_core import Settings, expose
-from pyroxfer_core.blocking import BatchProxy, Daemon, Proxy, SerializedBlob, current_context, reading
+from pyroxfer_core.blocking import BatchProxy, Daemon, Proxy, SerializedBlob, current_context
 from pyroxfer_core.blocking.waiting import Waiter
 from pyroxfer_core.errors import (
     CommunicationError,
@@ -469,34 +469,6 @@ async def test_the_last_answer_after_a_goodbye_ends_the_connection() -> None:
             may_answer.set()
             assert await trio.to_thread.run_sync(link.reading.wait_plain, waiter, calls, seq) == OWN.dumps("answer")
             assert link.closed
-
-
-@pytest.mark.parametrize("later", [False, True])
-async def test_a_connection_that_ended_is_seen_before_a_call_unless_it_was_there_a_moment_ago(
-    later: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who goes on calling without a pause pays for no look; what is said of the call is true all the same."""
-    now = 100.0
-    monkeypatch.setattr(reading, "monotonic", lambda: now)
-
-    async def two_answers(server: OwnServer) -> None:
-        for _ in range(2):
-            await server.answer(await server.expect(MessageType.INVOKE), "answer")
-
-    async with own_server(two_answers, {"echo"}) as uri:
-        with Proxy(uri, settings=Settings()) as proxy:
-            assert [await echoed(proxy) for _ in range(2)] == ["answer"] * 2
-            link = proxy._pyroLink
-            assert link is not None
-            await trio.to_thread.run_sync(link.reading.poll.poll, 10_000)
-            now += 2 * reading.FRESH_S if later else 0
-            if later:
-                assert await echoed(proxy) == "answer"
-                assert proxy._pyroLink is not link
-            else:
-                with pytest.raises(ConnectionClosedError) as caught:
-                    await echoed(proxy)
-                assert caught.value.outcome is Outcome.UNKNOWN
 
 
 @pytest.mark.parametrize("cancelled", [False, True])

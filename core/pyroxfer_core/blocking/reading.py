@@ -7,8 +7,7 @@ import select
 import time
 from collections.abc import Callable
 from functools import partial
-from time import monotonic
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..client.heartbeat import QUESTIONS, silent
 from ..errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, TimeoutError
@@ -24,10 +23,6 @@ from .waiting import Waiter, lost_between_calls
 
 if TYPE_CHECKING:
     from .link import BlockingLink
-
-FRESH_S: Final = 0.001
-"""How long after the answer to a plain call the connection is taken to be there: a look costs 2 % of such a call, and
-so soon it hardly ever finds anything."""
 
 
 class Poll(Protocol):
@@ -61,8 +56,6 @@ class Reading:
             self.poll.register(link.sock, select.POLLIN)
         self._heartbeat_s = 0.0
         """How long a peer of ours may owe an answer before it is asked; 0: it is not asked."""
-        self._fresh_until = 0.0
-        """Up to then, on the monotonic clock, the connection is taken to be there."""
         self._unanswered = 0
         """Questions in a row to which nothing came."""
 
@@ -97,16 +90,13 @@ class Reading:
                 if self.duty.take(waiter):
                     body = self._intake.receive_plain(calls, seq, self._session.drop)
             finally:
-                self.duty.settle(waiter)
-                if self._link.closed:
-                    self._link.let_go()
+                self._settle(waiter)
         except BlockingIOError:
             pass  # a long silence, of which `wait` makes something
         except BaseException as error:
             self._stop_waiting(waiter, seq, error)
         if body is None:
             return self.wait(waiter, seq, None)
-        self._fresh_until = monotonic() + FRESH_S
         if self._session.going_away and not self._session.pending:
             self._link.close()
         return body
@@ -202,12 +192,12 @@ class Reading:
         return answer
 
     def check_line(self) -> None:
-        """See that the connection is still there, before a request leaves; within `FRESH_S` of an answer it is.
+        """See that the connection is still there, before a request leaves.
 
         Raises:
             ConnectionClosedError: it is not (outcome NotSent).
         """
-        if self.duty.reader is None and monotonic() > self._fresh_until and self.poll.poll(0):
+        if self.duty.reader is None and self.poll.poll(0):
             self.look()
         if self._link.closed or self._session.going_away:
             raise lost_between_calls()

@@ -1,8 +1,8 @@
 """A client of ours with several calls in flight on its connection: each has a `Lane`, and a conversation, of its own.
 
 Calls begin in the order in which they come, and are answered in any order; two that are in flight together may reach
-their backends in either. A one-way call holds up those behind it until it has left, so that they stay in order; but not
-a large body that a backend waits for.
+their backends in either. A one-way call holds up those behind it until it has left, so that they stay in order; but
+not a large body that a backend waits for.
 """
 
 from __future__ import annotations

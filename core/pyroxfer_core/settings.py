@@ -68,8 +68,8 @@ class Settings:
     busy_poll_s: float = 0.002
     """How long a daemon waits for requests, and a proxy of trio for answers, without a turn of the loop, where nobody
     else there had anything to do. A wait may begin at the end of that time and last two and a half times as long:
-    other tasks may run, and cancels be seen, late by three and a half times that. At most 0.01; 0 waits in the loop
-    always."""
+    other tasks that wait for something else than a timer may run, and cancels be seen, late by three and a half times
+    that. At most 0.01; 0 waits in the loop always."""
     strict_session: bool = False
     """Raise SessionLost instead of connecting anew to a stock peer after a connection with calls was lost."""
     max_connections: int = 10_000

@@ -145,6 +145,16 @@ class Conversation:
         """Whether no call is under way, and no answer on its way."""
         return self._forwarding.phase is Phase.IDLE and not self._client.pending
 
+    @property
+    def is_sending_body(self) -> bool:
+        """Whether a backend has the beginning of a request whose end has not come."""
+        return self._forwarding.phase is Phase.SENDING and self._forwarding.call.body_pending
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether that backend has taken all that came of it."""
+        return not self._end_waits and not self._reader.buffered
+
     def belongs_to(self, backend: Backend) -> bool:
         """Whether that backend holds its item streams."""
         return self._kept is not None and self._kept.backend is backend

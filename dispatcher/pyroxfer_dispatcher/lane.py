@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from pyroxfer_core.wire import OUTCOME_KEY, Body, BodyPart, Codec, Flags, Message, MessageType, begin
+from pyroxfer_core.wire import OUTCOME_KEY, Body, BodyPart, Codec, End, Flags, Message, MessageType, begin
 
 from .channel import Channel
 from .clients import write_message
@@ -45,6 +45,9 @@ class Trunk(Protocol):
 
     def taken(self, size: int) -> None:
         """So many bytes of a body that came have gone to a backend."""
+
+    def may_read(self) -> None:
+        """A lane waits for what comes next, or has all that comes."""
 
     def answered(self, lane: Lane, *, failed: bool = False) -> None:
         """The answer to the lane's call has been handed over whole, and whether a backend says that it failed."""
@@ -123,6 +126,8 @@ class Lane:
         if isinstance(piece, BodyPart):
             self._moved += len(piece.data)
             self._trunk.taken(len(piece.data))
+        elif isinstance(piece, End):
+            self._trunk.may_read()
         return piece
 
     def forget_pieces(self) -> None:
@@ -165,6 +170,7 @@ class Lane:
     def resume(self) -> None:
         """What comes is taken."""
         self.is_paused = False
+        self._trunk.may_read()
 
     def on_drained(self, call: Callable[[], None]) -> None:
         """As of the channel."""

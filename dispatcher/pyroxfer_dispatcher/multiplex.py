@@ -1,7 +1,8 @@
 """A client of ours with several calls in flight on its connection: each has a `Lane`, and a conversation, of its own.
 
 Calls begin in the order in which they come, and are answered in any order; two that are in flight together may reach
-their backends in either. A one-way call holds up those behind it until it has left, so that they stay in order.
+their backends in either. A one-way call holds up those behind it until it has left, so that they stay in order; but
+not a large body that a backend waits for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pyroxfer_core.wire import (
     Codec,
     Decoder,
     End,
+    Feature,
     Flags,
     Head,
     Message,
@@ -50,7 +52,8 @@ MAX_HELD: Final = 32 * 1024 * 1024
 MAX_FREE: Final = 64
 """Lanes that are kept for calls to come."""
 MAX_WAITING: Final = 1024 * 1024
-"""Bytes of larger bodies that have come and wait for their backends; with more nothing is read."""
+"""Bytes of larger bodies that have come and wait for their backends; with more nothing is read, unless other bodies
+have a backend and come as well: then only with more than `MAX_HELD`."""
 ALIVE_S: Final = 1.0
 """How often the client is told that it is not forgotten, while nothing is read of it."""
 _IN_PIECES: Final = frozenset({MessageType.INVOKE})
@@ -149,7 +152,7 @@ class Multiplexed:
 
     def _say_goodbye(self) -> None:
         """Once it has said that it understands."""
-        if self._leaving and self._session.grant.bits:
+        if self._leaving and Feature.GOAWAY in self._session.grant:
             self._leaving = False
             self.channel.write(self.codec.encode(farewell()))
 
@@ -214,8 +217,7 @@ class Multiplexed:
         lanes, self._for_drained = self._for_drained, set()
         for lane in lanes:
             lane.drained()
-        if self.channel.is_paused:
-            self._read_soon()
+        self.may_read()
         self._end_if_idle()
 
     def _read(self, now: float = 0.0, data: bytes = b"") -> None:
@@ -248,7 +250,16 @@ class Multiplexed:
     @property
     def _must_wait(self) -> bool:
         channel = self.channel
-        return self._held_up_by is not None or self._waiting > MAX_WAITING or channel.is_clogged or channel.closed
+        if channel.is_clogged or channel.closed:
+            return True
+        if self._held_up_by is None and self._waiting <= MAX_WAITING:
+            return False
+        return self._waiting > MAX_HELD or not self._starves()
+
+    def _starves(self) -> bool:
+        """Whether backends wait for what is still to be read: who waits for a backend may wait for one of those."""
+        sending = [lane.conversation for lane in self._lanes if lane.conversation.is_sending_body]
+        return bool(sending) and all(conversation.wants_more for conversation in sending)
 
     def _read_soon(self) -> None:
         if not self._will_read:
@@ -351,6 +362,10 @@ class Multiplexed:
     def taken(self, size: int) -> None:
         """See `Trunk`."""
         self._waiting -= size
+        self.may_read()
+
+    def may_read(self) -> None:
+        """See `Trunk`."""
         if self.channel.is_paused:
             self._read_soon()
 

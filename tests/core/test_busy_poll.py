@@ -128,6 +128,15 @@ async def test_a_loop_that_is_busy_is_looked_at_less_and_less_often(line: Line) 
     assert once * 2 < await line.waits_until_alone() <= 2**MOST_DISTURBED + 1
 
 
+@pytest.mark.parametrize(("seconds", "in_loop"), [(2.0, False), (3.4 * HOLD_S, True)])
+@pytest.mark.usefixtures("autojump_clock")
+async def test_nobody_waits_in_the_thread_when_a_timer_is_near(line: Line, seconds: float, in_loop: bool) -> None:
+    """What was set already goes off in time."""
+    with trio.move_on_after(seconds):
+        assert await line.waits_in_loop()
+        assert await line.waits_in_loop() is in_loop
+
+
 async def test_nobody_who_answers_slowly_is_waited_for_in_the_thread(line: Line) -> None:
     for _ in range(3):
         line.times = [line.now, line.now, line.now + HOLD_S]

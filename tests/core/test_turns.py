@@ -23,7 +23,7 @@ from pyroxfer_core.server.peer import Peer
 from pyroxfer_core.server.poller import REQUESTS_IN_A_ROW, Poller
 from pyroxfer_core.server.quick import Begun
 from pyroxfer_core.server.turn import TAKE_AT_ONCE, take_turn
-from pyroxfer_core.transport.connection import Connection
+from pyroxfer_core.transport.connection import Connection, Event
 from pyroxfer_core.wire.message import Flags, MessageType
 
 pytestmark = pytest.mark.deadline(10)
@@ -68,6 +68,10 @@ class Service:
         from pyroxfer_core import current_call
 
         current_call.client.close()
+
+    async def close_caller_and_answer(self, size: int) -> bytes:
+        await self.close_caller()
+        return bytes(size)
 
     async def length(self, word: str) -> int:
         self.log.append(len(word))
@@ -163,6 +167,34 @@ async def test_the_rest_of_the_loop_gets_its_turns() -> None:
         nursery.start_soon(greedy.messages, 502, 1000)
     steps = [after - before for before, after in itertools.pairwise(seen)]
     assert max(steps) <= 2 * (REQUESTS_IN_A_ROW + TAKE_AT_ONCE), "once each before and after the look"
+
+
+@pytest.mark.parametrize("size", [60_000, 900_000], ids=["small", "collected"])
+async def test_the_rest_of_the_loop_gets_its_turns_while_a_request_is_coming(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often more of it is there when the leader looks: also what completes nothing is counted."""
+    receive, looks, seen = Connection.receive_available, 0, list[int]()
+
+    async with served() as (daemon, _), greeted(daemon) as client:
+        with socket.socket(fileno=socket.dup(client.stream.socket.fileno())) as sock:
+
+            def receive_and_send_more(connection: Connection) -> Event | None:
+                nonlocal looks
+                event = receive(connection)
+                looks += 1
+                sock.send(b"x")
+                return event
+
+            monkeypatch.setattr(Connection, "receive_available", receive_and_send_more)
+            request = invoke_bytes("length", f"('{'x' * size}',)")
+            await client.send(request[:1000])
+            while looks < 1000:
+                seen.append(looks)
+                await trio.lowlevel.checkpoint()
+            monkeypatch.undo()
+    steps = [after - before for before, after in itertools.pairwise(seen)]
+    assert max(steps) <= 2 * REQUESTS_IN_A_ROW, "once each before and after the look"
 
 
 async def test_a_call_that_waits_leaves_the_lead_to_another_worker() -> None:
@@ -353,6 +385,19 @@ async def test_an_unexpected_error_in_a_usual_call_ends_one_connection_only(monk
         await other.send(invoke_bytes("note", "('still here',)"))
         await other.messages(502, 1)
         assert len(daemon.peers) == 1
+
+
+@pytest.mark.parametrize("size", [10, 100_000, 1_000_000])
+async def test_a_call_that_closes_the_connection_of_its_caller_ends_that_only(size: int) -> None:
+    """Whether its answer leaves with others, alone or in pieces, which nobody has sent yet."""
+    async with served() as (daemon, _), greeted(daemon) as other:
+        async with Proxy(daemon.uri_for("thing")) as proxy:
+            await proxy.note("before")
+            with pytest.raises(CommunicationError):
+                await proxy.close_caller_and_answer(size)
+        await until(lambda: len(daemon.peers) == 1)
+        await other.send(invoke_bytes("note", "('still here',)"))
+        await other.messages(502, 1)
 
 
 @pytest.mark.parametrize("method, long", [("note", 0), ("wait", 1), ("missing", 1), ("tell_secret", 1)])

@@ -3,169 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 from doubles import run, until
-from doubles_dispatch import OBJECT, blob, config_for, echo, held, raw_backend
+from doubles_dispatch import blob, config_for, echo, held, raw_backend
+from doubles_multiplex import (
+    MANY,
+    Worker,
+    agreed_client,
+    backends_of,
+    dispatched,
+    guest_of,
+    hang,
+    in_flight,
+    order,
+)
 
 from pyroxfer_core import (
     Connection,
-    Daemon,
     Proxy,
-    SerializedBlob,
-    Settings,
-    behavior,
-    expose,
-    introduce,
-    oneway,
-    open_connection,
 )
 from pyroxfer_core import blocking as facade
-from pyroxfer_core.errors import CommunicationError, Outcome, PyroError, RefusedError
-from pyroxfer_core.wire import FEATURES_KEY, Feature, Flags, Grant, Message, MessageType, begin, write_blob_info
+from pyroxfer_core.errors import CommunicationError, Outcome, RefusedError
+from pyroxfer_core.wire import Feature, Flags, Message, MessageType
 from pyroxfer_dispatcher import Dispatcher, multiplex
-from pyroxfer_dispatcher.backends import Backend
 from pyroxfer_dispatcher.links import MAX_IDLE
-from pyroxfer_dispatcher.multiplex import Multiplexed
-
-MANY = 64
-MIB = 1024 * 1024
-METHODS = 'methods = ["process", "hang", "meet", "note", "count", "texts"]\noneway = ["note"]\n'
-
-
-@expose
-@behavior(instance_mode="single")
-class Worker:
-    """Whose calls can wait for each other."""
-
-    def __init__(self, meeting: int = MANY) -> None:
-        self.meeting = meeting
-        self.gate = trio.Event()
-        self.met = trio.Event()
-        self.begun: list[object] = []
-        self.running = self.most = self.cancelled = 0
-
-    async def process(self, blob: SerializedBlob) -> object:
-        """Answer at once."""
-        return blob.deserialized()
-
-    async def hang(self, blob: SerializedBlob) -> object:
-        """Answer when it may."""
-        self.begun.append(blob.deserialized())
-        self.running += 1
-        self.most = max(self.most, self.running)
-        try:
-            await self.gate.wait()
-        except trio.Cancelled:
-            self.cancelled += 1
-            raise
-        finally:
-            self.running -= 1
-        return blob.deserialized()
-
-    async def meet(self, blob: SerializedBlob) -> object:
-        """Answer when as many calls have come as are to meet."""
-        self.begun.append(blob.deserialized())
-        if len(self.begun) == self.meeting:
-            self.met.set()
-        await self.met.wait()
-        return blob.deserialized()
-
-    @oneway
-    async def note(self, blob: SerializedBlob) -> None:
-        """Keep it."""
-        self.begun.append(blob.deserialized())
-
-    async def count(self, blob: SerializedBlob) -> AsyncIterator[int]:
-        """An item stream."""
-        for number in range(int(blob.deserialized())):
-            yield number
-
-    async def texts(self, blob: SerializedBlob) -> str:
-        """A large answer."""
-        return "x" * int(blob.deserialized())
-
-
-def order(value: object) -> SerializedBlob:
-    return SerializedBlob("orders", value)
-
-
-@asynccontextmanager
-async def dispatched(
-    workers: list[Worker], *, service: str = "", backend: str = "", head: str = ""
-) -> AsyncIterator[Dispatcher]:
-    """A dispatcher whose back ends are real daemons."""
-    daemons = [Daemon() for _ in workers]
-    async with trio.open_nursery() as nursery:
-        ending = trio.Event()
-
-        async def serve(daemon: Daemon, worker: Worker, *, task_status: trio.TaskStatus[object]) -> None:
-            async with daemon:
-                task_status.started(daemon.register(worker, "worker"))
-                await ending.wait()
-
-        uris = [await nursery.start(serve, *pair) for pair in zip(daemons, workers, strict=True)]
-        config = config_for(*uris, head=METHODS + head, service=service, backend=backend)
-        async with Dispatcher(config) as dispatcher:
-            yield dispatcher
-        ending.set()
-
-
-def backends_of(dispatcher: Dispatcher) -> tuple[Backend, ...]:
-    return dispatcher.directory.services["orders"].group.backends
-
-
-def in_flight(dispatcher: Dispatcher) -> int:
-    return sum(backend.in_flight for backend in backends_of(dispatcher))
-
-
-def guest_of(dispatcher: Dispatcher) -> Multiplexed:
-    """The only client."""
-    [guest] = dispatcher._reception.conversations
-    assert isinstance(guest, Multiplexed)
-    return guest
-
-
-class Agreed:
-    """A client of ours, message by message."""
-
-    def __init__(self, connection: Connection, grant: Grant) -> None:
-        self.connection = connection
-        self.grant = grant
-        self._confirms = True
-
-    async def send(self, message: Message) -> None:
-        if self._confirms and message.type in (MessageType.INVOKE, MessageType.BEGIN):
-            message.annotations[FEATURES_KEY] = self.grant.confirmation
-            self._confirms = False
-        await self.connection.send(message)
-
-    async def receive(self) -> Message:
-        answer = await self.connection.receive()
-        assert isinstance(answer, Message), f"instead of an answer came {answer}"
-        return answer
-
-    def outcome(self, answer: Message) -> str | None:
-        return self.grant.read_outcome(answer.annotations.get("PXOC"))
-
-
-@asynccontextmanager
-async def agreed_client(dispatcher: Dispatcher, offer: int = Feature.ALL) -> AsyncIterator[Agreed]:
-    connection = await open_connection(dispatcher.location, version=502)
-    try:
-        welcome = await introduce(connection, dispatcher.config.object, Settings(), offer=offer)
-        yield Agreed(connection, welcome.grant)
-    finally:
-        connection.close()
-
-
-def piece(number: int, body: bytes) -> Message:
-    return Message(MessageType.PIECE, number, "ping", 0, body)
-
 
 # -- together
 
@@ -323,9 +188,9 @@ async def test_a_call_that_is_cancelled_while_it_waits_was_not_sent() -> None:
         agreed_client(dispatcher) as client,
     ):
         admission = dispatcher.directory.services["orders"].admission
-        await client.send(_hang(1))
+        await client.send(hang(1))
         await until(lambda: worker.running == 1)
-        await client.send(_hang(2))
+        await client.send(hang(2))
         await until(lambda: admission.waiting == 1)
         await client.send(Message(MessageType.CANCEL, 2, "ping", 0, b""))
         answer = await client.receive()
@@ -334,13 +199,6 @@ async def test_a_call_that_is_cancelled_while_it_waits_was_not_sent() -> None:
         worker.gate.set()
         assert (await client.receive()).seq == 1
     assert worker.begun == [1]
-
-
-def _hang(seq: int, method: str = "hang", topic: str = "orders") -> Message:
-    """A call in a form that a real daemon can read."""
-    body = f"# serpent utf-8 python3.2\n('','{method}',{seq},{{}})".encode()
-    annotations = {"BLBI": write_blob_info(topic, OBJECT, method)}
-    return Message(MessageType.INVOKE, seq, "serpent", Flags.KEEPSERIALIZED, body, dict(annotations))
 
 
 async def test_the_connection_of_a_call_that_is_cancelled_is_given_up_towards_a_stock_backend() -> None:
@@ -386,9 +244,9 @@ async def test_a_call_whose_deadline_passes_in_the_queue_is_not_sent() -> None:
         dispatched([worker], backend="max_in_flight = 1") as dispatcher,
         agreed_client(dispatcher) as client,
     ):
-        await client.send(_hang(1))
+        await client.send(hang(1))
         await until(lambda: worker.running == 1)
-        late = _hang(2)
+        late = hang(2)
         late.annotations["PXDL"] = client.grant.deadline(50)
         await client.send(late)
         answer = await client.receive()
@@ -405,7 +263,7 @@ async def test_a_backend_of_ours_gets_what_is_left_of_the_deadline() -> None:
         dispatched([worker]) as dispatcher,
         agreed_client(dispatcher) as client,
     ):
-        late = _hang(1)
+        late = hang(1)
         late.annotations["PXDL"] = client.grant.deadline(50)
         await client.send(late)  # nobody but the back end itself looks at the time
         answer = await client.receive()
@@ -421,14 +279,14 @@ async def test_what_is_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         reception._settings = reception._settings.with_changes(max_calls_in_flight=2)
         async with agreed_client(dispatcher) as client:
             for seq in (1, 2, 3):
-                await client.send(_hang(seq))
+                await client.send(hang(seq))
             answer = await client.receive()
             assert (answer.seq, client.outcome(answer)) == (3, "N")
             assert b"busy: 2 calls are in flight" in answer.body
             monkeypatch.setattr(multiplex, "MAX_HELD", 1)
             await client.send(Message(MessageType.CANCEL, 2, "ping", 0, b""))
             assert (await client.receive()).seq == 2
-            await client.send(_hang(4))
+            await client.send(hang(4))
             answer = await client.receive()
             assert (answer.seq, client.outcome(answer)) == (4, "N")
             worker.gate.set()
@@ -456,7 +314,7 @@ async def test_nothing_is_left_of_a_client_that_leaves(tmp_path: Path) -> None:
     async with dispatched([worker], head=f'access_log = "{log}"\n') as dispatcher:
         async with agreed_client(dispatcher) as client:
             for seq in range(1, 9):
-                await client.send(_hang(seq))
+                await client.send(hang(seq))
             await until(lambda: worker.running == 8)
         await until(lambda: not dispatcher.facts["clients"])
         assert in_flight(dispatcher) == 0
@@ -473,11 +331,11 @@ async def test_each_call_has_a_record(tmp_path: Path) -> None:
         agreed_client(dispatcher) as client,
     ):
         for seq in (1, 2):
-            await client.send(_hang(seq))
+            await client.send(hang(seq))
         await until(lambda: worker.running == 2)
         await client.send(Message(MessageType.CANCEL, 1, "ping", 0, b""))
         assert (await client.receive()).seq == 1
-        await client.send(_hang(3, topic="nobody"))
+        await client.send(hang(3, topic="nobody"))
         assert (await client.receive()).seq == 3
         worker.gate.set()
         assert (await client.receive()).seq == 2
@@ -507,195 +365,6 @@ async def test_what_becomes_of_the_calls_of_a_backend_that_dies() -> None:
             assert list(outcomes.values()).count("U") == 16
             assert list(outcomes.values()).count(None) == 20
             assert len(other.seen) == 20
-
-
-# -- large bodies
-
-
-async def test_small_calls_pass_large_ones_in_both_directions() -> None:
-    """More large bodies than can be numbered at once; each arrives as it was sent."""
-    worker = Worker()
-    large = "x" * MIB
-    async with (
-        dispatched([worker, worker]) as dispatcher,
-        Proxy(dispatcher.uri) as proxy,
-        trio.open_nursery() as nursery,
-    ):
-
-        async def check(call: object, value: object) -> None:
-            assert await proxy.process(order(call)) == value
-
-        for _ in range(20):
-            nursery.start_soon(check, large, large)
-        for number in range(20):
-            nursery.start_soon(check, number, number)
-    assert in_flight(dispatcher) == 0
-
-
-async def test_a_large_request_is_passed_on_while_it_comes() -> None:
-    """Another call has its turn between two pieces of it."""
-    async with (
-        raw_backend(echo) as backend,
-        Dispatcher(config_for(backend.uri)) as dispatcher,
-        agreed_client(dispatcher) as client,
-    ):
-        body = bytes(range(256)) * 2048
-        head = blob(1)
-        head.body = b""
-        await client.send(begin(head, 5, [len(body)]))
-        await client.send(piece(5, body[:200_000]))
-        await until(lambda: in_flight(dispatcher) == 1)
-        await client.send(blob(2))
-        assert (await client.receive()).seq == 2
-        await client.send(piece(5, body[200_000:400_000]))
-        await client.send(piece(5, body[400_000:]))
-        await until(lambda: len(backend.seen) == 2)
-        assert bytes(backend.seen[1].body) == body
-
-
-async def test_a_request_whose_rest_will_not_come_was_not_sent() -> None:
-    """Whether its client says so, or cancels it; what comes of it after that is dropped."""
-    async with (
-        raw_backend(echo) as backend,
-        Dispatcher(config_for(backend.uri)) as dispatcher,
-        agreed_client(dispatcher) as client,
-    ):
-        for seq, end in ((1, piece(5, b"")), (2, Message(MessageType.CANCEL, 2, "ping", 0, b""))):
-            head = blob(seq)
-            head.body = b""
-            await client.send(begin(head, 5, [300_000]))
-            await client.send(piece(5, bytes(200_000)))
-            await until(lambda: in_flight(dispatcher) == 1)
-            await client.send(end)
-            answer = await client.receive()
-            assert (answer.seq, client.outcome(answer)) == (seq, "N")
-            assert in_flight(dispatcher) == 0
-        await client.send(piece(5, bytes(100_000)))
-        await client.send(blob(3))
-        assert (await client.receive()).seq == 3
-        assert [message.seq for message in backend.seen] == [1]
-        assert guest_of(dispatcher)._waiting == 0
-
-
-async def test_an_answer_that_breaks_off_is_taken_back() -> None:
-    """The call is Executed, its answer is lost, and nobody else's connection with it."""
-
-    async def half(connection: Connection, request: Message) -> None:
-        codec = connection.codec
-        answer = Message(MessageType.RESULT, request.seq, "serpent", 0, b"")
-        await connection.send_encoded(codec.encode_head(answer, MIB) + bytes(MIB // 2))
-        connection.close()
-
-    async with (
-        raw_backend(half) as backend,
-        Dispatcher(config_for(backend.uri)) as dispatcher,
-        agreed_client(dispatcher) as client,
-    ):
-        await client.send(blob(1))
-        messages = [await client.receive()]
-        while (last := messages[-1]).type != MessageType.RESULT:
-            messages.append(await client.receive())
-        assert {message.type for message in messages[1:-1]} == {MessageType.PIECE}
-        assert not len(messages[-2].body), "the body is given up"
-        assert (last.seq, client.outcome(last)) == (1, None)
-        assert b"Executed: backend lost within its answer" in last.body
-        await client.send(Message(MessageType.PING, 9, "ping", 0, b""))
-        assert (await client.receive()).type == MessageType.PING
-
-
-@pytest.mark.parametrize(
-    "messages",
-    [
-        [Message(MessageType.BEGIN, 1, "serpent", 0, b"x")],
-        [piece(5, b"x")],
-        [begin(blob(1), 5, [300_000]), begin(blob(2), 5, [300_000])],
-        [begin(blob(1), 5, [300_000]), piece(5, bytes(270_000))],
-        [begin(blob(n), n, [300_000]) for n in range(17)],
-        [blob(1), blob(1)],
-        [blob(1), Message(MessageType.SERVES, 0, "ping", 0, b"x:1")],
-    ],
-    ids=["malformed", "unknown body", "begun twice", "too large", "too many", "number in use", "not agreed on"],
-)
-async def test_who_breaks_the_rules_is_cut(messages: list[Message]) -> None:
-    """And what it had in flight leaves nothing behind."""
-    release = trio.Event()
-
-    async def hold(connection: Connection, request: Message) -> None:
-        await release.wait()
-
-    async with raw_backend(hold) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
-        async with agreed_client(dispatcher) as client:
-            with pytest.raises(PyroError):
-                for message in messages:
-                    await client.send(Message(**{name: getattr(message, name) for name in Message.__slots__}))
-                while await client.connection.receive() is not None:
-                    pass
-                raise PyroError("it was closed")
-        await until(lambda: not dispatcher.facts["clients"])
-        assert in_flight(dispatcher) == 0
-        release.set()
-
-
-async def test_memory_is_bounded_while_a_large_body_waits_for_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing more is read of the client than may wait; and it is told that it is not forgotten."""
-    monkeypatch.setattr(multiplex, "ALIVE_S", 0.0)
-    worker = Worker()
-    async with (
-        dispatched([worker], backend="max_in_flight = 1") as dispatcher,
-        agreed_client(dispatcher) as client,
-        trio.open_nursery() as nursery,
-    ):
-        await client.send(_hang(1))
-        await until(lambda: worker.running == 1)
-        size = 8 * MIB
-
-        async def send() -> None:
-            head = blob(2)
-            head.body = b""
-            await client.send(begin(head, 5, [size]))
-            for _ in range(size // 262_144):
-                await client.send(piece(5, bytes(262_144)))
-
-        nursery.start_soon(send)
-        guest = guest_of(dispatcher)
-        await until(lambda: guest.channel.is_paused)
-        assert (await client.receive()).type == MessageType.ALIVE
-        assert guest._waiting < 2 * multiplex.MAX_WAITING
-        worker.gate.set()
-        while (answer := await client.receive()).type == MessageType.ALIVE:
-            pass
-        assert answer.seq == 1
-        while (answer := await client.receive()).type == MessageType.ALIVE:
-            pass
-        assert answer.seq == 2
-        assert guest._waiting == 0
-
-
-async def test_backends_wait_for_a_client_that_takes_nothing() -> None:
-    """However many answers there are for it, few of them are kept here."""
-    body = bytes(100_000)
-
-    async def answer(connection: Connection, request: Message) -> None:
-        await connection.send(Message(MessageType.RESULT, request.seq, "serpent", 0, body))
-
-    many = 200
-    async with (
-        raw_backend(answer) as backend,
-        Dispatcher(config_for(backend.uri)) as dispatcher,
-        agreed_client(dispatcher) as client,
-    ):
-        for seq in range(1, many + 1):
-            await client.send(blob(seq))
-        await until(lambda: len(backend.seen) == many)
-        guest = guest_of(dispatcher)
-        await until(lambda: guest.channel.is_clogged)
-        assert guest.channel.pending < 4 * MIB
-        answers = [await client.receive() for _ in range(many)]
-        assert {answer.seq for answer in answers} == set(range(1, many + 1))
-        assert all(len(answer.body) == len(body) for answer in answers)
-        await until(lambda: in_flight(dispatcher) == 0)
-        await client.send(blob(many + 1))
-        assert (await client.receive()).seq == many + 1
 
 
 # -- item streams, and the end of the dispatcher
@@ -775,12 +444,12 @@ async def test_a_dispatcher_that_stops_lets_calls_in_flight_end() -> None:
         agreed_client(dispatcher) as client,
     ):
         for seq in (1, 2):
-            await client.send(_hang(seq))
+            await client.send(hang(seq))
         await until(lambda: worker.running == 2)
         guest_of(dispatcher).leave()
         assert (await client.receive()).type == MessageType.GOAWAY
         guest_of(dispatcher).stop()
-        await client.send(_hang(3))
+        await client.send(hang(3))
         answer = await client.receive()
         assert (answer.seq, client.outcome(answer)) == (3, "N")
         worker.gate.set()
@@ -804,10 +473,24 @@ async def test_only_who_knows_all_of_it_has_several_calls_in_flight() -> None:
             assert await client.connection.receive() is None
 
 
+async def test_who_does_not_understand_a_goodbye_is_told_none() -> None:
+    """All else is agreed on."""
+    async with (
+        raw_backend(echo) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        agreed_client(dispatcher, Feature.ALL & ~Feature.GOAWAY) as client,
+    ):
+        await client.send(blob(1))
+        assert (await client.receive()).seq == 1
+        guest_of(dispatcher).leave()
+        await client.send(blob(2))
+        assert (await client.receive()).seq == 2
+
+
 async def test_heartbeats_are_answered_while_calls_run() -> None:
     worker = Worker()
     async with dispatched([worker]) as dispatcher, agreed_client(dispatcher) as client:
-        await client.send(_hang(1))
+        await client.send(hang(1))
         await until(lambda: worker.running == 1)
         await client.send(Message(MessageType.HEARTBEAT, 0, "ping", 0, b""))
         assert (await client.receive()).type == MessageType.ALIVE

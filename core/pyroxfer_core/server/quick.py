@@ -64,7 +64,6 @@ def took_turn(peer: Peer, worker: Worker) -> Begun | None:
         return UNTOUCHED
     if not (peer.takes_small and peer.session.settled):
         return UNTOUCHED
-    taken = 0
     try:
         message = connection.receive_available()
         if message is not None:
@@ -76,11 +75,10 @@ def took_turn(peer: Peer, worker: Worker) -> Begun | None:
                 return Begun(message, arrived)
             if connection.decoder.data or not connection.flush_nowait():
                 return UNTOUCHED
-            taken = 1
     except BaseException as error:
         return Begun(error=error)
-    if peer.finishing or connection.ended or connection.pending:
+    if peer.finishing or connection.ended or connection.broken or connection.pending:
         return UNTOUCHED
     worker.reads = None
-    peer.poller.listen(peer, taken)
+    peer.poller.listen(peer)
     return None

@@ -138,7 +138,7 @@ async def _take_some(peer: Peer, worker: Worker, begun: Begun) -> int:
     if message is not None or connection.pending:
         return max(taken, 1)
     worker.reads = None
-    peer.poller.listen(peer, taken)
+    peer.poller.listen(peer, max(taken, 1))  # what is not complete costs time, too
     return 0
 
 

@@ -45,8 +45,8 @@ class BusyPoll:
     """Where somebody waits: in the loop like everybody, or for moments in the thread of the loop.
 
     A pass through the loop costs as much as all the rest of a small call. It can be left out where nobody misses it:
-    after a wait in the loop that was short, and in which no other task ran, the thread itself waits for what comes
-    next, until ``hold_s`` have passed. Then it is the loop's turn again.
+    after a wait in the loop that was short, in which no other task ran, and when no timer goes off soon, the thread
+    itself waits for what comes next, until ``hold_s`` have passed. Then it is the loop's turn again.
 
     Args:
         hold_s: seconds between two waits in the loop. A wait in the thread may begin at their end, and last
@@ -99,6 +99,11 @@ class BusyPoll:
             return
         await trio.lowlevel.wait_readable(sock)
 
+    def _timer_is_near(self) -> bool:
+        """Whether a time of the loop is over before it has a turn again. New ones are not set while nobody runs."""
+        seconds = trio.lowlevel.current_statistics().seconds_to_next_deadline
+        return seconds < self._hold_s * (1 + WAIT_TIMES)
+
     async def _look_around(self, sock: StreamSocket | select.epoll) -> None:
         """Wait in the loop, and see who else runs meanwhile."""
         others = _Others(trio.lowlevel.current_task())
@@ -109,7 +114,7 @@ class BusyPoll:
         finally:
             trio.lowlevel.remove_instrument(others)
         now = self._clock()
-        if others.seen or now - begin >= self._hold_s:
+        if others.seen or now - begin >= self._hold_s or self._timer_is_near():
             self._pause_longer(by=1)
             return
         self._disturbed = max(self._disturbed - 1, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pyroxfer_core import Daemon, Proxy, Settings, expose
 from pyroxfer_core.errors import (
     CommunicationError,
     Outcome,
+    SerializeError,
 )
 
 OWN = Settings()
@@ -80,6 +82,21 @@ async def test_handshake_hooks(client: Settings, is_async: bool) -> None:
             assert proxy._pyroAnswer == {"welcome": [1, 2]}
             assert daemon.seen == "open sesame"
         await until(lambda: daemon.left == 1)
+
+
+async def test_who_came_before_the_hook_is_not_known_by_it() -> None:
+    """So it may not send pickle, which the daemon takes only of those that it knows."""
+    settings = Settings(accepted_serializers=frozenset({"serpent", "msgpack", "pickle"}), shutdown_grace_s=0)
+    async with Daemon(settings=settings) as daemon:
+        uri = daemon.register(Service())
+        async with Proxy(uri) as before, Proxy(uri) as after:
+            assert await before.echo(1) == 1
+            daemon.validateHandshake = lambda conn, data: "hello"  # type: ignore[method-assign]  # what is tested
+            assert await after.echo(1) == 1
+            early, late = sorted(daemon.peers, key=lambda peer: peer.asked)
+            assert late.serializer("pickle").loads(pickle.dumps(1)) == 1
+            with pytest.raises(SerializeError, match="who it is"):
+                early.serializer("pickle")
 
 
 async def test_a_proxy_that_refuses_the_daemon_closes_the_connection() -> None:

@@ -331,6 +331,29 @@ def test_hooks_of_the_handshake() -> None:
                 proxy.echo(1)
 
 
+def test_hooks_that_one_daemon_was_given() -> None:
+    """They count as those of a class do, also when they are set while it is served."""
+
+    def refuse(conn: Any, data: Any) -> Any:
+        raise ValueError("nobody comes in")
+
+    class Listening(Proxy):
+        def _pyroResponseAnnotations(self, annotations: Any, msgtype: int) -> None:
+            heard.append({key: bytes(value) for key, value in annotations.items()})
+
+    heard: list[dict[str, bytes]] = []
+    with serving(Daemon()) as daemon:
+        uri = daemon.register(Service(), "service")
+        assert call(uri, 1) == 1
+        daemon.annotations = lambda: {"TOLD": b"yes"}  # type: ignore[method-assign]  # what is tested
+        with Listening(uri) as proxy:
+            assert proxy.echo(2) == 2
+        assert heard == [{"TOLD": b"yes"}] * 2, "the welcome, and the answer"
+        daemon.validateHandshake = refuse  # type: ignore[method-assign]  # what is tested
+        with pytest.raises(CommunicationError, match="nobody comes in"):
+            call(uri, 3)
+
+
 def test_an_interface_of_its_own() -> None:
     """A subclass of DaemonObject answers more under ``Pyro.Daemon``."""
 

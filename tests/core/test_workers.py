@@ -450,12 +450,11 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
     return sorted(int(pid) for found in lists for pid in found.read_text().split())
 
 
-def replaces(pid: int) -> bool:
-    """Whether its parent has told a worker that it takes the place of another."""
+def replaces(pid: int) -> bool | None:
+    """Whether its parent has told a worker that it takes the place of another; None before its program runs."""
     environment = dict(word.partition("=")[::2] for word in Path(f"/proc/{pid}/environ").read_text().split("\0"))
     post = take_post(environment)
-    assert post is not None
-    return post.replaces
+    return None if post is None else post.replaces
 
 
 def connections_of(pid: int, port: int) -> int:
@@ -481,6 +480,7 @@ async def test_idle_connections_spread_and_a_killed_worker_is_replaced() -> None
             os.kill(victim, signal.SIGKILL)
             await until(lambda: len(workers_of(process)) == 2 and victim not in workers_of(process))
             (fresh,) = {*workers_of(process)} - {other}
+            await until(lambda: replaces(fresh) is not None)
             assert [replaces(pid) for pid in (other, fresh)] == [False, True]
             for number, proxy in enumerate(proxies):
                 assert await proxy.echo(number) == number

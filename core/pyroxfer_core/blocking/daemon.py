@@ -22,6 +22,7 @@ from ..server import about
 from ..server import daemon as trio_daemon
 from ..server.address import ConnectedAddress
 from ..server.door import open_door
+from ..server.handshake import USUAL_RESPONSE
 from ..server.peer import Peer
 from ..server.streams import StreamTable
 from ..settings import Settings
@@ -398,8 +399,8 @@ class Daemon(trio_daemon.Daemon):
 
     async def ask_validate(self, peer: Peer, data: Any) -> Any:
         """The hook of a program without a loop may block, so it runs in a thread."""
-        if type(self).validateHandshake is trio_daemon.Daemon.validateHandshake:
-            return "hello"
+        if not self.validates:
+            return USUAL_RESPONSE
         return await self.pool.run(self.validateHandshake, peer, data)
 
     def lead_back(self, proxy: Any, way: Callable[[], Any]) -> None:

@@ -403,8 +403,7 @@ class Daemon:
 
     def _serve_at_once(self, message: Message, make: Callable[[], Connection]) -> bool:
         """Serve a client that says the usual, which then has no task of its own even for its handshake."""
-        own = self.__dict__  # a hook may have been set for this one daemon, at any time
-        if self.draining or "validateHandshake" in own or "annotations" in own:
+        if self.draining or self.validates or self.adds_annotations:  # a hook may have been set at any time
             return False
         object_id = usual_object(message, self.settings)
         if object_id is None:
@@ -517,8 +516,8 @@ class Daemon:
 
     @property
     def adds_annotations(self) -> bool:
-        """Whether `annotations` is overridden."""
-        return type(self).annotations is not Daemon.annotations
+        """Whether `annotations` is overridden, or set for this one daemon."""
+        return "annotations" in self.__dict__ or type(self).annotations is not Daemon.annotations
 
     def client_left(self, peer: Peer) -> None:
         """Tell the hook; its errors stay here."""
@@ -529,8 +528,8 @@ class Daemon:
 
     @property
     def validates(self) -> bool:
-        """Whether `validateHandshake` is overridden."""
-        return type(self).validateHandshake is not Daemon.validateHandshake
+        """Whether `validateHandshake` is overridden, or set for this one daemon."""
+        return "validateHandshake" in self.__dict__ or type(self).validateHandshake is not Daemon.validateHandshake
 
     # --- what a connection needs -------------------------------------------------------------------------------
 

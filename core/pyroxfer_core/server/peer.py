@@ -69,6 +69,7 @@ class Peer:
         "_tasks",
         "_uploads",
         "annotates",
+        "asked",
         "calls",
         "connection",
         "crew",
@@ -108,6 +109,8 @@ class Peer:
         """Whether the daemon adds annotations to every answer."""
         self.takes_small = not (self.annotates or self.settings.compression or self.settings.hmac_key)
         """Whether usual requests may take the short way."""
+        self.asked = daemon.validates
+        """Whether the daemon's hook decided about it; one that is set later has not."""
         self.connection = connection
         if crew is not None:
             assert crew.poller is not None, "somebody reads for it"
@@ -208,7 +211,7 @@ class Peer:
 
     @property
     def _unsafe(self) -> frozenset[str]:
-        return self.settings.unsafe_for(known=self.identity is not None or self.daemon.validates)
+        return self.settings.unsafe_for(known=self.identity is not None or self.asked)
 
     def context(self) -> SerializerContext:
         """How values are written for and read from this peer."""

@@ -141,14 +141,19 @@ class OwnThreads:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Run blocking work in one of the threads. Once begun it is not cancelled: its value comes back."""
+        """Run blocking work in one of the threads. Once begun it is not cancelled: its value comes back.
+
+        Raises:
+            RuntimeError: there is no thread to be had, and none of its own runs.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         job = _Job(function, args)
         self._waiting.append(job)
         try:
             self._engage()
-        except BaseException:
-            if self._forget(job):
+        except RuntimeError:  # there is no thread to be had: one that runs will do it
+            if not self._running:
+                self._forget(job)
                 raise
         await trio.lowlevel.wait_task_rescheduled(
             lambda _: trio.lowlevel.Abort.SUCCEEDED if self._forget(job) else trio.lowlevel.Abort.FAILED

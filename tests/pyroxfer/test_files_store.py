@@ -413,6 +413,28 @@ def test_leftovers_are_removed_when_their_owner_is_gone(
     assert leftovers(root) == []
 
 
+def test_the_lock_of_a_young_partial_file_is_left_to_its_owner(
+    store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has just made it takes the lock without waiting: a look at it in that moment would leave it unlocked."""
+    looked_at: list[int] = []
+    monkeypatch.setattr("pyroxfer.store.leftovers.lock", looked_at.append)
+    (root / f"{PRIVATE_PREFIX}deaddeaddeaddead").write_bytes(b"x")
+    assert sum(store.clean_leftovers()) == 0
+    assert not looked_at
+
+
+def test_where_there_are_no_locks_a_partial_file_waits_a_day(
+    store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr("pyroxfer.store.leftovers.lock", lambda _: None)
+    (root / f"{PRIVATE_PREFIX}deaddeaddeaddead").write_bytes(b"x")
+    for later, removed in ((23 * 3600, 0), (25 * 3600, 1)):
+        monkeypatch.setattr("pyroxfer.store.leftovers.time.time", lambda later=later: now + later)
+        assert sum(store.clean_leftovers()) == removed
+
+
 def test_removing(store: LocalStore, root: Path) -> None:
     put(store, "d/x", b"1")
     with pytest.raises(errors.ExistsError):

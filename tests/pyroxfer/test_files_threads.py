@@ -146,6 +146,24 @@ async def test_work_that_finds_no_thread_is_dropped(monkeypatch: pytest.MonkeyPa
     assert gate.names == ["later"]
 
 
+async def test_work_that_finds_no_second_thread_is_done_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine short of threads a transfer is slower, and does not fail."""
+
+    def start(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    gate, own = Gate(), OwnThreads(2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(own.run, gate.pass_through, "first")
+        await until(lambda: gate.inside == 1)
+        monkeypatch.setattr(trio.lowlevel, "start_thread_soon", start)
+        nursery.start_soon(own.run, gate.pass_through, "second")
+        await trio.testing.wait_all_tasks_blocked()
+        gate.open.set()
+    assert gate.names == ["first", "second"]
+    assert gate.most == 1
+
+
 async def test_work_that_came_too_late_for_its_thread_and_finds_no_other_is_told_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

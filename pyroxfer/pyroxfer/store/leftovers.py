@@ -67,8 +67,11 @@ def _remove_if_left(folder_fd: int, name: str) -> bool:
     """Remove one partial file if nobody owns it any more."""
     fd = os.open(name, _READ, dir_fd=folder_fd)
     try:
-        age, held = _age(os.fstat(fd)), lock(fd)
-        if held is False or age < (GRACE_S if held else UNLOCKED_AGE_S):
+        age = _age(os.fstat(fd))
+        if age < GRACE_S:  # whoever made it just now must find its lock free
+            return False
+        held = lock(fd)
+        if held is False or (held is None and age < UNLOCKED_AGE_S):
             return False
         os.unlink(name, dir_fd=folder_fd)
         return True

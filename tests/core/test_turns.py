@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import socket
 from collections.abc import AsyncIterator
@@ -388,6 +389,26 @@ async def test_an_unexpected_error_in_a_usual_call_ends_one_connection_only(monk
                 patch.setattr("pyroxfer_core.server.turn.run_small", None)
                 await client.send(invoke_bytes("note", "('lost',)"))
                 assert await client.until_closed() == b""
+        await other.send(invoke_bytes("note", "('still here',)"))
+        await other.messages(502, 1)
+        assert len(daemon.peers) == 1
+
+
+async def test_a_connection_that_cannot_be_listened_to_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may refuse to watch one more; its last answer has left."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    async with served() as (daemon, _), greeted(daemon) as other:
+        async with greeted(daemon) as client:
+            await client.send(invoke_bytes("note", "('first',)"))
+            await client.messages(502, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            with monkeypatch.context() as patch:
+                patch.setattr(Poller, "listen", refuse)
+                await client.send(invoke_bytes("note", "('last',)"))
+                assert b"last" in await client.until_closed()
         await other.send(invoke_bytes("note", "('still here',)"))
         await other.messages(502, 1)
         assert len(daemon.peers) == 1

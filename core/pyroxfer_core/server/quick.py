@@ -75,10 +75,10 @@ def took_turn(peer: Peer, worker: Worker) -> Begun | None:
                 return Begun(message, arrived)
             if connection.decoder.data or not connection.flush_nowait():
                 return UNTOUCHED
+        if peer.finishing or connection.ended or connection.broken or connection.pending:
+            return UNTOUCHED
+        worker.reads = None
+        peer.poller.listen(peer)
     except BaseException as error:
         return Begun(error=error)
-    if peer.finishing or connection.ended or connection.broken or connection.pending:
-        return UNTOUCHED
-    worker.reads = None
-    peer.poller.listen(peer)
     return None

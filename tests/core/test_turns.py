@@ -73,6 +73,12 @@ class Service:
         await self.close_caller()
         return bytes(size)
 
+    def close_caller_from_a_thread(self, size: int) -> bytes:
+        from pyroxfer_core import current_call
+
+        current_call.client.close()
+        return bytes(size)
+
     async def length(self, word: str) -> int:
         self.log.append(len(word))
         return len(word)
@@ -398,6 +404,24 @@ async def test_a_call_that_closes_the_connection_of_its_caller_ends_that_only(si
         await until(lambda: len(daemon.peers) == 1)
         await other.send(invoke_bytes("note", "('still here',)"))
         await other.messages(502, 1)
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+@pytest.mark.parametrize("protocol", [502, 48, "TLS"])
+async def test_a_plain_function_may_close_the_connection_of_its_caller(
+    protocol: Any, size: int, certificates: Certificates
+) -> None:
+    """It runs in a thread, while the loop, or the thread itself, listens to that connection."""
+    settings = certificates.settings() if protocol == "TLS" else Settings(protocol=protocol)
+    async with (
+        served(ssl_server_context=settings.ssl_server_context) as (daemon, _),
+        Proxy(daemon.uri_for("thing"), settings=settings) as proxy,
+    ):
+        for _ in range(3):
+            assert await proxy.note("before") == "before"
+            with pytest.raises(CommunicationError):
+                await proxy.close_caller_from_a_thread(size)
+            await until(lambda: not daemon.peers)
 
 
 @pytest.mark.parametrize("method, long", [("note", 0), ("wait", 1), ("missing", 1), ("tell_secret", 1)])

@@ -445,8 +445,11 @@ class Peer:
         self.daemon.peers.add(self)
 
     def close(self) -> None:
-        """Cut the connection."""
-        self.connection.close()
+        """Cut the connection, from a method's thread, too: then the loop finds out, and closes it."""
+        if trio.lowlevel.in_trio_run():
+            self.connection.close()
+        else:
+            self.connection.cut()
 
     def _closed(self) -> None:
         """The connection is being closed, by anybody: whoever reads finds out, and if nobody does, somebody must.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import select
 import socket
@@ -459,6 +460,14 @@ class Connection:
         self.settled = _nothing
         release, self.release = self.release, _nothing
         return release
+
+    def cut(self) -> None:
+        """End the stream both ways, from any thread; the descriptor stays until whoever reads or sends finds out."""
+        if isinstance(self._sock, TlsSocket):
+            self._sock.cut()
+            return
+        with contextlib.suppress(OSError):  # it is over already
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close at once. Tasks waiting in this connection get a ConnectionClosedError. Twice is fine."""

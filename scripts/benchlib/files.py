@@ -43,7 +43,7 @@ SMALL_BYTES = 16 * 1024
 
 def measure(effort: Effort) -> dict[str, Any]:
     """A table for one large file, one for many small ones."""
-    whole = WHOLE // 4 if effort.quick else WHOLE
+    whole = WHOLE // 8 if effort.quick else WHOLE
     with source_folder(whole) as source:
         print(f"files: {whole // MIB} MiB", file=sys.stderr)
         large = in_turns(contestants(source, whole), effort.repetitions)

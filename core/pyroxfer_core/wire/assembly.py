@@ -18,9 +18,10 @@ _ahead: Final = [None] * 8
 def _keep_freed_memory() -> None:
     """Once in a process, before its first segment.
 
-    The C library gives what is freed at the end of its heap back to the system until it has seen a block of some size
+    glibc gives what is freed at the end of its heap back to the system until it has seen a block of some size
     freed; then it keeps twice as much. Without this each segment would be made of new pages, and that costs more than
-    receiving into them.
+    receiving into them. Other C libraries do what they always do, and so does glibc where the environment says how
+    much it may keep (``MALLOC_TRIM_THRESHOLD_``).
     """
     bytes(AHEAD)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import select
+import threading
 from collections.abc import Sequence
 from typing import Final, Protocol, TypeVar, TypeVarTuple
 
@@ -70,6 +71,8 @@ class FileSink:
         self._recalled: PrefixDigest | None = None
         self._moved = trio.lowlevel.ParkingLot()
         self._threads = OwnThreads()
+        self._writing = threading.Lock()
+        """The kernel lets one thread at a time write to a file, and those that wait for it there burn their core."""
         self.usage = Usage()
 
     @property
@@ -153,7 +156,8 @@ class FileSink:
         await self.note_progress()
 
     def _write(self, offset: int, view: memoryview) -> None:
-        self.staged.write(offset, view)
+        with self._writing:
+            self.staged.write(offset, view)
         if not self._digest.offer(offset, view):  # so many came before their turn that some were left
             self._digest.catch_up(min(self._coverage.prefix, self._digest.hashed + HASH_TURN))
             self._digest.offer(offset, view)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ import trio
 import trio.testing
 from doubles import until
 
+from pyroxfer.sink import FileSink
+from pyroxfer.store.local import LocalStore
 from pyroxfer.tasks import OwnThreads
 
 
@@ -219,3 +223,27 @@ def test_a_thread_that_ends_after_its_loop_says_nothing(
     over.set()
     assert ended.wait(60)
     assert capfd.readouterr().err == ""
+
+
+async def test_blocks_of_a_file_are_written_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel does so in any case, and a thread that waits for it there takes the core of those that work."""
+    both, together = threading.Barrier(2), []
+
+    def write(offset: int, data: memoryview) -> None:
+        try:
+            both.wait(0.2)
+            together.append(offset)
+        except threading.BrokenBarrierError:
+            pass
+        real(offset, data)
+
+    with contextlib.closing(LocalStore(tmp_path)) as store:
+        staged = store.stage("a", 8, 0o644)
+        sink, real = FileSink(staged, 8, "blake3", "none"), staged.write
+        monkeypatch.setattr(staged, "write", write)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sink.write_block, 0, b"0123")
+            nursery.start_soon(sink.write_block, 4, b"4567")
+        await sink.publish(8, "fail", "none", None)
+    assert together == []
+    assert (tmp_path / "a").read_bytes() == b"01234567"

@@ -88,10 +88,9 @@ def source_folder(whole: int) -> Iterator[Path]:
 
 
 def download_from_pyro5(source: Path, way: str, whole: int) -> Sample:
-    with fresh_target() as target, Server(program(stock(), "pyro5_files_server.py", source)) as server:
-        client = program(
-            stock(), "pyro5_files_client.py", server.uri, way, "big", int(WAYS[way] * whole), target / "big"
-        )
+    size = int(WAYS[way] * whole)
+    with fresh_target(size) as target, Server(program(stock(), "pyro5_files_server.py", source)) as server:
+        client = program(stock(), "pyro5_files_client.py", server.uri, way, "big", size, target / "big")
         return sample(server, client)
 
 
@@ -99,7 +98,7 @@ def move_with_ours(source: Path, direction: str, channel: str, *, tls: bool = Fa
     """Upload: the server writes; download: the client does."""
     certificate = ["--tls-cert", FOLDER / CERTIFICATE] if tls else []
     authority = [FOLDER / AUTHORITY] if tls else []
-    with fresh_target() as target:
+    with fresh_target((source / "big").stat().st_size) as target:
         served, client_side = (target, source) if direction == "upload" else (source, target)
         with Server(command("pyroxfer", "serve", served, *certificate)) as server:
             words = [f"{server.uri}/big", direction, channel, client_side / "big", *authority]
@@ -114,20 +113,32 @@ def make_certificate() -> None:
 
 
 @contextmanager
-def fresh_target() -> Iterator[Path]:
-    """Nothing is overwritten, so everyone pays for new pages; nothing of an earlier run waits for the disk.
+def fresh_target(size: int) -> Iterator[Path]:
+    """Nothing is overwritten, so everyone pays for new pages, which the machine has; nothing of an earlier run waits
+    for the disk.
 
     Files are emptied afterwards and not removed: ext4 steps over every inode that was freed in the last minutes, and
     whoever comes after others would pay for theirs.
     """
     target = Path(tempfile.mkdtemp(dir=FOLDER / "target"))
     os.sync()
+    claim_memory(target / "claimed", size)
     try:
         yield target
     finally:
         for path in target.rglob("*"):
             if path.is_file():
                 os.truncate(path, 0)
+
+
+def claim_memory(file: Path, size: int) -> None:
+    """Fill a file for a moment. What a virtual machine has not used for seconds it gives back to its host, and who
+    needs it next waits for it page by page: whoever came behind a slow one would pay for its slowness."""
+    zeros = bytes(MIB)
+    with open(file, "wb") as filled:
+        for _ in range(size // MIB + 1):
+            filled.write(zeros)
+        filled.truncate(0)
 
 
 def sample(server: Server, client: list[str]) -> Sample:
@@ -160,25 +171,25 @@ def contestants(source: Path, whole: int) -> list[Contestant]:
 
 
 def limit_in_c(path: Path, size: int) -> Sample:
-    with fresh_target() as target, Server([tools.NEEDED[tools.LIMIT][0], "file-server", str(path)]) as server:
+    with fresh_target(size) as target, Server([tools.NEEDED[tools.LIMIT][0], "file-server", str(path)]) as server:
         port = server.uri.rpartition(":")[2]
         return sample(server, [tools.NEEDED[tools.LIMIT][0], "file-client", port, str(target / "big"), str(size)])
 
 
 def rsync_daemon(path: Path, size: int) -> Sample:
-    with fresh_target() as target, tools.rsync(path.parent) as daemon:
+    with fresh_target(size) as target, tools.rsync(path.parent) as daemon:
         source = f"rsync://127.0.0.1:{daemon.port}/all/{path.name}"
         return of_tool(size, *tools.timed(daemon, ["rsync", "-a", source, f"{target}/"]))
 
 
 def nginx_and_curl(path: Path, size: int) -> Sample:
-    with fresh_target() as target, tools.nginx(path.parent) as server:
+    with fresh_target(size) as target, tools.nginx(path.parent) as server:
         url = f"http://127.0.0.1:{server.port}/{path.name}"
         return of_tool(size, *tools.timed(server, ["curl", "-sf", "-o", str(target / path.name), url]))
 
 
 def scp(path: Path, size: int) -> Sample:
-    with fresh_target() as target, tools.sshd() as (server, options):
+    with fresh_target(size) as target, tools.sshd() as (server, options):
         return of_tool(size, *tools.timed(server, ["scp", *options, "-r", f"127.0.0.1:{path}", f"{target}/"]))
 
 
@@ -206,7 +217,7 @@ def per_file(way: Callable[[Path, int], Sample], folder: Path, size: int) -> Sam
 
 
 def small_with_ours(folder: Path, direction: str) -> Sample:
-    with fresh_target() as target:
+    with fresh_target(SMALL_COUNT * SMALL_BYTES) as target:
         served = target if direction == "upload" else folder.parent
         with Server(command("pyroxfer", "serve", served)) as server:
             place = server.uri if direction == "upload" else f"{server.uri}/small"

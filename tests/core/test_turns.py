@@ -415,8 +415,10 @@ async def test_a_connection_that_cannot_be_listened_to_ends_alone(monkeypatch: p
 
 
 @pytest.mark.parametrize("size", [10, 100_000, 1_000_000])
-async def test_a_call_that_closes_the_connection_of_its_caller_ends_that_only(size: int) -> None:
-    """Whether its answer leaves with others, alone or in pieces, which nobody has sent yet."""
+async def test_a_call_that_closes_the_connection_of_its_caller_ends_that_only(
+    size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether its answer leaves with others, alone or in pieces, which nobody has sent yet. It is nothing to log."""
     async with served() as (daemon, _), greeted(daemon) as other:
         async with Proxy(daemon.uri_for("thing")) as proxy:
             await proxy.note("before")
@@ -425,6 +427,7 @@ async def test_a_call_that_closes_the_connection_of_its_caller_ends_that_only(si
         await until(lambda: len(daemon.peers) == 1)
         await other.send(invoke_bytes("note", "('still here',)"))
         await other.messages(502, 1)
+    assert [record.message for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
 
 @pytest.mark.parametrize("size", [10, 1_000_000])

@@ -141,7 +141,7 @@ class Receiver:
 
     async def _fill(self, sink: FileSink, ticket: Ticket, path: str) -> tuple[End, Choice]:
         """Bring what is missing, and compare."""
-        choice = choose(self._options.channel, ticket.size)
+        choice = choose(self._options.channel, ticket.size, self._talk.settings.protocol)
         if self._options.channel == AUTO and await self._shrinks(ticket):
             choice = in_blocks()
         recalled = await sink.recall()
@@ -202,7 +202,7 @@ class Receiver:
         """
         self.reporter.offer(entry.path, entry.size)
         ticket = await self._open(entry.path)
-        choice = choose(self._options.channel, ticket.size, seekable=False)
+        choice = choose(self._options.channel, ticket.size, self._talk.settings.protocol, seekable=False)
         self.reporter.accept(entry.path, choice.channel.name, choice.reason)
         sink = PipeSink(fd, entry.path, self._talk.algorithm)
         try:

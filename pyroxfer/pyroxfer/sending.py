@@ -120,7 +120,7 @@ class Sender:
         return self._finished(_read_result(_results(reply, 1)[0], end, offer), moved=False)
 
     async def _send_blocks(self, source: NamedSource, offer: Offer) -> Receipt:
-        choice = choose(self._options.channel, source.size)
+        choice = choose(self._options.channel, source.size, self._talk.settings.protocol)
         if self._packing is not None and self._options.channel == AUTO and await self._shrinks(source):
             choice = in_blocks()
         reply = await self._open(source, offer)

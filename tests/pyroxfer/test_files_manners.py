@@ -22,6 +22,7 @@ import pyroxfer
 from pyroxfer import FileServer, Receipt, errors
 from pyroxfer.channels import iter, raw
 from pyroxfer.channels.base import AUTO_STREAMS, Manner
+from pyroxfer.channels.choose import choose
 from pyroxfer.channels.window import CREDIT, LEAST_BLOCK, MOST_CREDIT, Window, pull_blocks
 from pyroxfer.conversation import open_conversation
 from pyroxfer.digest import PrefixDigest
@@ -30,6 +31,7 @@ from pyroxfer.offer import DEFAULT_CREDIT, Offer, Ticket
 from pyroxfer.pace import Pace
 from pyroxfer.runs import Range
 from pyroxfer.sink import FileSink
+from pyroxfer.small import SMALL
 from pyroxfer.store import staged as staged_room
 from pyroxfer.tasks import open_flat_nursery
 from pyroxfer.transfers import LEASE_S, Upload
@@ -375,6 +377,22 @@ async def test_every_byte_goes_at_the_pace_asked_for(
         await pyroxfer.get(f"{server.location}/f", here / "new", channel=channel, bwlimit=MIB, durability="none")
     assert 2 * MIB <= sum(taken) <= 2.5 * MIB
     assert max(taken) <= (iter.BLOCK if (channel, direction) == ("iter", "get") else 256 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("size", "protocol", "channel"),
+    [
+        (MIB, None, "annot"),
+        (4 * MIB - 1, 502, "annot"),
+        (4 * MIB, None, "raw"),
+        (SMALL + 1, 48, "raw"),
+        (None, None, "annot"),
+        (None, 48, "annot"),
+    ],
+)
+def test_few_blocks_are_worth_no_side_stream(size: int | None, protocol: int | None, channel: str) -> None:
+    """Those of protocol 48 are small, and many for any file that does not travel whole."""
+    assert choose("auto", size, protocol).channel.name == channel
 
 
 async def test_a_pace_is_shared_and_cannot_be_saved_up(autojump_clock: trio.abc.Clock) -> None:

@@ -90,7 +90,7 @@ async def test_without_the_library_nothing_is_packed(
     server: FileServer, root: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pyroxfer.packing.importlib.import_module", _missing)
-    (here / "f").write_bytes(bytes(2 * MIB))
+    (here / "f").write_bytes(bytes(4 * MIB))
     receipt = await pyroxfer.send(here / "f", f"{server.location}/", compress=True, durability="none")
     assert isinstance(receipt, Receipt)
     assert receipt.channel == "raw"

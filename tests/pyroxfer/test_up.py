@@ -100,7 +100,7 @@ def test_everything_runs_from_one_file_and_stops_in_order(tmp_path: Path) -> Non
     """Files go through the dispatcher, which may hand over to a new process; a part that is killed comes back; the
     end leaves nothing."""
     names, files, dispatcher = ports = free_ports(3)
-    (tmp_path / "large").write_bytes(os.urandom(2_000_000))
+    (tmp_path / "large").write_bytes(os.urandom(5_000_000))
     with running(tmp_path, ports) as appliance:
         assert appliance.until_up() == ["the name server", "the file service", "the dispatcher"]
         for channel in ("iter", "annot", "auto"):

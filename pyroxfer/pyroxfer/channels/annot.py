@@ -34,9 +34,14 @@ BLOCK_48: Final = 60 * 1024
 NAME: Final = "annot"
 
 
+def block_of(protocol: int | None) -> int:
+    """The largest block between two ends of ours over this protocol; None is the usual one."""
+    return BLOCK_48 if protocol == 48 else BLOCK
+
+
 def largest_block(talk: Conversation, ticket: Ticket, pace: Pace) -> int:
     """The largest block that both ends, the protocol and the bandwidth limit allow."""
-    return pace.step(min(BLOCK_48 if talk.settings.protocol == 48 else BLOCK, ticket.block_size))
+    return pace.step(min(block_of(talk.settings.protocol), ticket.block_size))
 
 
 class AnnotChannel(Channel):

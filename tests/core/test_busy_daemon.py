@@ -20,6 +20,7 @@ from pyroxfer_core.blocking import Proxy as BlockingProxy
 from pyroxfer_core.server.poller import ALONE_AFTER, REQUESTS_IN_A_ROW, Place, Poller
 from pyroxfer_core.transport.busypoll import WAIT_TIMES, BusyPoll
 from pyroxfer_core.transport.connection import Connection
+from pyroxfer_core.transport.sockets import bind_tcp
 from pyroxfer_core.wire import Decoder, codec_for
 from pyroxfer_core.wire.message import Message, MessageType
 
@@ -142,6 +143,101 @@ async def test_a_client_that_falls_silent_is_waited_for_in_the_loop(listening: L
     assert scope.cancelled_caught
     assert len(listening.watched.waited) == 1
     assert not listening.busy.patience()
+
+
+class Door:
+    """A listener that a poller watches; whoever is let in is gone at once."""
+
+    def __init__(self, poller: Poller) -> None:
+        self.listener = bind_tcp("127.0.0.1", 0)
+        self.let_in = 0
+        self._poller = poller
+        poller.watch(self.listener, self._let_in)
+
+    def _let_in(self) -> None:
+        self.listener.accept()[0].close()
+        self.let_in += 1
+
+    def knock(self) -> None:
+        socket.create_connection(self.listener.getsockname()).close()
+
+    def close(self) -> None:
+        self._poller.unwatch(self.listener)
+        self.listener.close()
+
+
+@pytest.fixture
+def door(listening: Listening) -> Iterator[Door]:
+    door = Door(listening.poller)
+    yield door
+    door.close()
+
+
+async def test_clients_that_come_in_are_waited_for_in_the_thread_as_well(listening: Listening, door: Door) -> None:
+    """As those that connect for each call do: between two visits of one client there is nobody else."""
+    await listening.settle()
+    for number in range(ALONE_AFTER + 2):
+        listening.sock.recv(1)
+        meanwhile = iter([door.knock, lambda: listening.peer.send(b"x")])
+        listening.watched.meanwhile = lambda happens=meanwhile: next(happens)()
+        assert await listening.waits() == [HOLD_S * WAIT_TIMES] * 2
+        assert door.let_in == number + 1
+        listening.poller._in_a_row = 0
+
+
+async def test_who_comes_in_late_does_not_keep_the_thread_waiting(listening: Listening, door: Door) -> None:
+    await listening.settle()
+    listening.sock.recv(1)
+
+    def late() -> None:
+        listening.now += HOLD_S
+        listening.watched.meanwhile = int
+        door.knock()
+
+    listening.watched.waited.clear()
+    listening.watched.meanwhile = late
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await listening.poller.next(alone=True)
+    assert scope.cancelled_caught
+    assert door.let_in == 1
+    assert len(listening.watched.waited) == 1
+
+
+async def test_who_comes_in_waits_for_the_turn_of_those_found_meanwhile(listening: Listening, door: Door) -> None:
+    """Some of them leave, and their places are free again."""
+    for _ in range(3):
+        door.knock()
+        await listening.waits()
+        before = door.let_in
+        door.knock()
+        assert await listening.poller.next(alone=True) is listening.client
+        assert door.let_in == before + 1
+        listening.poller.listen(listening.client)
+
+
+async def test_those_who_come_in_leave_the_rest_of_the_loop_its_turn(listening: Listening, door: Door) -> None:
+    listening.sock.recv(1)
+    for _ in range(REQUESTS_IN_A_ROW * 4):
+        door.knock()
+    seen: list[int] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listening.waits)
+        while door.let_in < REQUESTS_IN_A_ROW * 4:
+            await trio.lowlevel.checkpoint()
+            seen.append(door.let_in)
+        nursery.cancel_scope.cancel()
+    assert {0 < count < REQUESTS_IN_A_ROW * 4 for count in seen} == {True, False}
+
+
+async def test_a_door_that_was_closed_before_somebody_came_in_stays_closed(listening: Listening, door: Door) -> None:
+    door.knock()
+    assert await listening.poller.next(alone=True) is listening.client
+    listening.poller.unwatch(door.listener)
+    listening.poller.listen(listening.client)
+    await listening.waits()
+    await listening.waits()
+    assert door.let_in == 0
 
 
 def test_ctrl_c_in_the_thread_comes_to_the_program(listening: Listening) -> None:

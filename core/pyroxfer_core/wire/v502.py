@@ -56,6 +56,8 @@ _PLAIN_HEADS: Final = {
     for number, name in _NAMES.items()
 }
 """What most messages begin with."""
+_HEADS_OF: Final = {names: head for head, names in _PLAIN_HEADS.items()}
+_pack_plain: Final = PLAIN_HEADER.pack
 _NEUTRAL_BITS: Final = 0x3F
 """The neutral flags took their numbers from this protocol, except META_ON_CONNECT, which it does not have."""
 _CORR_ID: Final = 0x40
@@ -156,13 +158,10 @@ class CodecV502:
 
     def encode_small(self, kind: int, serializer: str, flags: int, seq: int, body: Body) -> bytes:
         """A message without annotations and correlation id, as most are, in one step."""
-        number = _NUMBERS.get(serializer)
-        if number is not None and type(body) is bytes:
-            bits = flags & _NEUTRAL_BITS
+        head = None if flags else _HEADS_OF.get((kind, serializer))
+        if head is not None and type(body) is bytes:
             try:
-                return (
-                    _pack(TAG, VERSION, kind, number, bits, seq, len(body), 0, _NO_CORRELATION_ID, 0, _MAGIC) + body
-                )
+                return _pack_plain(head, seq, len(body), _NOTHING_ELSE) + body
             except struct.error:
                 pass  # what is wrong is said below
         return self._header(Message(kind, seq, serializer, flags, body), body_size(body), 0) + body

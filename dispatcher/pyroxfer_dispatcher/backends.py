@@ -284,10 +284,10 @@ class BackendGroup:
         return draw(self._roomy.all, lambda backend: backend.is_live(now) and backend not in exclude, now)
 
     def _pick_of_all(self, now: float, exclude: Container[Backend], key: str | None) -> Backend | None:
-        roomy = self._roomy.all if len(self._backends) > FEW else [b for b in self._backends if not b.is_full]
-        free: Sequence[Backend] = [b for b in roomy if b.is_live(now) and b not in exclude]
+        some = self._roomy.all if len(self._backends) > FEW else self._backends
+        free: Sequence[Backend] = [b for b in some if not b.is_full and b.is_live(now) and b not in exclude]
         if not free:
-            free = self._last_resorts(roomy, now, exclude)
+            free = self._last_resorts([b for b in some if not b.is_full], now, exclude)
         return self._choose(self._preferred(free), now, key) if free else None
 
     def pick_home(self, now: float, exclude: Container[Backend] = (), key: str | None = None) -> Backend | None:

@@ -267,17 +267,17 @@ class Multiplexed:
             self._hub.later(self._read)
 
     def _take(self, event: object) -> None:
-        if isinstance(event, BodyPart):
+        if isinstance(event, Message):
+            self._take_message(event, None)
+        elif isinstance(event, BodyPart):
             self._take_part(event)
-        elif isinstance(event, End):
-            into, self._into = self._into, None
-            if isinstance(into, Lane):
-                self._offer_rest(into, event)
         elif isinstance(event, Head):
             self._take_message(event.message, event.body_length)
         else:
-            assert isinstance(event, Message), "there is nothing else"
-            self._take_message(event, None)
+            assert isinstance(event, End), "there is nothing else"
+            into, self._into = self._into, None
+            if isinstance(into, Lane):
+                self._offer_rest(into, event)
 
     def _take_message(self, message: Message, length: int | None) -> None:
         """A message, or (``length`` given) its head."""

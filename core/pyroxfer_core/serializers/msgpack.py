@@ -441,7 +441,7 @@ class MsgpackSerializer(Serializer):
 
     def loads_call(self, body: Body) -> Call:
         """The call of a body. Plain ones are read and judged at once."""
-        if type(body) is bytes and CLASS_MARK not in body:
+        if type(body) is bytes and body.find(CLASS_MARK) < 0:
             try:
                 parts = unpackb(
                     body, raw=False, strict_map_key=False, unicode_errors=_SURROGATES, ext_hook=self._unpack_extension
@@ -474,7 +474,7 @@ class MsgpackSerializer(Serializer):
             except Exception:  # noqa: S110  # what is wrong is said below
                 pass
             else:
-                return value if CLASS_MARK not in body else self._revived(value)
+                return value if body.find(CLASS_MARK) < 0 else self._revived(value)
         return super().loads(body)
 
     def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body:
@@ -492,6 +492,6 @@ class MsgpackSerializer(Serializer):
             if self._own is None or not (isinstance(body, Scattered) or has_parts(body)):
                 raise
             value, body = self._own.unpack_large(body)
-        return value if type(body) is bytes and CLASS_MARK not in body else self._revive(body, value)
+        return value if type(body) is bytes and body.find(CLASS_MARK) < 0 else self._revive(body, value)
 
     _read_call = _read

@@ -65,7 +65,7 @@ def took_turn(peer: Peer, worker: Worker) -> Begun | None:
     if not (peer.takes_small and peer.session.settled):
         return UNTOUCHED
     try:
-        message = connection.receive_available()
+        message = peer.poller.receive(peer)
         if message is not None:
             if type(message) is not Message or message.type != _INVOKE or len(message.body) > SLOW_BYTES:
                 return Begun(message)
@@ -78,7 +78,10 @@ def took_turn(peer: Peer, worker: Worker) -> Begun | None:
         if peer.finishing or connection.ended or connection.broken or connection.pending:
             return UNTOUCHED
         worker.reads = None
-        peer.poller.listen(peer)
+        if message is None:
+            peer.poller.listen(peer)
+        else:
+            peer.poller.listen_to_usual(peer)
     except BaseException as error:
         return Begun(error=error)
     return None

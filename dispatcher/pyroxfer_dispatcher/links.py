@@ -340,6 +340,7 @@ class LinkPool:
             else:
                 refused.discard(version)
                 codec, reader, object_id = connection.codec, connection.decoder, str(uri.object)
+                reader.gives_views = True
                 grant = welcome.grant
                 return Link(backend, self._hub, connection, codec, reader, object_id, grant, self._goodbye)
         refused.clear()

@@ -137,6 +137,27 @@ def address_text(address: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def address_of(text: str) -> Any:
+    """The address that `address_text` was made of, without what IPv6 adds; empty for a unix socket."""
+    host, _, port = text.rpartition(":")
+    return (host.strip("[]"), int(port)) if port.isdecimal() else ""
+
+
+class ClosedSocket:
+    """What is still known of a socket that was closed."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+
+    def getpeername(self) -> Any:
+        """Who was at the other end."""
+        return address_of(self._peer)
+
+    def fileno(self) -> int:
+        """As closed sockets say."""
+        return -1
+
+
 def is_local(sock: StreamSocket) -> bool:
     """Whether the peer is on this machine: a unix socket or a loopback address."""
     try:

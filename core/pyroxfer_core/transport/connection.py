@@ -100,6 +100,8 @@ class Connection:
         self._sending = False
         self._drained: trio.Event | None = None
         self._poll: select.poll | None = None
+        self.can_wait = type(sock) is socket.socket
+        """Whether there is `receive_within`: not where somebody has to decrypt."""
         self._wait_flag = 0
         """Of every read and write that must not wait, on a socket that the kernel waits at; see `_let_wait`."""
         self._longest_s = 0.0
@@ -212,11 +214,6 @@ class Connection:
             return decoder.take(data)
         decoder.received(count)
         return decoder.next_event()
-
-    @property
-    def can_wait(self) -> bool:
-        """Whether there is `receive_within`: not where somebody has to decrypt."""
-        return type(self._sock) is socket.socket
 
     def receive_within(self, seconds: float) -> Event | None:
         """`receive_available` where nothing of a message has come yet, but the thread itself waits for it.

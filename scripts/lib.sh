@@ -4,6 +4,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exec </dev/null # nothing here asks a question; a script started without a terminal must never wait for an answer
 
+# LC_ALL=C makes ASCII of the paths that Python reads of an environment, and a folder's name need not be that.
+case ${LC_ALL:-} in C | POSIX) export LC_ALL=C.UTF-8 ;; esac
+
 PEERS=(Pyro5==5.17 Pyro4==4.82 serpent==1.43 msgpack==1.2.4 dill cloudpickle) # what tests and benchmarks are held against
 
 # Two files of tests run side by side on each core, for most of them wait for something. -n 0 after it takes it back:

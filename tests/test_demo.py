@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,20 +11,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+DEMO = (sys.executable, str(ROOT / "scripts" / "demolib" / "demonstration.py"), "--size", "3MiB")
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
 
 
 @pytest.mark.timeout(600)  # much work, for a machine that is busy otherwise
 def test_the_demo_verifies_everything() -> None:
     """Each row of its table is verified: every channel, both directions, and large blobs through the dispatcher."""
-    program = ROOT / "scripts" / "demolib" / "demonstration.py"
-    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
-    done = subprocess.run(
-        [sys.executable, str(program), "--size", "3MiB"],
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=580,
-    )
+    done = subprocess.run(DEMO, env=environment(), capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" yes") == 16
     assert done.stdout.rstrip().endswith("Everything verified, nothing left running.")
+
+
+def test_the_demo_ends_without_a_word_when_nobody_reads_on() -> None:
+    """As in ``./scripts/demo | head -1``; what it started is ended first."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(DEMO, env=environment(), stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

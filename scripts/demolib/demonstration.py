@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import calls
@@ -43,9 +44,12 @@ def main() -> None:
 
 @contextmanager
 def work_folder(size: int) -> Iterator[Path]:
-    """A folder of our own beside the repository, removed at the end; refused when the disk is too small."""
+    """A folder of our own in the repository, removed at the end; refused where it cannot be, or is too small."""
     base = ROOT / ".demo"
-    base.mkdir(exist_ok=True)
+    with suppress(OSError):
+        base.mkdir(exist_ok=True)
+    if not os.access(base, os.W_OK):
+        sys.exit(f"demo: cannot write in {base}; run it in a copy of the repository")
     needed, free = COPIES * size + SPARE, shutil.disk_usage(base).free
     if free < needed:
         sys.exit(f"demo: needs {needed / 1e9:.1f} GB free and there are {free / 1e9:.1f}; try --size 100MiB")
@@ -97,3 +101,6 @@ try:
     main()
 except KeyboardInterrupt:
     sys.exit(130)
+except BrokenPipeError:  # nobody reads on, as with `| head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written would fail again
+    sys.exit(128 + signal.SIGPIPE)

@@ -26,6 +26,7 @@ from etcds import Etcd
 
 from pyroxfer_core.cli._run import ExitCode, Failure, printable
 from pyroxfer_core.cli._run import run as run_command
+from pyroxfer_core.cli.ns import ns as ns_command
 from pyroxfer_core.cli.nsc import nsc as nsc_command
 from pyroxfer_core.errors import (
     CommunicationError,
@@ -141,6 +142,23 @@ def test_ns_on_a_unix_socket(stack: ExitStack, tmp_path: Path) -> None:
     assert (done.stdout, done.returncode) == ("Name server ping ok.\n", 0)
     server.end()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", ["none", "no folder"])
+def test_ns_without_a_place_for_its_names_says_how_to_name_one(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "none":
+        monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr(os, "getuid", lambda: 2**31 - 2)
+    else:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    done = CliRunner().invoke(ns_command, ["-p", "0", "-x"])
+    assert done.exit_code == 2, done.output
+    assert done.stderr.count("\n") == 1
+    assert "--storage" in done.stderr
 
 
 def test_ns_keeps_names_in_the_state_folder_of_the_user(

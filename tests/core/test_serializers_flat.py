@@ -13,9 +13,10 @@ import serpent
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyroxfer_core.errors import ProtocolError, SerializeError
+from pyroxfer_core.errors import ProtocolError, PyroError, SerializeError
 from pyroxfer_core.serializers.base import SerializerContext
 from pyroxfer_core.serializers.factory import make_serializer
+from pyroxfer_core.serializers.registry import ClassRegistry
 from pyroxfer_core.uri import Uri
 from pyroxfer_core.wire.marshal import MAX_ITEMS, read
 
@@ -95,6 +96,37 @@ def test_no_text_is_read_as_something_else(text: str) -> None:
         elif isinstance(expected, tuple) and len(expected) == 4 and not isinstance(expected[2], list):
             with pytest.raises(SerializeError):
                 SERPENT.loads_call(body.encode())
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "stock"])
+@given(st.integers(0, 80), st.binary(max_size=3), st.integers(0, 3))
+@example(1, b"\xab", 1)  # "__class__" with two bytes more
+@example(32, b"\x81", 1)  # the state is a map
+@example(32, b"\x94\xa4PYRO\xa2me\xc0\xc0", 99)  # it has four members
+def test_what_looks_like_the_body_of_a_uri_is_read_as_any_other(
+    own: bool, place: int, bytes_there: bytes, instead_of: int
+) -> None:
+    """A URI with some bytes changed: the same value or error from the short way, met again, and the long."""
+    serializer = make_serializer("msgpack", SerializerContext(502, own=own))
+    body = bytes(serializer.dumps(Uri("PYRO:me@localhost:9090")))
+    body = body[:place] + bytes_there + body[place + instead_of :]
+    outcomes = []
+    for form in (body, bytes(bytearray(body)), memoryview(body)):  # only bytes take the short way
+        try:
+            value = serializer.loads(form)
+            outcomes.append((type(value), repr(value)))
+        except PyroError as error:
+            outcomes.append((type(error), str(error)))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_a_reader_that_is_registered_later_reads_uris_that_were_met_before() -> None:
+    registry = ClassRegistry()
+    serializer = make_serializer("msgpack", SerializerContext(502, registry=registry))
+    body = serializer.dumps(Uri("PYRO:me@localhost:9090"))
+    assert serializer.loads(body) == Uri("PYRO:me@localhost:9090")
+    registry.register_dict_to_class("Pyro5.core.URI", lambda _, data: data["state"][1])
+    assert serializer.loads(body) == "me"
 
 
 MARSHAL = make_serializer("marshal", SerializerContext(502))

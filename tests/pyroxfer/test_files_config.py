@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,21 @@ def test_a_mistake_in_the_file_is_named_with_its_place_and_is_a_usage_error(
         assert result.exit_code == 2, result.output
         assert f"{file}: " in result.output
         assert told in result.output
+
+
+@pytest.mark.parametrize("kind", ["none", "no folder"])
+def test_a_user_without_a_home_folder_has_no_file(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown user of a container, or one whose home is a place like /dev/null: every command runs."""
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    if kind == "none":
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr(os, "getuid", lambda: 2**31 - 2)
+    else:
+        (tmp_path / "home").touch()
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    result = run("config", "check")
+    assert (result.exit_code, result.exception) == (0, None), result.output
+    assert "no such file, or nothing in it" in result.output
 
 
 def test_every_problem_is_told_at_once(folder: Path) -> None:

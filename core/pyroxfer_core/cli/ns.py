@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 import trio
@@ -18,6 +17,7 @@ from ..transport.inherited import inherited_listeners
 from ..uri import NS_PORT
 from ._run import run
 from .access import ServerAccess, server_access
+from .folders import state_folder
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ async def _serve(options: Options, settings: Settings, access: ServerAccess) -> 
                     manager.ready()
             manager.stopping()
     except CommunicationError as error:
-        if options.unixsocket is None and not listeners and str(error).startswith("cannot listen"):
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE and options.unixsocket is None:
             raise CommunicationError(f"{error}. Is a name server running there already? -p chooses a port") from error
         raise
     click.echo("NS shut down.")
@@ -129,10 +130,12 @@ async def _serve(options: Options, settings: Settings, access: ServerAccess) -> 
 
 def _default_storage() -> str:
     """The user's own file, in a folder that nobody else can read."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    folder = Path(state) / "pyroxfer"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return f"sql:{folder / 'nameserver.sqlite'}"
+    try:
+        return f"sql:{state_folder() / 'nameserver.sqlite'}"
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename}: {error.strerror}; --storage says where the names are to be kept"
+        ) from None
 
 
 async def _announce(running: RunningNameServer, options: Options) -> None:

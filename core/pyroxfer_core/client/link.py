@@ -10,7 +10,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
-from trio.lowlevel import Abort, RaiseCancelT
+from trio.lowlevel import (
+    Abort,
+    RaiseCancelT,
+    cancel_shielded_checkpoint,
+    current_task,
+    reschedule,
+    wait_task_rescheduled,
+)
 
 from ..errors import CommunicationError, ConnectionClosedError, Outcome, ProtocolError, PyroError, SerializeError
 from ..objects.expose import Metadata
@@ -270,8 +277,8 @@ class Link:
                 if waiter.error is not None:
                     raise waiter.error
                 if self._reading:
-                    waiter.task = trio.lowlevel.current_task()
-                    await trio.lowlevel.wait_task_rescheduled(waiter.abort)
+                    waiter.task = current_task()
+                    await wait_task_rescheduled(waiter.abort)
                     self._woken -= 1
                 else:
                     await self._read_for_all(waiter)
@@ -338,8 +345,8 @@ class Link:
                 if listener.error is not None:
                     raise listener.error
                 if self._reading:
-                    listener.task = trio.lowlevel.current_task()
-                    await trio.lowlevel.wait_task_rescheduled(listener.abort)
+                    listener.task = current_task()
+                    await wait_task_rescheduled(listener.abort)
                     self._woken -= 1
                 else:
                     await self._read_for_all(listener)
@@ -356,9 +363,9 @@ class Link:
     async def _let_others_queue(self) -> None:
         """Let the other tasks of this turn queue their calls too, so that all leave in one send."""
         self._flush_planned = True
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        await cancel_shielded_checkpoint()
         if self._woken:  # the loop began its turn with this task, and runs them in the rest of it
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            await cancel_shielded_checkpoint()
         self._flush_planned = False
 
     async def _read_for_all(self, waiter: Waiter) -> None:
@@ -406,7 +413,7 @@ class Link:
         waiter.reply = event
         if waiter.task is not None:  # as in `_wake`, without a step more
             task, waiter.task = waiter.task, None
-            trio.lowlevel.reschedule(task)
+            reschedule(task)
             self._woken += 1
         if self.session.going_away and all(waiter.abandoned for waiter in self.session.pending.values()):
             self.connection.close()
@@ -425,7 +432,7 @@ class Link:
             task = waiter.task
             if task is not None:  # as in `_wake`, without a step more
                 waiter.task = None
-                trio.lowlevel.reschedule(task)
+                reschedule(task)
                 self._woken += 1
 
     def _take_other(self, message: Message) -> None:
@@ -468,8 +475,8 @@ class Link:
         """Read whenever nobody who waits for an answer does, until the connection ends."""
         while not self.connection.broken:
             if self._reading:
-                self._background = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(self._leave_background)
+                self._background = current_task()
+                await wait_task_rescheduled(self._leave_background)
             else:
                 await self._read_all()
 
@@ -519,7 +526,7 @@ class Link:
         """Wake one waiting call, or who reads for others: it finds nobody reading, and reads."""
         if self._background is not None:
             task, self._background = self._background, None
-            trio.lowlevel.reschedule(task)
+            reschedule(task)
             return
         for waiter in self.session.pending.values():
             if waiter.task is not None:
@@ -533,7 +540,7 @@ class Link:
     def _wake(self, waiter: Waiter) -> None:
         if waiter.task is not None:
             task, waiter.task = waiter.task, None
-            trio.lowlevel.reschedule(task)
+            reschedule(task)
             self._woken += 1
 
     def _fail(self, error: PyroError) -> None:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import trio
+from trio.lowlevel import checkpoint_if_cancelled
 
 from ..errors import (
     CommunicationError,
@@ -165,7 +166,7 @@ class Proxy:
     async def _pyroPlain(self, call: Call, link: Link) -> Any:
         """`_pyroAttempts` for a call that has nothing but arguments, in fewer steps when it is alone."""
         failure: CommunicationError | None = None
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await checkpoint_if_cancelled()
         alone = link.is_quiet()
         if alone or link.usable:
             try:
@@ -209,7 +210,7 @@ class Proxy:
         Args:
             link, error: how the first attempt failed, when it was made already.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()  # a call that is cancelled already does not leave
+        await checkpoint_if_cancelled()  # a call that is cancelled already does not leave
         fresh = self._pyroLink is None
         attempts: Attempts | None = None
         while True:

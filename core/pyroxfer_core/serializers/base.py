@@ -200,7 +200,7 @@ class Serializer(ABC):
     def _revive(self, body: Body, value: Any) -> Any:
         """Objects of the dicts in ``value``; ``body`` tells cheaply that there are none."""
         data = bytes(body) if isinstance(body, memoryview) else body
-        return self._classes.revive(value) if CLASS_MARK in data else value
+        return self._classes.revive(value) if data.find(CLASS_MARK) >= 0 else value
 
     def _cannot(self, verb: str, exc: Exception) -> SerializeError:
         if isinstance(exc, RecursionError):

@@ -13,6 +13,7 @@ from .exceptions import ExceptionWrapper, dict_to_exception, exception_to_dict, 
 from .vocabulary import (
     DAEMON_NAMES,
     PROXY_NAMES,
+    PYRO5,
     URI_NAMES,
     WRAPPER_NAMES,
     DaemonState,
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from .base import SerializerContext
 
 CLASS_MARK: Final = b"__class__"
-"""A body without these bytes holds plain data only, so that nothing has to be walked."""
+"""A body without these bytes holds plain data only, so that nothing has to be walked.
+
+Looked for with `find`: ``in`` takes them for a number first, and makes an error about that, at three times the cost.
+"""
 
 _NOT_DATA: Final = (
     type,
@@ -80,6 +84,11 @@ class ClassCodec:
         if type(uri.object) is not str or self._registry.writes(Uri):
             return None
         return {"__class__": self._vocabulary.uri, "state": list(uri.state)}
+
+    @property
+    def builds_uris(self) -> bool:
+        """Whether the dict of a URI becomes a `Uri`, and not what a reader of the application makes of it."""
+        return self._registry.reader(PYRO5.uri) is None
 
     def _proxy_state(self, value: Any) -> ProxyState | None:
         if isinstance(value, ProxyState):

@@ -12,13 +12,13 @@ import operator
 import struct
 import uuid
 from collections.abc import AsyncIterator, Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import msgpack
 
 from ..errors import SerializeError
-from ..uri import Uri
+from ..uri import USUAL_LENGTH, Uri
 from ..wire.message import Body
 from ..wire.scattered import Scattered, joined
 from .arrays import ARRAY, is_array, read_array, write_array
@@ -27,6 +27,7 @@ from .classes import CLASS_MARK, ClassCodec
 from .json import array_to_plain
 from .outofband import LARGE, MAX_PARTS, NO_PARTS, PART, Parts, PartWriter, has_parts, is_large, split
 from .scalars import BASES
+from .vocabulary import PYRO5
 
 _LARGE: Final = 1 << 20
 """A packer keeps the memory of its largest result, in bytes; above this size another one takes its place."""
@@ -43,6 +44,8 @@ _TUPLE, _SET, _FROZENSET, _BYTEARRAY, _BIGINT, _COMPLEX = 0x40, 0x41, 0x42, 0x43
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID = 0x46, 0x47, 0x48, 0x49, 0x4A, 0x4B
 
 _STREAM: Final = 0x4E
+_URI_BODY: Final[bytes] = b"\x82" + msgpack.packb({"__class__": PYRO5.uri})[1:]
+"""How the body of a URI begins: a class, and one thing more."""
 
 _COMPLEX_FORMAT: Final = struct.Struct(">dd")
 _TIMEDELTA_FORMAT: Final = struct.Struct(">iII")
@@ -270,6 +273,15 @@ class _OwnForm:
         return members
 
 
+@lru_cache(maxsize=1024)
+def _uri_of(body: bytes) -> Uri | None:
+    """The URI of a body that begins as one does; None if there is more to it, or something wrong with it."""
+    try:
+        return Uri.from_state(msgpack.unpackb(body)["state"])
+    except Exception:  # who reads it as any other value finds out what it is
+        return None
+
+
 def _check_depth(depth: int) -> None:
     if depth > _MAX_NESTED:
         raise SerializeError(f"msgpack: tuples and sets are nested deeper than {_MAX_NESTED}")
@@ -429,7 +441,7 @@ class MsgpackSerializer(Serializer):
 
     def loads_call(self, body: Body) -> Call:
         """The call of a body. Plain ones are read and judged at once."""
-        if type(body) is bytes and CLASS_MARK not in body:
+        if type(body) is bytes and body.find(CLASS_MARK) < 0:
             try:
                 parts = unpackb(
                     body, raw=False, strict_map_key=False, unicode_errors=_SURROGATES, ext_hook=self._unpack_extension
@@ -449,8 +461,12 @@ class MsgpackSerializer(Serializer):
         return super().loads_call(body)
 
     def loads(self, body: Body) -> Any:
-        """The value of a body."""
+        """The value of a body. What is one URI is often the same again, as the answers of a name server are."""
         if type(body) is bytes:
+            if body.startswith(_URI_BODY) and len(body) <= USUAL_LENGTH and self._classes.builds_uris:
+                uri = _uri_of(body)
+                if uri is not None:
+                    return uri
             try:
                 value = unpackb(
                     body, raw=False, strict_map_key=False, unicode_errors=_SURROGATES, ext_hook=self._unpack_extension
@@ -458,7 +474,7 @@ class MsgpackSerializer(Serializer):
             except Exception:  # noqa: S110  # what is wrong is said below
                 pass
             else:
-                return value if CLASS_MARK not in body else self._revived(value)
+                return value if body.find(CLASS_MARK) < 0 else self._revived(value)
         return super().loads(body)
 
     def _write_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body:
@@ -476,6 +492,6 @@ class MsgpackSerializer(Serializer):
             if self._own is None or not (isinstance(body, Scattered) or has_parts(body)):
                 raise
             value, body = self._own.unpack_large(body)
-        return value if type(body) is bytes and CLASS_MARK not in body else self._revive(body, value)
+        return value if type(body) is bytes and body.find(CLASS_MARK) < 0 else self._revive(body, value)
 
     _read_call = _read

@@ -55,30 +55,33 @@ UNTOUCHED: Final = Begun()
 
 
 def took_turn(peer: Peer, worker: Worker) -> Begun | None:
-    """Take a usual request, and answer it. None: the turn is over, and the worker has given the reading back.
+    """Take a usual request, and answer it; and the next ones, as long as the poller goes on with them.
 
-    Whatever goes wrong is for `take_turn` to say.
+    None: the turn is over, and the worker has given the reading back. Whatever goes wrong is for `take_turn` to say.
     """
-    connection = peer.connection
+    connection, poller = peer.connection, peer.poller
     if peer.ended or peer.finishing or peer.kept is not None or peer.loan is not None or connection.decoder.data:
         return UNTOUCHED
     if not (peer.takes_small and peer.session.settled):
         return UNTOUCHED
     try:
-        message = connection.receive_available()
-        if message is not None:
-            if type(message) is not Message or message.type != _INVOKE or len(message.body) > SLOW_BYTES:
-                return Begun(message)
-            peer.session.last_seq = message.seq
-            arrived = run_small(peer, worker, message)
-            if arrived is not None:
-                return Begun(message, arrived)
-            if connection.decoder.data or not connection.flush_nowait():
+        while True:
+            message = poller.receive(peer)
+            if message is not None:
+                if type(message) is not Message or message.type != _INVOKE or len(message.body) > SLOW_BYTES:
+                    return Begun(message)
+                peer.session.last_seq = message.seq
+                arrived = run_small(peer, worker, message)
+                if arrived is not None:
+                    return Begun(message, arrived)
+                if connection.decoder.data or not connection.flush_nowait():
+                    return UNTOUCHED
+            if peer.finishing or connection.ended or connection.broken or connection.pending:
                 return UNTOUCHED
-        if peer.finishing or connection.ended or connection.broken or connection.pending:
-            return UNTOUCHED
+            if message is None or not poller.goes_on(peer, peer.crew.is_alone):
+                break
         worker.reads = None
-        peer.poller.listen(peer)
+        poller.listen(peer)
     except BaseException as error:
         return Begun(error=error)
     return None

@@ -100,7 +100,7 @@ def _run(peer: Peer, job: Job, kind: MethodKind, function: Callable[..., Any]) -
     answer: Message | None = None
     body: Any = None
     try:
-        value = function(*job.args, **(job.kwargs or {}))
+        value = function(*job.args, **job.kwargs) if job.kwargs else function(*job.args)
         if kind.is_async:
             running = value if type(value) is CoroutineType else _awaited(value)
             try:

@@ -13,6 +13,7 @@ from .frame import (
     CHUNK_TOO_LONG,
     CORRELATION_ID_SIZE,
     KEY_SIZE,
+    NEVER,
     PREFIX_SIZE,
     TAG,
     Header,
@@ -56,6 +57,8 @@ _PLAIN_HEADS: Final = {
     for number, name in _NAMES.items()
 }
 """What most messages begin with."""
+_HEADS_OF: Final = {names: head for head, names in _PLAIN_HEADS.items()}
+_pack_plain: Final = PLAIN_HEADER.pack
 _NEUTRAL_BITS: Final = 0x3F
 """The neutral flags took their numbers from this protocol, except META_ON_CONNECT, which it does not have."""
 _CORR_ID: Final = 0x40
@@ -100,7 +103,7 @@ class CodecV502:
             correlation_id if flags & _CORR_ID else None,
         )
 
-    def parse_small(self, data: bytes, offset: int, longest: int) -> tuple[Message, int] | None:
+    def parse_small(self, data: bytes, offset: int, longest: int, apart: int = NEVER) -> tuple[Message, int] | None:
         """A small message with at most one annotation in one step; None to look at it step by step."""
         start = offset + _SIZE
         if start > len(data):
@@ -111,7 +114,8 @@ class CodecV502:
             end = start + size
             if size > longest or end > len(data):
                 return None
-            return Message(plain[0], seq, plain[1], 0, data[start:end], {}), end
+            body = data[start:end] if size < apart else memoryview(data)[start:end]
+            return Message(plain[0], seq, plain[1], 0, body, {}), end
         tag, version, kind, serializer, flags, seq, size, area, correlation_id, _, magic = _unpack_from(data, offset)
         body_at = start + area
         end = body_at + size
@@ -130,7 +134,8 @@ class CodecV502:
             annotations[key.decode()] = data[start + _CHUNK.size : body_at]
         if not flags & _CORR_ID:
             correlation_id = None
-        return Message(kind, seq, name, flags & _NEUTRAL_BITS, data[body_at:end], annotations, correlation_id), end
+        body = data[body_at:end] if size < apart else memoryview(data)[body_at:end]
+        return Message(kind, seq, name, flags & _NEUTRAL_BITS, body, annotations, correlation_id), end
 
     def parse_annotations(self, data: Body, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
         """Annotations; correlation id and signature are never among them in this protocol."""
@@ -156,13 +161,10 @@ class CodecV502:
 
     def encode_small(self, kind: int, serializer: str, flags: int, seq: int, body: Body) -> bytes:
         """A message without annotations and correlation id, as most are, in one step."""
-        number = _NUMBERS.get(serializer)
-        if number is not None and type(body) is bytes:
-            bits = flags & _NEUTRAL_BITS
+        head = None if flags else _HEADS_OF.get((kind, serializer))
+        if head is not None and type(body) is bytes:
             try:
-                return (
-                    _pack(TAG, VERSION, kind, number, bits, seq, len(body), 0, _NO_CORRELATION_ID, 0, _MAGIC) + body
-                )
+                return _pack_plain(head, seq, len(body), _NOTHING_ELSE) + body
             except struct.error:
                 pass  # what is wrong is said below
         return self._header(Message(kind, seq, serializer, flags, body), body_size(body), 0) + body

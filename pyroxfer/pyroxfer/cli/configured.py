@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import click
 
+from pyroxfer_core.cli.folders import config_folder
+
 from ..names import printable
 
 ENVIRONMENT: Final = "PYROXFER"
@@ -34,13 +36,17 @@ class ConfigurationError(click.ClickException):
 
 
 def default_file() -> Path:
-    """Where the file is when nobody says where."""
-    home = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(home) if home else Path.home() / ".config") / "pyroxfer" / "config.toml"
+    """Where the file is when nobody says where: an empty one where the user has no home folder."""
+    try:
+        return config_folder() / "config.toml"
+    except FileNotFoundError:
+        return Path(os.devnull)
 
 
 def read_file(path: str | None) -> dict[str, Any]:
     """The tables of the file; empty when none was named and there is none at the usual place.
+
+    There is none, too, where the usual place cannot be looked at, as when HOME is still that of another user.
 
     Raises:
         ConfigurationError: it cannot be read, or is no TOML.
@@ -49,11 +55,11 @@ def read_file(path: str | None) -> dict[str, Any]:
     try:
         with place.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        if path is None:
-            return {}
-        raise ConfigurationError([f"{place}: there is no such file"]) from None
     except OSError as error:
+        if path is None and not os.access(place, os.F_OK):
+            return {}
+        if isinstance(error, FileNotFoundError):
+            raise ConfigurationError([f"{place}: there is no such file"]) from None
         raise ConfigurationError([f"{place}: {error.strerror}"]) from None
     if len(data) > MAX_FILE_BYTES:
         raise ConfigurationError([f"{place}: larger than {MAX_FILE_BYTES} bytes"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import trio
 from pyroxfer_core import ServiceManager, Settings, Worker, configure_logging, inherited_listeners, supervise
 from pyroxfer_core import errors as core_errors
 from pyroxfer_core.cli.access import ClientAccess, ServerAccess, nameserver_access, server_access
+from pyroxfer_core.cli.folders import state_folder
 from pyroxfer_core.cli.workers import workers_option
 from pyroxfer_core.processes.supervisor import Supervisor
 
@@ -138,14 +138,12 @@ def serve(
 
 
 def _usual_state() -> str | None:
-    """The user's own state folder by the XDG rules; None, with a word about it, where it cannot be written."""
-    folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "pyroxfer")
+    """The user's own state folder; None, with a word about it, where there is none to write to."""
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return str(state_folder())
     except OSError as error:
-        logger.warning("%s: %s; receipts are kept in memory only, see --state", folder, error.strerror)
+        logger.warning("%s: %s; receipts are kept in memory only, see --state", error.filename, error.strerror)
         return None
-    return str(folder)
 
 
 def _bind(server: FileServer) -> None:

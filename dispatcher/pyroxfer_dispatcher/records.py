@@ -48,11 +48,8 @@ class Records:
     def __init__(self, path: str | None) -> None:
         self._file = None if path is None else LineFile("access_log", path)
         self._followers: set[trio.MemorySendChannel[Record]] = set()
-
-    @property
-    def wanted(self) -> bool:
+        self.wanted = self._file is not None
         """Whether anybody takes them."""
-        return self._file is not None or bool(self._followers)
 
     def open(self) -> None:
         """Open the file, or open it again after it was renamed. CommunicationError: it cannot be written."""
@@ -84,11 +81,13 @@ class Records:
         """Every record from now on, without those that come faster than they are taken."""
         send, receive = trio.open_memory_channel[Record](MAX_BEHIND)
         self._followers.add(send)
+        self.wanted = True
         try:
             while True:
                 yield await receive.receive()
         finally:
             self._followers.discard(send)
+            self.wanted = self._file is not None or bool(self._followers)
 
 
 def correlation_text(correlation_id: bytes | None) -> str | None:
@@ -153,7 +152,8 @@ class Watcher:
     def handle(self, event: Event, now: float) -> list[Command]:
         """In place of `Forwarding.handle`."""
         if not self._records.wanted:
-            self._at.clear()
+            if self._at:
+                self._at.clear()
             return self._inner.handle(event, now)
         self._note(event, now)
         commands = self._inner.handle(event, now)

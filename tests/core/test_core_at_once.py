@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 import trio
-from doubles import connect_bytes, invoke_bytes, until
+import trio.testing
+from doubles import connect_bytes, invoke_bytes, raw_client, until
 
 from pyroxfer_core import Connection, Daemon, Settings, expose, serve_connections
 from pyroxfer_core.serializers.base import SerializerContext
 from pyroxfer_core.serializers.factory import make_serializer
 from pyroxfer_core.server.peer import Peer
+from pyroxfer_core.transport import listen
 from pyroxfer_core.transport.sockets import SPEAK_FIRST_S, bind_tcp
 from pyroxfer_core.wire import codec_for
 from pyroxfer_core.wire.message import Message, MessageType
@@ -169,6 +172,43 @@ async def test_no_more_are_served_than_may_be_there() -> None:
                 trio.lowlevel.notify_closing(client)
                 client.close()
             await until(lambda: daemon.statistics().connections == 0)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ECONNABORTED, errno.EAGAIN])
+async def test_accepting_survives_errors(
+    code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(listen, "_PAUSE_S", 0.001)
+    failures = [OSError(code, "injected") for _ in range(3)]
+
+    class Failing(socket.socket):
+        def accept(self) -> tuple[socket.socket, object]:
+            if failures:
+                raise failures.pop()
+            return super().accept()
+
+    with Failing(fileno=bind_tcp("127.0.0.1", 0).detach()) as listener:
+        listener.setblocking(False)
+        async with serving(Daemon, listener) as daemon, raw_client(daemon.location) as client:
+            await client.send(hello())
+            assert (await client.messages(502, 1))[0].type == MessageType.CONNECTOK
+    assert failures == []
+    assert len(caplog.records) == (3 if code == errno.EMFILE else 0)
+
+
+async def test_a_daemon_that_gave_up_its_address_listens_there_no_more() -> None:
+    """Though another process has the socket, too, so that clients still come: those that it has go on."""
+    with bind_tcp("127.0.0.1", 0) as listener, listener.dup() as elsewhere:
+        async with serving(Daemon, listener) as daemon, raw_client(daemon.location) as client:
+            await client.send(hello("serpent"))
+            await client.messages(502, 1)
+            daemon.close()
+            with socket.create_connection(elsewhere.getsockname()) as late:
+                late.sendall(hello())
+                await trio.testing.wait_all_tasks_blocked()
+                await client.send(invoke_bytes("echo", "(1,)"))
+                assert (await client.messages(502, 1))[0].type == MessageType.RESULT
+                assert daemon.statistics().connections == 1
 
 
 async def test_a_bug_ends_its_connection_only(caplog: pytest.LogCaptureFixture) -> None:

@@ -80,6 +80,22 @@ class TestRegistration:
         table.unregister(service)
         assert table.get("a").target is other
 
+    def test_an_instance_and_a_subclass_of_a_registered_class_have_ids_of_their_own(self) -> None:
+        """They see the mark of their class, which says nothing about them."""
+        table = ObjectTable("daemon")
+        base = fresh()
+        derived = type("Derived", (base,), {})
+        instance = base()
+        table.register(base, "base")
+        table.register(derived, "derived")
+        table.register(instance, "instance")
+        assert [table.id_of(thing) for thing in (instance, base(), derived())] == ["instance", "base", "derived"]
+        for thing in (base, derived, instance):
+            with pytest.raises(DaemonError, match="already has a Pyro id"):
+                table.register(thing, "another")
+        table.unregister(instance)
+        assert table.id_of(instance) == "base"
+
     def test_an_id_is_given_once_whoever_comes_at_the_same_time(self) -> None:
         """Another thread registers while an object is being marked; a moment is enough for it if nothing stops it."""
         table = ObjectTable("daemon")

@@ -137,15 +137,15 @@ def fresh() -> tuple[RecordedRelay, list[dict[str, Any]]]:
     found: list[dict[str, Any]] = []
 
     class Taken(Records):
-        wanted = True
-
         def take(self, record: dict[str, Any]) -> None:
             found.append(record)
 
     known = Backend("b", Uri("PYRO:x@h:1"), max_in_flight=2)
     limits = Limits(max_queue=1, queue_timeout_s=5.0)
     admission = Admission("orders", BackendGroup([known]), limits, lambda call: None)
-    return RecordedRelay(Taken(None), "1.2.3.4:5", "orders", admission, known, None, lambda verdict: None), found
+    records = Taken(None)
+    records.wanted = True
+    return RecordedRelay(records, "1.2.3.4:5", "orders", admission, known, None, lambda verdict: None), found
 
 
 def told(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

@@ -20,7 +20,7 @@ EXAMPLES = ROOT / "examples" / "pyro"
 OURS = "import pyroxfer_core.blocking as pyro"
 STOCK = {"pyro5": "import Pyro5.api as pyro", "pyro4": "import Pyro4 as pyro"}
 NAMES = sorted(path.name.removesuffix("_server.py") for path in EXAMPLES.glob("*_server.py"))
-LIBRARIES = {name: "pyro4" if name == "futures" else "pyro5" for name in NAMES}
+LIBRARIES = {name: "pyro4" if name in ("futures", "tracebacks") else "pyro5" for name in NAMES}
 """Which stock library a program was written for."""
 
 

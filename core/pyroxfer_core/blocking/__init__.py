@@ -22,6 +22,8 @@ from ..serializers.registry import register_dict_to_class as register_dict_to_cl
 from ..serializers.registry import unregister_class_to_dict as unregister_class_to_dict
 from ..serializers.registry import unregister_dict_to_class as unregister_dict_to_class
 from ..settings import Settings as Settings
+from . import errors as errors
+from . import util as util
 from .asynchronous import asyncproxy as asyncproxy
 from .batch import BatchProxy as BatchProxy
 from .batch import batch as batch

@@ -83,7 +83,10 @@ class ObjectTable:
         return object_id
 
     def _check_free(self, thing: Any, object_id: str) -> None:
-        if getattr(thing, "_pyroId", None) in self._entries:
+        known = self._entries.get(getattr(thing, "_pyroId", None) or "")
+        if known is not None and (
+            known.weak or known.target is thing
+        ):  # else the id is that of its class, or of a base
             raise DaemonError("object or class already has a Pyro id")
         if object_id in self._entries:
             raise DaemonError(f"an object or class is already registered with the id {object_id!r}")

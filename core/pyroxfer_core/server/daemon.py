@@ -366,6 +366,9 @@ class Daemon:
 
     def close(self) -> None:
         """Give up the address. Serving, if it was begun, is ended by `aclose`."""
+        if self._crew is not None and self._crew.poller is not None:
+            for listener in self.listeners:
+                self._crew.poller.unwatch(listener)
         self._address.close(watched=self._nursery is not None or trio.lowlevel.in_trio_run())
 
     async def _serve_all(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -394,6 +397,7 @@ class Daemon:
             side_handler=self._serve_side_stream,
             share=None if self._worker is None else self._worker.share,
             at_once=self._serve_at_once if self._welcomes_all else None,
+            watch=None if self._crew is None else self._crew.poller,
         )
 
     @property

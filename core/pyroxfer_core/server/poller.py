@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import enum
 import select
+import socket
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ..transport.busypoll import BusyPoll
+from ..transport.connection import Event
 
 if TYPE_CHECKING:
     from .peer import Peer
@@ -47,6 +50,10 @@ class Poller:
         self._busy = busy
         self._epoll = select.epoll()
         self._peers: dict[int, Peer] = {}
+        self._doors: dict[int, Callable[[], None]] = {}
+        """What lets in who connects, by the listener's descriptor."""
+        self._knocked: list[int] = []
+        """Where somebody wants to come in, once everybody found with them has had a turn: some of those leave."""
         self._queue: deque[Peer] = deque()
         self._again: list[Peer] = []
         """Those that had their turn in this round and are not done."""
@@ -55,6 +62,8 @@ class Poller:
         """The descriptor that was found last, at the beginning of a look."""
         self._others_missing = 0
         """Looks in a row that have found no other one."""
+        self._patience = 0.0
+        """How many seconds `receive` may wait."""
         self.waits = 0
         """How often nobody had anything to say, or the rest of the loop was due."""
 
@@ -68,17 +77,20 @@ class Poller:
             alone: nobody else is at work for these connections, and would miss the loop.
         """
         queue = self._queue
-        patience = 0.0
+        patience = self._patience = 0.0
         if self._in_a_row >= REQUESTS_IN_A_ROW:
             await self._wait()
         elif alone and self._others_missing >= ALONE_AFTER and not (queue or self._again):
             patience = self._busy.patience()
         while not queue:
+            if self._knocked:
+                self._let_in()
+                patience = patience and self._busy.patience()
             self._look(patience)
-            patience = 0.0
             queue.extend(self._again)
             self._again.clear()
-            if not queue:
+            if not queue and (not self._knocked or self._in_a_row >= REQUESTS_IN_A_ROW):
+                patience = 0.0
                 await self._wait()
         peer = queue.popleft()
         peer.place = Place.TAKEN
@@ -87,7 +99,7 @@ class Poller:
     async def _wait(self) -> None:
         self.waits += 1
         self._in_a_row = 0
-        if self._queue or self._again:
+        if self._queue or self._again or self._knocked:
             await trio.lowlevel.checkpoint()
             return
         if self._others_missing >= ALONE_AFTER:
@@ -102,11 +114,14 @@ class Poller:
         found = self._epoll.poll(patience, MOST_AT_ONCE)
         if patience and not found:
             self._busy.waited_in_vain()
-        if found:
-            self._note_speaker(found[0][0], alone=len(found) == 1)
-        peers = self._peers
+        peers, others = self._peers, False
         for fd, _ in found:
-            peer = peers[fd]
+            peer = peers.get(fd)
+            if peer is None:
+                self._knocked.append(fd)
+                continue
+            self._note_speaker(fd, alone=not others)
+            others = True
             if peer.place is Place.LISTENED:
                 peer.place = Place.QUEUED
                 self._queue.append(peer)
@@ -114,11 +129,50 @@ class Poller:
                 self._epoll.unregister(fd)
                 peer.heard = False
 
+    def _let_in(self) -> None:
+        knocked, self._knocked = self._knocked, []
+        self._in_a_row += len(knocked)
+        for fd in knocked:
+            let_in = self._doors.get(fd)
+            if let_in is not None:
+                let_in()
+
     def _note_speaker(self, fd: int, *, alone: bool) -> None:
         if alone and fd == self._speaker:
             self._others_missing += 1
         else:
             self._speaker, self._others_missing = fd, 0
+
+    @trio.lowlevel.enable_ki_protection  # as in `_look`
+    def receive(self, peer: Peer) -> Event | None:
+        """What it says whose turn it is, as `Connection.receive_available`; waits for it where it `goes_on`."""
+        patience = self._patience
+        if not patience:
+            return peer.connection.receive_available()
+        try:
+            return peer.connection.receive_within(patience)
+        except BlockingIOError:
+            self._busy.waited_in_vain()
+            return None
+
+    def goes_on(self, peer: Peer, alone: bool) -> bool:
+        """Whether it that had a turn, with one request, has the next one before it says anything.
+
+        If it is the only one there is, and may be waited for in the thread, there is nobody else to listen to: then
+        one system call is enough to wait and to read.
+
+        Args:
+            alone: as for `next`.
+        """
+        if not alone or len(self._peers) != 1 or self._knocked or self._others_missing < ALONE_AFTER:
+            return False
+        if self._in_a_row + 1 >= REQUESTS_IN_A_ROW or not peer.connection.can_wait:
+            return False
+        self._patience = self._busy.patience()
+        if not self._patience:
+            return False
+        self._in_a_row += 1
+        return True
 
     def put_last(self, peer: Peer, requests: int = 1) -> None:
         """It had its turn, with so many requests, and has more to say, which is here already.
@@ -148,11 +202,26 @@ class Poller:
                 peer.heard = False
                 self._epoll.unregister(fd)
 
+    def watch(self, listener: socket.socket, ready: Callable[[], None]) -> None:
+        """See `Watch`."""
+        fd = listener.fileno()
+        if fd >= 0:
+            self._epoll.register(fd, _READABLE)
+            self._doors[fd] = ready
+
+    def unwatch(self, listener: socket.socket) -> None:
+        """See `Watch`."""
+        fd = listener.fileno()
+        if self._doors.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
     def close(self) -> None:
         """Listen to nobody any more."""
         with contextlib.suppress(RuntimeError):  # the loop is over
             trio.lowlevel.notify_closing(self._epoll)
         self._epoll.close()
         self._peers.clear()
+        self._doors.clear()
+        self._knocked.clear()
         self._queue.clear()
         self._again.clear()

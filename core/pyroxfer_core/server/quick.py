@@ -59,43 +59,46 @@ UNTOUCHED: Final = Begun()
 
 
 def took_turn(peer: Peer, worker: Worker) -> Begun | None:
-    """Take usual requests, and answer them. None: the turn is over, and the worker has given the reading back.
+    """Take the usual requests that have come, and answer them; and the next one, as long as the poller goes on with it.
 
-    Whatever goes wrong is for `take_turn` to say.
+    None: the turn is over, and the worker has given the reading back. Whatever goes wrong is for `take_turn` to say.
     """
-    connection, session = peer.connection, peer.session
+    connection, session, poller = peer.connection, peer.session, peer.poller
     if peer.ended or peer.finishing or peer.kept is not None or peer.loan is not None:
         return UNTOUCHED
     if not (peer.takes_small and session.settled):
         return UNTOUCHED
     decoder = connection.decoder
-    taken = 0
     try:
-        message = decoder.next_event() if decoder.data else None
-        if message is None:
-            message = connection.receive_available()
-        while message is not None:
-            if type(message) is not Message or message.type != _INVOKE or len(message.body) > SLOW_BYTES:
-                return Begun(message)
-            session.last_seq = message.seq
-            arrived = run_small(peer, worker, message)
-            if arrived is not None:
-                return Begun(message, arrived)
-            taken += 1
-            if not decoder.data:
+        while True:
+            taken = 0
+            message = decoder.next_event() if decoder.data else None
+            if message is None:
+                message = poller.receive(peer)
+            while message is not None:
+                if type(message) is not Message or message.type != _INVOKE or len(message.body) > SLOW_BYTES:
+                    return Begun(message)
+                session.last_seq = message.seq
+                arrived = run_small(peer, worker, message)
+                if arrived is not None:
+                    return Begun(message, arrived)
+                taken += 1
+                if not decoder.data:
+                    break
+                if peer.finishing or taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
+                    break
+                message = decoder.next_event()
+            if not connection.flush_nowait():
+                return UNTOUCHED
+            if peer.finishing or connection.ended or connection.broken or connection.pending:
+                return UNTOUCHED
+            if taken != 1 or not poller.goes_on(peer, peer.crew.is_alone):
                 break
-            if peer.finishing or taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
-                break
-            message = decoder.next_event()
-        if not connection.flush_nowait():
-            return UNTOUCHED
-        if peer.finishing or connection.ended or connection.broken or connection.pending:
-            return UNTOUCHED
         worker.reads = None
         if message is not None and decoder.data:  # it comes back when everybody else had a turn
-            peer.poller.put_last(peer, taken)
+            poller.put_last(peer, taken)
         else:
-            peer.poller.listen(peer, max(taken, 1))  # what is not complete costs time, too
+            poller.listen(peer, max(taken, 1))  # what is not complete costs time, too
     except BaseException as error:
         return Begun(error=error)
     return None

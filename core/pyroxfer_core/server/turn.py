@@ -80,7 +80,7 @@ async def _take_some(peer: Peer, worker: Worker, begun: Begun) -> int:
         message, peer.kept = peer.kept, None
         if message is None and decoder.data:
             message = decoder.next_event()
-        if message is None:
+        if message is None and not connection.ended:
             message = connection.receive_available()
     taken = 0
     while message is not None:

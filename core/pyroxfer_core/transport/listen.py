@@ -48,6 +48,16 @@ class Share(Protocol):
         """No more are accepted."""
 
 
+class Watch(Protocol):
+    """Tells of connections from within a wait for something else."""
+
+    def watch(self, listener: socket.socket, ready: Callable[[], None]) -> None:
+        """Call ``ready``, which must not fail, again and again while there is a connection to accept."""
+
+    def unwatch(self, listener: socket.socket) -> None:
+        """Do so no more. Twice is fine, and so is a listener that was closed meanwhile."""
+
+
 ConnectionHandler = Callable[[Connection], Awaitable[None]]
 AtOnce = Callable[[Message, Callable[[], Connection]], bool]
 """Called with the first message of a plain connection of protocol 502, if that is there when it is accepted, and with
@@ -70,6 +80,7 @@ async def serve_connections(
     collect: int | None = None,
     share: Share | None = None,
     at_once: AtOnce | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Accept until cancelled.
 
@@ -86,10 +97,12 @@ async def serve_connections(
         collect: see `open_connection`.
         share: what other processes are left of the connections.
         at_once: asked before the handler, which gets the connections that it does not take.
+        watch: where whoever waits may accept what is taken at once, which costs no task a turn of the loop; without
+            ``at_once``, or with a share, it is not used. Who closes a listener has it unwatched before.
 
     While ``settings.max_connections`` are open, more wait in the listen queue.
     """
-    door = _Door(handler, side_handler, settings, collect, share, at_once)
+    door = _Door(handler, side_handler, settings, collect, share, at_once, watch)
     async with trio.open_nursery() as nursery:
         await door.accept_from_all(listeners, nursery)
 
@@ -103,6 +116,7 @@ class _Door:
         collect: int | None,
         share: Share | None,
         at_once: AtOnce | None,
+        watch: Watch | None,
     ) -> None:
         self._handler = handler
         self._at_once = at_once
@@ -113,6 +127,7 @@ class _Door:
         self._half_open = _HalfOpen(settings.max_half_open)
         self._crowd = Crowd(settings)
         self._share = share
+        self._watch = None if at_once is None or share is not None else watch
         self._context = contextvars.copy_context()
 
     async def accept_from_all(self, listeners: Sequence[socket.socket], nursery: trio.Nursery) -> None:
@@ -125,12 +140,70 @@ class _Door:
                     accept_who_speaks(listener)
         try:
             for listener, event in zip(listeners, closed, strict=True):
-                nursery.start_soon(self._accept_from, listener, event, nursery)
+                if self._watch is None:
+                    nursery.start_soon(self._accept_from, listener, event, nursery)
+                else:
+                    nursery.start_soon(self._have_watched, self._watch, listener, event, nursery)
             for event in closed:
                 await event.wait()
         finally:
             if self._share is not None:
                 self._share.over()
+
+    async def _have_watched(
+        self, watch: Watch, listener: socket.socket, closed: trio.Event, nursery: trio.Nursery
+    ) -> None:
+        """Accept by way of others until the listener is closed."""
+        pause_s: float | None = 0.0
+        while pause_s is not None:
+            await trio.sleep(pause_s)
+            async with self._permits:
+                pass  # there is room
+            pause_s = await self._watched(watch, listener, nursery)
+        closed.set()
+
+    async def _watched(self, watch: Watch, listener: socket.socket, nursery: trio.Nursery) -> float | None:
+        """Until none can be accepted for so many seconds; None once the listener was closed."""
+        if listener.fileno() < 0:
+            return None
+        pause_s = 0.0
+        scope = trio.CancelScope()
+
+        def pause(seconds: float) -> None:
+            nonlocal pause_s
+            pause_s = seconds
+            watch.unwatch(listener)
+            scope.cancel()
+
+        with scope:
+            watch.watch(listener, partial(self._accept_watched, listener, nursery, pause))
+            try:
+                await trio.lowlevel.wait_writable(listener)  # which it never is
+            except trio.ClosedResourceError:
+                return None
+            finally:
+                watch.unwatch(listener)
+        return pause_s
+
+    def _accept_watched(self, listener: socket.socket, nursery: trio.Nursery, pause: Callable[[float], None]) -> None:
+        """Accept a connection that is there, and serve it; or pause, where that cannot be done now."""
+        try:
+            self._permits.acquire_nowait()
+        except trio.WouldBlock:
+            pause(0)
+            return
+        try:
+            sock, address = listener.accept()
+        except OSError as error:
+            self._permits.release()
+            if error.errno in _OUT_OF_RESOURCES:
+                pause(_out_of_resources(error))
+            elif not isinstance(error, BlockingIOError):
+                _lost_early(error)
+            return
+        waiting = self._admit(sock, address)
+        if waiting is not None:
+            self._context.copy().run(nursery.start_soon, partial(self._serve, *waiting))
 
     async def _accept_from(self, listener: socket.socket, closed: trio.Event, nursery: trio.Nursery) -> None:
         """Accept until a connection has to be waited for: its task is this one from then on, and another accepts."""
@@ -150,17 +223,10 @@ class _Door:
                 return
             if self._share is not None:
                 self._share.entered()
-            sock, address = accepted
-            sock.setblocking(False)
-            host = host_of(address)
-            if not self._crowd.enter(host):
-                sock.close()
-                self._left()
+            waiting = self._admit(*accepted)
+            if waiting is None:
                 continue
-            first = self._serve_at_once(sock, address, host)
-            if first is None:
-                continue
-            serving, context = self._serve(sock, address, host, first), self._context.copy()
+            serving, context = self._serve(*waiting), self._context.copy()
             try:
                 request = context.run(serving.send, None)
             except StopIteration:
@@ -169,6 +235,17 @@ class _Door:
             trio.lowlevel.current_task().context = context
             await resumed(serving, request)
             return
+
+    def _admit(self, sock: socket.socket, address: Any) -> tuple[socket.socket, Any, str | None, bytes] | None:
+        """Serve a connection that needs no wait, or close one too many; what `_serve` takes for any other."""
+        sock.setblocking(False)
+        host = host_of(address)
+        if not self._crowd.enter(host):
+            sock.close()
+            self._left()
+            return None
+        first = self._serve_at_once(sock, address, host)
+        return None if first is None else (sock, address, host, first)
 
     def _serve_at_once(self, sock: socket.socket, address: Any, host: str | None) -> bytes | None:
         """Serve a connection that needs no wait; None then, else what has been read of it."""
@@ -353,12 +430,21 @@ async def _accept(listener: socket.socket, share: Share | None = None) -> tuple[
                 return None
         except OSError as error:
             if error.errno in _OUT_OF_RESOURCES:
-                log.error("cannot accept: %s; trying again", error.strerror)
-                await trio.sleep(_PAUSE_S)
+                await trio.sleep(_out_of_resources(error))
             elif listener.fileno() < 0:
                 return None
             else:
-                log.info("a connection was lost before it was accepted: %s", error)
+                _lost_early(error)
+
+
+def _out_of_resources(error: OSError) -> float:
+    """Log it; how many seconds to wait."""
+    log.error("cannot accept: %s; trying again", error.strerror)
+    return _PAUSE_S
+
+
+def _lost_early(error: OSError) -> None:
+    log.info("a connection was lost before it was accepted: %s", error)
 
 
 async def _first_bytes(sock: StreamSocket, until: float, data: bytes) -> bytes:

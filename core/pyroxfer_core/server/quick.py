@@ -59,7 +59,7 @@ UNTOUCHED: Final = Begun()
 
 
 def took_turn(peer: Peer, worker: Worker) -> Begun | None:
-    """Take the usual requests that have come, and answer them; and the next one, as long as the poller goes on with it.
+    """Take the usual requests that have come, and answer them; and the next, as long as the poller goes on with it.
 
     None: the turn is over, and the worker has given the reading back. Whatever goes wrong is for `take_turn` to say.
     """

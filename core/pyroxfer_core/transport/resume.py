@@ -34,8 +34,8 @@ WOKEN: Final = _Woken()
 class Steps:
     """Runs one coroutine after another by hand.
 
-    A coroutine that ends in the hands of ordinary code says so by an exception, which costs as much as half of the
-    rest of a small call. Here it ends inside of a generator, which hands out the value.
+    A coroutine that ends in the hands of ordinary code says so by an exception, which costs about as much as making
+    and running a small one. Here it ends inside of a generator, which hands out the value.
 
     It must be begun and awaited in the same task, so that cancel scopes and context variables mean what they always
     mean.

@@ -163,13 +163,13 @@ class Hub:
 
     def turn(self, wait_s: float = 0) -> bool:
         """Serve whoever is ready, now or soon. False when nobody was."""
-        watched, served = self._watched, self._served
+        watched = self._watched
         ready = self._epoll.poll(wait_s, MAX_EVENTS)
         self._ready = dict(ready)
         self._looked_at = monotonic() if len(ready) < MAX_EVENTS else 0.0
+        self._served.update(self._ready)
         self._in_turn = True
         for number, events in ready:
-            served.add(number)
             owner = watched.get(number)
             if owner is not None:
                 try:

@@ -407,7 +407,7 @@ class Multiplexed:
         lane.held = len(request.body)
         is_oneway = bool(request.flags & Flags.ONEWAY)
         lane.is_answered = is_oneway
-        lane.offer(request if length is None else Head(request, length))
+        lane.conversation.begin_call(request, length)
         if is_oneway and length is None and lane.request is request:
             self._held_up_by = lane
 
@@ -481,10 +481,12 @@ class Multiplexed:
         if self._held_up_by is lane:
             self._held_up_by = None
             self._read_soon()
-        if lane.conversation.kept_for is not None and not self._holders.has_any(lane) and not lane.backlog:
+        is_kept = lane.conversation.kept_for is not None
+        if is_kept and not self._holders.has_any(lane) and not lane.backlog:
             self._holders.remove(lane)
             lane.conversation.give_kept_back()
-        if lane.conversation.kept_for is not None:
+            is_kept = False
+        if is_kept:
             self._holders.add(lane)
             if lane.backlog:
                 self._hub.later(partial(self._start_next, lane))

@@ -257,26 +257,27 @@ def test_ctrl_c_in_the_thread_comes_to_the_program(listening: Listening) -> None
 
 
 class LoneClient:
-    """A client that said one usual thing after another, and its poller, which looks at nobody else."""
+    """A client that had a usual turn, and its poller, which looks at nobody else."""
 
     def __init__(self, listening: Listening) -> None:
         self.poller, self.busy, self.peer = listening.poller, listening.busy, listening.peer
         self.client = listening.client
         self.connection = self.client.connection = Connection(listening.sock, Decoder(codec_for(502)))
 
-    async def has_its_turn(self) -> None:
-        """It has not said anything for this one."""
-        self.poller.listen_to_usual(self.client)
+    async def has_its_turn(self, listening: Listening) -> None:
+        """The connection counts as the only one that speaks, and what it said was taken."""
+        await listening.settle()
         assert await self.poller.next(alone=True) is self.client
-        assert self.client.place is Place.TAKEN
+        listening.sock.recv(1)
+
+    def goes_on(self, *, alone: bool = True) -> bool:
+        return self.poller.goes_on(self.client, alone)
 
 
 @pytest.fixture
 async def lone(listening: Listening) -> LoneClient:
     lone = LoneClient(listening)
-    await listening.settle()
-    listening.sock.recv(1)
-    await lone.has_its_turn()
+    await lone.has_its_turn(listening)
     return lone
 
 
@@ -291,7 +292,9 @@ async def test_the_only_client_is_waited_for_and_read_in_one_step(lone: LoneClie
 
 
 async def test_the_only_client_that_says_nothing_is_waited_for_in_the_loop(lone: LoneClient) -> None:
+    assert lone.goes_on()
     assert lone.poller.receive(lone.client) is None
+    assert not lone.goes_on()
     assert not lone.busy.patience()
     lone.poller.listen(lone.client)
     with trio.CancelScope() as scope:
@@ -301,26 +304,30 @@ async def test_the_only_client_that_says_nothing_is_waited_for_in_the_loop(lone:
 
 
 async def test_the_only_client_that_leaves_is_noticed(lone: LoneClient) -> None:
+    assert lone.goes_on()
     lone.peer.close()
     assert lone.poller.receive(lone.client) is None
     assert lone.connection.ended
 
 
-async def test_nobody_is_waited_for_alone_where_others_are_listened_to(lone: LoneClient) -> None:
+async def test_the_next_turn_begins_at_once_only_where_there_is_nobody_else(lone: LoneClient) -> None:
+    assert not lone.goes_on(alone=False)
     other, peer = speaking()
     with peer, other.connection.sock:
-        lone.poller.listen(other)
-        lone.poller.listen_to_usual(lone.client)
-        assert await lone.poller.next(alone=True) is other
+        lone.poller.listen(other, 0)
+        assert not lone.goes_on()
         lone.poller.forget(other)
+    assert lone.goes_on()
 
 
-async def test_a_client_is_waited_for_alone_only_behind_a_usual_turn(lone: LoneClient, listening: Listening) -> None:
+async def test_the_loop_has_its_turn_between_the_turns_of_an_only_client(lone: LoneClient) -> None:
+    turns = 0
+    while lone.goes_on():
+        turns += 1
+    assert 0 < turns < REQUESTS_IN_A_ROW
     lone.peer.send(b"x")
-    listening.watched.waited.clear()
-    lone.poller.listen(lone.client)
-    assert await lone.poller.next(alone=True) is lone.client
-    assert listening.watched.waited
+    await lone.poller._wait()
+    assert lone.goes_on()
 
 
 async def test_a_connection_that_was_waited_at_never_waits_else() -> None:
@@ -345,19 +352,25 @@ async def test_a_connection_that_was_waited_at_never_waits_else() -> None:
 def test_ctrl_c_while_the_only_client_is_waited_for_comes_to_the_program(listening: Listening) -> None:
     """And what the client says meanwhile is not lost."""
     received: list[object] = []
+    waits = threading.Event()
 
     def interrupt(thread: int) -> None:
+        waits.wait()
         signal.pthread_kill(thread, signal.SIGINT)
         listening.peer.send(invoke_bytes("echo"))
 
     async def wait() -> None:
         lone = LoneClient(listening)
-        await listening.settle()
-        listening.sock.recv(1)
-        await lone.has_its_turn()
+        await lone.has_its_turn(listening)
         lone.poller._patience = 3600.0  # until the client says something
-        later = threading.Timer(0.001, interrupt, [threading.get_ident()])
-        later.start()
+        receive = lone.connection.receive_within
+
+        def noted(seconds: float) -> Any:
+            waits.set()
+            return receive(seconds)
+
+        lone.connection.receive_within = noted  # type: ignore[method-assign]  # tells when the thread waits
+        threading.Thread(target=interrupt, args=[threading.get_ident()]).start()
         received.append(lone.poller.receive(lone.client))
 
     async def main() -> str:

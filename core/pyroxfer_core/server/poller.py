@@ -62,10 +62,8 @@ class Poller:
         """The descriptor that was found last, at the beginning of a look."""
         self._others_missing = 0
         """Looks in a row that have found no other one."""
-        self._usual: Peer | None = None
-        """The one that had the last turn, as described at `listen_to_usual`."""
         self._patience = 0.0
-        """How many seconds whoever has the turn may be waited for by `receive`."""
+        """How many seconds `receive` may wait."""
         self.waits = 0
         """How often nobody had anything to say, or the rest of the loop was due."""
 
@@ -78,16 +76,12 @@ class Poller:
         Args:
             alone: nobody else is at work for these connections, and would miss the loop.
         """
-        queue, usual = self._queue, self._usual
-        self._usual, self._patience = None, 0.0
-        patience = 0.0
+        queue = self._queue
+        patience = self._patience = 0.0
         if self._in_a_row >= REQUESTS_IN_A_ROW:
             await self._wait()
         elif alone and self._others_missing >= ALONE_AFTER and not (queue or self._again):
             patience = self._busy.patience()
-            if usual is not None and patience and len(self._peers) == 1 and not self._knocked:
-                usual.place, self._patience = Place.TAKEN, patience
-                return usual
         while not queue:
             if self._knocked:
                 self._let_in()
@@ -151,7 +145,7 @@ class Poller:
 
     @trio.lowlevel.enable_ki_protection  # as in `_look`
     def receive(self, peer: Peer) -> Event | None:
-        """What it says whose turn it is, as `Connection.receive_available`; `next` may have left the wait to this."""
+        """What it says whose turn it is, as `Connection.receive_available`; waits for it where it `goes_on`."""
         patience = self._patience
         if not patience:
             return peer.connection.receive_available()
@@ -160,6 +154,25 @@ class Poller:
         except BlockingIOError:
             self._busy.waited_in_vain()
             return None
+
+    def goes_on(self, peer: Peer, alone: bool) -> bool:
+        """Whether it that had a turn, with one request, has the next one before it says anything.
+
+        If it is the only one there is, and may be waited for in the thread, there is nobody else to listen to: then
+        one system call is enough to wait and to read.
+
+        Args:
+            alone: as for `next`.
+        """
+        if not alone or len(self._peers) != 1 or self._knocked or self._others_missing < ALONE_AFTER:
+            return False
+        if self._in_a_row + 1 >= REQUESTS_IN_A_ROW or not peer.connection.can_wait:
+            return False
+        self._patience = self._busy.patience()
+        if not self._patience:
+            return False
+        self._in_a_row += 1
+        return True
 
     def put_last(self, peer: Peer, requests: int = 1) -> None:
         """It had its turn, with so many requests, and has more to say, which is here already.
@@ -179,16 +192,6 @@ class Poller:
             self._epoll.register(fd, _READABLE)
             self._peers[fd] = peer
             peer.heard = True
-
-    def listen_to_usual(self, peer: Peer) -> None:
-        """`listen` to one that said one usual thing, all of which is done.
-
-        If it is the only one there is, and may be waited for in the thread, its next turn begins before it says
-        anything: then there is nobody else to listen to, and one system call is enough to wait and to read.
-        """
-        self.listen(peer)
-        if peer.connection.can_wait:
-            self._usual = peer
 
     def forget(self, peer: Peer) -> None:
         """Its socket is about to be closed."""

@@ -16,6 +16,7 @@ from ..errors import CommunicationError, ConnectionClosedError, PyroError
 from ..settings import Settings
 from ..uri import Uri
 from ..wire import Decoder, codec_for
+from ..wire.buffers import keep_freed_memory
 from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
 from ..wire.pieces import MAX_PIECE, Outgoing
@@ -100,6 +101,8 @@ class Connection:
         self._sending = False
         self._drained: trio.Event | None = None
         self._poll: select.poll | None = None
+        self.can_wait = type(sock) is socket.socket
+        """Whether there is `receive_within`: not where somebody has to decrypt."""
         self._wait_flag = 0
         """Of every read and write that must not wait, on a socket that the kernel waits at; see `_let_wait`."""
         self._longest_s = 0.0
@@ -212,11 +215,6 @@ class Connection:
             return decoder.take(data)
         decoder.received(count)
         return decoder.next_event()
-
-    @property
-    def can_wait(self) -> bool:
-        """Whether there is `receive_within`: not where somebody has to decrypt."""
-        return type(self._sock) is socket.socket
 
     def receive_within(self, seconds: float) -> Event | None:
         """`receive_available` where nothing of a message has come yet, but the thread itself waits for it.
@@ -343,9 +341,12 @@ class Connection:
     def queue_encoded(self, *buffers: Body) -> int:
         """Hand encoded bytes over for the next flush; see `queue`."""
         for buffer in buffers:
-            if len(buffer):
+            size = len(buffer)
+            if size:
+                if size > JOIN_BELOW:
+                    keep_freed_memory()  # the next one is made when this one has left
                 self._out.append(buffer)
-                self.queued += len(buffer)
+                self.queued += size
         return self.queued
 
     @property

@@ -67,9 +67,9 @@ class Settings:
     """Default deadline of a call; None waits as long as the connection lives."""
     busy_poll_s: float = 0.002
     """How long a daemon waits for requests, and a proxy of trio for answers, without a turn of the loop, where nobody
-    else there had anything to do. A wait may begin at the end of that time and last two and a half times as long:
-    other tasks that wait for something else than a timer may run, and cancels be seen, late by three and a half times
-    that. At most 0.01; 0 waits in the loop always."""
+    else there had anything to do. A wait may begin at the end of that time and last two and a half times as long,
+    rounded up to a tick of the kernel: other tasks that wait for something else than a timer may run, and cancels be
+    seen, late by both together. At most 0.01; 0 waits in the loop always."""
     strict_session: bool = False
     """Raise SessionLost instead of connecting anew to a stock peer after a connection with calls was lost."""
     max_connections: int = 10_000

@@ -175,9 +175,6 @@ class Roomy:
         self.all = [backend for backend in backends if not backend.is_full]
         self._places = {backend: place for place, backend in enumerate(self.all)}
 
-    def __len__(self) -> int:
-        return len(self.all)
-
     def add(self, backend: Backend) -> None:
         """It has room. Others than those known from the start are left out."""
         if backend in self._known and backend not in self._places:
@@ -266,10 +263,10 @@ class BackendGroup:
         if self._sticky:
             favourite = self.favourite(now, exclude, key)
             chosen = None if favourite is None or favourite.is_full else favourite
-        elif not self._roomy:
+        elif not (roomy := self._roomy.all):
             return None
         else:
-            chosen = self._drawn(now, exclude) if len(self._roomy) > FEW else None
+            chosen = self._drawn(now, exclude) if len(roomy) > FEW else None
             chosen = chosen or self._pick_of_all(now, exclude, key)
         if chosen is not None:
             chosen.probing = chosen.failures > 0
@@ -284,10 +281,10 @@ class BackendGroup:
         return draw(self._roomy.all, lambda backend: backend.is_live(now) and backend not in exclude, now)
 
     def _pick_of_all(self, now: float, exclude: Container[Backend], key: str | None) -> Backend | None:
-        roomy = self._roomy.all if len(self._backends) > FEW else [b for b in self._backends if not b.is_full]
-        free: Sequence[Backend] = [b for b in roomy if b.is_live(now) and b not in exclude]
+        some = self._roomy.all if len(self._backends) > FEW else self._backends
+        free: Sequence[Backend] = [b for b in some if not b.is_full and b.is_live(now) and b not in exclude]
         if not free:
-            free = self._last_resorts(roomy, now, exclude)
+            free = self._last_resorts([b for b in some if not b.is_full], now, exclude)
         return self._choose(self._preferred(free), now, key) if free else None
 
     def pick_home(self, now: float, exclude: Container[Backend] = (), key: str | None = None) -> Backend | None:

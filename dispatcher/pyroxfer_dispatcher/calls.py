@@ -37,7 +37,9 @@ class Call:
     """The end of the body has not come yet."""
     body_length: int | None
     target: Target | None = None
-    """None while it is not known."""
+    """None while it is not known; see `aim_at`."""
+    service: Service = field(init=False)
+    """The one it is meant for, once its target is known."""
     ticket: Ticket | None = None
     backend: Backend | None = None
     deadline: float = inf
@@ -58,11 +60,9 @@ class Call:
     is_wanted: bool = True
     """Its client has not given it up."""
 
-    @property
-    def service(self) -> Service:
-        """The one it is meant for."""
-        assert self.target is not None, "no service is known yet"
-        return self.target.service
+    def aim_at(self, target: Target) -> None:
+        """From now on it is known where it is meant to go."""
+        self.target, self.service = target, target.service
 
     @property
     def is_whole(self) -> bool:

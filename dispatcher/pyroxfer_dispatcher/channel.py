@@ -95,7 +95,9 @@ class Channel:
 
     @property
     def is_silent(self) -> bool:
-        """Whether nothing waits to be read, not even the end."""
+        """Whether nothing waits to be read, not even the end; as of a moment ago, where the hub knows."""
+        if not self._paused and self._hub.was_silent(self._sock):
+            return True
         try:
             self._sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -173,10 +175,8 @@ class Channel:
             return
         try:
             sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
         except OSError:
-            sent = 0  # the hub reports it, when whoever is writing now has finished
+            sent = 0  # it takes nothing now; or it is lost, which the hub reports when who is writing has finished
         if sent != size:
             self._out.append(memoryview(data)[sent:] if sent else data)
             self.pending += size - sent
@@ -188,10 +188,17 @@ class Channel:
             self.write(head)
             self.write(body)
             return
-        self.hold()
-        self.write(head)
-        self.write(body)
-        self.let_go()
+        size = len(head) + len(body)
+        self.queued += size
+        try:
+            sent = self._sock.sendmsg([head, body])
+        except OSError:
+            sent = 0  # as above
+        if sent != size:
+            self._out += head, body
+            _drop(self._out, sent)
+            self.pending += size - sent
+            self._watch_for(self._events | WRITE)
 
     def hold(self, most: int = MAX_BUFFERS) -> None:
         """Gather what is written from now until `let_go`, and send up to so many buffers at once."""

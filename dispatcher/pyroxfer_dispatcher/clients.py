@@ -13,7 +13,7 @@ from .events import BlobArrived, Event, Piece
 from .frames import Sealed
 from .hub import Hub
 
-_JOIN_BELOW: Final = 64 * 1024
+_JOIN_BELOW: Final = 32 * 1024
 """Head and body up to this size leave as one buffer."""
 
 

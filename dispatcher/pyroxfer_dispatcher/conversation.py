@@ -44,6 +44,7 @@ from .events import (
     BackendLost,
     BackendOpened,
     BackendRefused,
+    BlobArrived,
     CallDropped,
     CannotCancel,
     CannotCarry,
@@ -252,8 +253,12 @@ class Conversation:
         if self._forwarding.phase not in _TAKES_FROM_CLIENT and self._reader.buffered:
             self._client.pause()
 
+    def begin_call(self, request: Message, body_length: int | None) -> None:
+        """No call is under way, and the client makes one: its message, or (``body_length`` given) the head of it."""
+        self._handle(BlobArrived(request, body_length))
+        self._after_request()
+
     def _said_between_calls(self, data: bytes) -> None:
-        """Nearly always one whole call: it is passed on with nothing else to look after."""
         try:
             piece = self._reader.take(data)
         except PyroError as error:
@@ -261,6 +266,10 @@ class Conversation:
         else:
             if piece is not None:
                 self._handle(from_client(piece))
+        self._after_request()
+
+    def _after_request(self) -> None:
+        """Nearly always one whole call has come and been passed on: there is nothing else to look after."""
         link = self._link
         if self._forwarding.phase is not Phase.WAITING or (link is not None and link.reader.buffered):
             self._go_on()

@@ -100,7 +100,8 @@ class Forwarding:
         self._kept_is_lost = False
         self._now = 0.0
         self._answer_by = inf
-        self._call: Call | None = None
+        self.call: Call
+        """The one under way, or the last one; there is none before the first."""
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Judge one event.
@@ -120,14 +121,8 @@ class Forwarding:
 
     @property
     def call_or_none(self) -> Call | None:
-        """The call under way, or the last one."""
-        return self._call
-
-    @property
-    def call(self) -> Call:
-        """The call under way."""
-        assert self._call is not None, "no call is under way"
-        return self._call
+        """As `call`, or None before the first."""
+        return getattr(self, "call", None)
 
     @property
     def kept_for(self) -> Service | None:
@@ -149,7 +144,7 @@ class Forwarding:
         request = event.message
         if request.type != MessageType.INVOKE:
             return self._not_a_call(event)
-        call = self._call = Call(request, event.body_length is not None, event.body_length)
+        call = self.call = Call(request, event.body_length is not None, event.body_length)
         try:
             if call.is_whole and self._dialect.done_here(request):
                 return [] if request.flags & Flags.ONEWAY else [Answer(request)]
@@ -178,11 +173,11 @@ class Forwarding:
         kept = self._kept
         target = self._dialect.aim(call.request)
         if target is not None:
-            call.target = target
+            call.aim_at(target)
             call.deadline = self._now + target.time_left_s
             call.uses_kept = kept is not None and kept[0] is target.service
         elif kept is not None:
-            call.target = Target(kept[0])
+            call.aim_at(Target(kept[0]))
             call.uses_kept = True
         else:
             raise LookupError("only calls with one SerializedBlob argument can be dispatched")

@@ -29,6 +29,8 @@ MOST_MISSES: Final = 7
 """Doublings of the pause after waiting in vain: at most one turn in 128 costs that time for nothing."""
 MAX_EVENTS: Final = 256
 """Sockets served between two looks at the rest of the program."""
+LATELY_S: Final = 0.001
+"""How old a look at all sockets may be to stand for one at a single socket."""
 
 
 class Watched(Protocol):
@@ -88,6 +90,10 @@ class Hub:
         self._watched: dict[int, Watched] = {}
         self._later: deque[Callable[[float], None]] = deque()
         self._in_turn = False
+        self._ready: dict[int, int] = {}
+        """What the last look found, and sockets of which it can tell nothing ..."""
+        self._looked_at = 0.0
+        """... and when that was; 0.0 while it had no room for all that there was."""
         self._staying = Patience()
         self._spinning = Patience()
         self._served: set[int] = set()
@@ -99,16 +105,24 @@ class Hub:
         number = sock.fileno()
         self._epoll.register(number, events)
         self._watched[number] = owner
+        self._ready[number] = 0
 
     def change(self, sock: StreamSocket, events: int) -> None:
         """Wait for other events. A socket whose peer is gone is always reported."""
-        self._epoll.modify(sock.fileno(), events)
+        number = sock.fileno()
+        self._epoll.modify(number, events)
+        self._ready[number] = 0
 
     def forget(self, sock: StreamSocket) -> None:
         """Stop watching; before the socket is closed."""
         number = sock.fileno()
         if self._watched.pop(number, None) is not None:
             self._epoll.unregister(number)
+
+    def was_silent(self, sock: StreamSocket) -> bool:
+        """Whether at a look a moment ago nothing had come there, not even the end. False: it was not looked for."""
+        lately = self._in_turn and monotonic() - self._looked_at < LATELY_S
+        return lately and sock.fileno() not in self._ready
 
     def later(self, call: Callable[[float], None]) -> None:
         """Run something soon, but not within what is being done now."""
@@ -149,11 +163,13 @@ class Hub:
 
     def turn(self, wait_s: float = 0) -> bool:
         """Serve whoever is ready, now or soon. False when nobody was."""
-        watched, served = self._watched, self._served
+        watched = self._watched
         ready = self._epoll.poll(wait_s, MAX_EVENTS)
+        self._ready = dict(ready)
+        self._looked_at = monotonic() if len(ready) < MAX_EVENTS else 0.0
+        self._served.update(self._ready)
         self._in_turn = True
         for number, events in ready:
-            served.add(number)
             owner = watched.get(number)
             if owner is not None:
                 try:

@@ -80,7 +80,7 @@ class Link:
 
     __slots__ = (
         "_goodbye", "_grant", "_pool", "_seq", "backend", "channel", "codec", "confirmation", "leaving", "object_id",
-        "owner", "reader",
+        "owner", "reader", "version",
     )  # fmt: skip
 
     def __init__(
@@ -103,17 +103,14 @@ class Link:
         """The backend has said goodbye, or is about to hang up: it begins no further call."""
         self.object_id = object_id
         self.codec = codec
+        self.version = codec.version
+        """The protocol spoken."""
         self.reader = reader
         self.owner: Owner | None = None
         """None while it is idle."""
         self._pool: LinkSource | None = None
         self._seq = 0
         self.channel = Channel(hub, connection.sock, self._said, self._lost)
-
-    @property
-    def version(self) -> int:
-        """The protocol spoken."""
-        return self.codec.version
 
     def next_seq(self) -> int:
         """The number of the next request."""
@@ -340,6 +337,7 @@ class LinkPool:
             else:
                 refused.discard(version)
                 codec, reader, object_id = connection.codec, connection.decoder, str(uri.object)
+                reader.gives_views = True
                 grant = welcome.grant
                 return Link(backend, self._hub, connection, codec, reader, object_id, grant, self._goodbye)
         refused.clear()

@@ -267,17 +267,17 @@ class Multiplexed:
             self._hub.later(self._read)
 
     def _take(self, event: object) -> None:
-        if isinstance(event, BodyPart):
+        if isinstance(event, Message):
+            self._take_message(event, None)
+        elif isinstance(event, BodyPart):
             self._take_part(event)
-        elif isinstance(event, End):
-            into, self._into = self._into, None
-            if isinstance(into, Lane):
-                self._offer_rest(into, event)
         elif isinstance(event, Head):
             self._take_message(event.message, event.body_length)
         else:
-            assert isinstance(event, Message), "there is nothing else"
-            self._take_message(event, None)
+            assert isinstance(event, End), "there is nothing else"
+            into, self._into = self._into, None
+            if isinstance(into, Lane):
+                self._offer_rest(into, event)
 
     def _take_message(self, message: Message, length: int | None) -> None:
         """A message, or (``length`` given) its head."""
@@ -407,7 +407,7 @@ class Multiplexed:
         lane.held = len(request.body)
         is_oneway = bool(request.flags & Flags.ONEWAY)
         lane.is_answered = is_oneway
-        lane.offer(request if length is None else Head(request, length))
+        lane.conversation.begin_call(request, length)
         if is_oneway and length is None and lane.request is request:
             self._held_up_by = lane
 
@@ -481,10 +481,12 @@ class Multiplexed:
         if self._held_up_by is lane:
             self._held_up_by = None
             self._read_soon()
-        if lane.conversation.kept_for is not None and not self._holders.has_any(lane) and not lane.backlog:
+        is_kept = lane.conversation.kept_for is not None
+        if is_kept and not self._holders.has_any(lane) and not lane.backlog:
             self._holders.remove(lane)
             lane.conversation.give_kept_back()
-        if lane.conversation.kept_for is not None:
+            is_kept = False
+        if is_kept:
             self._holders.add(lane)
             if lane.backlog:
                 self._hub.later(partial(self._start_next, lane))

@@ -293,6 +293,7 @@ class Reception:
         if hello is None or self._is_closing:
             return
         client.decoder.max_message = self._settings.max_message_bytes
+        client.decoder.gives_views = True
         converse = partial(
             Conversation,
             self._hub,

@@ -23,6 +23,8 @@ REMEMBERED: Final = 10_000
 """Receipts kept in memory at most; the file has no such bound."""
 _FORGET_EVERY: Final = 1000
 """Receipts between two looks for old ones in the file."""
+_FORGOTTEN_AT_ONCE: Final = 2 * _FORGET_EVERY
+"""Old ones that one look removes at most: however many there are, a server starts, and commits, at once."""
 
 
 class Receipts(Protocol):
@@ -88,6 +90,7 @@ class ReceiptsInFile:
                     "CREATE TABLE IF NOT EXISTS receipts"
                     " (root TEXT, id TEXT, at REAL, receipt TEXT, PRIMARY KEY (root, id))"
                 )
+                self._db.execute("CREATE INDEX IF NOT EXISTS receipts_at ON receipts (at)")
                 self._forget()
                 opened.pop_all()
         except (sqlite3.Error, OSError) as error:
@@ -125,7 +128,10 @@ class ReceiptsInFile:
 
     def _forget(self) -> None:
         self._since = 0
-        self._db.execute("DELETE FROM receipts WHERE at <= ?", (self._clock() - KEPT_S,))
+        self._db.execute(
+            "DELETE FROM receipts WHERE rowid IN (SELECT rowid FROM receipts WHERE at <= ? ORDER BY at LIMIT ?)",
+            (self._clock() - KEPT_S, _FORGOTTEN_AT_ONCE),
+        )
 
     def close(self) -> None:
         """Close the file."""

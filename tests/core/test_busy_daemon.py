@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,13 @@ import trio.testing
 from doubles import RawClient, connect_bytes, invoke_bytes, raw_client, until
 
 from pyroxfer_core import Daemon, Settings, expose
+from pyroxfer_core.blocking import Proxy as BlockingProxy
 from pyroxfer_core.server.poller import ALONE_AFTER, REQUESTS_IN_A_ROW, Place, Poller
 from pyroxfer_core.transport.busypoll import WAIT_TIMES, BusyPoll
+from pyroxfer_core.transport.connection import Connection
 from pyroxfer_core.transport.sockets import bind_tcp
+from pyroxfer_core.wire import Decoder, codec_for
+from pyroxfer_core.wire.message import Message, MessageType
 
 HOLD_S = 0.001
 
@@ -251,6 +256,135 @@ def test_ctrl_c_in_the_thread_comes_to_the_program(listening: Listening) -> None
     assert trio.run(main) == "interrupted"
 
 
+class LoneClient:
+    """A client that had a usual turn, and its poller, which looks at nobody else."""
+
+    def __init__(self, listening: Listening) -> None:
+        self.poller, self.busy, self.peer = listening.poller, listening.busy, listening.peer
+        self.client = listening.client
+        self.connection = self.client.connection = Connection(listening.sock, Decoder(codec_for(502)))
+
+    async def has_its_turn(self, listening: Listening) -> None:
+        """The connection counts as the only one that speaks, and what it said was taken."""
+        await listening.settle()
+        assert await self.poller.next(alone=True) is self.client
+        listening.sock.recv(1)
+
+    def goes_on(self, *, alone: bool = True) -> bool:
+        return self.poller.goes_on(self.client, alone)
+
+
+@pytest.fixture
+async def lone(listening: Listening) -> LoneClient:
+    lone = LoneClient(listening)
+    await lone.has_its_turn(listening)
+    return lone
+
+
+async def test_the_only_client_is_waited_for_and_read_in_one_step(lone: LoneClient) -> None:
+    lone.poller._patience = 3600.0  # until the client says something
+    later = threading.Timer(0.001, lone.peer.send, [invoke_bytes("echo")])
+    later.start()
+    message = lone.poller.receive(lone.client)
+    later.join()
+    assert isinstance(message, Message)
+    assert message.type == MessageType.INVOKE
+
+
+async def test_the_only_client_that_says_nothing_is_waited_for_in_the_loop(lone: LoneClient) -> None:
+    assert lone.goes_on()
+    assert lone.poller.receive(lone.client) is None
+    assert not lone.goes_on()
+    assert not lone.busy.patience()
+    lone.poller.listen(lone.client)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await lone.poller.next(alone=True)
+    assert scope.cancelled_caught
+
+
+async def test_the_only_client_that_leaves_is_noticed(lone: LoneClient) -> None:
+    assert lone.goes_on()
+    lone.peer.close()
+    assert lone.poller.receive(lone.client) is None
+    assert lone.connection.ended
+
+
+async def test_the_next_turn_begins_at_once_only_where_there_is_nobody_else(lone: LoneClient) -> None:
+    assert not lone.goes_on(alone=False)
+    other, peer = speaking()
+    with peer, other.connection.sock:
+        lone.poller.listen(other, 0)
+        assert not lone.goes_on()
+        lone.poller.forget(other)
+    assert lone.goes_on()
+
+
+async def test_the_loop_has_its_turn_between_the_turns_of_an_only_client(lone: LoneClient) -> None:
+    turns = 0
+    while lone.goes_on():
+        turns += 1
+    assert 0 < turns < REQUESTS_IN_A_ROW
+    lone.peer.send(b"x")
+    await lone.poller._wait()
+    assert lone.goes_on()
+
+
+async def test_a_connection_that_was_waited_at_never_waits_else() -> None:
+    """It would for an hour."""
+    sock, peer = socket.socketpair()
+    with peer:
+        connection = Connection(sock, Decoder(codec_for(502)))
+        peer.send(invoke_bytes("echo"))
+        assert connection.receive_within(3600.0) is not None
+        assert connection.receive_available() is None
+        assert connection.peek() is None
+        assert connection.fill_nowait() is None
+        connection.queue_encoded(*[b"x" * 1_000_000] * 2)
+        assert not connection.flush_nowait()
+        while connection.unsent and len(connection._out) > 1:
+            peer.recv(1_000_000)
+            connection.flush_nowait()
+        assert not connection.flush_nowait()
+        connection.close()
+
+
+def test_ctrl_c_while_the_only_client_is_waited_for_comes_to_the_program(listening: Listening) -> None:
+    """And what the client says meanwhile is not lost."""
+    received: list[object] = []
+    waits = threading.Event()
+
+    def interrupt(thread: int) -> None:
+        waits.wait()
+        signal.pthread_kill(thread, signal.SIGINT)
+        listening.peer.send(invoke_bytes("echo"))
+
+    async def wait() -> None:
+        lone = LoneClient(listening)
+        await lone.has_its_turn(listening)
+        lone.poller._patience = 3600.0  # until the client says something
+        receive = lone.connection.receive_within
+
+        def noted(seconds: float) -> Any:
+            waits.set()
+            return receive(seconds)
+
+        lone.connection.receive_within = noted  # type: ignore[method-assign]  # tells when the thread waits
+        threading.Thread(target=interrupt, args=[threading.get_ident()]).start()
+        received.append(lone.poller.receive(lone.client))
+
+    async def main() -> str:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            try:
+                await trio.sleep_forever()
+            except KeyboardInterrupt:
+                return "interrupted"
+
+    assert trio.run(main) == "interrupted"
+    assert isinstance(received[0], Message)
+
+
 @expose
 class Service:
     def __init__(self) -> None:
@@ -306,3 +440,28 @@ async def test_work_beside_calls_counts_until_it_ends() -> None:
         crew.spawn(trio.sleep, 0)
         assert crew._tasks == before + 1
         await until(lambda: crew._tasks == before)
+
+
+async def test_the_calls_of_an_only_client_are_waited_for_until_another_one_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits, receive = [0], Connection.receive_within
+
+    def noted(connection: Connection, seconds: float) -> Any:
+        waits[0] += 1
+        return receive(connection, seconds)
+
+    def call_until_waited_for(uri: Any) -> None:
+        with BlockingProxy(uri) as proxy:
+            while not waits[0]:
+                assert proxy.echo(1) == 1
+            with BlockingProxy(uri) as other:
+                assert other.echo(2) == 2
+                before = waits[0]
+                for number in range(100):
+                    assert proxy.echo(number) == number
+                assert waits[0] == before
+
+    monkeypatch.setattr(Connection, "receive_within", noted)
+    async with Daemon() as daemon:
+        await trio.to_thread.run_sync(call_until_waited_for, daemon.register(Service(), "thing"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import select
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +18,9 @@ from pyroxfer_core.blocking import Daemon as BlockingDaemon
 from pyroxfer_core.errors import PyroError
 from pyroxfer_core.server.poller import Poller
 from pyroxfer_core.transport import busypoll
-from pyroxfer_core.transport.busypoll import MOST_DISTURBED, BusyPoll
+from pyroxfer_core.transport.busypoll import MOST_DISTURBED, MOST_TICK_S, BusyPoll
+from pyroxfer_core.transport.connection import Connection
+from pyroxfer_core.wire import Decoder, codec_for
 
 HOLD_S = 0.001
 
@@ -43,19 +44,22 @@ class Line:
         """What the clock says before it stands still again."""
         self.busy = BusyPoll(hold_s, self.clock)
         self.sock, self.peer = socket.socketpair()
-        self.sock.setblocking(False)
-        self.poll = select.poll()
-        self.poll.register(self.sock, select.POLLIN)
+        self.connection = Connection(self.sock, Decoder(codec_for(502)))
         self.peer.send(b"x")
 
     def clock(self) -> float:
         return self.times.pop(0) if self.times else self.now
 
+    async def wait(self) -> None:
+        """Wait once; then something has come again."""
+        await self.connection.receive_bytes(self.busy)
+        self.peer.send(b"x")
+
     async def waits_in_loop(self) -> bool:
         """Wait once; whether that was a turn of the loop."""
         passes = Passes()
         trio.lowlevel.add_instrument(passes)
-        await self.busy.wait_readable(self.sock, self.poll)
+        await self.wait()
         trio.lowlevel.remove_instrument(passes)
         return passes.count > 0
 
@@ -64,7 +68,7 @@ class Line:
         self.sock.recv(1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.answer)
-            await self.busy.wait_readable(self.sock, self.poll)
+            await self.wait()
 
     async def answer(self) -> None:
         """Let something come."""
@@ -113,7 +117,7 @@ async def test_a_task_that_is_woken_together_with_who_waits_counts_as_well(line:
             nursery.start_soon(trio.lowlevel.wait_readable, other)
             await trio.testing.wait_all_tasks_blocked()
             peer.send(b"x")
-            await line.busy.wait_readable(line.sock, line.poll)
+            await line.wait()
             assert await line.waits_in_loop()
 
 
@@ -128,7 +132,7 @@ async def test_a_loop_that_is_busy_is_looked_at_less_and_less_often(line: Line) 
     assert once * 2 < await line.waits_until_alone() <= 2**MOST_DISTURBED + 1
 
 
-@pytest.mark.parametrize(("seconds", "in_loop"), [(2.0, False), (3.4 * HOLD_S, True)])
+@pytest.mark.parametrize(("seconds", "in_loop"), [(2.0, False), (3.4 * HOLD_S + MOST_TICK_S, True)])
 @pytest.mark.usefixtures("autojump_clock")
 async def test_nobody_waits_in_the_thread_when_a_timer_is_near(line: Line, seconds: float, in_loop: bool) -> None:
     """What was set already goes off in time."""
@@ -149,7 +153,7 @@ async def test_what_does_not_come_at_once_is_waited_for_in_the_loop_where_it_can
     line.sock.recv(1)
     with trio.CancelScope() as scope:
         scope.cancel()
-        await line.busy.wait_readable(line.sock, line.poll)
+        await line.wait()
     assert scope.cancelled_caught
     line.peer.send(b"x")
     assert await line.waits_in_loop(), "the last one was not quick"
@@ -194,7 +198,7 @@ async def test_a_cancelled_wait_in_the_loop_leaves_no_instrument(
     line.sock.recv(1)
     with trio.CancelScope() as scope:
         scope.cancel()
-        await line.busy.wait_readable(line.sock, line.poll)
+        await line.wait()
     assert scope.cancelled_caught
     with pytest.raises(KeyError):
         trio.lowlevel.remove_instrument(instruments.pop())
@@ -260,19 +264,6 @@ async def test_a_call_that_is_cancelled_already_does_not_leave(uri: str) -> None
         assert call.link is None
 
 
-class RecordingPoll:
-    """A poll object that remembers how long was waited."""
-
-    def __init__(self, poll: Any) -> None:
-        self._poll = poll
-        self.waited: list[float] = []
-
-    def poll(self, timeout: float) -> Any:
-        if timeout:
-            self.waited.append(timeout)
-        return self._poll.poll(timeout)
-
-
 @expose
 class Echo:
     async def echo(self, value: object) -> object:
@@ -282,22 +273,21 @@ class Echo:
 async def test_an_object_of_the_same_loop_is_never_waited_for_in_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither is its caller by the daemon."""
     patience: list[float] = []
-    look = Poller._look
+    look, wait = Poller._look, Connection._wait_for_bytes
 
     def noted(poller: Poller, seconds: float) -> None:
         patience.append(seconds)
         look(poller, seconds)
 
+    def noted_too(connection: Connection, seconds: float) -> bytes:
+        patience.append(seconds)
+        return wait(connection, seconds)
+
     monkeypatch.setattr(Poller, "_look", noted)
+    monkeypatch.setattr(Connection, "_wait_for_bytes", noted_too)
     async with Daemon() as daemon, Proxy(daemon.register(Echo(), "echo")) as proxy:
-        await proxy.echo(0)
-        await proxy.echo(0)  # the first one that looks whether the connection is quiet
-        assert proxy._pyroLink is not None
-        connection: Any = proxy._pyroLink.connection
-        recorded = connection._poll = RecordingPoll(connection._poll)
         for number in range(300):
             assert await proxy.echo(number) == number
-        assert not recorded.waited
     assert patience
     assert not any(patience)
 

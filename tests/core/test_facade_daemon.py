@@ -299,18 +299,20 @@ def test_housekeeping_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hooks_of_the_handshake() -> None:
-    """They may block, see the connection, and their result reaches the client; a refusal is told."""
+    """They may block, see who connects and who leaves, and their result reaches the client; a refusal is told."""
     left = threading.Event()
+    addresses: list[Any] = []
 
     class Careful(Daemon):
         def validateHandshake(self, conn: Any, data: Any) -> Any:
-            assert conn.sock is not None
+            addresses.append(conn.sock.getpeername())
             assert current_context.client is conn
             if data == "wrong":
                 raise ValueError("go away")
             return [data, "accepted"]
 
         def clientDisconnect(self, conn: Any) -> None:
+            addresses.append(conn.sock.getpeername())
             left.set()
 
     class Polite(Proxy):
@@ -325,6 +327,7 @@ def test_hooks_of_the_handshake() -> None:
             assert proxy.echo(1) == 1
         assert answers == [["right", "accepted"]]
         assert left.wait(WITHIN_S)
+        assert addresses[0] == addresses[1]  # who left is known when the socket is closed already
         with Polite(uri) as proxy:
             proxy._pyroHandshake = "wrong"
             with pytest.raises(CommunicationError, match="go away"):

@@ -574,3 +574,36 @@ def test_what_is_taken_at_once_is_what_it_is_step_by_step(
     slow.feed(data[:1])
     slow.feed(data[1:])
     assert outcome(quick, first) == outcome(slow, None)
+
+
+def giving_views() -> Decoder:
+    decoder = Decoder(V502, collect=128 * KIB)
+    decoder.gives_views = True
+    return decoder
+
+
+@pytest.mark.parametrize(
+    "message", [call(bytes(range(256)) * 300), call(b"x" * 70_000, annotations={"BLBI": b"info"})]
+)
+def test_a_body_that_is_most_of_what_came_is_a_view_of_it_for_whoever_takes_views(message: Message) -> None:
+    data = V502.encode(message) + V502.encode(call(b"next"))
+    decoder = giving_views()
+    found = decoder.take(data)
+    assert found == message
+    assert isinstance(found, Message)
+    assert isinstance(found.body, memoryview)
+    assert found.body.obj is data
+    assert drain(decoder) == [call(b"next")]
+    copied = Decoder(V502, collect=128 * KIB).take(data)
+    assert isinstance(copied, Message)
+    assert isinstance(copied.body, bytes)
+
+
+@pytest.mark.parametrize("sizes", [(40, 80), (60,), (1, 100)])
+def test_no_view_keeps_more_than_twice_its_size(sizes: tuple[int, ...]) -> None:
+    bodies = [bytes([size]) * size * KIB for size in sizes]
+    decoder = giving_views()
+    first = decoder.take(b"".join(V502.encode(call(body)) for body in bodies))
+    found = [first, *drain(decoder)]
+    assert [event.body for event in found if isinstance(event, Message)] == bodies
+    assert not any(isinstance(event, Message) and isinstance(event.body, memoryview) for event in found)

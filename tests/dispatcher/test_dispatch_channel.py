@@ -6,7 +6,7 @@ Packets show how many writes it took: each arrives as one.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
@@ -18,7 +18,7 @@ from pyroxfer_core import Uri
 from pyroxfer_core.wire import STOCK, V502, Message, MessageType
 from pyroxfer_dispatcher.backends import Backend
 from pyroxfer_dispatcher.channel import Channel
-from pyroxfer_dispatcher.hub import Hub
+from pyroxfer_dispatcher.hub import LATELY_S, Hub
 from pyroxfer_dispatcher.pinned import Pinned
 
 
@@ -68,6 +68,125 @@ def test_what_is_written_leaves_at_once(hub: Hub) -> None:
         channel.write_both(b"two", b"three")
         assert received(far) == [b"one", b"twothree"]
         assert (channel.queued, channel.pending) == (11, 0)
+
+
+def test_of_two_buffers_that_are_too_much_the_rest_follows_in_order(hub: Hub) -> None:
+    near, far = pair(socket.SOCK_STREAM)
+    said = Said()
+    head, body = b"h" * 100_000, b"b" * 2_000_000
+    with closing(said.channel(hub, near)) as channel, far:
+        channel.write_both(head, body)
+        channel.on_drained(said.on_drained)
+        assert 0 < channel.pending < len(head) + len(body)
+        channel.write_both(b"last ", b"words")
+        got = b""
+        while channel.pending:
+            got += b"".join(received(far))
+            hub.turn()
+        assert got + b"".join(received(far)) == head + body + b"last words"
+        assert (channel.queued, said.drained, said.lost) == (len(head) + len(body) + 10, 1, [])
+
+
+def test_of_two_buffers_for_nobody_the_hub_tells(hub: Hub) -> None:
+    near, far = pair(socket.SOCK_STREAM)
+    said = Said()
+    channel = said.channel(hub, near)
+    far.close()
+    channel.write_both(b"nobody ", b"reads this")
+    assert (channel.pending, said.lost) == (17, [])
+    hub.turn()
+    assert channel.closed
+    assert len(said.lost) == 1
+
+
+class Stopped:
+    """A clock that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Stopped:
+    stopped = Stopped()
+    monkeypatch.setattr("pyroxfer_dispatcher.hub.monotonic", stopped)
+    return stopped
+
+
+class Asked:
+    """Notes within the turn of the hub what another channel's silence looks like, after doing something before.
+
+    Args:
+        other: the channel that is looked at.
+        before: done first; what it causes comes after the hub's look.
+    """
+
+    def __init__(self, hub: Hub, other: Channel, before: Callable[[], object]) -> None:
+        self._other = other
+        self._before = before
+        self.found: list[bool] = []
+        self.near, self.far = pair(socket.SOCK_STREAM)
+        self.channel = Channel(hub, self.near, self._said, lambda reason: None)
+
+    def _said(self, data: bytes) -> None:
+        self._before()
+        self.found.append(self._other.is_silent)
+
+
+def silence(hub: Hub, before: Callable[[Channel, socket.socket], object], first: bytes = b"") -> tuple[bool, bool]:
+    """Whether a channel looks silent within a turn, to whom that does ``before`` with it and its peer, and after it.
+
+    Args:
+        first: what had come at it at the hub's look.
+    """
+    near, far = pair(socket.SOCK_STREAM)
+    with closing(Channel(hub, near, lambda data: None, lambda reason: None)) as channel, far:
+        asked = Asked(hub, channel, lambda: before(channel, far))
+        with closing(asked.channel), asked.far:
+            far.send(first)
+            asked.far.send(b"go on")
+            hub.turn()
+            return asked.found[0], channel.is_silent
+
+
+def test_within_a_turn_silence_is_what_the_hub_has_just_seen(hub: Hub, clock: Stopped) -> None:
+    assert silence(hub, lambda channel, peer: None) == (True, True)
+    assert silence(hub, lambda channel, peer: peer.send(b"late")) == (True, False)
+
+
+def test_a_socket_at_which_something_had_come_is_asked_itself(hub: Hub, clock: Stopped) -> None:
+    assert silence(hub, lambda channel, peer: peer.send(b"more"), b"first") == (False, False)
+
+
+def test_what_the_hub_has_seen_holds_for_a_moment(hub: Hub, clock: Stopped) -> None:
+    def late(channel: Channel, peer: socket.socket) -> None:
+        peer.send(b"late")
+        clock.now += LATELY_S
+
+    assert silence(hub, late) == (False, False)
+
+
+def test_a_look_without_room_for_all_says_nothing_of_the_others(
+    hub: Hub, clock: Stopped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyroxfer_dispatcher.hub.MAX_EVENTS", 1)
+    assert silence(hub, lambda channel, peer: peer.send(b"late")) == (False, False)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_of_a_channel_that_was_paused_the_hub_knows_nothing(hub: Hub, clock: Stopped, goes_on: bool) -> None:
+    near, far = pair(socket.SOCK_STREAM)
+    with closing(Channel(hub, near, lambda data: None, lambda reason: None)) as channel, far:
+        asked = Asked(hub, channel, channel.resume if goes_on else lambda: None)
+        with closing(asked.channel), asked.far:
+            channel.pause()
+            far.send(b"before the look")
+            asked.far.send(b"go on")
+            hub.turn()
+            assert asked.found == [False]
 
 
 @pytest.mark.parametrize("size", [3, 50_000])

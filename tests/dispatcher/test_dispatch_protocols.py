@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from doubles_dispatch import (
     POISON,
@@ -16,10 +18,12 @@ from doubles_dispatch import (
 )
 
 from pyroxfer_core import Connection
-from pyroxfer_core.wire import Flags, Message, read_blob_info
+from pyroxfer_core.wire import Decoder, Flags, Message, read_blob_info
 from pyroxfer_dispatcher import Dispatcher
+from pyroxfer_dispatcher.conversation import Conversation
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
 
 
 @pytest.mark.parametrize("client_version", [48, 502])
@@ -46,6 +50,39 @@ async def test_bodies_pass_byte_for_byte(
     assert (target.info, target.object_id, target.method) == ("orders", "worker", "process")
     assert (answer.seq, answer.body, answer.serializer, answer.flags) == (7, POISON, serializer, flags)
     assert answer.correlation_id == request.correlation_id
+
+
+@pytest.mark.parametrize("client_version", [48, 502])
+@pytest.mark.parametrize("backend_version", [48, 502])
+@pytest.mark.parametrize("size", [32 * KIB, 60 * KIB, 64 * KIB, 100 * KIB, 128 * KIB, 130 * KIB])
+async def test_larger_bodies_pass_byte_for_byte(client_version: int, backend_version: int, size: int) -> None:
+    """However they come in and leave: in one buffer or two, as a copy, as a view, or in pieces."""
+    body = random.Random(size).randbytes(size)  # no secret
+    async with (
+        raw_backend(echo, speaks=(backend_version,)) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location, client_version) as client,
+    ):
+        for seq in (1, 2):
+            answer = await ask(client, blob(seq, body))
+            assert (answer.seq, answer.body) == (seq, body)
+    assert [request.body for request in backend.seen] == [body, body]
+
+
+async def test_whoever_is_read_may_give_views() -> None:
+    """Nothing of a body is looked at, so it need not be copied."""
+    async with (
+        raw_backend(echo) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        await ask(client, blob())
+        [guest] = dispatcher._reception.conversations
+        [[link]] = dispatcher._reception.pool_after(0)._idle.values()
+        assert isinstance(guest, Conversation)
+        for reader in (guest._reader, link.reader):
+            assert isinstance(reader, Decoder)
+            assert reader.gives_views
 
 
 async def test_a_client_keeps_its_protocol_where_the_backend_speaks_it() -> None:

@@ -381,6 +381,28 @@ def test_receipts_are_kept_seven_days(tmp_path: Path, kept_in: str) -> None:
     book.close()
 
 
+def test_old_receipts_are_forgotten_a_part_at_a_time(tmp_path: Path) -> None:
+    """However many there are, a server starts at once; and faster than others come, until none is left."""
+    ReceiptsInFile(tmp_path, "/srv").close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "receipts.sqlite3")) as file:
+
+        def old() -> int:
+            return int(file.execute("SELECT count(*) FROM receipts WHERE at = 0").fetchone()[0])
+
+        rows = [("/srv", f"old {number}", 0, "{}") for number in range(5000)]
+        file.executemany("INSERT INTO receipts VALUES (?, ?, ?, ?)", rows)
+        file.commit()
+        book = ReceiptsInFile(tmp_path, "/srv")
+        assert old() == 3000
+        for number in range(2000):
+            book.put(Receipt("f", 1, "ab" * 32, "blake3", "data", "iter", "test", 0, f"{number:032d}"))
+        assert old() == 0
+        assert book.get(f"{0:032d}") is not None
+        book.close()
+        plan = file.execute("EXPLAIN QUERY PLAN SELECT rowid FROM receipts WHERE at <= 0 ORDER BY at").fetchall()
+        assert [step[3].split()[0] for step in plan] == ["SEARCH"]  # what is young is not read on the way
+
+
 def test_receipts_that_cannot_be_kept_are_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "bad").mkdir()

@@ -6,15 +6,14 @@ import builtins
 import contextlib
 import select
 import socket
-import struct
 import threading
 import time
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Final, Protocol, overload
 
 from ..errors import ConnectionClosedError, Outcome, TimeoutError
 from ..transport.connection import MAX_BUFFERS
-from ..transport.sockets import begin_keepalive, is_ipv4, reason_of
+from ..transport.sockets import begin_keepalive, is_ipv4, limit_wait, reason_of, timeval
 from ..uri import Uri
 from ..wire.message import Body
 
@@ -142,14 +141,8 @@ def limit_silence(sock: BlockingSocket, receive_s: float, send_s: float) -> None
 
     The kernel looks at the clock, so it costs nothing while something comes.
     """
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(receive_s))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(send_s))
-
-
-@lru_cache(maxsize=16)
-def _timeval(seconds: float) -> bytes:
-    """A span of time as the kernel takes it."""
-    return struct.pack("ll", *divmod(round(seconds * 1_000_000), 1_000_000))
+    limit_wait(sock, receive_s)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(send_s))
 
 
 def wait_for(sock: HasFileno, events: int, deadline: float | None) -> None:

@@ -10,6 +10,7 @@ from ..access import Identity
 from ..client.calls import CallOptions, correlation_bytes
 from ..errors import PyroError
 from ..objects.context import CallContext, current_context_var
+from ..transport.sockets import address_of
 from ..wire.message import Body
 
 NO_OPTIONS: Final = CallOptions()
@@ -44,7 +45,7 @@ class CurrentContext(threading.local):
     def client_sock_addr(self) -> Any:
         """The caller's address as its socket tells it, also in one-way calls; None outside of a call."""
         served = self._served()
-        return None if served is None else socket_address(served.peer)
+        return None if served is None else address_of(str(served.peer))
 
     @property
     def identity(self) -> Identity | None:
@@ -182,9 +183,3 @@ def call_options() -> CallOptions:
     if not _users and current_context_var.get(None) is None:
         return NO_OPTIONS
     return current_context.options()
-
-
-def socket_address(peer: Any) -> Any:
-    """``127.0.0.1:4711`` as the pair a socket gives; a unix socket has no address."""
-    host, _, port = str(peer).rpartition(":")
-    return (host.strip("[]"), int(port)) if port.isdecimal() else ""

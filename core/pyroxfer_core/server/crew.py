@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
-from ..transport.resume import resumed
+from ..transport.resume import WOKEN, resumed
 from ..wire.message import Message
 from .execute import Job
 from .poller import Poller
@@ -70,6 +70,11 @@ class Crew:
         self.context: Callable[[], contextvars.Context] = contextvars.copy_context().copy
         """Gives the context variables of a new call: those that the daemon was started with."""
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether one task is at work, and no other one would miss the loop."""
+        return self._tasks - len(self._idle) == 1
+
     def begin(self) -> None:
         """Serve whoever is listened to."""
         self.pass_lead()
@@ -110,7 +115,7 @@ class Crew:
         worker.job, worker.reads = job, reads
         task, worker.task = worker.task, None
         assert task is not None, "idle workers are parked"
-        trio.lowlevel.reschedule(task)
+        trio.lowlevel.reschedule(task, WOKEN)
 
     async def _work(self, worker: Worker) -> None:
         """Work until there are enough idle tasks.
@@ -146,7 +151,7 @@ class Crew:
         assert self.poller is not None, "there is somebody to lead"
         following = self.poller.next
         while True:
-            peer = worker.reads = await following(self._tasks - len(self._idle) == 1)
+            peer = worker.reads = await following(self.is_alone)
             begun = took_turn(peer, worker)
             if begun is None:
                 continue

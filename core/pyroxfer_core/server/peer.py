@@ -18,6 +18,7 @@ from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState
 from ..settings import Settings
 from ..transport.connection import Connection, Event
+from ..transport.sockets import ClosedSocket
 from ..transport.tls import TlsSocket
 from ..transport.turns import TurnSender
 from ..wire.features import Feature
@@ -165,8 +166,9 @@ class Peer:
 
     @property
     def sock(self) -> Any:
-        """The connection's socket, for looking at."""
-        return self.connection.sock
+        """The connection's socket, for looking at; in `Daemon.clientDisconnect` it is closed, and says who it was."""
+        sock = self.connection.sock
+        return sock if sock.fileno() >= 0 else ClosedSocket(self.connection.peer)
 
     def identify(self, identity: Identity | None) -> None:
         """Take note of who the client is."""

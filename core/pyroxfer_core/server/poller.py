@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ..transport.busypoll import BusyPoll
+from ..transport.connection import Event
 
 if TYPE_CHECKING:
     from .peer import Peer
@@ -61,6 +62,8 @@ class Poller:
         """The descriptor that was found last, at the beginning of a look."""
         self._others_missing = 0
         """Looks in a row that have found no other one."""
+        self._patience = 0.0
+        """How many seconds `receive` may wait."""
         self.waits = 0
         """How often nobody had anything to say, or the rest of the loop was due."""
 
@@ -74,7 +77,7 @@ class Poller:
             alone: nobody else is at work for these connections, and would miss the loop.
         """
         queue = self._queue
-        patience = 0.0
+        patience = self._patience = 0.0
         if self._in_a_row >= REQUESTS_IN_A_ROW:
             await self._wait()
         elif alone and self._others_missing >= ALONE_AFTER and not (queue or self._again):
@@ -139,6 +142,37 @@ class Poller:
             self._others_missing += 1
         else:
             self._speaker, self._others_missing = fd, 0
+
+    @trio.lowlevel.enable_ki_protection  # as in `_look`
+    def receive(self, peer: Peer) -> Event | None:
+        """What it says whose turn it is, as `Connection.receive_available`; waits for it where it `goes_on`."""
+        patience = self._patience
+        if not patience:
+            return peer.connection.receive_available()
+        try:
+            return peer.connection.receive_within(patience)
+        except BlockingIOError:
+            self._busy.waited_in_vain()
+            return None
+
+    def goes_on(self, peer: Peer, alone: bool) -> bool:
+        """Whether it that had a turn, with one request, has the next one before it says anything.
+
+        If it is the only one there is, and may be waited for in the thread, there is nobody else to listen to: then
+        one system call is enough to wait and to read.
+
+        Args:
+            alone: as for `next`.
+        """
+        if not alone or len(self._peers) != 1 or self._knocked or self._others_missing < ALONE_AFTER:
+            return False
+        if self._in_a_row + 1 >= REQUESTS_IN_A_ROW or not peer.connection.can_wait:
+            return False
+        self._patience = self._busy.patience()
+        if not self._patience:
+            return False
+        self._in_a_row += 1
+        return True
 
     def put_last(self, peer: Peer, requests: int = 1) -> None:
         """It had its turn, with so many requests, and has more to say, which is here already.

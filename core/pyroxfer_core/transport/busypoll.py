@@ -15,6 +15,8 @@ WAIT_TIMES: Final = 2.5
 """How many times as long as the loop may go without a turn one wait in the thread lasts: longer than most ticks of
 the kernel, which programs its timer anew for each wait that would end before the next one. On a virtual machine that
 costs more than the rest of a call."""
+MOST_TICK_S: Final = 0.01
+"""The kernel rounds a wait up to ticks of its clock, which are 1, 4 or 10 ms long."""
 MOST_DISTURBED: Final = 7
 """Doublings of the pause after a look that was no good: a busy loop is looked at once in 128 waits."""
 
@@ -50,7 +52,7 @@ class BusyPoll:
 
     Args:
         hold_s: seconds between two waits in the loop. A wait in the thread may begin at their end, and last
-            `WAIT_TIMES` as long, rounded up to a millisecond, when nothing comes. 0 never waits in it.
+            `WAIT_TIMES` as long, rounded up to a tick of the kernel, when nothing comes. 0 never waits in it.
         clock: tells seconds.
     """
 
@@ -78,18 +80,6 @@ class BusyPoll:
         self._disturbed = min(self._disturbed + by, MOST_DISTURBED)
         self._pause = 2**self._disturbed
 
-    async def wait_readable(self, sock: StreamSocket, poll: select.poll) -> None:
-        """Wait until a socket, which alone is registered in ``poll``, has something to read.
-
-        Errors and cancellation as with trio's: but a wait in the thread is not cancelled, and ends by itself.
-        """
-        patience = self.patience()
-        if patience:
-            if poll.poll(patience * 1000):
-                return
-            self.waited_in_vain()
-        await self.wait_in_loop(sock)
-
     async def wait_in_loop(self, sock: StreamSocket | select.epoll) -> None:
         """Wait as trio does, and see now and then whether anybody would miss the loop."""
         if self._pause:
@@ -102,7 +92,7 @@ class BusyPoll:
     def _timer_is_near(self) -> bool:
         """Whether a time of the loop is over before it has a turn again. New ones are not set while nobody runs."""
         seconds = trio.lowlevel.current_statistics().seconds_to_next_deadline
-        return seconds < self._hold_s * (1 + WAIT_TIMES)
+        return seconds < self._hold_s * (1 + WAIT_TIMES) + MOST_TICK_S
 
     async def _look_around(self, sock: StreamSocket | select.epoll) -> None:
         """Wait in the loop, and see who else runs meanwhile."""

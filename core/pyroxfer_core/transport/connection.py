@@ -16,6 +16,7 @@ from ..errors import CommunicationError, ConnectionClosedError, PyroError
 from ..settings import Settings
 from ..uri import Uri
 from ..wire import Decoder, codec_for
+from ..wire.buffers import keep_freed_memory
 from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
 from ..wire.pieces import MAX_PIECE, Outgoing
@@ -27,6 +28,7 @@ from .sockets import (
     address_text,
     is_local,
     is_local_address,
+    limit_wait,
     lost_connection,
     peer_text,
     reason_of,
@@ -99,6 +101,12 @@ class Connection:
         self._sending = False
         self._drained: trio.Event | None = None
         self._poll: select.poll | None = None
+        self.can_wait = type(sock) is socket.socket
+        """Whether there is `receive_within`: not where somebody has to decrypt."""
+        self._wait_flag = 0
+        """Of every read and write that must not wait, on a socket that the kernel waits at; see `_let_wait`."""
+        self._longest_s = 0.0
+        """How long it waits."""
         self._awaited = False
         """A task of the loop waits for the socket, or has done so."""
         self.in_pieces: Callable[[Message], Outgoing | None] | None = None
@@ -191,9 +199,9 @@ class Connection:
         place = decoder.wanted_buffer() if decoder.collected is not None else None
         try:
             if place is not None:
-                count = self._sock.recv_into(place)
+                count = self._sock.recv_into(place, 0, self._wait_flag)
             else:
-                data = self._sock.recv(RECEIVE_BYTES)
+                data = self._sock.recv(RECEIVE_BYTES, self._wait_flag)
                 count = len(data)
         except BlockingIOError:
             raise
@@ -208,6 +216,42 @@ class Connection:
         decoder.received(count)
         return decoder.next_event()
 
+    def receive_within(self, seconds: float) -> Event | None:
+        """`receive_available` where nothing of a message has come yet, but the thread itself waits for it.
+
+        Raises:
+            BlockingIOError: nothing came in that time.
+        """
+        try:
+            data = self._wait_for_bytes(seconds)
+            if data:
+                return self.decoder.take(data)
+            self.ended = True
+            self.decoder.eof()
+        except PyroError:
+            self.broken = True
+            raise
+        return None
+
+    def _wait_for_bytes(self, seconds: float) -> bytes:
+        """Let the thread wait for bytes; empty at the end. BlockingIOError: there were none in that time, in whole
+        ticks of the kernel."""
+        if seconds != self._longest_s:
+            self._let_wait(seconds)
+        try:
+            return self._sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def _let_wait(self, seconds: float) -> None:
+        """From now on the socket is one that waits: to wait and to read is one system call then instead of two."""
+        self._wait_flag = socket.MSG_DONTWAIT
+        self._sock.setblocking(True)
+        limit_wait(self._sock, seconds)
+        self._longest_s = seconds
+
     @property
     def pending(self) -> bool:
         """Whether bytes are here that the kernel does not tell of any more: what was decrypted and not read."""
@@ -221,7 +265,7 @@ class Connection:
     def fill_nowait(self) -> bool | None:
         """Take in what has arrived, without waiting. None: nothing had; False: the peer is gone."""
         try:
-            data = self._sock.recv(RECEIVE_BYTES)
+            data = self._sock.recv(RECEIVE_BYTES, self._wait_flag)
         except BlockingIOError:
             return None
         except OSError:
@@ -297,9 +341,12 @@ class Connection:
     def queue_encoded(self, *buffers: Body) -> int:
         """Hand encoded bytes over for the next flush; see `queue`."""
         for buffer in buffers:
-            if len(buffer):
+            size = len(buffer)
+            if size:
+                if size > JOIN_BELOW:
+                    keep_freed_memory()  # the next one is made when this one has left
                 self._out.append(buffer)
-                self.queued += len(buffer)
+                self.queued += size
         return self.queued
 
     @property
@@ -323,7 +370,10 @@ class Connection:
             if self.broken:
                 raise ConnectionClosedError(f"connection to {self.peer} is broken")
             try:
-                count = self._sock.send(out[0]) if len(out) == 1 else self._sock.sendmsg(out[:MAX_BUFFERS])
+                if len(out) == 1:
+                    count = self._sock.send(out[0], self._wait_flag)
+                else:
+                    count = self._sock.sendmsg(out[:MAX_BUFFERS], (), self._wait_flag)
             except BlockingIOError:
                 return False
             except OSError as error:
@@ -386,15 +436,19 @@ class Connection:
 
         Errors and cancellation as with `receive`.
         """
-        poll = self._poll
+        if self.can_wait and (patience := busy.patience()):
+            try:
+                return self._wait_for_bytes(patience)
+            except BlockingIOError:
+                busy.waited_in_vain()
         self._awaited = True
         while True:
             try:
-                if poll is None:
-                    await trio.lowlevel.wait_readable(self._sock)
+                if self.can_wait:
+                    await busy.wait_in_loop(self._sock)
                 else:
-                    await busy.wait_readable(self._sock, poll)
-                return self._sock.recv(RECEIVE_BYTES)
+                    await trio.lowlevel.wait_readable(self._sock)
+                return self._sock.recv(RECEIVE_BYTES, self._wait_flag)
             except BlockingIOError:
                 continue
             except (trio.ClosedResourceError, OSError, ValueError) as error:
@@ -414,7 +468,7 @@ class Connection:
         if self._poll is not None and not self._poll.poll(0):  # no error has to be made to say so
             return None
         try:
-            return bool(self._sock.recv(1, socket.MSG_PEEK))
+            return bool(self._sock.recv(1, socket.MSG_PEEK | self._wait_flag))
         except BlockingIOError:
             return None
         except OSError:
@@ -444,7 +498,7 @@ class Connection:
     async def _drop_input(self) -> None:
         while True:
             try:
-                if not self._sock.recv(RECEIVE_BYTES):
+                if not self._sock.recv(RECEIVE_BYTES, self._wait_flag):
                     return
             except BlockingIOError:
                 await self._wait(trio.lowlevel.wait_readable)

@@ -13,6 +13,7 @@ import ipaddress
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -50,11 +51,11 @@ class StreamSocket(Protocol):
     def getsockname(self) -> Any: ...
     def setblocking(self, flag: bool, /) -> None: ...
     def getsockopt(self, level: int, option: int, /) -> int: ...
-    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
+    def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None: ...
     def recv(self, count: int, flags: int = ..., /) -> bytes: ...
-    def recv_into(self, buffer: Any, /) -> int: ...
+    def recv_into(self, buffer: Any, count: int = ..., flags: int = ..., /) -> int: ...
     def send(self, data: Any, flags: int = ..., /) -> int: ...
-    def sendmsg(self, buffers: Any, /) -> int: ...
+    def sendmsg(self, buffers: Any, ancillary: tuple[()] = ..., flags: int = ..., /) -> int: ...
     def shutdown(self, how: int, /) -> None: ...
     def close(self) -> None: ...
 
@@ -68,6 +69,31 @@ def lost_connection(error: BaseException, text: str) -> CommunicationError:
     return (
         AuthenticationError(reason_of(error)) if isinstance(error, PeerRefusedError) else ConnectionClosedError(text)
     )
+
+
+class HasPeer(Protocol):
+    """A socket that knows its other side."""
+
+    @property
+    def family(self) -> int: ...
+    def getpeername(self) -> Any: ...
+
+
+class HasOptions(Protocol):
+    """A socket whose options can be set."""
+
+    def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None: ...
+
+
+def limit_wait(sock: HasOptions, receive_s: float) -> None:
+    """Let a ``recv`` that waits, and that nothing comes of for so long, fail with BlockingIOError."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(receive_s))
+
+
+@functools.lru_cache(maxsize=16)
+def timeval(seconds: float) -> bytes:
+    """A span of time as the kernel takes it."""
+    return struct.pack("ll", *divmod(round(seconds * 1_000_000), 1_000_000))
 
 
 def set_options(sock: StreamSocket) -> None:
@@ -95,7 +121,7 @@ def begin_keepalive(sock: StreamSocket) -> None:
         sock.setsockopt(level, option, value)
 
 
-def peer_text(sock: StreamSocket) -> str:
+def peer_text(sock: HasPeer) -> str:
     """The other side for people: ``127.0.0.1:4711``, ``[::1]:4711`` or ``unix``."""
     try:
         address = sock.getpeername()
@@ -110,6 +136,27 @@ def address_text(address: Any) -> str:
         return "unix"
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def address_of(text: str) -> Any:
+    """The address that `address_text` was made of, without what IPv6 adds; empty for a unix socket."""
+    host, _, port = text.rpartition(":")
+    return (host.strip("[]"), int(port)) if port.isdecimal() else ""
+
+
+class ClosedSocket:
+    """What is still known of a socket that was closed."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+
+    def getpeername(self) -> Any:
+        """Who was at the other end."""
+        return address_of(self._peer)
+
+    def fileno(self) -> int:
+        """As closed sockets say."""
+        return -1
 
 
 def is_local(sock: StreamSocket) -> bool:

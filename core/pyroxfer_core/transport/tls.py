@@ -77,7 +77,7 @@ class TlsSocket:
         """As of any socket."""
         return self._tls.getsockopt(level, option, length) if length else self._tls.getsockopt(level, option)
 
-    def setsockopt(self, level: int, option: int, value: int) -> None:
+    def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
         """As of any socket."""
         self._tls.setsockopt(level, option, value)
 
@@ -144,8 +144,8 @@ class TlsSocket:
             pass  # it will come again
         return b"".join(parts)
 
-    def recv_into(self, buffer: Body) -> int:
-        """The same into a buffer, as much as is there."""
+    def recv_into(self, buffer: Body, count: int = 0, flags: int = 0) -> int:
+        """The same into a buffer, as much as is there; ``count`` and ``flags`` are 0."""
         # whoever looks at the stack of this thread meanwhile must not keep them: the buffer may have to grow
         with memoryview(buffer) as whole, whole[:TURN_BYTES] as view:
             return self._receive(view)
@@ -193,8 +193,8 @@ class TlsSocket:
         self._burst += done
         return done
 
-    def sendmsg(self, buffers: list[Body]) -> int:
-        """Send buffers one after the other, each in records of its own."""
+    def sendmsg(self, buffers: list[Body], ancillary: tuple[()] = (), flags: int = 0) -> int:
+        """Send buffers one after the other, each in records of its own. The rest is as in `send`."""
         total = 0
         try:
             for buffer in buffers:

@@ -8,7 +8,7 @@ from typing import Final
 
 from ..settings import Settings
 from ..wire.codec import Codec
-from ..wire.frame import Header
+from ..wire.frame import NEVER, Header
 from ..wire.message import Body, Message, MessageType
 
 log: Final = logging.getLogger("pyroxfer.wire")
@@ -50,8 +50,8 @@ class LoggedCodec:
         self._say("received", header, f"annotations {header.annotations_length} bytes", header.body_length)
         return header
 
-    def parse_small(self, data: bytes, offset: int, longest: int) -> tuple[Message, int] | None:
-        found = self._codec.parse_small(data, offset, longest)
+    def parse_small(self, data: bytes, offset: int, longest: int, apart: int = NEVER) -> tuple[Message, int] | None:
+        found = self._codec.parse_small(data, offset, longest, apart)
         if found is not None:
             message, end = found
             area = end - offset - self.header_size - len(message.body)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from ..errors import ProtocolError
-from .frame import TAG, Header
+from .frame import NEVER, TAG, Header
 from .message import Body, Message
 from .v48 import V48
 from .v502 import V502
@@ -40,9 +40,9 @@ class Codec(Protocol):
     def parse_header(self, buffer: Body, offset: int = 0) -> Header:
         """Parse the header at ``offset``. ProtocolError when it is cut short or not this protocol's."""
 
-    def parse_small(self, data: bytes, offset: int, longest: int) -> tuple[Message, int] | None:
+    def parse_small(self, data: bytes, offset: int, longest: int, apart: int = NEVER) -> tuple[Message, int] | None:
         """The message at ``offset`` and where it ends, if it is all there, with at most one annotation and at most
-        ``longest`` bytes behind its header.
+        ``longest`` bytes behind its header. A body of ``apart`` bytes and more is a view of the data, not a copy.
 
         None in every other case, rubbish included: it is to be looked at step by step.
         """

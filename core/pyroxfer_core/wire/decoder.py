@@ -14,7 +14,7 @@ from ..settings import GIB, KIB, MIB
 from .assembly import Assembly
 from .buffers import take_buffer
 from .codec import Codec, recognise
-from .frame import PREFIX_SIZE, Header
+from .frame import NEVER, PREFIX_SIZE, Header
 from .message import Body, BodyPart, End, Head, Message, MessageType
 from .plain import PlainCalls
 
@@ -68,6 +68,7 @@ class Decoder:
         "codec",
         "collected",
         "data",
+        "gives_views",
         "max_message",
         "place_of",
     )
@@ -94,7 +95,7 @@ class Decoder:
         self.data: bytes | bytearray = b""
         """What was fed and has not become an event, from ``_offset`` on; empty when there is nothing."""
         self._offset = 0
-        self._parse_small: Callable[[bytes, int, int], tuple[Message, int] | None] | None = None
+        self._parse_small: Callable[[bytes, int, int, int], tuple[Message, int] | None] | None = None
         """Takes a small message apart in one step; None while nobody may: unknown protocol, signatures, broken."""
         self._header: Header | None = None
         self._open: Message | None = None
@@ -110,6 +111,8 @@ class Decoder:
         """The large body that is coming in; only then `wanted_buffer` has something to say."""
         self._filled = 0
         self._lent: memoryview | None = None
+        self.gives_views = False
+        """Whether a large body, if it is most of what was fed, may be a view of that: for who passes it on."""
         self.place_of: Callable[[int, int], memoryview | None] | None = None
         """Asked where the next piece of a body goes, by its number and the size of the piece; None: anywhere."""
         if codec is not None:
@@ -146,10 +149,12 @@ class Decoder:
         parse_small = self._parse_small
         if parse_small is not None and not self.data and self._open is None:
             limit = self._collect_limit
-            found = parse_small(data, 0, limit if limit < self.max_message else self.max_message)
+            size = len(data)
+            apart = size >> 1 if self.gives_views and size > _INLINE_BODY else NEVER
+            found = parse_small(data, 0, limit if limit < self.max_message else self.max_message, apart)
             if found is not None:
                 message, end = found
-                if end != len(data):
+                if end != size:
                     self.data, self._offset = data, end
                 return message
         self.feed(data)
@@ -166,7 +171,7 @@ class Decoder:
             if not data:
                 return None
             limit, offset = self._inline_limit, self._offset
-            found = parse_small(data, offset, limit if limit < self.max_message else self.max_message)
+            found = parse_small(data, offset, limit if limit < self.max_message else self.max_message, NEVER)
             if found is not None:  # as most are
                 message, end = found
                 if end == len(data):

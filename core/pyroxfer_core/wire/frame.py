@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,8 @@ PREFIX_SIZE: Final = 6
 KEY_SIZE: Final = 4
 CORRELATION_ID_SIZE: Final = 16
 
+NEVER: Final = sys.maxsize
+"""No body is as long."""
 CHUNK_TOO_LONG: Final = "annotation chunk length exceeds remaining data"
 BAD_CORRELATION_ID: Final = "bytes is not a 16-char string"
 

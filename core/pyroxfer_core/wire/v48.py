@@ -13,6 +13,7 @@ from typing import Final
 
 from ..errors import MessageTooLargeError, ProtocolError, SecurityError
 from .frame import (
+    NEVER,
     PREFIX_SIZE,
     TAG,
     Header,
@@ -98,7 +99,7 @@ class CodecV48:
             None,
         )
 
-    def parse_small(self, data: bytes, offset: int, longest: int) -> tuple[Message, int] | None:
+    def parse_small(self, data: bytes, offset: int, longest: int, apart: int = NEVER) -> tuple[Message, int] | None:
         """Nothing: answers of this protocol have annotations, which are looked at step by step."""
         return None
 

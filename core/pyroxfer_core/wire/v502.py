@@ -13,6 +13,7 @@ from .frame import (
     CHUNK_TOO_LONG,
     CORRELATION_ID_SIZE,
     KEY_SIZE,
+    NEVER,
     PREFIX_SIZE,
     TAG,
     Header,
@@ -102,7 +103,7 @@ class CodecV502:
             correlation_id if flags & _CORR_ID else None,
         )
 
-    def parse_small(self, data: bytes, offset: int, longest: int) -> tuple[Message, int] | None:
+    def parse_small(self, data: bytes, offset: int, longest: int, apart: int = NEVER) -> tuple[Message, int] | None:
         """A small message with at most one annotation in one step; None to look at it step by step."""
         start = offset + _SIZE
         if start > len(data):
@@ -113,7 +114,8 @@ class CodecV502:
             end = start + size
             if size > longest or end > len(data):
                 return None
-            return Message(plain[0], seq, plain[1], 0, data[start:end], {}), end
+            body = data[start:end] if size < apart else memoryview(data)[start:end]
+            return Message(plain[0], seq, plain[1], 0, body, {}), end
         tag, version, kind, serializer, flags, seq, size, area, correlation_id, _, magic = _unpack_from(data, offset)
         body_at = start + area
         end = body_at + size
@@ -132,7 +134,8 @@ class CodecV502:
             annotations[key.decode()] = data[start + _CHUNK.size : body_at]
         if not flags & _CORR_ID:
             correlation_id = None
-        return Message(kind, seq, name, flags & _NEUTRAL_BITS, data[body_at:end], annotations, correlation_id), end
+        body = data[body_at:end] if size < apart else memoryview(data)[body_at:end]
+        return Message(kind, seq, name, flags & _NEUTRAL_BITS, body, annotations, correlation_id), end
 
     def parse_annotations(self, data: Body, limit: int) -> tuple[dict[str, bytes], bytes | None, bytes | None]:
         """Annotations; correlation id and signature are never among them in this protocol."""

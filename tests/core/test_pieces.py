@@ -191,6 +191,36 @@ def test_segments_are_made_of_memory_that_was_used_before() -> None:
     assert int(done.stdout) < 1500
 
 
+BLOCKS = """
+import resource, socket, threading, trio
+from pyroxfer_core.transport.connection import Connection
+from pyroxfer_core.wire import Decoder, codec_for
+
+def drop(sock: socket.socket) -> None:
+    buffer = bytearray(1 << 16)
+    while sock.recv_into(buffer):
+        pass
+
+async def main() -> None:
+    ours, theirs = socket.socketpair()
+    threading.Thread(target=drop, args=(theirs,)).start()
+    connection = Connection(ours, Decoder(codec_for(502), max_message=1, max_annotations=1, collect=1))
+    for turn in range(10):
+        await connection.send_encoded(*[b"x" * (1 << 20) for _ in range(6)])
+        if turn == 1:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    connection.close()
+
+trio.run(main)
+"""
+
+
+def test_blocks_that_are_sent_are_made_of_memory_that_was_used_before() -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCKS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1500
+
+
 def test_memory_that_is_taken_ahead_is_given_back() -> None:
     """Bodies that never come cannot use up what others get."""
     for _ in range(20):

@@ -22,8 +22,8 @@ from pyroxfer_core.serializers.serpent import SerpentSerializer
 from pyroxfer_core.server.crew import Worker
 from pyroxfer_core.server.peer import Peer
 from pyroxfer_core.server.poller import REQUESTS_IN_A_ROW, Poller
-from pyroxfer_core.server.quick import Begun
-from pyroxfer_core.server.turn import TAKE_AT_ONCE, take_turn
+from pyroxfer_core.server.quick import TAKE_AT_ONCE, Begun
+from pyroxfer_core.server.turn import take_turn
 from pyroxfer_core.transport.connection import Connection, Event
 from pyroxfer_core.wire.message import Flags, MessageType
 

@@ -275,11 +275,11 @@ async def test_a_call_whose_deadline_passes_in_the_queue_is_not_sent() -> None:
     assert worker.begun == [1]
 
 
-async def test_a_backend_of_ours_gets_what_is_left_of_the_deadline() -> None:
-    """The dispatcher counts it from the arrival of the call."""
-    worker = Worker()
+async def test_a_backend_of_ours_gets_what_is_left_of_the_deadline(tmp_path: Path) -> None:
+    """The dispatcher counts it from the arrival of the call; what the back end says of it stands in the record."""
+    worker, log = Worker(), tmp_path / "calls"
     async with (
-        dispatched([worker]) as dispatcher,
+        dispatched([worker], head=f'access_log = "{log}"\n') as dispatcher,
         agreed_client(dispatcher) as client,
     ):
         late = hang(1)
@@ -288,6 +288,9 @@ async def test_a_backend_of_ours_gets_what_is_left_of_the_deadline() -> None:
         answer = await client.receive()
         assert client.outcome(answer) == ("U" if worker.begun else "N")
         assert worker.cancelled == len(worker.begun)
+        dispatcher._management.records.flush()
+        (record,) = [json.loads(line) for line in log.read_text().splitlines()]
+    assert record["outcome"] == ("Unknown" if worker.begun else "NotSent")
 
 
 async def test_what_is_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

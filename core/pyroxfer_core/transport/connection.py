@@ -16,6 +16,7 @@ from ..errors import CommunicationError, ConnectionClosedError, PyroError
 from ..settings import Settings
 from ..uri import Uri
 from ..wire import Decoder, codec_for
+from ..wire.buffers import keep_freed_memory
 from ..wire.codec import Codec
 from ..wire.message import Body, BodyPart, End, Head, Message
 from ..wire.pieces import MAX_PIECE, Outgoing
@@ -340,9 +341,12 @@ class Connection:
     def queue_encoded(self, *buffers: Body) -> int:
         """Hand encoded bytes over for the next flush; see `queue`."""
         for buffer in buffers:
-            if len(buffer):
+            size = len(buffer)
+            if size:
+                if size > JOIN_BELOW:
+                    keep_freed_memory()  # the next one is made when this one has left
                 self._out.append(buffer)
-                self.queued += len(buffer)
+                self.queued += size
         return self.queued
 
     @property

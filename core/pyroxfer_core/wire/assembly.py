@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import io
 from typing import Final
 
+from .buffers import LARGEST_KEPT, keep_freed_memory
 from .message import Body
 
-AHEAD: Final = 8 * 1024 * 1024
+AHEAD: Final = LARGEST_KEPT
 """Segments up to this size get all their memory with their first piece: growing costs several times as much."""
 _ahead: Final = [None] * 8
 """As many may have got it at once, in the whole process: what is announced and never comes costs 64 MiB at most."""
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Once in a process, before its first segment.
-
-    glibc gives what is freed at the end of its heap back to the system until it has seen a block of some size
-    freed; then it keeps twice as much. Without this each segment would be made of new pages, and that costs more than
-    receiving into them. Other C libraries do what they always do, and so does glibc where the environment says how
-    much it may keep (``MALLOC_TRIM_THRESHOLD_``).
-    """
-    bytes(AHEAD)
 
 
 class Assembly:
@@ -86,7 +74,7 @@ class Assembly:
             self._left = next(self._segments)
         self._file = io.BytesIO()
         if self._left <= AHEAD and self._may_be_ahead():
-            _keep_freed_memory()
+            keep_freed_memory()
             self._file.seek(self._left - 1)
             self._file.write(b"\0")
             self._file.seek(0)

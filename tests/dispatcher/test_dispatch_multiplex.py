@@ -206,6 +206,25 @@ async def test_a_call_that_ends_while_it_waits_was_not_sent(ends_by: str) -> Non
     assert worker.begun == [1]
 
 
+async def test_a_cancel_behind_a_one_way_call_that_waits_is_heard_when_that_has_waited_long_enough() -> None:
+    worker = Worker()
+    async with (
+        dispatched([worker], backend="max_in_flight = 1", service="queue_timeout = 0.3") as dispatcher,
+        agreed_client(dispatcher) as client,
+    ):
+        await client.send(hang(1))
+        await until(lambda: worker.running == 1)
+        one_way = hang(2)
+        one_way.flags |= Flags.ONEWAY
+        await client.send(one_way)
+        await client.send(Message(MessageType.CANCEL, 1, "ping", 0, b""))
+        while (answer := await client.receive()).type == MessageType.ALIVE:
+            assert worker.running == 1
+        assert answer.seq == 1
+    assert worker.begun == [1]
+    assert worker.cancelled == 1
+
+
 async def test_the_connection_of_a_call_that_is_cancelled_is_given_up_towards_a_stock_backend() -> None:
     release = trio.Event()
 

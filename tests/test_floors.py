@@ -32,7 +32,7 @@ THIRD_PARTY = {
     0: set(),
     1: set(),
     2: {"serpent", "msgpack", "numpy"},
-    3: {"trio"},
+    3: {"trio", "outcome"},
     4: {"trio", "httpx2"},
     5: {"trio", "click", "tqdm", "httptools"},
 }
@@ -208,6 +208,7 @@ def test_only_declared_packages_are_imported(package: str) -> None:
     """Nothing is imported that an installation would not bring."""
     declared = {
         "trio",
+        "outcome",
         "serpent",
         "msgpack",
         "numpy",

@@ -352,8 +352,10 @@ async def test_a_connection_that_was_waited_at_never_waits_else() -> None:
 def test_ctrl_c_while_the_only_client_is_waited_for_comes_to_the_program(listening: Listening) -> None:
     """And what the client says meanwhile is not lost."""
     received: list[object] = []
+    waits = threading.Event()
 
     def interrupt(thread: int) -> None:
+        waits.wait()
         signal.pthread_kill(thread, signal.SIGINT)
         listening.peer.send(invoke_bytes("echo"))
 
@@ -361,8 +363,14 @@ def test_ctrl_c_while_the_only_client_is_waited_for_comes_to_the_program(listeni
         lone = LoneClient(listening)
         await lone.has_its_turn(listening)
         lone.poller._patience = 3600.0  # until the client says something
-        later = threading.Timer(0.001, interrupt, [threading.get_ident()])
-        later.start()
+        receive = lone.connection.receive_within
+
+        def noted(seconds: float) -> Any:
+            waits.set()
+            return receive(seconds)
+
+        lone.connection.receive_within = noted  # type: ignore[method-assign]  # tells when the thread waits
+        threading.Thread(target=interrupt, args=[threading.get_ident()]).start()
         received.append(lone.poller.receive(lone.client))
 
     async def main() -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from doubles import until
 
 from pyroxfer_core import Daemon, Proxy, Settings, behavior, current_call, expose
 from pyroxfer_core.client.calls import CallOptions
@@ -176,3 +177,47 @@ async def test_a_peer_of_one_call_at_a_time_is_asked_at_once_when_it_is_free() -
             assert len(nursery.child_tasks) == 1
             link.turn.release()
         assert link.turn.locked()
+
+
+@expose
+@behavior(instance_mode="single")
+class Waiting:
+    def __init__(self) -> None:
+        self.gate = trio.Event()
+        self.ended: list[int] = []
+        self.running = 0
+
+    async def when_open(self, value: int) -> int:
+        self.running += 1
+        try:
+            await self.gate.wait()
+        finally:
+            self.running -= 1
+            self.ended.append(value)
+        return value
+
+
+async def test_each_of_many_calls_can_be_cancelled_alone() -> None:
+    """Whoever of them sends for the others, or reads for them: it ends at the daemon, and the rest have answers."""
+    service = Waiting()
+    scopes = [trio.CancelScope() for _ in range(TOGETHER)]
+    answers: list[int] = []
+
+    async def call(proxy: Proxy, number: int) -> None:
+        with scopes[number]:
+            answers.append(await proxy.when_open(number))
+
+    async with Daemon(settings=Settings(shutdown_grace_s=1)) as daemon, Proxy(daemon.register(service)) as proxy:
+        await proxy._pyroBind()
+        async with trio.open_nursery() as nursery:
+            for number in range(TOGETHER):
+                nursery.start_soon(call, proxy, number)
+            await until(lambda: service.running == TOGETHER)
+            for number in range(0, TOGETHER, 2):
+                scopes[number].cancel()
+                await until(lambda number=number: number in service.ended)  # type: ignore[misc]  # a default of a lambda
+            assert service.running == TOGETHER // 2
+            service.gate.set()
+        assert sorted(answers) == list(range(1, TOGETHER, 2))
+        assert proxy._pyroLink is not None
+        await until(lambda: proxy._pyroLink is not None and not proxy._pyroLink.session.pending)

@@ -123,6 +123,18 @@ async def test_closed_pipes_are_told(server: FileServer, root: Path) -> None:
     assert content(root) == ["f"]
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+async def test_files_move_when_there_is_nowhere_to_tell_of_it(
+    server: FileServer, root: Path, here: Path, closed: str
+) -> None:
+    """As a service may be started: with its standard streams closed."""
+    (here / "f").write_bytes(b"12")
+    for words in (("send", here / "f", f"{server.location}/x"), ("get", f"{server.location}/x", here / "y")):
+        ended = await command(*words, prefix=("bash", "-c", f'exec "$@" {closed}', "-"))
+        assert ended.code == 0
+    assert (here / "y").read_bytes() == b"12"
+
+
 @pytest.mark.parametrize("direction", ["send", "get"])
 async def test_events_have_one_schema_in_both_directions(
     server: FileServer, root: Path, here: Path, direction: str
@@ -587,6 +599,17 @@ def test_an_output_that_is_full_is_one_line(arguments: tuple[str, ...], buffered
             [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=60, env=environment
         )
     assert (done.returncode, done.stderr) == (1, b"Error: the output: No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", [("serve", ".", "--listen", "localhost:0"), ("echo",), ("config", "show")])
+def test_an_output_that_nobody_reads_ends_the_command_without_a_word(arguments: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run([*COMMAND, *arguments], stdout=writing, stderr=subprocess.PIPE, timeout=60)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_a_server_whose_output_is_full_is_one_line(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState, served_as
 from ..transport.busypoll import BusyPoll
 from ..transport.connection import Connection
+from ..transport.resume import WOKEN
 from ..transport.turns import TurnSender
 from ..uri import Uri
 from ..wire.features import Feature, Grant
@@ -252,6 +253,20 @@ class Link:
                 error.outcome = Outcome.NOT_SENT
             raise
 
+    def parks(self, waiter: Waiter) -> bool:
+        """Whether a posted call has only to wait until it is woken: others send its request, and read its answer.
+
+        The task that asks waits then, with the waiter's `abort`, and tells `woken`.
+        """
+        if self._flush_planned and self._reading:
+            waiter.task = current_task()
+            return True
+        return False
+
+    def woken(self) -> None:
+        """A task runs again that waited after `parks`."""
+        self._woken -= 1
+
     async def wait(self, waiter: Waiter) -> Message:
         """Send what is queued and wait for the RESULT of a posted call.
 
@@ -413,7 +428,7 @@ class Link:
         waiter.reply = event
         if waiter.task is not None:  # as in `_wake`, without a step more
             task, waiter.task = waiter.task, None
-            reschedule(task)
+            reschedule(task, WOKEN)
             self._woken += 1
         if self.session.going_away and all(waiter.abandoned for waiter in self.session.pending.values()):
             self.connection.close()
@@ -424,7 +439,7 @@ class Link:
         pending = session.pending
         for seq, body in self.connection.decoder.take_plain(calls):
             waiter = pending.get(seq)
-            if waiter is None or not waiter.takes_body or waiter.abandoned or session.going_away:
+            if waiter is None or not waiter.takes_body or session.going_away:
                 self._take(Message(_RESULT, seq, calls.serializer, 0, body))
                 continue
             session.drop(seq)
@@ -432,7 +447,7 @@ class Link:
             task = waiter.task
             if task is not None:  # as in `_wake`, without a step more
                 waiter.task = None
-                reschedule(task)
+                reschedule(task, WOKEN)
                 self._woken += 1
 
     def _take_other(self, message: Message) -> None:
@@ -526,7 +541,7 @@ class Link:
         """Wake one waiting call, or who reads for others: it finds nobody reading, and reads."""
         if self._background is not None:
             task, self._background = self._background, None
-            reschedule(task)
+            reschedule(task, WOKEN)
             return
         for waiter in self.session.pending.values():
             if waiter.task is not None:
@@ -540,7 +555,7 @@ class Link:
     def _wake(self, waiter: Waiter) -> None:
         if waiter.task is not None:
             task, waiter.task = waiter.task, None
-            reschedule(task)
+            reschedule(task, WOKEN)
             self._woken += 1
 
     def _fail(self, error: PyroError) -> None:
@@ -576,6 +591,7 @@ class Link:
     async def abandon(self, waiter: Waiter) -> None:
         """Give up a posted call; see `wait` for what that means to the connection. Takes at most a second."""
         waiter.abandoned = True
+        waiter.takes_body = False
         if waiter.reply is not None and waiter.reply.flags & Flags.ITEMSTREAM:
             self._decline_stream(waiter.reply)
         if waiter.seq not in self.session.pending or self.connection.broken:

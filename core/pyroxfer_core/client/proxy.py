@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import trio
-from trio.lowlevel import checkpoint_if_cancelled
+from trio.lowlevel import checkpoint_if_cancelled, wait_task_rescheduled
 
 from ..errors import (
     CommunicationError,
@@ -172,7 +172,15 @@ class Proxy:
             try:
                 small = link.post_small(call.method, call.args, call.kwargs)
                 call.end, call.link = small.end, link
-                answer = await (link.wait_plain(small) if alone else link.wait(small))
+                if link.parks(small):
+                    try:
+                        await wait_task_rescheduled(small.abort)
+                    except trio.Cancelled:
+                        await link.abandon(small)
+                        raise
+                    link.woken()
+                if small.body is None:
+                    answer = await (link.wait_plain(small) if alone else link.wait(small))
                 if small.body is not None:
                     return read_value(small.body, link.writer)
                 call.reply = answer

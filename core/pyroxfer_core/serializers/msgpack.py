@@ -411,17 +411,22 @@ class MsgpackSerializer(Serializer):
 
     def dumps_call(self, object_id: str, method: str, args: Arguments, kwargs: dict[str, Any] | None) -> Body:
         """The body of a call. Plain arguments are written alike in both forms, and at once."""
-        if not kwargs and self._flat.issuperset(map(type, args)):
+        flat = self._flat
+        if kwargs is None and method == "<batch>":
             try:
-                return _PLAIN.pack([object_id, method, list(args), kwargs])
-            except (OverflowError, ValueError):  # a large integer
-                pass
-        elif kwargs is None and method == "<batch>":
-            try:
-                if _is_flat_batch(args, self._flat):
+                if _is_flat_batch(args, flat):
                     return _PLAIN.pack([object_id, method, list(args), None])
-            except (OverflowError, ValueError, TypeError, LookupError):  # as above, or not really a batch
+            except (OverflowError, ValueError, TypeError, LookupError):  # a large integer, or not really a batch
                 pass
+        elif not kwargs:
+            for value in args:  # mostly few: to make a set of their types takes longer
+                if type(value) not in flat:
+                    break
+            else:
+                try:
+                    return _PLAIN.pack([object_id, method, list(args), kwargs])
+                except (OverflowError, ValueError):  # a large integer
+                    pass
         return super().dumps_call(object_id, method, args, kwargs)
 
     def dumps(self, value: Any) -> Body:

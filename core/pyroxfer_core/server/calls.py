@@ -18,7 +18,7 @@ from .crew import Worker, let_others_read
 from .execute import Job, Read, decode, execute, failure
 from .keys import run_keyed
 from .lanes import Lanes
-from .turn import FLUSH_AT
+from .quick import FLUSH_AT
 
 if TYPE_CHECKING:
     from .peer import Peer

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
-from ..transport.resume import resumed
+from ..transport.resume import WOKEN, resumed
 from ..wire.message import Message
 from .execute import Job
 from .poller import Poller
@@ -115,7 +115,7 @@ class Crew:
         worker.job, worker.reads = job, reads
         task, worker.task = worker.task, None
         assert task is not None, "idle workers are parked"
-        trio.lowlevel.reschedule(task)
+        trio.lowlevel.reschedule(task, WOKEN)
 
     async def _work(self, worker: Worker) -> None:
         """Work until there are enough idle tasks.

@@ -16,7 +16,7 @@ from ..objects.context import current_context_var
 from ..objects.expose import MethodKind
 from ..serializers.base import Call
 from ..transport.connection import Event
-from ..transport.resume import resumed
+from ..transport.resume import Steps, free_steps
 from ..wire.message import Message, MessageType
 from ..wire.scattered import JOIN_BELOW
 from .execute import SPECIAL, Job, Read, failed, result
@@ -104,11 +104,14 @@ def _run(peer: Peer, job: Job, kind: MethodKind, function: Callable[..., Any]) -
         if kind.is_async:
             running = value if type(value) is CoroutineType else _awaited(value)
             try:
-                request = running.send(None)
-            except StopIteration as finished:
-                value = finished.value
-            else:
-                return Waiting(rest_of_small(peer, job, running, request))
+                steps = free_steps.pop()
+            except IndexError:
+                steps = Steps()
+            request = steps.begin(running)
+            if type(request) is not tuple:
+                return Waiting(rest_of_small(peer, job, steps, request))
+            free_steps.append(steps)
+            value = request[0]
         if job._response_annotations is None and (type(value) in PLAIN or not is_stream(value)):
             body = job.serializer.dumps(value)
         else:
@@ -129,10 +132,10 @@ def _run(peer: Peer, job: Job, kind: MethodKind, function: Callable[..., Any]) -
     return None
 
 
-async def rest_of_small(peer: Peer, job: Job, running: Coroutine[Any, Any, Any], request: Any) -> Message | None:
+async def rest_of_small(peer: Peer, job: Job, steps: Steps, request: Any) -> Message | None:
     """What `execute` does, from where a handler waits for the first time."""
     try:
-        return result(peer, job, await resumed(running, request))
+        return result(peer, job, await steps.rest(request))
     except BaseException as error:
         return failed(peer, job, error)
 

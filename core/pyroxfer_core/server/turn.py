@@ -16,7 +16,7 @@ from ..wire.features import Feature
 from ..wire.message import Message, MessageType
 from ..wire.session import IN_PIECES, alive
 from .execute import SLOW_BYTES, Job, Read, is_slow_to_read, read_call
-from .quick import UNTOUCHED, Begun
+from .quick import FLUSH_AT, TAKE_AT_ONCE, UNTOUCHED, Begun
 from .small import Unusual, run_small
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TAKE_AT_ONCE: Final = 64
-"""Requests that came together before other connections get their turn."""
-FLUSH_AT: Final = 64 * 1024
-"""Bytes of answers that leave before more is taken, or others add theirs."""
 MAX_UNSENT: Final = 8 * 1024 * 1024
 """Bytes of answers to a peer of ours that may wait for it while its next requests are read."""
 ALIVE_S: Final = 1.0

@@ -1,4 +1,4 @@
-"""The scripts explain themselves, refuse what they do not know before setting anything up, and leave nothing behind."""
+"""Scripts explain themselves, refuse what they do not know before setting anything up, and leave nothing behind."""
 
 from __future__ import annotations
 

@@ -397,13 +397,14 @@ async def test_after_a_signal_the_same_command_goes_on(
     assert content(target) == ["new"]
 
 
-async def test_an_early_interrupt_ends_in_silence(nursery: trio.Nursery) -> None:
+@pytest.mark.parametrize("entry", ["main", "dispatcher"])
+async def test_an_early_interrupt_ends_in_silence(nursery: trio.Nursery, entry: str) -> None:
     """However early it comes once our code runs: no traceback, and the shell sees 130."""
     waits = "import sys, time, builtins, signal; real = builtins.__import__\n"
     waits += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run in the background
     waits += "def slow(name, *rest):\n if name == 'trio': print('loading', flush=True); time.sleep(20)\n"
     waits += " return real(name, *rest)\n"
-    waits += "builtins.__import__ = slow; from pyroxfer_command import main; main()"
+    waits += f"builtins.__import__ = slow; from pyroxfer_command import {entry}; {entry}()"
     process: trio.Process = await nursery.start(
         partial(
             trio.run_process,
@@ -419,6 +420,17 @@ async def test_an_early_interrupt_ends_in_silence(nursery: trio.Nursery) -> None
     process.send_signal(signal.SIGINT)
     assert await process.wait() == -signal.SIGINT
     assert await process.stderr.receive_some(1000) == b""
+
+
+def test_an_interrupt_of_what_needs_no_loop_is_one_of_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 130 and nothing said, wherever Ctrl-C comes."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyroxfer.cli.config._all_settings", interrupted)
+    result = CliRunner().invoke(main, ["config", "check"])
+    assert (result.exit_code, result.output) == (130, "")
 
 
 def test_what_only_loads_at_a_server_is_not_loaded_by_a_client() -> None:

@@ -1,9 +1,10 @@
-"""The scripts explain themselves, and refuse what they do not know, before they set anything up."""
+"""Scripts explain themselves, refuse what they do not know before setting anything up, and leave nothing behind."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -88,3 +89,49 @@ def test_a_number_that_leaves_nothing_to_do_is_refused(scripts: Path, name: str,
 
 def test_every_script_is_looked_at() -> None:
     assert set(COMMANDS) == {*WRONG, "interop"}
+
+
+PARENT = """
+import subprocess, sys
+from children import END_WITH_PARENT
+child = "import time; print('up', flush=True); time.sleep(600)"
+subprocess.run([sys.executable, "-c", child], preexec_fn=END_WITH_PARENT)
+"""
+TOLD = """
+import time
+from children import clean_up_when_told_to_end
+clean_up_when_told_to_end()
+try:
+    print("up", flush=True)
+    time.sleep(600)
+finally:
+    print("cleaned up", flush=True)
+"""
+
+
+def started(program: str) -> subprocess.Popen[str]:
+    """A program that has said that it is up."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS / "sharedlib")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+def test_services_do_not_outlive_a_script_that_is_killed() -> None:
+    """Its standard output, which they share, ends with the last of them."""
+    with started(PARENT) as process:
+        process.kill()
+        assert process.communicate(timeout=60)[0] == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_script_that_is_told_to_end_cleans_up(number: signal.Signals) -> None:
+    with started(TOLD) as process:
+        process.send_signal(number)
+        assert process.communicate(timeout=60)[0] == "cleaned up\n"
+    assert process.returncode == 128 + number

@@ -35,7 +35,7 @@ def configure_logging(level: str | None = None, file: str | None = None) -> bool
 
     Args:
         level: one of `LEVELS`, in any case. None: ``PYROXFER_LOG_LEVEL``, then ``PYRO_LOGLEVEL``; without any of
-            them nothing is set up.
+            them nothing is set up, unless ``file`` says where to: then it is INFO.
         file: where to append to; ``{stderr}`` is standard error. None: ``PYROXFER_LOG_FILE``, then ``PYRO_LOGFILE``,
             then standard error.
 
@@ -47,8 +47,9 @@ def configure_logging(level: str | None = None, file: str | None = None) -> bool
         OSError: the file cannot be written.
     """
     level, said_by = (level, "the log level") if level else _first_of(LEVEL_VARIABLES)
-    if level is None:
+    if level is None and file is None:
         return False
+    level = level or "INFO"
     if level.upper() not in LEVELS:
         raise ValueError(f"{said_by} is {level!r}; choose one of: {', '.join(LEVELS)}")
     if logging.root.handlers:

@@ -11,10 +11,11 @@ from typing import Any, Final
 import trio
 
 from pyroxfer_core import error_body
-from pyroxfer_core.errors import Outcome, PyroError, RefusedError
+from pyroxfer_core.errors import Outcome, PyroError
 from pyroxfer_core.wire import OUTCOME_KEY, Codec, Flags, Message, MessageType
 
 from .admin import announce, announce_ejection, note
+from .attempts import Attempt
 from .backends import Backend
 from .calls import Phase
 from .channel import Opened
@@ -97,7 +98,6 @@ class Conversation:
         takes_back: bool = False,
     ) -> None:
         self._hub = hub
-        self._nursery = nursery
         self._links = links
         self._codec = codec
         self._reader = reader
@@ -110,7 +110,7 @@ class Conversation:
         self._peer = peer
         self._link: Link | None = None
         self._kept: Link | None = None
-        self._opening: trio.CancelScope | None = None
+        self._attempt = Attempt(nursery, links, self._attempted)
         self._end_waits = False
         """The end of the request has come from the client, but not all of it has left for the backend."""
         self._working = False
@@ -229,8 +229,7 @@ class Conversation:
 
     def end(self) -> None:
         """Let go of every link."""
-        if self._opening is not None:
-            self._opening.cancel()
+        self._attempt.give_up()
         for command in self._judge(ClientLost(), monotonic()):
             assert isinstance(command, CloseBackend), "a lost client leaves nothing else to do"
             self._close_backend(command)
@@ -432,33 +431,15 @@ class Conversation:
         link = self._links.idle(command.backend, command.version)
         if link is not None:
             return self._opened(link)
-        self._opening = trio.CancelScope(shield=True)
-        self._nursery.start_soon(self._open_new, command, self._opening)
+        self._attempt.begin(self._forwarding.call.service, command.backend, command.version)
         return None
 
-    async def _open_new(self, command: OpenBackend, scope: trio.CancelScope) -> None:
-        event: Event | None = None
-        with scope:
-            try:
-                link = await self._links.open(self._forwarding.call.service, command.backend, command.version)
-            except RefusedError as error:
-                event = BackendRefused(str(error))
-            except PyroError as error:
-                event = BackendLost(str(error))
-            else:
-                if scope.cancel_called:
-                    link.channel.close()
-                    return
-                event = self._opened(link)
-        if event is not None and not scope.cancel_called:
-            self._opening = None
-            self._handle(event)
-            self._go_on()
+    def _attempted(self, found: Link | BackendRefused | BackendLost) -> None:
+        self._handle(self._opened(found) if isinstance(found, Link) else found)
+        self._go_on()
 
     def _stop_opening(self, command: StopOpening) -> None:
-        assert self._opening is not None, "no connection is being made"
-        self._opening.cancel()
-        self._opening = None
+        self._attempt.give_up()
 
     def _use_kept(self, command: UseKeptBackend) -> Event:
         assert self._kept is not None, "no link was kept"

@@ -13,6 +13,7 @@ from .clients import write_message
 from .conversation import Conversation
 from .dialects import STREAM_KEY
 from .events import Piece
+from .numbering import Numbers
 
 
 def _ignore() -> None:
@@ -34,11 +35,9 @@ class Trunk(Protocol):
     def waits(self) -> int:
         """Changes from look to look while nothing is read from the client, which is not its fault."""
 
-    def take_number(self, lane: Lane) -> int | None:
-        """A number for a body that leaves in pieces; None: `Lane.take_number` tells it later."""
-
-    def give_number(self, number: int) -> None:
-        """The body has left."""
+    @property
+    def numbers(self) -> Numbers:
+        """Of the bodies that leave there in pieces."""
 
     def wait(self, lane: Lane) -> None:
         """Tell the lane once, by `Lane.drained`, when everything has left."""
@@ -193,7 +192,7 @@ class Lane:
         if body_length is not None:
             trunk.codec.encode_head(message, body_length)  # what cannot be written fails here and now
             self._left, self._head = body_length, message
-            number = trunk.take_number(self)
+            number = trunk.numbers.take(self)
             if number is not None:
                 self.take_number(number)
             return
@@ -249,7 +248,7 @@ class Lane:
     def _give_number(self) -> None:
         number, self._number = self._number, None
         assert number is not None, "an answer in pieces has one"
-        self._trunk.give_number(number)
+        self._trunk.numbers.give(number)
 
     def close(self) -> None:
         """The client is given up."""

@@ -8,7 +8,6 @@ not a large body that a backend waits for.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -44,6 +43,7 @@ from .dialects import ANSWERABLE, farewell
 from .holders import Holders
 from .hub import Hub
 from .lane import Arriving, Lane
+from .numbering import Numbers
 from .routes import Directory
 from .standstill import Standstill
 
@@ -107,8 +107,8 @@ class Multiplexed:
         self._into: Arriving | Lane | None = None
         """Where the parts of the message that is coming go; None: nowhere."""
         self._bodies: dict[int, Arriving] = {}
-        self._numbers = list(range(MAX_BODIES))
-        self._for_number: deque[Lane] = deque()
+        self.numbers = Numbers(hub)
+        """See `Trunk`."""
         self._for_drained: set[Lane] = set()
         self._waiting = 0
         self.waits = 0
@@ -543,25 +543,6 @@ class Multiplexed:
             self._refuse_waiting(request, "the backend of its item streams is lost")
 
     # -- what lanes need
-
-    def take_number(self, lane: Lane) -> int | None:
-        """See `Trunk`."""
-        if self._numbers:
-            return self._numbers.pop()
-        self._for_number.append(lane)
-        return None
-
-    def give_number(self, number: int) -> None:
-        """See `Trunk`."""
-        self._numbers.append(number)
-        if self._for_number:
-            self._hub.later(self._give_numbers)
-
-    def _give_numbers(self, now: float) -> None:
-        while self._numbers and self._for_number:
-            lane = self._for_number.popleft()
-            if lane.waits_for_number:
-                lane.take_number(self._numbers.pop())
 
     def wait(self, lane: Lane) -> None:
         """See `Trunk`."""

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from pyroxfer_core import error_body
-from pyroxfer_core.errors import Outcome, PyroError
+from pyroxfer_core.errors import Outcome, ProtocolError, PyroError
 from pyroxfer_core.wire import (
     DEADLINE_KEY,
     FEATURES_KEY,
@@ -89,7 +89,7 @@ class Pinned:
         self._goodbye = goodbye
         self.host = Party(peer).host
         """Where the client comes from."""
-        make = Relay if records is None else partial(RecordedRelay, records, peer, service.name)
+        make = Relay if records is None else partial(RecordedRelay, records, peer, service.name, self._outcome_of)
         self._relay = make(
             service.admission, backend, client, self._woken, has_agreed=bool(agreed.bits), first_seq=first_seq
         )
@@ -304,14 +304,25 @@ class Pinned:
         return inf if milliseconds is None else milliseconds / 1000
 
     def _deadline_of(self, message: Sealed) -> bytes | None:
-        start = self._codec.header_size
-        if not self._agreed.bits or message.body_at == start:
-            return None
-        annotations, _, _ = self._codec.parse_annotations(message.data[start : message.body_at], MAX_ANNOTATIONS)
+        annotations = self._annotations_of(message)
         confirmed = annotations.get(FEATURES_KEY)
         if confirmed is not None and not self._has_confirmed:
             self._has_confirmed = self._agreed.is_confirmed_by(confirmed)
         return annotations.get(DEADLINE_KEY)
+
+    def _outcome_of(self, answer: Sealed) -> str | None:
+        """What the backend says of a call by its answer; what is wrong with that is for the client to find out."""
+        try:
+            return self._agreed.read_outcome(self._annotations_of(answer).get(OUTCOME_KEY))
+        except ProtocolError:
+            return None
+
+    def _annotations_of(self, message: Sealed) -> dict[str, bytes]:
+        """Those of a message that is whole, where both ends have agreed on something."""
+        start = self._codec.header_size
+        if not self._agreed.bits or message.body_at == start:
+            return {}
+        return self._codec.parse_annotations(message.data[start : message.body_at], MAX_ANNOTATIONS)[0]
 
     def _take_off(self, message: Sealed, seconds: float) -> None:
         """The call waited here so long: its caller waits so much less for the backend."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -10,7 +11,7 @@ from pyroxfer_core.wire import Flags, MessageType
 
 from .commands import Fail
 from .frames import Sealed
-from .records import Records, record_of
+from .records import ANSWERED, Ending, Records, ending_of, record_of
 from .relay import Relay, begun
 
 
@@ -25,7 +26,7 @@ class _Entry:
     sent_at: float | None = None
     replied_at: float | None = None
     bytes_out: int = 0
-    failed: bool = False
+    ending: Ending = ANSWERED
 
 
 class RecordedRelay(Relay):
@@ -34,14 +35,24 @@ class RecordedRelay(Relay):
     Args:
         peer: the address of the client.
         service: the name of the service.
+        said: what the backend says of a call by an answer, see `ReplyArrived`.
         args, more: as of `Relay`.
     """
 
-    def __init__(self, records: Records, peer: str, service: str, *args: Any, **more: Any) -> None:
+    def __init__(
+        self,
+        records: Records,
+        peer: str,
+        service: str,
+        said: Callable[[Sealed], str | None],
+        *args: Any,
+        **more: Any,
+    ) -> None:
         super().__init__(*args, **more)
         self._records = records
         self._peer = peer
         self._service = service
+        self._said = said
         self._entries: dict[int, _Entry] = {}
 
     def asked(self, message: Sealed, now: float, deadline: float = inf, size: int = 0) -> bool:
@@ -85,7 +96,7 @@ class RecordedRelay(Relay):
         if entry is not None:
             entry.replied_at = now
             entry.bytes_out = begun(message)[2] if message.type == MessageType.BEGIN else size
-            entry.failed = bool(message.flags & Flags.EXCEPTION)
+            entry.ending = ending_of(message, self._said(message))
             if whole:
                 self._answered(message.seq, now)
         return is_answer
@@ -120,7 +131,7 @@ class RecordedRelay(Relay):
     def _answered(self, seq: int, now: float) -> None:
         entry = self._entries.get(seq)
         if entry is not None:
-            self._finish(seq, now, "exception" if entry.failed else "ok", "", "backend")
+            self._finish(seq, now, *entry.ending, "backend")
 
     def _finish(self, seq: int, now: float, outcome: str, reason: str, by: str) -> None:
         entry = self._entries.pop(seq, None)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import trio
 
-from pyroxfer_core.wire import End
+from pyroxfer_core.wire import End, Flags, Message
 
 from .calls import Phase
 from .commands import CloseClient, Command, Fail
@@ -36,6 +36,14 @@ _STEPS: Final = ("queue_s", "connect_s", "send_s", "execute_s", "answer_s")
 _ENDED_BY: Final = {"cancelled": "client", "NotSent": "dispatcher", "Unknown": "backend"}
 
 Record = dict[str, Any]
+Ending = tuple[str, str]
+"""The outcome of a call, and the reason."""
+ANSWERED: Final[Ending] = ("ok", "")
+_RAISED: Final[Ending] = ("exception", "")
+_SAID: Final[dict[str | None, Ending]] = {
+    "N": ("NotSent", "the backend did not run it"),
+    "U": ("Unknown", "the backend cut it short"),
+}
 
 
 class Records:
@@ -95,6 +103,15 @@ def correlation_text(correlation_id: bytes | None) -> str | None:
     return str(UUID(bytes=bytes(correlation_id))) if correlation_id and len(correlation_id) == 16 else None
 
 
+def ending_of(answer: Message, said: str | None) -> Ending:
+    """How a call ended that was answered.
+
+    Args:
+        said: what the backend says of a call that failed, see `ReplyArrived`.
+    """
+    return _SAID.get(said, _RAISED) if answer.flags & Flags.EXCEPTION else ANSWERED
+
+
 def record_of(
     *,
     client: str,
@@ -147,7 +164,7 @@ class Watcher:
         self._records = records
         self._at: dict[str, float] = {}
         self._bytes = [0, 0]
-        self._failed = False
+        self._answer = ANSWERED
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """In place of `Forwarding.handle`."""
@@ -167,11 +184,11 @@ class Watcher:
         if isinstance(event, BlobArrived):
             self._at = {"arrived": now}
             self._bytes = [_size(event), 0]
-            self._failed = False
+            self._answer = ANSWERED
         elif self._at and isinstance(event, ReplyArrived):
             self._at["replied"] = now
             self._bytes[1] = _size(event)
-            self._failed = bool(event.message.flags & 1)
+            self._answer = ending_of(event.message, event.outcome)
         elif self._at and (name := _MARKS.get(type(event))):
             self._at[name] = now
 
@@ -180,7 +197,8 @@ class Watcher:
         call = self._inner.call_or_none
         if call is None or call.target is None:
             return
-        outcome, reason = self._outcome(event, commands)
+        ending = self._ended_otherwise(event, commands)
+        outcome, reason = ending or self._answer
         self._records.take(
             record_of(
                 client=self._client,
@@ -192,11 +210,12 @@ class Watcher:
                 sends=call.sends,
                 outcome=outcome,
                 reason=reason,
-                ended_by=_ENDED_BY.get(outcome, "backend"),
+                ended_by="backend" if ending is None else _ENDED_BY.get(outcome, "backend"),
             )
         )
 
-    def _outcome(self, event: Event, commands: list[Command]) -> tuple[str, str]:
+    def _ended_otherwise(self, event: Event, commands: list[Command]) -> Ending | None:
+        """How a call ended without its whole answer; None: it was answered, or nobody waits for an answer."""
         if isinstance(event, ClientLost):
             return "cancelled", "the client left"
         if not self._inner.call.is_wanted:
@@ -206,7 +225,7 @@ class Watcher:
                 return command.outcome.value, command.text
             if isinstance(event, BackendLost) and isinstance(command, CloseClient):
                 return "Executed", command.reason
-        return ("exception" if self._failed else "ok"), ""
+        return None
 
 
 _MARKS: Final[dict[type, str]] = {SlotFree: "admitted", BackendOpened: "opened", RequestSent: "sent", End: "sent"}

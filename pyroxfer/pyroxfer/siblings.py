@@ -84,10 +84,12 @@ class Siblings:
             raise PeerError("a worker answered with something else than a file service does")
         return answer
 
-    async def blocks(self, number: int, transfer_id: str, ranges: object) -> AsyncGenerator[object, None]:
+    async def blocks(
+        self, number: int, transfer_id: str, ranges: object, largest: object
+    ) -> AsyncGenerator[object, None]:
         """The blocks of a download of another worker. Errors as ``ask``."""
         with _lost():
-            stream = await self._proxies[number].blocks(transfer_id, ranges)
+            stream = await self._proxies[number].blocks(transfer_id, ranges, largest)
             async with contextlib.aclosing(stream):
                 async for item in stream:
                     yield item
@@ -146,9 +148,9 @@ class SiblingEnd:
         answer: Mapping[str, Any] = await getattr(self._service, method)(transfer_id, *args, **more)
         return answer
 
-    async def blocks(self, transfer_id: str, ranges: object) -> AsyncIterator[object]:
+    async def blocks(self, transfer_id: str, ranges: object, largest: object) -> AsyncIterator[object]:
         """The service's own blocks."""
-        blocks = cast("AsyncGenerator[object, None]", self._service.blocks(transfer_id, ranges))
+        blocks = cast("AsyncGenerator[object, None]", self._service.blocks(transfer_id, ranges, largest))
         async with contextlib.aclosing(blocks) as items:
             async for item in items:
                 yield item

@@ -1,4 +1,4 @@
-"""What the ``pyroxfer`` command starts with: so light that an early Ctrl-C ends it in silence, with 130."""
+"""What the commands start with: so light that an early Ctrl-C ends them in silence, with 130."""
 
 import gc
 import signal
@@ -8,8 +8,22 @@ def main() -> None:
     """Load the command line and run it. While it loads, Ctrl-C simply ends the process, and nobody looks for garbage:
     there is none among modules, and looking takes a fifteenth of the time."""
     gc.disable()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _let_interrupts_end_it()
     from pyroxfer.cli import main as run
 
     run(prog_name="pyroxfer")
+
+
+def dispatcher() -> None:
+    """The same for the dispatcher, whose commands are loaded with it."""
+    _let_interrupts_end_it()
+    from pyroxfer_dispatcher.cli import main as run
+
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    run(prog_name="pyroxfer-dispatcher")
+
+
+def _let_interrupts_end_it() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

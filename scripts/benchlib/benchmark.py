@@ -18,6 +18,7 @@ import rpc
 import scale
 import workers
 from bench_arguments import REPETITIONS, SECONDS, SUITES, parser, words
+from children import clean_up_when_told_to_end
 from measure import Effort
 from processes import kept_bytecode
 
@@ -30,6 +31,7 @@ QUICK = Effort(repetitions=1, seconds=0.3, quick=True)
 
 def main() -> None:
     chosen = parser().parse_args()
+    clean_up_when_told_to_end()
     usual = QUICK if chosen.quick else FULL
     effort = Effort(chosen.repetitions or usual.repetitions, chosen.seconds or usual.seconds, chosen.quick)
     facts = report.facts(["./scripts/bench", *sys.argv[1:]])

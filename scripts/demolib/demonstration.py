@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import calls
+import calls  # with it comes the place of what scripts share
 import sources
+from children import clean_up_when_told_to_end
 from demo_arguments import parser
 from services import Appliance
 from table import Row, lines
@@ -29,8 +30,7 @@ FILE_CHANNELS = ("iter", "annot", "raw", "auto")
 
 def main() -> None:
     options = parser().parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # so that clean-up runs, as after Ctrl-C
-        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+    clean_up_when_told_to_end()
     with work_folder(options.size) as work, ExitStack() as stack:
         appliance = stack.enter_context(Appliance(work))
         rows = list(run(appliance, work, options.size))

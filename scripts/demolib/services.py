@@ -13,6 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
+sys.path.append(str(Path(__file__).parents[1] / "sharedlib"))
+from children import END_WITH_PARENT
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 START_WITHIN_S = 20.0
@@ -25,7 +28,12 @@ class Service:
     """A command that says where it listens; ended by its own handle."""
 
     def __init__(self, command: Sequence[str], listening: str) -> None:
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            preexec_fn=END_WITH_PARENT,  # the main thread starts it, alone
+        )
         try:
             self.place = self._wait_for(listening)
         except BaseException:

@@ -15,17 +15,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 from facade_doubles import WITHIN_S, Service, serving
 
 from pyroxfer_core import Settings, Uri
 from pyroxfer_core.blocking import Daemon, Proxy
 from pyroxfer_core.blocking.connect import connect
 from pyroxfer_core.blocking.nameserver import BroadcastServer, NameServerDaemon
-from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, NamingError, ProtocolError
+from pyroxfer_core.errors import (
+    CommunicationError,
+    ConnectionClosedError,
+    NamingError,
+    Outcome,
+    ProtocolError,
+    TimeoutError,
+)
 from pyroxfer_core.nameserver.storage import Entry, MemoryStorage, Registry
 from pyroxfer_core.processes.handover import Mailbox
 from pyroxfer_core.transport import inherited, open_connection
-from pyroxfer_core.transport.sockets import bind_tcp, bind_unix, connect_socket
+from pyroxfer_core.transport.sockets import KEEPALIVE_IDLE_S, bind_tcp, bind_unix, connect_socket
 from pyroxfer_core.transport.tls import begin_tls
 from pyroxfer_core.wire import Body
 
@@ -74,12 +83,56 @@ def test_a_connection_that_takes_no_options(listener: socket.socket, monkeypatch
         connect(uri_of(listener), time.monotonic() + WITHIN_S)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_connection_of_a_loop_that_takes_no_options(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    host: str, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyroxfer_core.transport.sockets.set_options", refuse_options)
+    monkeypatch.setattr("pyroxfer_core.transport.sockets.begin_keepalive", refuse_options)
     with nothing_stays_open(), pytest.raises(ConnectionClosedError, match="Invalid argument"):
-        await connect_socket(uri_of(listener), WITHIN_S)
+        await connect_socket(f"{host}:{uri_of(listener).port}", WITHIN_S)
+
+
+@contextmanager
+def silent_place() -> Iterator[str]:
+    """Where nobody answers who connects: the queue of the listener is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+        yield f"127.0.0.1:{full.getsockname()[1]}"
+
+
+async def test_a_connection_that_is_not_made_in_time() -> None:
+    with silent_place() as place, nothing_stays_open(), pytest.raises(TimeoutError, match="no answer within") as told:
+        await connect_socket(place, 0.01)
+    assert told.value.outcome is Outcome.NOT_SENT
+
+
+async def test_a_connection_that_is_not_wanted_any_more() -> None:
+    with silent_place() as place, nothing_stays_open(), trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connect_socket, place, WITHIN_S)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    assert scope.cancelled_caught
+
+
+async def test_a_place_where_nobody_listens(listener: socket.socket) -> None:
+    uri = uri_of(listener)
+    listener.close()
+    with nothing_stays_open(), pytest.raises(ConnectionClosedError, match="Connection refused") as told:
+        await connect_socket(uri, WITHIN_S)
+    assert told.value.outcome is Outcome.NOT_SENT
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_connection_that_was_made_has_its_options(host: str, listener: socket.socket) -> None:
+    connection = await open_connection(f"{host}:{uri_of(listener).port}")
+    sock = connection.sock
+    wanted = (socket.IPPROTO_TCP, socket.TCP_NODELAY), (socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert [sock.getsockopt(*option) for option in wanted] == [1, 1]
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPALIVE_IDLE_S
+    assert not os.get_blocking(sock.fileno())
+    assert connection.peer == f"127.0.0.1:{uri_of(listener).port}"
+    assert connection.is_local
+    connection.close()
 
 
 async def test_a_protocol_that_there_is_not(listener: socket.socket) -> None:

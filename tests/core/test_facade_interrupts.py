@@ -8,33 +8,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from facade_doubles import WITHIN_S, Service, StockServer, plain_answer, serving
+from facade_doubles import WITHIN_S, Service, StockServer, plain_answer
 
 from pyroxfer_core.blocking import Daemon, Proxy
 from pyroxfer_core.errors import CommunicationError, Outcome
 from pyroxfer_core.wire.message import Message
-
-
-@pytest.fixture
-def service() -> Service:
-    return Service()
-
-
-@pytest.fixture
-def daemon(service: Service) -> Iterator[Daemon]:
-    with serving(Daemon()) as running:
-        running.register(service, "service")
-        yield running
-
-
-@pytest.fixture
-def proxy(daemon: Daemon) -> Iterator[Proxy]:
-    with Proxy(daemon.uriFor("service")) as proxy:
-        yield proxy
 
 
 def interrupt_main_soon(service: Service) -> threading.Thread:

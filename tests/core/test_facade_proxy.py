@@ -22,24 +22,6 @@ from pyroxfer_core.wire import codec_for
 from pyroxfer_core.wire.message import Message, MessageType
 
 
-@pytest.fixture
-def service() -> Service:
-    return Service()
-
-
-@pytest.fixture
-def daemon(service: Service) -> Iterator[Daemon]:
-    with serving(Daemon()) as running:
-        running.register(service, "service")
-        yield running
-
-
-@pytest.fixture
-def proxy(daemon: Daemon) -> Iterator[Proxy]:
-    with Proxy(daemon.uriFor("service")) as proxy:
-        yield proxy
-
-
 def test_calls_of_many_threads_are_in_flight_together(service: Service, proxy: Proxy, daemon: Daemon) -> None:
     """All of them are inside the method at one time, over one connection, and each gets its own answer."""
     labels = [f"thread {number}" for number in range(8)]

@@ -42,6 +42,16 @@ def test_the_file_in_the_environment_takes_the_log(program: str, tmp_path: Path)
     assert "a line" in stderr_of(program, PYRO_LOGLEVEL="DEBUG", PYRO_LOGFILE="{stderr}")
 
 
+def test_a_file_named_without_a_level_takes_the_log_from_info_on(tmp_path: Path) -> None:
+    """By an argument: a file that the environment names is for the levels that it names."""
+    file = tmp_path / "log"
+    configure = f"import pyroxfer_core as core; core.configure_logging(file={str(file)!r})"
+    stderr_of(f"{configure}; {LOG}; logging.info('told')")
+    assert file.read_text().endswith("told\n")
+    assert "a line" not in file.read_text()
+    assert "a line" not in stderr_of(CONFIGURE, PYRO_LOGFILE=str(file))
+
+
 def test_our_own_names_go_before_those_of_pyro(tmp_path: Path) -> None:
     assert "a line" in stderr_of(CONFIGURE, PYRO_LOGLEVEL="ERROR", PYROXFER_LOG_LEVEL="DEBUG")
 

@@ -356,38 +356,26 @@ async def test_calls_of_a_client_of_ours_end_with_its_connection() -> None:
         assert len(poller_of(daemon)) == 0
 
 
-async def test_an_unexpected_error_ends_one_connection_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistake in reading a message is logged; neither the daemon nor other connections notice."""
+@pytest.mark.parametrize("is_usual", [True, False], ids=["a usual call", "another message"])
+async def test_an_unexpected_error_ends_one_connection_only(is_usual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake in taking a message is logged, also in a turn of one step; the daemon and others do not notice."""
 
     def mistake(*_: Any) -> None:
         raise LookupError("a mistake")
 
+    message = invoke_bytes("note", "('lost',)")
     async with served() as (daemon, _), greeted(daemon) as other:
         async with greeted(daemon) as client:
+            await client.send(invoke_bytes("note"))
+            await client.messages(502, 1)
             with monkeypatch.context() as patch:
-                patch.setattr("pyroxfer_core.server.turn._take_other", mistake)
-                await client.send(invoke_bytes("note")[:4] + invoke_bytes("note")[4:])
-                await client.messages(502, 1)
-                ping = invoke_bytes("note")
-                await client.send(ping[:6] + bytes([MessageType.PING]) + ping[7:])
-                assert await client.until_closed() == b""
-        await other.send(invoke_bytes("note", "('still here',)"))
-        await other.messages(502, 1)
-        assert len(daemon.peers) == 1
-
-
-async def test_an_unexpected_error_in_a_usual_call_ends_one_connection_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the test before, where a turn takes one step."""
-
-    def mistake(*_: Any) -> None:
-        raise LookupError("a mistake")
-
-    async with served() as (daemon, _), greeted(daemon) as other:
-        async with greeted(daemon) as client:
-            with monkeypatch.context() as patch:
-                patch.setattr("pyroxfer_core.server.quick.run_small", mistake)
-                patch.setattr("pyroxfer_core.server.turn.run_small", None)
-                await client.send(invoke_bytes("note", "('lost',)"))
+                if is_usual:
+                    patch.setattr("pyroxfer_core.server.quick.run_small", mistake)
+                    patch.setattr("pyroxfer_core.server.turn.run_small", None)
+                else:
+                    patch.setattr("pyroxfer_core.server.turn._take_other", mistake)
+                    message = message[:6] + bytes([MessageType.PING]) + message[7:]
+                await client.send(message)
                 assert await client.until_closed() == b""
         await other.send(invoke_bytes("note", "('still here',)"))
         await other.messages(502, 1)

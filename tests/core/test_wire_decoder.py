@@ -382,6 +382,22 @@ def test_the_wanted_buffer_grows_with_what_arrived(codec: Codec) -> None:
     decoder.eof()
 
 
+def test_a_very_large_body_grows_in_bounded_steps() -> None:
+    """Fresh memory costs time: nobody waits while room for half of such a body is made at once."""
+    size, longest = 100 * 1024 * KIB, 16 * 1024 * KIB
+    decoder = Decoder(V502, max_message=2 * size, collect=size)
+    data = V502.encode(call(bytes(size)))
+    decoder.feed(data[:-size])
+    assert decoder.next_event() is None
+    steps = []
+    while (wanted := decoder.wanted_buffer()) is not None:
+        steps.append(len(wanted))
+        decoder.received(len(wanted))
+    assert sum(steps) == size
+    assert max(steps) == longest
+    assert len(steps) < 15
+
+
 def test_no_buffer_is_wanted_for_small_bodies_or_while_input_waits() -> None:
     decoder = Decoder(V502)
     assert decoder.wanted_buffer() is None

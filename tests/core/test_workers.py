@@ -68,6 +68,8 @@ class Fakes:
         self.listening = True
 
     async def __call__(self, number: int) -> FakeChild:
+        if not self.listening:
+            raise ValueError("bad value(s) in fds_to_keep")
         if self.failures:
             self.failures -= 1
             raise OSError(12, "Cannot allocate memory")
@@ -230,6 +232,25 @@ async def test_a_worker_that_is_awaited_while_all_are_told_to_end_is_told_too(
         first.end(0)
     assert result == [0]
     assert len(fakes.children) == 4
+
+
+async def test_nobody_is_started_any_more_when_all_were_told_to_end() -> None:
+    """Not even those that would have begun as soon as the first one served: what they accept on is closed."""
+    fakes = Fakes(serve=False)
+    supervisor = Supervisor(fakes, 3, fakes.gone.append, fakes.stop_listening)
+    result: list[int] = []
+
+    async def run() -> None:
+        result.append(await supervisor.run())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await until(lambda: fakes.children)
+        (first,) = fakes.children
+        first.serves = True
+        supervisor.tell(signal.SIGTERM)
+        first.end(0)
+    assert (result, fakes.gone) == ([0], [0])
 
 
 async def test_cancelling_the_parent_waits_for_the_workers() -> None:

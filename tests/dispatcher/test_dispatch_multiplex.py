@@ -181,7 +181,8 @@ async def _cancel_when(scope: trio.CancelScope, condition: Callable[[], object])
     scope.cancel()
 
 
-async def test_a_call_that_is_cancelled_while_it_waits_was_not_sent() -> None:
+@pytest.mark.parametrize("ends_by", ["cancel", "deadline"])
+async def test_a_call_that_ends_while_it_waits_was_not_sent(ends_by: str) -> None:
     worker = Worker()
     async with (
         dispatched([worker], backend="max_in_flight = 1") as dispatcher,
@@ -190,15 +191,38 @@ async def test_a_call_that_is_cancelled_while_it_waits_was_not_sent() -> None:
         admission = dispatcher.directory.services["orders"].admission
         await client.send(hang(1))
         await until(lambda: worker.running == 1)
-        await client.send(hang(2))
-        await until(lambda: admission.waiting == 1)
-        await client.send(Message(MessageType.CANCEL, 2, "ping", 0, b""))
+        waits = hang(2)
+        if ends_by == "deadline":
+            waits.annotations["PXDL"] = client.grant.deadline(50)
+        await client.send(waits)
+        if ends_by == "cancel":
+            await until(lambda: admission.waiting == 1)
+            await client.send(Message(MessageType.CANCEL, 2, "ping", 0, b""))
         answer = await client.receive()
         assert (answer.seq, client.outcome(answer)) == (2, "N")
-        assert b"cancelled while it waited" in answer.body
+        assert (b"cancelled while it waited" if ends_by == "cancel" else b"deadline") in answer.body
         worker.gate.set()
         assert (await client.receive()).seq == 1
     assert worker.begun == [1]
+
+
+async def test_a_cancel_behind_a_one_way_call_that_waits_is_heard_when_that_has_waited_long_enough() -> None:
+    worker = Worker()
+    async with (
+        dispatched([worker], backend="max_in_flight = 1", service="queue_timeout = 0.3") as dispatcher,
+        agreed_client(dispatcher) as client,
+    ):
+        await client.send(hang(1))
+        await until(lambda: worker.running == 1)
+        one_way = hang(2)
+        one_way.flags |= Flags.ONEWAY
+        await client.send(one_way)
+        await client.send(Message(MessageType.CANCEL, 1, "ping", 0, b""))
+        while (answer := await client.receive()).type == MessageType.ALIVE:
+            assert worker.running == 1
+        assert answer.seq == 1
+    assert worker.begun == [1]
+    assert worker.cancelled == 1
 
 
 async def test_the_connection_of_a_call_that_is_cancelled_is_given_up_towards_a_stock_backend() -> None:
@@ -238,29 +262,11 @@ async def test_a_deadline_ends_one_call_and_not_the_others() -> None:
         worker.gate.set()
 
 
-async def test_a_call_whose_deadline_passes_in_the_queue_is_not_sent() -> None:
-    worker = Worker()
+async def test_a_backend_of_ours_gets_what_is_left_of_the_deadline(tmp_path: Path) -> None:
+    """The dispatcher counts it from the arrival of the call; what the back end says of it stands in the record."""
+    worker, log = Worker(), tmp_path / "calls"
     async with (
-        dispatched([worker], backend="max_in_flight = 1") as dispatcher,
-        agreed_client(dispatcher) as client,
-    ):
-        await client.send(hang(1))
-        await until(lambda: worker.running == 1)
-        late = hang(2)
-        late.annotations["PXDL"] = client.grant.deadline(50)
-        await client.send(late)
-        answer = await client.receive()
-        assert (answer.seq, client.outcome(answer)) == (2, "N")
-        assert b"deadline" in answer.body
-        worker.gate.set()
-    assert worker.begun == [1]
-
-
-async def test_a_backend_of_ours_gets_what_is_left_of_the_deadline() -> None:
-    """The dispatcher counts it from the arrival of the call."""
-    worker = Worker()
-    async with (
-        dispatched([worker]) as dispatcher,
+        dispatched([worker], head=f'access_log = "{log}"\n') as dispatcher,
         agreed_client(dispatcher) as client,
     ):
         late = hang(1)
@@ -269,6 +275,9 @@ async def test_a_backend_of_ours_gets_what_is_left_of_the_deadline() -> None:
         answer = await client.receive()
         assert client.outcome(answer) == ("U" if worker.begun else "N")
         assert worker.cancelled == len(worker.begun)
+        dispatcher._management.records.flush()
+        (record,) = [json.loads(line) for line in log.read_text().splitlines()]
+    assert record["outcome"] == ("Unknown" if worker.begun else "NotSent")
 
 
 async def test_what_is_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from doubles_dispatch import (
 from doubles_plays import sealed
 
 from pyroxfer_core import Connection, Daemon, Proxy, Uri, behavior, expose
+from pyroxfer_core.errors import CommunicationError, Outcome
 from pyroxfer_core.wire import Flags, Message, MessageType, codec_for
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.admission import Admission, Limits
@@ -132,8 +133,8 @@ async def test_trace_follows_one_correlation_id(tmp_path: Path) -> None:
 # -- calls of clients that belong to one backend
 
 
-def fresh() -> tuple[RecordedRelay, list[dict[str, Any]]]:
-    """A relay with a reader of its records."""
+def fresh(said: str | None = None) -> tuple[RecordedRelay, list[dict[str, Any]]]:
+    """A relay with a reader of its records; ``said``: what the backend says of a call that failed."""
     found: list[dict[str, Any]] = []
 
     class Taken(Records):
@@ -145,7 +146,9 @@ def fresh() -> tuple[RecordedRelay, list[dict[str, Any]]]:
     admission = Admission("orders", BackendGroup([known]), limits, lambda call: None)
     records = Taken(None)
     records.wanted = True
-    return RecordedRelay(records, "1.2.3.4:5", "orders", admission, known, None, lambda verdict: None), found
+    return RecordedRelay(
+        records, "1.2.3.4:5", "orders", lambda _: said, admission, known, None, lambda verdict: None
+    ), found
 
 
 def told(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
@@ -166,6 +169,21 @@ def test_a_record_has_the_times_and_sizes_of_its_call() -> None:
         "answer_s": 4.0, "sends": 1, "outcome": "exception", "reason": "", "ended_by": "backend",
     }  # fmt: skip
     assert not relay._entries
+
+
+@pytest.mark.parametrize(
+    ("said", "ending"),
+    [
+        (None, ("exception", "", "backend")),
+        ("N", ("NotSent", "the backend did not run it", "backend")),
+        ("U", ("Unknown", "the backend cut it short", "backend")),
+    ],
+)
+def test_what_a_backend_says_of_a_call_that_failed_is_recorded(said: str | None, ending: tuple[str, ...]) -> None:
+    relay, found = fresh(said)
+    assert relay.asked(sealed(MessageType.INVOKE, 1), 0.0)
+    relay.answered(sealed(MessageType.RESULT, 1, Flags.EXCEPTION), 1.0, whole=True)
+    assert told(found) == [ending]
 
 
 def test_every_end_of_a_call_is_recorded() -> None:
@@ -243,6 +261,30 @@ async def test_pinned_calls_leave_a_record_each(tmp_path: Path) -> None:
     assert found[2]["correlation_id"] == ID
     assert {(one["service"], one["backend"], one["ended_by"]) for one in found} == {("work", "b0", "backend")}
     assert all(one[step] >= 0 for one in found for step in STEPS)
+
+
+async def test_a_call_that_its_backend_refuses_raised_nothing(tmp_path: Path) -> None:
+    """The object is made for each connection, so a call with a key cannot run at most once: it does not begin."""
+    path = tmp_path / "log"
+
+    @expose
+    @behavior(instance_mode="session")
+    class Worker:
+        def echo(self, value: Any) -> Any:
+            return value
+
+    async with Daemon() as daemon:
+        config = led_config_for(daemon.register(Worker, "worker"), head=f'access_log = "{path}"')
+        async with Dispatcher(config) as dispatcher:
+            async with Proxy(f"PYRO:worker@{dispatcher.location}") as own:
+                with pytest.raises(CommunicationError, match="a key needs an object") as caught:
+                    await own.echo.options(key="k" * 22)(1)
+                assert caught.value.outcome is Outcome.NOT_SENT
+            await wait_for(lambda: dispatcher.facts["clients"] == 0)
+    found = records_in(path)
+    assert {(one["outcome"], one["reason"], one["ended_by"]) for one in found} == {
+        ("NotSent", "the backend did not run it", "backend")
+    }
 
 
 async def test_nothing_is_recorded_where_nobody_can_want_it() -> None:

@@ -123,6 +123,18 @@ async def test_closed_pipes_are_told(server: FileServer, root: Path) -> None:
     assert content(root) == ["f"]
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+async def test_files_move_when_there_is_nowhere_to_tell_of_it(
+    server: FileServer, root: Path, here: Path, closed: str
+) -> None:
+    """As a service may be started: with its standard streams closed."""
+    (here / "f").write_bytes(b"12")
+    for words in (("send", here / "f", f"{server.location}/x"), ("get", f"{server.location}/x", here / "y")):
+        ended = await command(*words, prefix=("bash", "-c", f'exec "$@" {closed}', "-"))
+        assert ended.code == 0
+    assert (here / "y").read_bytes() == b"12"
+
+
 @pytest.mark.parametrize("direction", ["send", "get"])
 async def test_events_have_one_schema_in_both_directions(
     server: FileServer, root: Path, here: Path, direction: str
@@ -385,13 +397,14 @@ async def test_after_a_signal_the_same_command_goes_on(
     assert content(target) == ["new"]
 
 
-async def test_an_early_interrupt_ends_in_silence(nursery: trio.Nursery) -> None:
+@pytest.mark.parametrize("entry", ["main", "dispatcher"])
+async def test_an_early_interrupt_ends_in_silence(nursery: trio.Nursery, entry: str) -> None:
     """However early it comes once our code runs: no traceback, and the shell sees 130."""
     waits = "import sys, time, builtins, signal; real = builtins.__import__\n"
     waits += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run in the background
     waits += "def slow(name, *rest):\n if name == 'trio': print('loading', flush=True); time.sleep(20)\n"
     waits += " return real(name, *rest)\n"
-    waits += "builtins.__import__ = slow; from pyroxfer_command import main; main()"
+    waits += f"builtins.__import__ = slow; from pyroxfer_command import {entry}; {entry}()"
     process: trio.Process = await nursery.start(
         partial(
             trio.run_process,
@@ -407,6 +420,17 @@ async def test_an_early_interrupt_ends_in_silence(nursery: trio.Nursery) -> None
     process.send_signal(signal.SIGINT)
     assert await process.wait() == -signal.SIGINT
     assert await process.stderr.receive_some(1000) == b""
+
+
+def test_an_interrupt_of_what_needs_no_loop_is_one_of_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 130 and nothing said, wherever Ctrl-C comes."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyroxfer.cli.config._all_settings", interrupted)
+    result = CliRunner().invoke(main, ["config", "check"])
+    assert (result.exit_code, result.output) == (130, "")
 
 
 def test_what_only_loads_at_a_server_is_not_loaded_by_a_client() -> None:
@@ -587,6 +611,17 @@ def test_an_output_that_is_full_is_one_line(arguments: tuple[str, ...], buffered
             [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=60, env=environment
         )
     assert (done.returncode, done.stderr) == (1, b"Error: the output: No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", [("serve", ".", "--listen", "localhost:0"), ("echo",), ("config", "show")])
+def test_an_output_that_nobody_reads_ends_the_command_without_a_word(arguments: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run([*COMMAND, *arguments], stdout=writing, stderr=subprocess.PIPE, timeout=60)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_a_server_whose_output_is_full_is_one_line(tmp_path: Path) -> None:

@@ -376,7 +376,7 @@ async def test_every_byte_goes_at_the_pace_asked_for(
     else:
         await pyroxfer.get(f"{server.location}/f", here / "new", channel=channel, bwlimit=MIB, durability="none")
     assert 2 * MIB <= sum(taken) <= 2.5 * MIB
-    assert max(taken) <= (iter.BLOCK if (channel, direction) == ("iter", "get") else 256 * 1024)
+    assert max(taken) <= 256 * 1024
 
 
 @pytest.mark.parametrize(
@@ -451,11 +451,33 @@ async def test_blocks_are_as_large_as_the_credit_that_was_given_last() -> None:
 
 def test_a_long_line_has_more_items_on_the_way() -> None:
     """What is sent unasked by ``iter``, within the credit that the server gives."""
-    assert iter.items_ahead(DEFAULT_CREDIT, 0.0) == CREDIT // iter.BLOCK
-    assert iter.items_ahead(DEFAULT_CREDIT, 0.05) == 11
-    assert iter.items_ahead(DEFAULT_CREDIT, 5.0) == DEFAULT_CREDIT // iter.BLOCK
-    assert iter.items_ahead(3 * iter.BLOCK, 5.0) == 3
-    assert iter.items_ahead(1, 0.0) == 1
+    assert iter.items_ahead(DEFAULT_CREDIT, 0.0, iter.BLOCK) == CREDIT // iter.BLOCK
+    assert iter.items_ahead(DEFAULT_CREDIT, 0.05, iter.BLOCK) == 11
+    assert iter.items_ahead(DEFAULT_CREDIT, 5.0, MIB) == DEFAULT_CREDIT // MIB
+    assert iter.items_ahead(3 * iter.BLOCK, 5.0, iter.BLOCK) == 3
+    assert iter.items_ahead(1, 0.0, iter.BLOCK) == 1
+
+
+@pytest.mark.parametrize(("protocol", "largest"), [(502, MIB), (48, MIB // 4)])
+async def test_blocks_are_small_where_requests_are_whole_in_memory(
+    server: FileServer, here: Path, protocol: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 clients of protocol 48 at once would take more of the server's memory than it may have."""
+    written: list[int] = []
+    real = FileSink.write_block
+
+    async def write_block(sink: FileSink, offset: int, data: bytes) -> None:
+        written.append(len(data))
+        await real(sink, offset, data)
+
+    monkeypatch.setattr(FileSink, "write_block", write_block)
+    (here / "f").write_bytes(bytes(MIB))
+    await _send(here / "f", f"{server.location}/f", channel="iter", settings=Settings(protocol=protocol))
+    assert written == [largest] * (MIB // largest)
+
+
+def test_items_are_large_only_where_few_transfers_are_under_way() -> None:
+    assert [iter.item_size(credit) for credit in (DEFAULT_CREDIT, CREDIT, CREDIT - 1)] == [MIB, MIB, iter.BLOCK]
 
 
 def test_streams_are_chosen_by_the_length_of_the_line() -> None:

@@ -236,6 +236,31 @@ async def test_nonsense_is_answered_with_our_errors(talk: Conversation, root: Pa
     assert content(root) == []
 
 
+@pytest.mark.parametrize("largest", [1000, 2**20])
+async def test_whoever_fetches_a_stream_says_how_large_its_blocks_are(
+    talk: Conversation, root: Path, largest: int
+) -> None:
+    transfer_id = await _begun_download(talk, root)
+    *blocks, _ = [item async for item in await talk.items("blocks", transfer_id, None, largest)]
+    assert blocks == [DATA[start : start + largest] for start in range(0, len(DATA), largest)]
+
+
+@pytest.mark.parametrize("largest", [0, -1, 2**20 + 1, "1000", None, True])
+async def test_blocks_of_no_size_are_refused_and_the_download_can_go_on(
+    talk: Conversation, root: Path, largest: object
+) -> None:
+    transfer_id = await _begun_download(talk, root)
+    (refusal,) = [item async for item in await talk.items("blocks", transfer_id, None, largest)]
+    assert isinstance(errors.from_record(refusal["error"]), errors.PeerError)
+    await talk.ask("end_download", transfer_id)
+
+
+async def _begun_download(talk: Conversation, root: Path) -> str:
+    (root / "f").write_bytes(DATA)
+    reply = await talk.ask("open_download", "f", "blake3")
+    return str(reply["ticket"]["transfer_id"])
+
+
 async def test_nonsense_in_streams_is_answered_with_our_errors(talk: Conversation) -> None:
     for value in NONSENSE:
         for method, arguments in (("walk", (value, True)), ("blocks", (value,)), ("blocks", ("ab" * 16, value))):

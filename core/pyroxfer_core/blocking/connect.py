@@ -8,12 +8,12 @@ import select
 import socket
 import threading
 import time
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Final, Protocol, overload
 
 from ..errors import ConnectionClosedError, Outcome, TimeoutError
 from ..transport.connection import MAX_BUFFERS
-from ..transport.sockets import begin_keepalive, limit_wait, reason_of, timeval
+from ..transport.sockets import begin_keepalive, is_ipv4, limit_wait, reason_of, timeval
 from ..uri import Uri
 from ..wire.message import Body
 
@@ -73,7 +73,7 @@ def _connect_tcp(host: str, port: int, until: float, ip_version: int) -> socket.
 
 def _addresses(host: str, port: int, until: float) -> list[Any]:
     """What a host name stands for. The resolver knows no time limit, so it is asked in a thread that can be left."""
-    if _is_numeric(host):
+    if is_ipv4(host):
         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
     ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     if host == "localhost":
@@ -101,16 +101,6 @@ def _addresses(host: str, port: int, until: float) -> list[Any]:
     if isinstance(found, OSError):
         raise found
     return found
-
-
-@lru_cache(maxsize=256)
-def _is_numeric(host: str) -> bool:
-    """Whether it is an IPv4 address, as most are, and takes no resolver."""
-    try:
-        socket.inet_pton(socket.AF_INET, host)
-    except OSError:
-        return False
-    return True
 
 
 def _connected(family: int, address: object, until: float) -> socket.socket:

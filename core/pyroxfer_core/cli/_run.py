@@ -86,6 +86,8 @@ def run(function: Callable[..., Awaitable[T]], *args: object) -> T:
         return trio.run(function, *args)
     except KeyboardInterrupt:
         raise SystemExit(ExitCode.INTERRUPTED) from None
+    except BrokenPipeError:  # nobody reads on; click ends the command without a word
+        raise
     except (PyroError, ValueError, TypeError, OSError) as error:
         fail(error)
     except BaseExceptionGroup as group:
@@ -107,6 +109,8 @@ def _fail_for_group(group: BaseExceptionGroup[BaseException]) -> NoReturn:
         single = single.exceptions[0]
     if isinstance(single, KeyboardInterrupt):
         raise SystemExit(ExitCode.INTERRUPTED) from None
+    if isinstance(single, BrokenPipeError):
+        raise single
     if isinstance(single, PyroError | ValueError | TypeError | OSError):
         fail(single)
     raise group

@@ -115,7 +115,7 @@ class EchoServer:
 
 @click.command()
 @host_option
-@port_option
+@port_option()
 @click.option("-u", "--unixsocket", metavar="PATH", help="Listen on this unix socket instead.")
 @click.option("-n", "--naming", is_flag=True, help="Register in the name server.")
 @click.option("-N", "--nameserver", is_flag=True, help="Run a name server as well (at --ns), and register in it.")

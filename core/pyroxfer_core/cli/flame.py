@@ -15,7 +15,7 @@ from .place import host_option, port_option
 
 @click.command()
 @host_option
-@port_option
+@port_option()
 @click.option("-u", "--unixsocket", metavar="PATH", help="Listen on this unix socket instead.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
 def flame(host: str, port: int, unixsocket: str | None, quiet: bool) -> None:

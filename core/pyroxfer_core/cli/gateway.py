@@ -17,7 +17,7 @@ from ..settings import Settings
 from ..transport.sockets import is_loopback_host
 from ._run import ExitCode, Failure, run
 from .access import ClientAccess, client_access
-from .place import HOST_PORT, Place, host_option
+from .place import HOST_PORT, Place, host_option, port_option
 
 if TYPE_CHECKING:
     from ..gateway.options import GatewayOptions
@@ -49,15 +49,7 @@ class Wanted:
 
 @click.command()
 @host_option
-@click.option(
-    "-p",
-    "--port",
-    metavar="PORT",
-    type=click.IntRange(0, 65535),
-    default=8080,
-    show_default=True,
-    help="Port (0: any free one).",
-)
+@port_option(8080)
 @click.option(
     "-e",
     "--expose",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import click
 
 from ..logs import printable
 
+INTERRUPTED: Final = 128 + signal.SIGINT
 WHOLE: Final = 200
 """Characters of a command's line in the help: a first sentence of ours is never longer."""
 
@@ -27,6 +29,13 @@ class CommandGroup(click.Group):
             sys.exit(1)
         finally:
             _forget_what_cannot_be_written()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does it, but Ctrl-C ends every command alike: 130, as shells have it, and not a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """As click does it, without cutting sentences off."""

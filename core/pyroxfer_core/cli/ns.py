@@ -18,6 +18,7 @@ from ..uri import NS_PORT
 from ._run import run
 from .access import ServerAccess, server_access
 from .folders import state_folder
+from .place import port_option
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,7 @@ _PORT = click.IntRange(0, 65535)
 @click.option(
     "-n", "--host", metavar="HOST", default="localhost", show_default=True, help="Host name or address to listen on."
 )
-@click.option(
-    "-p",
-    "--port",
-    metavar="PORT",
-    type=_PORT,
-    default=NS_PORT,
-    show_default=True,
-    help="Port to listen on (0: any free).",
-)
+@port_option(NS_PORT)
 @click.option("-u", "--unixsocket", metavar="PATH", help="Listen on this unix socket instead.")
 @click.option(
     "-s",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
+F = TypeVar("F", bound=Callable[..., Any])
 NS_HOST_VARIABLES: Final = ("PYROXFER_NS_HOST", "PYRO_NS_HOST")
 NS_PORT_VARIABLES: Final = ("PYROXFER_NS_PORT", "PYRO_NS_PORT")
 """Where commands that talk to a name server find it said in the environment; Pyro's names count, too."""
@@ -14,16 +16,20 @@ NS_PORT_VARIABLES: Final = ("PYROXFER_NS_PORT", "PYRO_NS_PORT")
 host_option: Final = click.option(
     "-H", "--host", metavar="HOST", default="localhost", show_default=True, help="Host name or address to listen on."
 )
-port_option: Final = click.option(
-    "-p",
-    "--port",
-    metavar="PORT",
-    type=click.IntRange(0, 65535),
-    default=0,
-    show_default=True,
-    help="0 is any free one.",
-)
-"""Where a command listens."""
+"""Where a command listens; see also `port_option`."""
+
+
+def port_option(default: int = 0) -> Callable[[F], F]:
+    """The port on which a command listens."""
+    return click.option(
+        "-p",
+        "--port",
+        metavar="PORT",
+        type=click.IntRange(0, 65535),
+        default=default,
+        show_default=True,
+        help="Port to listen on (0: any free one).",
+    )
 
 
 class Place(NamedTuple):

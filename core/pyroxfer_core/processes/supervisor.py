@@ -122,13 +122,19 @@ class Supervisor:
         try:
             child = await self._spawn(number)
         except OSError as error:
-            log.error("worker %d cannot be started: %s", number, error.strerror or error)
+            if self._last_word is None:  # else its listeners were closed in the meantime
+                log.error("worker %d cannot be started: %s", number, error.strerror or error)
             return None
         self._children[number] = child
         self._owed[number] = set()
         if self._last_word is not None:
             child.send_signal(self._last_word)
         return child
+
+    @property
+    def code_of_nobody(self) -> int:
+        """What a worker that was not started counts as: one that failed, or that died of being told to end."""
+        return 1 if self._last_word is None else SIGNALLED + self._last_word
 
     def serves(self, number: int) -> None:
         """The worker that was started does."""
@@ -188,9 +194,9 @@ class _Place:
         """Start one and wait until it serves; its exit code when it ended instead."""
         self._served = False
         self._since = trio.current_time()
-        self._child = await self._supervisor.start(self._number)
+        self._child = None if self._supervisor.ending.is_set() else await self._supervisor.start(self._number)
         if self._child is None:
-            return 1
+            return self._supervisor.code_of_nobody
         try:
             self._served = await self._child.ready()
         except trio.Cancelled:

@@ -65,8 +65,8 @@ class Connection:
         sock: a connected socket, plain or under TLS; it is made non-blocking and belongs to the connection.
         decoder: reads what comes in; it knows the protocol, or finds out.
         hmac_key: signs what goes out (protocol 48).
-        address: where the other side is, if that is known: of an accepted socket, which is non-blocking already and
-            has its options from the listener.
+        address: where the other side is, if that is known: of a socket that is non-blocking already and has its
+            options, from its listener or who connected it.
     """
 
     def __init__(
@@ -560,4 +560,13 @@ async def open_connection(
         hmac_key=settings.hmac_key if version == 48 else None,
         tap=wire_log(settings, partial(peer_text, sock)),
     )
-    return Connection(sock, decoder, hmac_key=settings.hmac_key if version == 48 else None)
+    hmac_key = settings.hmac_key if version == 48 else None
+    return Connection(sock, decoder, hmac_key=hmac_key, address=_address_of(sock))
+
+
+def _address_of(sock: StreamSocket) -> Any:
+    """Where the other side is; None if it is gone already."""
+    try:
+        return sock.getpeername()
+    except OSError:
+        return None

@@ -7,6 +7,7 @@ stream object does per message.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import ipaddress
 import os
@@ -181,6 +182,16 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
+@functools.lru_cache(maxsize=256)
+def is_ipv4(host: str) -> bool:
+    """Whether it is an IPv4 address, as most are, and takes no resolver."""
+    try:
+        socket.inet_pton(socket.AF_INET, host)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def unmapped(address: str) -> str:
     """An IPv4 address as a socket for both versions shows it, in its usual form; others as they are."""
     return address.removeprefix("::ffff:") if "." in address else address
@@ -215,13 +226,34 @@ async def connect_socket(where: Uri | str, timeout_s: float, prefer: int = 0) ->
 
 
 async def _connected(uri: Uri, prefer: int) -> socket.socket:
+    host, port = uri.host or "localhost", uri.port or 0
     if uri.sockname is not None:
         stream = await trio.open_unix_socket(uri.sockname)
+    elif is_ipv4(host):
+        return await _connected_to(host, port)
     else:
-        stream = await _open_tcp(uri.host or "localhost", uri.port or 0, prefer)
+        stream = await _open_tcp(host, port, prefer)
     sock = socket.socket(fileno=stream.socket.detach())
     try:
         set_options(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _connected_to(address: str, port: int) -> socket.socket:
+    """To an IPv4 address. There is only one way to it, so nothing need race as among those to a name."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        failure = sock.connect_ex((address, port))
+        if failure in (0, errno.EINPROGRESS):
+            await trio.lowlevel.wait_writable(sock)
+            failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if failure:
+            raise OSError(failure, os.strerror(failure))
+        begin_keepalive(sock)
     except BaseException:
         sock.close()
         raise

@@ -24,7 +24,9 @@ _INLINE_BODY: Final = 64 * KIB
 """Bodies up to here wait in the input buffer, so that a small message costs one slice and no state."""
 _PART: Final = 256 * KIB
 _GROWTH: Final = 256 * KIB
-"""First step of a collected body's buffer; from then on it doubles, never past the announced length."""
+"""First step of a collected body's buffer; from then on it doubles, never past the announced length ..."""
+_LONGEST_STEP: Final = 16 * MIB
+"""... and never by more than this at once: fresh memory costs time for each page, and everybody else waits."""
 
 
 _ZEROS: Final = memoryview(bytes(1 * MIB))
@@ -221,8 +223,8 @@ class Decoder:
         """Where to receive the next bytes of a large collected body directly, or None: use ``feed``.
 
         Valid until the next call of any method; its owner keeps no slice of it. Tell how much was written with
-        ``received``. The memory behind it grows with what has arrived: first 256 KiB, then twice that; that of an
-        annotation alone as `Assembly` says.
+        ``received``. The memory behind it grows with what has arrived: first 256 KiB, then twice that, then 16 MiB
+        at a time; that of an annotation alone as `Assembly` says.
         """
         if self._broken is not None:
             self._raise_broken()
@@ -232,7 +234,7 @@ class Decoder:
         self._take_back()
         filled = self._filled
         if filled == len(buffer):
-            wanted = min(filled + self._remaining, max(2 * filled, _GROWTH))
+            wanted = min(filled + min(self._remaining, _LONGEST_STEP), max(2 * filled, _GROWTH))
             assert isinstance(buffer, bytearray), "a place is as large as its piece"
             buffer += _zeros(wanted - filled)
         self._lent = memoryview(buffer)[filled : filled + self._remaining]

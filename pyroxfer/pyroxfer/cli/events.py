@@ -6,7 +6,7 @@ import contextlib
 import json as json_module
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -45,7 +45,7 @@ def events(label: str, *, json: bool, quiet: bool, progress: bool) -> Iterator[P
 
     A bar and JSON go together unless both would go to the same terminal.
     """
-    if progress and not quiet and sys.stderr.isatty() and not (json and sys.stdout.isatty()):
+    if progress and not quiet and _is_terminal(sys.stderr) and not (json and _is_terminal(sys.stdout)):
         with TqdmProgress(label) as bar:
             yield _both(bar) if json else bar
             bar.complete()
@@ -53,6 +53,10 @@ def events(label: str, *, json: bool, quiet: bool, progress: bool) -> Iterator[P
         yield print_event
     else:
         yield None if quiet else print_trouble
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # None: closed from the beginning
 
 
 def _both(bar: TqdmProgress) -> ProgressCallback:

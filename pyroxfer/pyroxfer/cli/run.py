@@ -81,6 +81,8 @@ def _finish(main: Callable[[], Awaitable[int]], *, json: bool = False) -> NoRetu
         code = trio.run(main)
     except KeyboardInterrupt:
         code = SIGNALLED + signal.SIGINT
+    except BrokenPipeError:  # nobody reads on; click ends the command without a word
+        raise
     except (core_errors.PyroError, OSError) as error:
         code = report(error, json=json)
     raise SystemExit(code)

@@ -229,10 +229,7 @@ class Conversation:
 
     def end(self) -> None:
         """Let go of every link."""
-        self._attempt.give_up()
-        for command in self._judge(ClientLost(), monotonic()):
-            assert isinstance(command, CloseBackend), "a lost client leaves nothing else to do"
-            self._close_backend(command)
+        self._handle(ClientLost())
         if self._kept is not None:
             self._kept.backend.clients -= 1
         for link in (self._link, self._kept):

@@ -312,6 +312,8 @@ async def test_every_call_is_accounted_for_while_backends_die() -> None:
         (b"{'__class__': 'Pyro5.errors.SerializeError'}", Flags.EXCEPTION, 2),
         (b"{'__class__': 'Pyro4.errors.SecurityError'}", Flags.EXCEPTION, 2),
         (b"x" * 50, Flags.EXCEPTION | Flags.COMPRESSED, 2),
+        (b"x" * 200_000, Flags.EXCEPTION, 2),
+        (b"x" * 200_000, 0, 1),
         (b"{'__class__': 'builtins.ValueError'}", Flags.EXCEPTION, 1),
         (b"'SerializeError'", 0, 1),
     ],

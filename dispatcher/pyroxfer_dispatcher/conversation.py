@@ -162,11 +162,17 @@ class Conversation:
 
     def give_kept_back(self) -> None:
         """Its item streams have ended, and no call is under way: others may use the connection to their backend."""
-        kept, self._kept = self._kept, None
+        kept = self._part_from_kept()
         self._forwarding.forget_kept()
         if kept is not None:
-            kept.backend.clients -= 1
             self._links.put(kept)
+
+    def _part_from_kept(self) -> Link | None:
+        """The connection to their backend, which counts it as a client of its own no more."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.backend.clients -= 1
+        return kept
 
     @property
     def kept_for(self) -> Service | None:
@@ -229,16 +235,11 @@ class Conversation:
 
     def end(self) -> None:
         """Let go of every link."""
-        self._attempt.give_up()
-        for command in self._judge(ClientLost(), monotonic()):
-            assert isinstance(command, CloseBackend), "a lost client leaves nothing else to do"
-            self._close_backend(command)
-        if self._kept is not None:
-            self._kept.backend.clients -= 1
-        for link in (self._link, self._kept):
+        self._handle(ClientLost())
+        for link in (self._link, self._part_from_kept()):
             if link is not None:
                 link.channel.close()
-        self._link = self._kept = None
+        self._link = None
 
     # -- what is said
 
@@ -511,7 +512,7 @@ class Conversation:
         link.channel.close()
         self._end_waits = False
         if link is self._kept:
-            self._kept = None
+            self._part_from_kept()
 
     def _reply(self, command: Reply) -> Event | None:
         client = self._client

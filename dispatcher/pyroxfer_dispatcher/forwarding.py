@@ -432,16 +432,20 @@ class Forwarding:
         return self._refuse(Outcome.EXECUTED, event.reason)
 
     def _client_lost(self, event: ClientLost, now: float) -> list[Command]:
-        if self.phase is Phase.QUEUED:
-            assert self.call.ticket is not None
-            self.call.service.admission.leave(self.call.ticket)
-        if self.phase in (Phase.QUEUED, Phase.OPENING, Phase.SENDING, Phase.WAITING, Phase.REPLYING):
-            self.call.service.tally["cancelled"] += 1
-        held = self.phase in (Phase.SENDING, Phase.WAITING, Phase.REPLYING)
-        if held or self.phase is Phase.OPENING:
-            self._release(now)
-        self.phase = Phase.CLOSED
-        return [CloseBackend()] if held else []
+        phase, self.phase = self.phase, Phase.CLOSED
+        if phase in (Phase.IDLE, Phase.DRAINING, Phase.CLOSED):
+            return []
+        call = self.call
+        call.service.tally["cancelled"] += 1
+        if phase is Phase.QUEUED:
+            assert call.ticket is not None
+            call.service.admission.leave(call.ticket)
+            return []
+        if phase is Phase.OPENING:
+            self._release(now, was_there=False)
+            return [StopOpening()]
+        self._release(now)
+        return [CloseBackend()]
 
     def _dropped(self, event: CallDropped, now: float) -> list[Command]:
         """What has not reached the backend whole has not run. What runs is cancelled where the backend understands

@@ -160,14 +160,15 @@ class Link:
         annotations = answer.annotations
         return self._grant.read_outcome(annotations.get(OUTCOME_KEY)) if annotations else None
 
-    def note_failure(self, answer: Message) -> None:
+    def note_failure(self, answer: Message, *, is_whole: bool) -> None:
         """A stock backend hangs up behind errors of reading and of safety: the next call would end Unknown.
 
-        Their names stand in the bodies of all serializers; a compressed one is not read.
+        Their names stand in the bodies of all serializers; one that is compressed, or comes in pieces, is not read.
         """
         if answer.flags & _FAILED == Flags.EXCEPTION and not self._grant.bits:
             body = answer.data if type(answer) is Sealed else answer.body
-            if answer.flags & Flags.COMPRESSED or any(name in bytes(body) for name in _HANGING_UP):
+            is_read = is_whole and not answer.flags & Flags.COMPRESSED
+            if not is_read or any(name in bytes(body) for name in _HANGING_UP):
                 self.leaving = True
 
     def has_begun(self, notice: Message) -> bool:
@@ -416,8 +417,12 @@ def from_backend(link: Link, piece: Piece) -> Event:
     if isinstance(piece, Message):
         if piece.type == MessageType.GOAWAY and link.leaves(piece):
             return BackendLeaves(link.has_begun(piece))
-        link.note_failure(piece)
-        return ReplyArrived(piece, None, link.outcome_of(piece))
+        return _reply(link, piece, None)
     if isinstance(piece, BodyPart):
         return ReplyPartArrived(piece.data)
-    return ReplyEnded() if isinstance(piece, End) else ReplyArrived(piece.message, piece.body_length)
+    return ReplyEnded() if isinstance(piece, End) else _reply(link, piece.message, piece.body_length)
+
+
+def _reply(link: Link, answer: Message, length: int | None) -> ReplyArrived:
+    link.note_failure(answer, is_whole=length is None)
+    return ReplyArrived(answer, length, link.outcome_of(answer))

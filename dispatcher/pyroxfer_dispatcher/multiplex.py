@@ -51,6 +51,8 @@ MAX_HELD: Final = 32 * 1024 * 1024
 """Bytes of their requests that are kept, so that they can be sent once more; a call beyond is refused as NotSent."""
 MAX_FREE: Final = 64
 """Lanes that are kept for calls to come."""
+SPARE_S: Final = 10.0
+"""How long they are kept for a client that makes none: 64 take 300 KiB."""
 MAX_WAITING: Final = 1024 * 1024
 """Bytes of larger bodies that have come and wait for their backends; with more nothing is read, unless other bodies
 have a backend and come as well: then only with more than `MAX_HELD`."""
@@ -118,6 +120,10 @@ class Multiplexed:
         self._reading = self._will_read = False
         self._gathers = self._holds_back = self._is_lost = False
         self._told_alive_at = 0.0
+        self._moved = 0
+        """Bytes that had gone through at the last look ..."""
+        self._idle_since = 0.0
+        """... and since when it found no more, nor a call under way."""
         self._leaving = self._stopping = False
         self._ended = trio.Event()
 
@@ -176,11 +182,22 @@ class Multiplexed:
                 channel.write(self.codec.encode(alive()))
         for lane in [lane for lane in self._lanes if lane.request is not None]:
             lane.conversation.look(now)
+        if self._under_way or channel.moved != self._moved:
+            self._moved, self._idle_since = channel.moved, now
+        elif self._free and now - self._idle_since >= SPARE_S:
+            self._let_spare_go()
         progress = channel.moved, channel.pending
         within = channel.pending or (self._decoder.buffered and not channel.is_paused)
         if self._standstill.look(now, progress, within=bool(within)):
             note(logging.INFO, "client_stalled", client=self._peer, seconds=self._standstill.limit_s)
             self._cut("it stalled")
+
+    def _let_spare_go(self) -> None:
+        """A client that only stays connected needs no lanes."""
+        for lane in tuple(self._free):
+            self._let_go(lane)
+        if not self._lanes:
+            self._lanes.clear()  # it stays as large as it was otherwise
 
     # -- the end
 

@@ -339,6 +339,7 @@ class Dispatcher:
         with self._background:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._look_after_clients)
+                nursery.start_soon(self._look_after_calls)
                 nursery.start_soon(self._run_hub)
                 nursery.start_soon(self._management.run, self._doors)
                 if self.config.health_interval:
@@ -374,6 +375,13 @@ class Dispatcher:
             await self._hub.run()
 
     async def _look_after_clients(self) -> None:
+        """Not as often as after calls that wait: thousands of clients are a tenth of a core even so."""
+        while True:
+            await trio.sleep(LOOK_S)
+            self._reception.look(monotonic())
+
+    async def _look_after_calls(self) -> None:
+        """Those that wait for a backend, and backends that were ejected."""
         while True:
             admissions = tuple(self.directory.admissions())
             await trio.sleep(BUSY_LOOK_S if any(admission.waiting for admission in admissions) else LOOK_S)
@@ -381,7 +389,6 @@ class Dispatcher:
                 admission.look(monotonic())
             for service in self._all_services():
                 self._let_return(service)
-            self._reception.look(monotonic())
 
     def _let_return(self, service: Service) -> None:
         """Backends that were ejected, when it is time."""

@@ -11,13 +11,17 @@ from typing import cast
 import pytest
 import trio
 import trio.testing
-from doubles_dispatch import service_of
+from doubles_dispatch import PARTY, service_of
+from doubles_plays import Stage, request
 
 from pyroxfer_core import Connection, Uri
 from pyroxfer_core.errors import ConnectionClosedError, PyroError, RefusedError
 from pyroxfer_core.wire import STOCK, V502, Decoder
 from pyroxfer_dispatcher.attempts import Attempt
 from pyroxfer_dispatcher.backends import Backend
+from pyroxfer_dispatcher.clients import DirectClient
+from pyroxfer_dispatcher.conversation import Conversation
+from pyroxfer_dispatcher.dialects import BlobDialect
 from pyroxfer_dispatcher.events import BackendLost, BackendRefused
 from pyroxfer_dispatcher.hub import Hub
 from pyroxfer_dispatcher.links import Link
@@ -51,10 +55,15 @@ class Source:
 
 
 @pytest.fixture
-def link() -> Iterator[Link]:
+def hub() -> Iterator[Hub]:
+    hub = Hub()
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def link(hub: Hub) -> Iterator[Link]:
     with ExitStack() as stack:
-        hub = Hub()
-        stack.callback(hub.close)
         near, far = socket.socketpair()
         near.setblocking(False)
         stack.enter_context(far)
@@ -95,3 +104,27 @@ async def test_an_error_is_told_unless_nobody_wants_to_know(
 ) -> None:
     assert await what_came_of(Source(link, error), lambda attempt: None) == [event]
     assert await what_came_of(Source(link, error), Attempt.give_up) == []
+
+
+async def test_a_client_that_leaves_when_the_connection_is_there_already_is_the_only_one_to_go(
+    hub: Hub, link: Link
+) -> None:
+    stage, source, near_and_far = Stage(), Source(link), socket.socketpair()
+    near_and_far[0].setblocking(False)
+    ended: list[bool] = []
+    with near_and_far[1]:
+        async with trio.open_nursery() as nursery:
+            dialect = BlobDialect(stage.directory)
+            conversation = Conversation(
+                hub, nursery, source, dialect, V502, Decoder(V502), PARTY, "a client", stall_s=10
+            )
+            client = DirectClient(hub, near_and_far[0], V502, conversation.client_said, lambda reason: None)
+            conversation.begin(client, lambda: ended.append(True))
+            conversation.begin_call(request(), None)
+            await trio.testing.wait_all_tasks_blocked()
+            source.made.set()
+            conversation.lose_client()
+        client.close()
+    assert ended
+    assert link.channel.closed
+    assert stage.in_flight == [0, 0, 0]

@@ -208,6 +208,25 @@ async def test_losing_the_backend_of_a_stream_ends_the_connection_after_the_erro
         item = Message(MessageType.INVOKE, 2, "serpent", 0, POISON)
         assert "Unknown" in text_of(await ask(client, item))
         assert await client.receive() is None
+        assert [one.clients for one in dispatcher.directory.services["orders"].group.backends] == [0]
+
+
+async def test_a_client_that_leaves_while_it_waits_for_an_item_does_not_belong_to_its_backend_any_more() -> None:
+    """Or whoever takes that backend out would wait for it for ever."""
+
+    async def stream_without_items(connection: Connection, request: Message) -> None:
+        if request.flags & Flags.KEEPSERIALIZED:
+            await connection.send(answer_to(request, POISON, Flags.EXCEPTION | Flags.ITEMSTREAM, STRM=b"id"))
+
+    async with raw_backend(stream_without_items) as backend, Dispatcher(config_for(backend.uri)) as dispatcher:
+        [known] = dispatcher.directory.services["orders"].group.backends
+        async with raw_client(dispatcher.location) as client:
+            await ask(client, blob(1))
+            assert known.clients == 1
+            await client.send(Message(MessageType.INVOKE, 2, "serpent", 0, POISON))
+            await wait_for(lambda: len(backend.seen) == 2)
+        await wait_for(lambda: dispatcher.facts["clients"] == 0)
+        assert known.clients == 0
 
 
 async def test_without_a_queue_a_full_backend_refuses_at_once() -> None:
@@ -312,6 +331,8 @@ async def test_every_call_is_accounted_for_while_backends_die() -> None:
         (b"{'__class__': 'Pyro5.errors.SerializeError'}", Flags.EXCEPTION, 2),
         (b"{'__class__': 'Pyro4.errors.SecurityError'}", Flags.EXCEPTION, 2),
         (b"x" * 50, Flags.EXCEPTION | Flags.COMPRESSED, 2),
+        (b"x" * 200_000, Flags.EXCEPTION, 2),
+        (b"x" * 200_000, 0, 1),
         (b"{'__class__': 'builtins.ValueError'}", Flags.EXCEPTION, 1),
         (b"'SerializeError'", 0, 1),
     ],

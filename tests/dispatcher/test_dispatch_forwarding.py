@@ -40,6 +40,7 @@ from pyroxfer_dispatcher.commands import (
     Reply,
     ReplyPart,
     ReplyStream,
+    StopOpening,
     UseKeptBackend,
 )
 from pyroxfer_dispatcher.dialects import BlobDialect
@@ -595,7 +596,7 @@ def test_losing_the_backend_of_a_stream_ends_the_conversation(stage: Stage) -> N
 ASKED = request()
 UNTIL: list[tuple[str, Play, list[Command]]] = [
     ("between calls", [], []),
-    ("opening", [(BlobArrived(ASKED), [])], []),
+    ("opening", [(BlobArrived(ASKED), [])], [StopOpening()]),
     (
         "sending",
         [(BlobArrived(ASKED, 9), []), (BackendOpened(1, "obj", 502), []), (BodyPart(b"abc"), [])],

@@ -27,7 +27,18 @@ from pyroxfer_core import (
     open_connection,
 )
 from pyroxfer_core.errors import Outcome, PyroError, RefusedError
-from pyroxfer_core.wire import Decoder, Feature, Grant, Message, MessageType, codec_for
+from pyroxfer_core.wire import (
+    OUTCOME_KEY,
+    Body,
+    Decoder,
+    Feature,
+    Flags,
+    Grant,
+    Head,
+    Message,
+    MessageType,
+    codec_for,
+)
 from pyroxfer_dispatcher import Dispatcher
 from pyroxfer_dispatcher.backends import FIRST_BACKOFF_S, Backend, BackendGroup
 from pyroxfer_dispatcher.balance import RoundRobin
@@ -44,7 +55,7 @@ from pyroxfer_dispatcher.config import Config
 from pyroxfer_dispatcher.events import BackendLeaves, BackendOpened, BlobArrived, ReplyArrived, RequestSent
 from pyroxfer_dispatcher.frames import Sealed
 from pyroxfer_dispatcher.hub import Hub
-from pyroxfer_dispatcher.links import Link, LinkPool
+from pyroxfer_dispatcher.links import Link, LinkPool, from_backend
 from pyroxfer_dispatcher.relay import Relay
 from pyroxfer_dispatcher.status import state_of
 
@@ -384,6 +395,15 @@ async def test_a_link_whose_backend_said_goodbye_is_not_kept() -> None:
         assert link.leaves(Message(GOAWAY, 0, "ping", 0, b""))
         pool.put(link)
         assert (left, link.channel.closed) == ([link.backend], True)
+
+
+@pytest.mark.parametrize("length", [None, 200_000])
+async def test_what_a_backend_says_of_a_call_is_heard_however_large_the_answer_is(length: int | None) -> None:
+    async with idle_link() as (_, link, _, _):
+        said: dict[str, Body] = {OUTCOME_KEY: link._grant.outcome(b"N")}
+        answer = Message(MessageType.RESULT, 1, "serpent", Flags.EXCEPTION, b"", said)
+        event = from_backend(link, answer if length is None else Head(answer, length))
+    assert event == ReplyArrived(answer, length, "N")
 
 
 async def test_a_goodbye_that_was_not_agreed_on_is_none() -> None:

@@ -54,6 +54,22 @@ async def test_as_many_calls_run_at_once_as_are_in_flight() -> None:
         assert tally["calls"] == MANY
 
 
+async def test_a_client_that_is_idle_keeps_none_of_what_its_calls_needed() -> None:
+    """Thousands that once had many in flight would cost as much as if they still had; the next call is like any."""
+    worker = Worker(MANY)
+    async with dispatched([worker]) as dispatcher, Proxy(dispatcher.uri) as proxy:
+        async with trio.open_nursery() as nursery:
+            for number in range(MANY):
+                nursery.start_soon(run, proxy.meet, order(number))
+        guest = guest_of(dispatcher)
+        assert len(guest._lanes) == MANY
+        guest.look(1e9)
+        guest.look(2e9)
+        assert not guest._lanes
+        assert await proxy.process(order(7)) == 7
+        assert len(guest._lanes) == 1
+
+
 async def test_no_more_run_than_the_limits_allow() -> None:
     worker = Worker()
     async with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import cast
 
 import pytest
 import trio
@@ -337,3 +338,29 @@ async def test_one_slow_backend_holds_no_call_of_the_others(way: str) -> None:
                 for _ in clients:
                     gate.open()
             assert {answer.body for answer in answers} == {POISON}
+
+
+async def test_calls_that_wait_do_not_cost_a_look_at_every_client(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that wait are looked at twenty times a second; with thousands of clients that would take half a core."""
+    dispatcher = Dispatcher(config_for("PYRO:worker@localhost:1"))
+    looks = {"calls": 0, "clients": 0}
+
+    class Guest:
+        def look(self, now: float) -> None:
+            looks["clients"] += 1
+
+    class Queue:
+        waiting = 1
+
+        def look(self, now: float) -> None:
+            looks["calls"] += 1
+
+    dispatcher._reception.conversations.add(cast(Pinned, Guest()))
+    monkeypatch.setattr(dispatcher.directory, "admissions", lambda: [Queue()])
+    with trio.move_on_after(1.1):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dispatcher._look_after_clients)
+            nursery.start_soon(dispatcher._look_after_calls)
+    assert looks == {"calls": 21, "clients": 4}

@@ -81,8 +81,8 @@ class Channel:
 
     @property
     def is_clogged(self) -> bool:
-        """Whether enough waits to go out."""
-        return self.pending > HIGH_WATER
+        """Whether enough waits to go out; nobody need wait for what never will, because the channel is closed."""
+        return self.pending > HIGH_WATER and not self.closed
 
     def on_drained(self, call: Drain) -> None:
         """Call this once when everything has left."""

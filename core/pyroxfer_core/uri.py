@@ -15,6 +15,7 @@ NS_PORT: Final = 9090
 
 _GRAMMAR: Final = re.compile(r"(?P<protocol>PYRO|PYRONAME|PYROMETA):(?P<object>[^\s@]+)(@(?P<location>.*))?", re.I)
 _IPV6: Final = re.compile(r"\[(?P<host>[0-9a-fA-F:.%]+)\](:(?P<port>.*))?")
+_UNIX: Final = "./u:"
 
 State = tuple[Any, Any, Any, Any, Any]
 USUAL_LENGTH: Final = 256
@@ -119,11 +120,20 @@ class Uri:
     def location(self) -> str | None:
         """``host:port``, ``[ipv6]:port`` or ``./u:path``; None when the URI names no place."""
         if self.sockname is not None:
-            return f"./u:{self.sockname}"
+            return _UNIX + self.sockname
         if not self.host:
             return None
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+    def asString(self) -> str:
+        """The text, by Pyro4's name for it."""
+        return str(self)
+
+    @staticmethod
+    def isUnixsockLocation(location: str) -> bool:
+        """Whether it names a unix socket, as ``./u:path`` does."""
+        return location.startswith(_UNIX)
 
     def __str__(self) -> str:
         name = self.object if isinstance(self.object, str) else ",".join(sorted(self.object))
@@ -157,8 +167,8 @@ def _remembered(text: str) -> Uri:
 
 def _parse_location(location: str, default_port: int | None) -> tuple[str | None, str | None, int | None]:
     """Socket path, host and port of the text behind the ``@``."""
-    if location.startswith("./u:"):
-        path = location[4:]
+    if location.startswith(_UNIX):
+        path = location[len(_UNIX) :]
         if not path or ":" in path or "\0" in path:
             raise PyroError(f"invalid uri: the socket path in {location!r} is empty or has a colon")
         return path, None, None

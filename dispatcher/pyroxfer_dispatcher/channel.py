@@ -9,7 +9,7 @@ from typing import Final
 from pyroxfer_core import StreamSocket
 from pyroxfer_core.wire import Body
 
-from .hub import LEFT, READ, WRITE, Hub
+from .hub import LEFT, ONCE, READ, WRITE, Hub
 
 RECEIVE_BYTES: Final = 128 * 1024
 """Most bytes of one receive."""
@@ -81,8 +81,8 @@ class Channel:
 
     @property
     def is_clogged(self) -> bool:
-        """Whether enough waits to go out."""
-        return self.pending > HIGH_WATER
+        """Whether enough waits to go out; nobody need wait for what never will, because the channel is closed."""
+        return self.pending > HIGH_WATER and not self.closed
 
     def on_drained(self, call: Drain) -> None:
         """Call this once when everything has left."""
@@ -118,7 +118,7 @@ class Channel:
         """Go on taking in."""
         if self._paused and not self.closed:
             self._paused = False
-            self._watch_for(self._events | READ | LEFT)
+            self._watch_for(self._events & ~ONCE | READ | LEFT)
 
     def on_ready(self, events: int) -> None:
         """Called by the hub."""
@@ -129,7 +129,7 @@ class Channel:
         if not self._paused and events & ~WRITE:
             self._receive()
         elif self._paused and events & ~(READ | WRITE):
-            self._look()
+            self._look(events)
 
     def _receive(self) -> None:
         try:
@@ -145,7 +145,7 @@ class Channel:
         else:
             self._lost("it closed the connection")
 
-    def _look(self) -> None:
+    def _look(self, events: int) -> None:
         """The peer has sent its last while nobody listens: it is gone, unless something waits to be read before."""
         try:
             waits = self._sock.recv(1, socket.MSG_PEEK)
@@ -155,7 +155,8 @@ class Channel:
             self._lost(error.strerror or "connection lost")
             return
         if waits:
-            self._watch_for(self._events & ~LEFT)
+            gone_for_good = events & ~(READ | WRITE | LEFT)
+            self._watch_for(self._events & ~LEFT | (ONCE if gone_for_good else 0))
         else:
             self._lost("it closed the connection")
 

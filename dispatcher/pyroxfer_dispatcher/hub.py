@@ -19,6 +19,8 @@ log = logging.getLogger("pyroxfer.dispatcher")
 READ: Final = select.EPOLLIN
 WRITE: Final = select.EPOLLOUT
 LEFT: Final = select.EPOLLRDHUP
+ONCE: Final = select.EPOLLET
+"""What does not change is told once only: of a peer that is gone for good, which nobody can choose not to hear of."""
 STAY_S: Final = 0.004
 """How long traffic may keep everything else of the program waiting."""
 WAIT_S: Final = 0.001

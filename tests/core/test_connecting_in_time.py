@@ -19,9 +19,11 @@ from doubles import connectok_bytes, until
 from facade_doubles import WITHIN_S, Service, serving
 
 from pyroxfer_core import Proxy, Settings, blocking
-from pyroxfer_core.blocking.connect import MAX_LOOKUPS
+from pyroxfer_core.blocking.connect import MAX_LOOKUPS, connect
 from pyroxfer_core.blocking.connecting import ConnectingTurn
-from pyroxfer_core.errors import CommunicationError, Outcome, TimeoutError
+from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, TimeoutError
+from pyroxfer_core.transport.sockets import connect_socket
+from pyroxfer_core.uri import Uri
 
 FAR = 1000.0
 """Seconds that no test takes: what connecting may take by itself."""
@@ -268,3 +270,15 @@ async def test_trio_proxies(stopped: socket.socket, certificates: Certificates) 
 async def _wait_for_ever(proxy: Proxy) -> None:
     with trio.fail_after(math.inf):
         await proxy.echo(1)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("port", [-1, 70_000, 2**70])
+async def test_a_port_that_does_not_exist(host: str, port: int) -> None:
+    """A URI that came in a value may have one: nobody can be there, and another port is not tried for it."""
+    uri = Uri.from_state(("PYRO", "thing", None, host, port))
+    with pytest.raises(ConnectionClosedError, match="ports are 0 to 65535") as failed:
+        await connect_socket(uri, 5)
+    assert failed.value.outcome is Outcome.NOT_SENT
+    with pytest.raises(ConnectionClosedError, match="ports are 0 to 65535"):
+        connect(uri, time.monotonic() + 5)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import types
-from collections.abc import AsyncIterator, Coroutine, Generator
+from collections.abc import AsyncIterator, Coroutine, Generator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -221,3 +222,62 @@ async def test_each_of_many_calls_can_be_cancelled_alone() -> None:
         assert sorted(answers) == list(range(1, TOGETHER, 2))
         assert proxy._pyroLink is not None
         await until(lambda: proxy._pyroLink is not None and not proxy._pyroLink.session.pending)
+
+
+@expose
+@behavior(instance_mode="single")
+class Sizes(Waiting):
+    async def size(self, data: bytes) -> int:
+        return len(data)
+
+
+LARGE = b"l" * 300_000
+"""Leaves in pieces."""
+MEDIUM = b"m" * 200_000
+"""Leaves whole."""
+
+
+async def _call_together(proxy: Proxy, requests: list[bytes], cancelled: Sequence[int] = ()) -> list[int]:
+    """Make calls in one turn of the loop, while another one waits and reads; the answers of all but the cancelled.
+
+    Whichever the loop runs first sends for the others, which only wait.
+    """
+    answers: list[int] = []
+    scopes = {number: trio.CancelScope() for number in cancelled}
+
+    async def call(number: int, data: bytes) -> None:
+        with scopes.get(number, trio.CancelScope()):
+            answers.append(await proxy.size(data))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(proxy.when_open, 0)
+        await trio.testing.wait_all_tasks_blocked()
+        for number, data in enumerate(requests):
+            nursery.start_soon(call, number, data)
+        link = proxy._pyroLink
+        assert link is not None
+        while scopes and not link.connection.flushing:
+            await trio.lowlevel.checkpoint()
+        for scope in scopes.values():
+            scope.cancel()
+        await until(lambda: len(answers) == len(requests) - len(scopes))
+        nursery.cancel_scope.cancel()
+    return answers
+
+
+async def test_a_large_call_leaves_while_another_task_sends_and_a_third_one_reads() -> None:
+    """It is not among those for whom others send: it sends its pieces itself."""
+    async with Daemon(settings=Settings(shutdown_grace_s=1)) as daemon, Proxy(daemon.register(Sizes)) as proxy:
+        await proxy._pyroBind()
+        assert await _call_together(proxy, [LARGE] * 3) == [len(LARGE)] * 3
+
+
+async def test_calls_leave_although_the_one_that_sends_for_them_is_cancelled() -> None:
+    """Also when there is nothing to tell the daemon about that one, as it has not heard of it."""
+    async with Daemon(settings=Settings(shutdown_grace_s=1)) as daemon, Proxy(daemon.register(Sizes)) as proxy:
+        await proxy._pyroBind()
+        assert proxy._pyroLink is not None
+        proxy._pyroLink.connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        for _ in range(4):  # mostly it is a large one
+            requests = [*[LARGE] * 30, *[MEDIUM] * 10]
+            assert await _call_together(proxy, requests, cancelled=range(30)) == [len(MEDIUM)] * 10

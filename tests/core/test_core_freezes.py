@@ -188,6 +188,7 @@ LOOKING_AMONG_GARBAGE = """
     frame = frame_of(_thread.get_ident())
     sys.setprofile(None)
     more = False
+    gc.collect()  # at its end the interpreter starts no thread any more
     print(frame.f_code.co_name, gc.isenabled())
     gc.disable()
     frame_of(_thread.get_ident())

@@ -75,8 +75,9 @@ def test_the_programs_own_loop(threads: ThreadPoolExecutor) -> None:
     with Daemon() as daemon:
         where = daemon.register(Where, "where")
         assert run_own_loop(daemon, threads.submit(ask)) == threading.get_ident()
-        with pytest.raises(DaemonError, match="own loop"):
-            daemon.requestLoop()
+        asked = threads.submit(ask)
+        daemon.requestLoop(lambda: not asked.done())
+        assert asked.result() == threading.get_ident(), "it goes on with the loop that was begun"
         uri = daemon.register(Service(), "service")
         answers = [threads.submit(call, uri, number) for number in range(3)]
         assert [run_own_loop(daemon, answer) for answer in answers] == [0, 1, 2]
@@ -228,6 +229,28 @@ def test_the_multiplex_server_ends_and_begins_again(multiplex: None, threads: Th
         ended.add_done_callback(lambda _: daemon.shutdown())
         daemon.requestLoop()
         assert ended.result(WITHIN_S) == 1
+
+
+def test_looking_at_the_sockets_first(threads: ThreadPoolExecutor) -> None:
+    """What is combined with a daemon is served all the same when requestLoop comes afterwards."""
+    with Daemon() as first, Daemon() as second:
+        first.combine(second)
+        assert len(first.sockets) == 2
+        answers = [threads.submit(call, daemon.register(Service(), "service"), 1) for daemon in (first, second)]
+        first.requestLoop(lambda: not all(answer.done() for answer in answers))
+        assert [answer.result() for answer in answers] == [1, 1]
+
+
+def test_a_class_stands_for_its_id() -> None:
+    """As its objects do; but a class that is sent is no proxy."""
+    with Daemon() as daemon:
+        uri = daemon.register(Service, "service")
+        assert daemon.uriFor(Service) == daemon.uriFor(Service()) == uri
+        assert daemon.proxyFor(Service)._pyroUri == uri
+        assert daemon.autoproxy(Service()) is not None
+        assert daemon.autoproxy(Service) is None
+        with pytest.raises(DaemonError):
+            daemon.uriFor(type("Special", (Service,), {}))
 
 
 def test_combined_daemons_share_a_loop(threads: ThreadPoolExecutor) -> None:

@@ -276,6 +276,28 @@ def test_copies_and_pickles_keep_what_is_not_the_connection(proxy: Proxy) -> Non
     assert (revived._pyroUri, revived._pyroSerializer) == (proxy._pyroUri, "json")
 
 
+def test_the_number_of_the_last_request(daemon: Daemon) -> None:
+    """It is what the daemon sees, and goes on over a reconnect."""
+
+    @expose
+    class Counted:
+        def seq(self) -> int:
+            return current_context.seq
+
+    with Proxy(daemon.register(Counted)) as proxy:
+        assert proxy._pyroSeq == 0
+        numbers = []
+        for _ in range(2):
+            numbers += [proxy.seq(), proxy._pyroSeq, proxy.seq()]
+            proxy._pyroRelease()
+            numbers.append(proxy._pyroSeq)
+    first = numbers[0]
+    assert numbers[:4] == [first, first, first + 1, first + 1]
+    second = numbers[4]
+    assert second > first + 1
+    assert numbers[4:] == [second, second, second + 1, second + 1]
+
+
 def test_ownership_is_nothing(proxy: Proxy) -> None:
     """Pyro5 programs claim it when a proxy changes threads."""
     proxy._pyroClaimOwnership()

@@ -165,7 +165,7 @@ class TestRegistration:
         table.register(service, "a")
         table.register(clazz, "b")
         assert (table.id_of(service), table.id_of(clazz())) == ("a", "b")
-        assert (table.id_of(clazz), table.id_of(Service()), table.id_of(5)) == (None, None, None)
+        assert (table.id_of(clazz), table.id_of(Service()), table.id_of(5)) == ("b", None, None)
         assert other.id_of(service) is None
 
 

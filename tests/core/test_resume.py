@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from doubles import until
 
-from pyroxfer_core.transport.resume import WOKEN, Steps, free_steps
+from pyroxfer_core.transport.resume import MOST_FREE, WOKEN, Steps, free_steps, resumed
 
 
 class Value:
@@ -96,6 +96,41 @@ async def test_a_cancelled_coroutine_can_clean_up() -> None:
         await run_to_the_end(steps, after_a_wait(None, trio.Event()))
     assert scope.cancelled_caught
     assert steps not in free_steps, "they ended with an error"
+
+
+async def run_on(_: Steps, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return await resumed(coroutine, coroutine.send(None))
+
+
+@pytest.mark.parametrize("run", [run_to_the_end, run_on])
+async def test_nothing_of_a_coroutine_that_was_cancelled_is_kept(
+    run: Callable[[Steps, Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]],
+) -> None:
+    """It goes when its task goes on, and not when somebody looks for garbage: a call may hold a lot."""
+    value = Value()
+    seen = weakref.ref(value)
+    gc.collect()
+    gc.disable()
+    try:
+        with trio.move_on_after(0):
+            await run(Steps(), after_a_wait(value, trio.Event()))
+        del value
+        await trio.lowlevel.checkpoint()
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+async def test_of_a_crowd_only_some_steps_are_kept() -> None:
+    """Those that the next ones will need, and no more."""
+    event = trio.Event()
+    async with trio.open_nursery() as nursery:
+        for _ in range(MOST_FREE + 10):
+            nursery.start_soon(run_to_the_end, Steps(), after_a_wait(None, event))
+        await trio.testing.wait_all_tasks_blocked()
+        event.set()
+    assert len(free_steps) == MOST_FREE
+    free_steps.clear()
 
 
 async def test_one_outcome_wakes_any_number_of_tasks() -> None:

@@ -245,6 +245,43 @@ def test_a_peer_that_is_gone_is_told_by_the_hub_and_never_within_a_write(hub: Hu
     assert len(said.lost) == 1
 
 
+@pytest.fixture
+def unheard(hub: Hub) -> Iterator[tuple[Channel, Said]]:
+    """A paused channel whose peer has said something and is gone."""
+    near, far = pair(socket.SOCK_STREAM)
+    said = Said()
+    with closing(said.channel(hub, near)) as channel:
+        channel.pause()
+        far.send(b"last words")
+        far.close()
+        hub.turn()
+        yield channel, said
+
+
+def test_a_peer_that_is_gone_before_it_was_heard_keeps_nobody_busy(hub: Hub, unheard: tuple[Channel, Said]) -> None:
+    """Nobody can choose not to be told of the end of a connection; but it has not to be told again and again."""
+    hub.turn()
+    assert not hub.turn()
+    channel, said = unheard
+    assert (said.data, said.lost) == ([], [])
+    channel.resume()
+    hub.turn()
+    assert (said.data, said.lost) == ([b"last words"], [])
+    hub.turn()
+    assert (said.data, len(said.lost)) == ([b"last words"], 1)
+
+
+def test_of_a_peer_that_is_gone_before_it_was_heard_who_writes_is_told(
+    hub: Hub, unheard: tuple[Channel, Said]
+) -> None:
+    channel, said = unheard
+    hub.turn()
+    channel.write(b"nobody reads this")
+    hub.turn()
+    assert channel.closed
+    assert len(said.lost) == 1
+
+
 def test_a_closed_channel_lets_go_of_nothing(hub: Hub) -> None:
     near, far = pair()
     said = Said()

@@ -333,6 +333,31 @@ async def test_a_backend_lost_within_a_large_request_is_told_after_its_end() -> 
         assert await end_of(client)
 
 
+async def test_the_rest_of_a_request_is_taken_when_a_backend_is_lost_that_took_too_little() -> None:
+    """The client waited for that backend; now it is to be told, which it hears behind its request only."""
+
+    async def never(connection: Connection, request: Message) -> None:
+        await trio.sleep_forever()
+
+    async with (
+        raw_backend(never) as backend,
+        Dispatcher(led_config_for(backend.uri)) as dispatcher,
+        client_of(dispatcher.location) as client,
+        trio.open_nursery() as nursery,
+    ):
+        await client.send(call(1))
+        await wait_for(lambda: backend.seen)
+        nursery.start_soon(client.send, call(2, bytes(32 * MIB)))
+        [pinned] = dispatcher._reception.conversations
+        assert isinstance(pinned, Pinned)
+        await wait_for(lambda: pinned._client.is_paused)
+        backend.die()
+        said = [await client.receive() for _ in range(2)]
+        outcomes = [text_of(answer)[:200].partition(": backend")[0] for answer in said if isinstance(answer, Message)]
+        assert [outcome.rpartition("'")[2] for outcome in outcomes] == ["Unknown", "NotSent"]
+        assert await end_of(client)
+
+
 async def test_a_client_that_leaves_takes_its_backend_connection_along() -> None:
     async def never(connection: Connection, request: Message) -> None:
         await connection.receive()

@@ -15,10 +15,9 @@ from pyroxfer_core import blocking
 NOT_OFFERED = {
     *(f"SerializerBase.{name}" for name in ("dumps", "dumpsCall", "loads", "loadsCall", "make_exception")),
     *("SerializerBase.recreate_classes", "SerializerBase.register_type_replacement", "Daemon.handleRequest"),
-    "URI.isUnixsockLocation",
 }
 """See the end of docs/facade.md. They are for the library's own use, or for daemons that handle their own sockets."""
-PYRO4 = ("Future", "asyncproxy", "batch", "locateNS")
+PYRO4 = ("Future", "URI", "asyncproxy", "batch", "locateNS")
 STOCK_SIGNATURES = """
 import importlib, inspect, json, sys
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, overload
 
 from ..errors import ConnectionClosedError, Outcome, TimeoutError
 from ..transport.connection import MAX_BUFFERS
-from ..transport.sockets import begin_keepalive, is_ipv4, limit_wait, reason_of, timeval
+from ..transport.sockets import begin_keepalive, host_and_port, is_ipv4, limit_wait, reason_of, timeval
 from ..uri import Uri
 from ..wire.message import Body
 
@@ -44,7 +44,7 @@ def connect(uri: Uri, until: float, ip_version: int = 0) -> socket.socket:
     try:
         if uri.sockname is not None:
             return _connected(socket.AF_UNIX, uri.sockname, until)
-        return _connect_tcp(uri.host or "localhost", uri.port or 0, until, ip_version)
+        return _connect_tcp(*host_and_port(uri), until, ip_version)
     except builtins.TimeoutError as error:
         text = f"cannot connect to {uri.location}: no answer within {limit:.3g} s"
         raise TimeoutError(text, outcome=Outcome.NOT_SENT) from error

@@ -128,7 +128,7 @@ def open_link(proxy: Proxy, deadline: float | None) -> BlockingLink:
         if version == refused:
             continue
         sock = open_socket(uri, settings, until)
-        args = sock, version, settings, str(uri.object), location, proxy._pyroSeq
+        args = sock, version, settings, str(uri.object), location, proxy._pyroLastSeq
         link = BlockingLink(*args, background=proxy._pyroBackground)
         try:
             link.greet(settings, proxy._pyroContexts(), proxy._pyroHandshake, proxy._pyroOptions(), until)

@@ -170,11 +170,11 @@ class Daemon(trio_daemon.Daemon):
         super().unregister(objectOrId)
 
     def uriFor(self, objectOrId: Any, nat: bool = True) -> Uri:
-        """The URI of an object or id."""
+        """The URI of an object, class or id."""
         return self.uri_for(objectOrId, nat)
 
     def proxyFor(self, objectOrId: Any, nat: bool = True) -> Proxy:
-        """A proxy for a registered object or id.
+        """A proxy for a registered object, class or id.
 
         Raises:
             DaemonError: it is not registered.
@@ -230,11 +230,10 @@ class Daemon(trio_daemon.Daemon):
     def requestLoop(self, loopCondition: Callable[[], bool] | None = None) -> None:
         """Serve until `shutdown` is called or ``loopCondition`` says False; Ctrl-C is a KeyboardInterrupt.
 
-        With ``config.SERVERTYPE`` multiplex, when the daemon was made, plain methods run in this thread.
+        Plain methods run in this thread with ``config.SERVERTYPE`` multiplex, when the daemon was made, and after a
+        loop of the program's own.
         """
-        if self.pool.own_loop is not None:
-            raise DaemonError("this daemon is served by the program's own loop: go on with events(), or close it")
-        if self._in_one_thread:
+        if self._in_one_thread or self.pool.own_loop is not None:
             self._loop_in_this_thread(loopCondition)
             return
         try:
@@ -250,9 +249,10 @@ class Daemon(trio_daemon.Daemon):
 
     def _loop_in_this_thread(self, condition: Callable[[], bool] | None) -> None:
         """Be the program's own loop, for this daemon and those combined with it."""
-        others = [other for other in self._combined if isinstance(other, Daemon)]
+        begun = self.pool.own_loop is not None
+        others = [other for other in self._combined if begun or isinstance(other, Daemon)]
         self._looping = threading.get_ident()
-        loop = self._own_loop([other for other in self._combined if not isinstance(other, Daemon)])
+        loop = self._own_loop([other for other in self._combined if other not in others])
         try:
             with selectors.DefaultSelector() as selector:
                 for sock in (loop.sock, *(sock for other in others for sock in other.sockets)):
@@ -267,7 +267,8 @@ class Daemon(trio_daemon.Daemon):
                 self._await_next_loop()
         finally:
             for daemon in (self, *others):
-                daemon._end_own_loop()
+                if isinstance(daemon, Daemon):
+                    daemon._end_own_loop()
             self._looping = None
 
     def _await_next_loop(self) -> None:

@@ -95,7 +95,8 @@ class Proxy(Members):
     _pyroLink: BlockingLink | None = None
     _pyroGreeted: BlockingLink | None = None
     """The connection whose handshake is being judged."""
-    _pyroSeq = 0
+    _pyroLastSeq = 0
+    """Of the connections before this one."""
     _pyroSocket: socket.socket | None = None
     _pyroBackground = False
     _pyroVia: Callable[[], Any] | None = None
@@ -173,6 +174,12 @@ class Proxy(Members):
         return proxy_from_state, (self._pyroState(), self._pyroSettings, self._pyroKind)
 
     @property
+    def _pyroSeq(self) -> int:
+        """The number of the last request; the numbers go on over a reconnect."""
+        link = self._pyroLink
+        return self._pyroLastSeq if link is None else link.session.seq
+
+    @property
     def _pyroConnection(self) -> BlockingLink | None:
         """The connection, None without one. While `_pyroValidateHandshake` runs, the one that is being made."""
         return self._pyroGreeted or self._pyroLink
@@ -235,7 +242,7 @@ class Proxy(Members):
         link = self._pyroLink
         if link is not None:
             keep(self, "_pyroLink", None)
-            keep(self, "_pyroSeq", link.session.seq)
+            keep(self, "_pyroLastSeq", link.session.seq)
             link.released = True
             link.close()
 
@@ -278,7 +285,7 @@ class Proxy(Members):
         if link is not None:
             if link.usable:
                 return link
-            self._pyroSeq = link.session.seq
+            self._pyroLastSeq = link.session.seq
             if self._pyroLosesSession(link):
                 self._pyroLink = None
                 raise session_lost(self._pyroUri)
@@ -461,7 +468,7 @@ class Proxy(Members):
         """Wait before the next attempt of a call that failed, or raise what became of it."""
         pause = None
         if link is None:
-            pause = attempts.failed(error, self._pyroSeq, STOCK, idempotent=False)
+            pause = attempts.failed(error, self._pyroLastSeq, STOCK, idempotent=False)
         elif not link.released:
             idempotent = link.metadata is not None and method in link.metadata.idempotent
             pause = attempts.failed(error, link.session.seq, link.grant, idempotent=idempotent)

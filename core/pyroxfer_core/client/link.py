@@ -256,9 +256,10 @@ class Link:
     def parks(self, waiter: Waiter) -> bool:
         """Whether a posted call has only to wait until it is woken: others send its request, and read its answer.
 
-        The task that asks waits then, with the waiter's `abort`, and tells `woken`.
+        The task that asks waits then, with the waiter's `abort`, and tells `woken`. A large request is sent by the
+        task that makes it.
         """
-        if self._flush_planned and self._reading:
+        if self._flush_planned and self._reading and type(waiter.end) is int:
             waiter.task = current_task()
             return True
         return False
@@ -601,8 +602,11 @@ class Link:
             return
         if isinstance(waiter.end, Outgoing) and not waiter.end.begun:
             self.session.forget(waiter.end.message)
-            return
-        self.connection.queue(self.session.cancel(waiter.seq))
+            if self.connection.flushing or not self.connection.unsent:
+                return
+            # it was to send for others, who wait for their answers already
+        else:
+            self.connection.queue(self.session.cancel(waiter.seq))
         await self._flush_in_grace()
 
     async def _flush_in_grace(self) -> None:

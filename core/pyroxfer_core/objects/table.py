@@ -148,12 +148,12 @@ class ObjectTable:
         return list(self._entries)
 
     def id_of(self, thing: Any) -> str | None:
-        """The id of a served object, or of an instance of a served class; None for anything else."""
+        """The id of a served object or class, or of an instance of a served class; None for anything else."""
         object_id = getattr(thing, "_pyroId", None)
         entry = self._entries.get(object_id) if isinstance(object_id, str) else None
-        if entry is None or inspect.isclass(thing):
+        if entry is None:
             return None
-        is_ours = isinstance(thing, entry.target) if entry.is_class else thing is entry.target
+        is_ours = thing is entry.target or (entry.is_class and isinstance(thing, entry.target))
         return object_id if is_ours else None
 
     def known_instance(self, entry: Entry, session: Session) -> Any:

@@ -187,7 +187,7 @@ class Daemon:
         self.table.unregister(thing)
 
     def uri_for(self, thing: Any, nat: bool = True) -> Uri:
-        """The URI of an object or id; ``nat=False`` gives the internal address.
+        """The URI of an object, class or id; ``nat=False`` gives the internal address.
 
         Raises:
             DaemonError: the object is not registered, or the daemon has no address yet.
@@ -600,7 +600,7 @@ class Daemon:
     def autoproxy(self, value: Any) -> ProxyState | None:
         """The proxy that stands for a served object wherever it appears in a value; None for anything else."""
         object_id = self.table.id_of(value)
-        if object_id is None:
+        if object_id is None or isinstance(value, type):
             return None
         meta = self.table.get(object_id).exposed.metadata
         served = current_context_var.get(None)

@@ -31,6 +31,10 @@ WOKEN: Final = _Woken()
 """For `trio.lowlevel.reschedule`: making and opening an outcome of its own takes a quarter of waking a task."""
 
 
+MOST_FREE: Final = 1024
+"""What is kept of a crowd of calls that wait at once."""
+
+
 class Steps:
     """Runs one coroutine after another by hand.
 
@@ -65,9 +69,13 @@ class Steps:
                 thrown: BaseException | None = error
             else:
                 thrown = None
-            request = self._send(answer) if thrown is None else self._throw(thrown)
+            try:
+                request = self._send(answer) if thrown is None else self._throw(thrown)
+            finally:
+                answer = thrown = None  # an error that comes with either knows this frame
             if type(request) is tuple:
-                free_steps.append(self)
+                if len(free_steps) < MOST_FREE:
+                    free_steps.append(self)
                 return request[0]
 
 
@@ -100,3 +108,5 @@ def resumed(coroutine: Coroutine[Any, Any, T], request: Any) -> Generator[Any, A
             request = coroutine.send(answer) if thrown is None else coroutine.throw(thrown)
         except StopIteration as finished:
             return finished.value  # type: ignore[no-any-return]  # the value of a coroutine that returns T
+        finally:
+            answer = thrown = None  # an error that comes with either knows this frame

@@ -225,8 +225,16 @@ async def connect_socket(where: Uri | str, timeout_s: float, prefer: int = 0) ->
         raise ConnectionClosedError(text, outcome=Outcome.NOT_SENT) from error
 
 
+def host_and_port(uri: Uri) -> tuple[str, int]:
+    """Where to connect to. ValueError: there is no such port; a URI that came in a value may have any number."""
+    port = uri.port or 0
+    if not 0 <= port <= 65535:  # the resolver would take it modulo 65536
+        raise ValueError("ports are 0 to 65535")
+    return uri.host or "localhost", port
+
+
 async def _connected(uri: Uri, prefer: int) -> socket.socket:
-    host, port = uri.host or "localhost", uri.port or 0
+    host, port = host_and_port(uri)
     if uri.sockname is not None:
         stream = await trio.open_unix_socket(uri.sockname)
     elif is_ipv4(host):

@@ -62,6 +62,8 @@ from .links import Link, LinkSource, Reader, from_backend
 from .routes import Party, Service
 from .standstill import Standstill
 
+log = logging.getLogger("pyroxfer.dispatcher")
+
 Handle = Callable[[Event, float], list[Command]]
 
 _TAKES_FROM_CLIENT: Final = frozenset({Phase.IDLE, Phase.SENDING, Phase.DRAINING})
@@ -436,8 +438,13 @@ class Conversation:
         return None
 
     def _attempted(self, found: Link | BackendRefused | BackendLost) -> None:
-        self._handle(self._opened(found) if isinstance(found, Link) else found)
-        self._go_on()
+        """In a task of its own: what fails here takes this client along, as in the hub, and not everybody."""
+        try:
+            self._handle(self._opened(found) if isinstance(found, Link) else found)
+            self._go_on()
+        except Exception:
+            log.exception("a call ended with an unexpected error")
+            self._client.give_up()
 
     def _stop_opening(self, command: StopOpening) -> None:
         self._attempt.give_up()

@@ -8,7 +8,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -84,7 +84,8 @@ class ReceiptsInFile:
                 self._db: Any = sqlite3.connect(place, isolation_level=None, check_same_thread=False, timeout=10)
                 opened.callback(self._db.close)
                 os.chmod(place, 0o600)  # noqa: PTH101
-                self._db.execute("PRAGMA journal_mode=WAL")
+                with suppress(sqlite3.OperationalError):  # another server is just doing it: what follows waits for it
+                    self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=OFF")
                 self._db.execute(
                     "CREATE TABLE IF NOT EXISTS receipts"
@@ -94,7 +95,8 @@ class ReceiptsInFile:
                 self._forget()
                 opened.pop_all()
         except (sqlite3.Error, OSError) as error:
-            raise AddressError(f"{printable(str(place))}: receipts cannot be kept there: {error}") from error
+            text = f"{printable(str(place))}: receipts cannot be kept there: {error}"
+            raise AddressError(f"{text}; remove the file, or choose another folder") from error
 
     def get(self, transfer_id: str) -> Receipt | None:
         """The receipt of a finished upload."""

@@ -25,6 +25,7 @@ from pyroxfer_core.blocking.duty import ReadingDuty
 from pyroxfer_core.blocking.waiting import Waiter
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, DaemonError, Outcome, TimeoutError
 from pyroxfer_core.wire.message import Message, MessageType
+from pyroxfer_core.wire.pieces import begin
 
 QUICK = Settings(connect_timeout_s=0.3)
 WITHIN_S = 60.0
@@ -317,15 +318,26 @@ def test_a_connection_that_another_thread_closes_just_before_a_call_leaves_is_ma
             assert proxy._pyroLink is not link
 
 
-@pytest.mark.parametrize("kind", [MessageType.RESULT, MessageType.ITEMS, MessageType.HEARTBEAT])
-def test_what_a_thread_has_read_of_a_connection_that_another_one_closes_is_no_fault_of_the_daemon(kind: int) -> None:
+@pytest.mark.parametrize(
+    "message",
+    [
+        *(
+            Message(kind, 1, "msgpack", 0, b"")
+            for kind in (MessageType.RESULT, MessageType.ITEMS, MessageType.HEARTBEAT)
+        ),
+        begin(Message(MessageType.RESULT, 1, "msgpack", 0, b""), 1, [1_000_000]),
+    ],
+)
+def test_what_a_thread_has_read_of_a_connection_that_another_one_closes_is_no_fault_of_the_daemon(
+    message: Message,
+) -> None:
     with serving() as daemon, Proxy(uri_of(daemon)) as proxy:
         assert proxy.echo(1) == 1
         link = proxy._pyroLink
         assert link is not None
         link.close()
         with pytest.raises(ConnectionClosedError):
-            link.take(Message(kind, 1, "msgpack", 0, b""))
+            link.take(message)
 
 
 def test_a_proxy_that_is_collected_where_its_thread_has_locked_something_is_closed_without_waiting() -> None:

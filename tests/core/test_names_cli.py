@@ -144,7 +144,7 @@ def test_ns_on_a_unix_socket(stack: ExitStack, tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("kind", ["none", "no folder"])
+@pytest.mark.parametrize("kind", ["none", "no folder", "of another user"])
 def test_ns_without_a_place_for_its_names_says_how_to_name_one(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,9 +152,12 @@ def test_ns_without_a_place_for_its_names_says_how_to_name_one(
         monkeypatch.delenv("XDG_STATE_HOME", raising=False)
         monkeypatch.delenv("HOME")
         monkeypatch.setattr(os, "getuid", lambda: 2**31 - 2)
-    else:
+    elif kind == "no folder":
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    else:
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+        monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     done = CliRunner().invoke(ns_command, ["-p", "0", "-x"])
     assert done.exit_code == 2, done.output
     assert done.stderr.count("\n") == 1

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -403,12 +404,29 @@ def test_old_receipts_are_forgotten_a_part_at_a_time(tmp_path: Path) -> None:
         assert [step[3].split()[0] for step in plan] == ["SEARCH"]  # what is young is not read on the way
 
 
+def test_servers_that_begin_at_once_share_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that change its mode together are both told at once that it is locked; SQLite does not wait there."""
+
+    class Hindered(sqlite3.Connection):
+        def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+            if "journal_mode" in sql:
+                raise sqlite3.OperationalError("database is locked")
+            return super().execute(sql, *arguments)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Hindered))
+    book = ReceiptsInFile(tmp_path, "/srv")
+    receipt = Receipt("f", 1, "ab" * 32, "blake3", "data", "iter", "test", 0, "cd" * 16)
+    book.put(receipt)
+    assert book.get("cd" * 16) == receipt
+    book.close()
+
+
 def test_receipts_that_cannot_be_kept_are_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "receipts.sqlite3").write_bytes(b"no database, but long enough to be looked at" * 100)
     for place in ("file", "bad"):
-        with pytest.raises(errors.AddressError, match="receipts"):
+        with pytest.raises(errors.AddressError, match=r"receipts.*choose another folder"):
             ReceiptsInFile(tmp_path / place, "/srv")
 
 

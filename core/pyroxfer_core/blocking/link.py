@@ -312,8 +312,7 @@ class BlockingLink:
         try:
             waiter = session.receive(message)
         except (KeyError, SerializeError, ProtocolError) as error:
-            if self.closed:  # another thread ended the session at this very moment
-                raise ConnectionClosedError("the connection was closed") from None
+            self._check_open()
             if isinstance(error, SerializeError):
                 session.pending[message.seq].answered = True
             raise
@@ -326,10 +325,19 @@ class BlockingLink:
         if session.going_away and not session.pending:
             self.close()
 
+    def _check_open(self) -> None:
+        """A message does not fit: whether it is one of a session that another thread ended at this very moment."""
+        if self.closed:
+            raise ConnectionClosedError("the connection was closed") from None
+
     def _take_other(self, message: Message) -> None:
         self.reading.heard()
         if self.takes_pieces and message.type in IN_PIECES:
-            whole = self.in_pieces().take(message)
+            try:
+                whole = self.in_pieces().take(message)
+            except ProtocolError:
+                self._check_open()
+                raise
             if whole is not None:
                 self.take(whole)
         elif message.type == MessageType.ITEMS:

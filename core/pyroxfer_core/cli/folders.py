@@ -20,10 +20,12 @@ def state_folder() -> Path:
     """Where the user's state is kept; the folder is made, for the user alone.
 
     Raises:
-        OSError: it cannot be made, or nothing says where the user's home is.
+        OSError: it cannot be made or written to, or nothing says where the user's home is.
     """
     folder = _folder("XDG_STATE_HOME", ".local/state")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):  # another user made it, as with sudo
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     return folder
 
 

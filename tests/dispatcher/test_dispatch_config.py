@@ -116,7 +116,7 @@ BAD: list[tuple[str, list[str]]] = [
     ),
     ("listen = 5\n" + MINIMAL, ["listen: Expected `str`, got `int`"]),
     ("listen = ''\n" + MINIMAL, ["listen: Expected `str` of length >= 1"]),
-    ("listen = 'localhost'\n" + MINIMAL, ["listen: invalid port in uri, port=None"]),
+    ("listen = 'localhost'\n" + MINIMAL, ["listen: invalid port in uri: there is none"]),
     ("listen = 'localhost:70000'\n" + MINIMAL, ["listen: invalid port in uri, port=70000: ports are 0 to 65535"]),
     ("nameserver = 'localhost:x'\n" + MINIMAL, ["nameserver: invalid port in uri, port='x'"]),
     ("listen = './u:/tmp/s'\n" + MINIMAL, ["listen: expected HOST:PORT, not './u:/tmp/s'"]),

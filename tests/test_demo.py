@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,8 +30,24 @@ def test_the_demo_verifies_everything() -> None:
     assert done.stdout.rstrip().endswith("Everything verified, nothing left running.")
 
 
-def test_the_demo_ends_without_a_word_when_nobody_reads_on() -> None:
-    """As in ``./scripts/demo | head -1``; what it started is ended first."""
+@pytest.fixture
+def others() -> Iterator[tuple[Path, Path]]:
+    """Folders of a demo that was killed, and of one that runs."""
+    folders = ROOT / ".demo" / "run-killed", ROOT / ".demo" / "run-running"
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "large.bin").touch()
+    fd = os.open(folders[1], os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield folders
+    os.close(fd)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_demo_ends_without_a_word_when_nobody_reads_on(others: tuple[Path, Path]) -> None:
+    """As in ``./scripts/demo | head -1``; what it started is ended first. What a demo that was killed has left is
+    gone then, too."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -36,3 +55,4 @@ def test_the_demo_ends_without_a_word_when_nobody_reads_on() -> None:
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    assert [folder.exists() for folder in others] == [False, True]

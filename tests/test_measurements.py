@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import bench_arguments
 import pytest
 import quotes
 import report
+import tools
 from measure import Comparison, Effort, Growth, Sample, Samples, exponent, ratio
 
 KNOWN: dict[str, Any] = {
@@ -115,6 +117,16 @@ def test_the_page_says_what_was_not_there_to_compare_with() -> None:
     facts |= {"versions": {"Python": "3"}, "peer versions": {"Pyro5": "5"}}
     assert not any("left out" in line for line in report.about(facts | {"absent": []}))
     assert any("left out: nginx and curl." in line for line in report.about(facts | {"absent": ["nginx and curl"]}))
+
+
+def test_servers_are_found_where_only_the_path_of_root_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every table looks for them in the same way: what the page calls absent is absent, and nothing else."""
+    searched: list[str] = []
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.setattr(shutil, "which", lambda program, path: searched.append(path))
+    assert not tools.present("HAProxy")
+    assert tools.found("nginx") is None
+    assert searched == ["/usr/bin:/usr/sbin"] * 2
 
 
 def test_a_look_takes_fewer_amounts_and_not_the_largest() -> None:

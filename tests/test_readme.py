@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from children import END_WITH_PARENT
 from ports import free_ports
 
 from pyroxfer_dispatcher import load_config
@@ -51,11 +53,36 @@ def test_the_commands_run(page: Path, tmp_path: Path) -> None:
     text = "\n".join(blocks(page, "sh"))
     text = re.sub(r"^sleep .*", UNTIL_SERVED, text, flags=re.MULTILINE).replace(PORT_IN_TEXT, str(free_ports(1)[0]))
     script = f"set -e\ntrap 'kill $(jobs -p)' EXIT\n{text}"
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stderr
+    code, errors = in_shell(script, tmp_path, timeout_s=280)
+    assert code == 0, errors
     assert not list(tmp_path.rglob(".pyroxfer-*"))
+
+
+def in_shell(script: str, folder: Path, timeout_s: float) -> tuple[int, str]:
+    """Run commands: their exit code, and what they complain of. What they started ends with this, however it ends."""
+    with subprocess.Popen(
+        ["bash", "-c", script],
+        cwd=folder,
+        env=environment(folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=END_WITH_PARENT,
+    ) as shell:
+        try:
+            _, errors = shell.communicate(timeout=timeout_s)
+        except BaseException:
+            os.killpg(shell.pid, signal.SIGTERM)
+            shell.communicate()  # until the last of them is gone
+            raise
+    return shell.returncode, errors
+
+
+def test_commands_that_take_too_long_leave_no_server_behind(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        in_shell("trap 'kill $(jobs -p)' EXIT; sleep 600 & sleep 600", tmp_path, timeout_s=0.5)
 
 
 def environment(folder: Path) -> dict[str, str]:

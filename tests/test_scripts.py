@@ -97,6 +97,14 @@ from children import END_WITH_PARENT
 child = "import time; print('up', flush=True); time.sleep(600)"
 subprocess.run([sys.executable, "-c", child], preexec_fn=END_WITH_PARENT)
 """
+BENCHMARK = """
+import sys, time
+from processes import Server
+server = "import time; print('PYRO:adder@localhost:1', flush=True); time.sleep(600)"
+with Server([sys.executable, "-c", server]):
+    print("up", flush=True)
+    time.sleep(600)
+"""
 TOLD = """
 import time
 from children import clean_up_when_told_to_end
@@ -113,8 +121,9 @@ def started(program: str) -> subprocess.Popen[str]:
     """A program that has said that it is up."""
     process = subprocess.Popen(
         [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(SCRIPTS / "sharedlib")},
+        env={**os.environ, "PYTHONPATH": f"{SCRIPTS / 'sharedlib'}:{SCRIPTS / 'benchlib'}"},
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
@@ -122,11 +131,12 @@ def started(program: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_services_do_not_outlive_a_script_that_is_killed() -> None:
-    """Its standard output, which they share, ends with the last of them."""
-    with started(PARENT) as process:
+@pytest.mark.parametrize("program", [PARENT, BENCHMARK], ids=["a script", "the benchmark"])
+def test_services_do_not_outlive_a_script_that_is_killed(program: str) -> None:
+    """Its standard error, which they share, ends with the last of them."""
+    with started(program) as process:
         process.kill()
-        assert process.communicate(timeout=60)[0] == ""
+        assert process.communicate(timeout=60) == ("", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -185,7 +185,7 @@ def _parse_location(location: str, default_port: int | None) -> tuple[str | None
 def _parse_port(text: str | None, default: int | None) -> int:
     if not text:
         if default is None:
-            raise PyroError("invalid port in uri, port=None")
+            raise PyroError("invalid port in uri: there is none")
         return default
     try:
         port = int(text)

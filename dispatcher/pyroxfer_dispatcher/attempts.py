@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import trio
@@ -13,9 +14,11 @@ from .events import BackendLost, BackendRefused
 from .links import Link, LinkSource
 from .routes import Service
 
+log = logging.getLogger("pyroxfer.dispatcher")
+
 
 class Attempt:
-    """One at a time, or none.
+    """One at a time, or none. What goes wrong unexpectedly ends the call, and nobody else's.
 
     Args:
         nursery: where it waits.
@@ -50,6 +53,9 @@ class Attempt:
                 found = BackendRefused(str(error))
             except PyroError as error:
                 found = BackendLost(str(error))
+            except Exception:
+                log.exception("a connection to %s ended with an unexpected error", backend.name)
+                found = BackendLost("an error inside the dispatcher")
         if found is not None and not scope.cancel_called:
             self._scope = None
             self._tell(found)

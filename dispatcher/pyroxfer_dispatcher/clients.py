@@ -58,6 +58,9 @@ class ClientSide(Protocol):
     def close(self) -> None:
         """Close at once. Twice is fine."""
 
+    def give_up(self) -> None:
+        """Serving it failed: close, and tell whoever has it that it is gone."""
+
 
 class DirectClient(Channel):
     """A client that makes one call after another on its connection."""

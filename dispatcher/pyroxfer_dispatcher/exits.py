@@ -16,7 +16,6 @@ from .config import Config, ConfigError, load_config
 from .control import CommandError
 
 USAGE: Final = 2
-NOT_FOUND: Final = 3
 REFUSED: Final = 4
 NETWORK: Final = 5
 OTHER: Final = 1
@@ -56,11 +55,11 @@ def or_exit(function: Callable[[], Value], path: Path | None = None) -> Value:
     except ConfigError as error:
         end(USAGE, *error.lines(str(path)))
     except FileNotFoundError:
-        end(NOT_FOUND, f"{path}: no such file; write one, see the documentation of the dispatcher")
+        end(USAGE, f"{path}: no such file; write one, see the documentation of the dispatcher")
     except OSError as error:
         if error.filename is None:
             raise
-        end(REFUSED, f"{path}: {error.strerror}")
+        end(USAGE, f"{path}: {error.strerror}")
     except CommandError as error:
         end(USAGE, str(error))
     except SecurityError as error:

@@ -254,6 +254,10 @@ class Lane:
         """The client is given up."""
         self._trunk.channel.close()
 
+    def give_up(self) -> None:
+        """As of the channel."""
+        self._trunk.channel.give_up()
+
 
 class Arriving:
     """A request whose body comes in pieces.

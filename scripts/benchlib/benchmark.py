@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+import bench_arguments  # first: it says where what scripts share lies
 import bulk
 import connections
 import dispatch
@@ -17,20 +18,23 @@ import report
 import rpc
 import scale
 import workers
-from bench_arguments import REPETITIONS, SECONDS, SUITES, parser, words
 from children import clean_up_when_told_to_end
 from measure import Effort
 from processes import kept_bytecode
 
 MODULES: dict[str, Any] = dict(
-    zip(SUITES, (rpc, bulk, others, connections, files, dispatch, ns, gateway, scale, workers), strict=True)
+    zip(
+        bench_arguments.SUITES,
+        (rpc, bulk, others, connections, files, dispatch, ns, gateway, scale, workers),
+        strict=True,
+    )
 )
-FULL = Effort(REPETITIONS, SECONDS)
+FULL = Effort(bench_arguments.REPETITIONS, bench_arguments.SECONDS)
 QUICK = Effort(repetitions=1, seconds=0.3, quick=True)
 
 
 def main() -> None:
-    chosen = parser().parse_args()
+    chosen = bench_arguments.parser().parse_args()
     clean_up_when_told_to_end()
     usual = QUICK if chosen.quick else FULL
     effort = Effort(chosen.repetitions or usual.repetitions, chosen.seconds or usual.seconds, chosen.quick)
@@ -39,7 +43,7 @@ def main() -> None:
         print(f"{peer} is not installed here: its rows are left out", file=sys.stderr)
     begin = time.monotonic()
     measured: dict[str, Any] = {}
-    left = list(SUITES if "all" in chosen.suites else dict.fromkeys(chosen.suites))
+    left = list(bench_arguments.SUITES if "all" in chosen.suites else dict.fromkeys(chosen.suites))
     try:
         with kept_bytecode():
             while left:
@@ -48,7 +52,7 @@ def main() -> None:
                     report.write({left[0]: measured[left[0]]})
                 del left[0]
     except BaseException as error:
-        print(f"ended in {left[0]}; what is left to do: {words(chosen, left)}", file=sys.stderr)
+        print(f"ended in {left[0]}; what is left to do: {bench_arguments.words(chosen, left)}", file=sys.stderr)
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(130) from None
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import sys
 import tempfile
@@ -14,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import report
+import tools
 from measure import Comparison, Contestant, Effort, Sample, Samples, in_turns
-from processes import OURS, Server, command, others, program, run_client, stock
+from processes import ALL_CORES, OURS, Cores, Server, command, others, program, run_client, stock
 
 SIZES = {"1 KB": 1024, "64 KB": 65536, "1 MB": 1 << 20}
 SPEED_WANTED = {"1 KB": 1.2, "64 KB": 1.2, "1 MB": 1.0}
 ADDED_WANTED = {"1 KB": 1 / 0.65, "64 KB": 1 / 0.65, "1 MB": None}
 TITLE = "Dispatcher"
-HAPROXY = shutil.which("haproxy")
+HAPROXY = tools.found("haproxy")
 NOTE = """\
 Blobs: a stock Pyro5 client calls a stock Pyro5 back end (msgpack), directly and through the dispatcher by turns of 50
 calls; a hop is the difference of the medians. Transparent: `add(1, 2)` through something that knows nothing of the
@@ -173,7 +173,7 @@ def directly(uri: str) -> Iterator[tuple[str, None]]:
 
 
 @contextmanager
-def ours(uri: str) -> Iterator[Server]:
+def ours(uri: str, on: Cores = ALL_CORES) -> Iterator[Server]:
     """The dispatcher's command before one back end."""
     object_id = uri.removeprefix("PYRO:").partition("@")[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +183,7 @@ def ours(uri: str) -> Iterator[Server]:
             f'objects = ["{object_id}"]\n'
             f'[[services.backends]]\nname = "only"\nuri = "{uri}"\n'
         )
-        with Server(command("pyroxfer-dispatcher", "run", "-c", config)) as dispatcher:
+        with Server(command("pyroxfer-dispatcher", "run", "-c", config), on) as dispatcher:
             yield dispatcher
 
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from children import END_WITH_PARENT
+
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = Path(__file__).parent / "programs"
 OURS = sys.executable
@@ -65,12 +67,26 @@ def cores(wanted: Cores) -> Iterator[None]:
         os.sched_setaffinity(0, ALL_CORES)
 
 
+def tree(pid: int) -> Iterator[int]:
+    """A process, and its children that live."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):  # a child belongs to the thread that started it
+        for child in children.read_text().split():
+            yield from tree(int(child))
+
+
 def cpu_of_tree(pid: int) -> float:
     """Processor seconds of a process, of its children that live, and of those it has waited for."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    own = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    by_thread = Path(f"/proc/{pid}/task").glob("*/children")  # a child belongs to the thread that started it
-    return own + sum(cpu_of_tree(int(child)) for children in by_thread for child in children.read_text().split())
+    stats = (Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split() for each in tree(pid))
+    return sum(int(ticks) for fields in stats for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_kib(pid: int, what: str) -> int:
+    """A line of what the kernel says of a process: ``VmRSS`` is its resident size, ``VmHWM`` the largest so far."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{what}:"):
+            return int(line.split()[1])
+    return 0
 
 
 class Server:
@@ -92,7 +108,13 @@ class Server:
         errors = subprocess.DEVNULL if quiet else None
         with cores(on):
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=ROOT,
+                preexec_fn=END_WITH_PARENT,
             )
         assert self._process.stdout is not None
         match = next((found for line in self._process.stdout if (found := re.search(pattern, line))), None)
@@ -111,11 +133,8 @@ class Server:
         return cpu_of_tree(self.pid)
 
     def peak_rss_mib(self) -> float:
-        """Largest resident size so far."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-        return 0.0
+        """Largest resident size so far: the sum of those of its processes, where it has several."""
+        return sum(memory_kib(each, "VmHWM") for each in tree(self.pid)) / 1024
 
     def close(self) -> None:
         self._process.terminate()

@@ -36,7 +36,7 @@ def measured(known: dict[str, Any], place: str) -> float:
                 return float(ratio["ratio"])
         return float(found["rows"][row][column[0] if column else "median"])
     except (KeyError, TypeError) as error:
-        raise LookupError(f"nothing was measured at {place}") from error
+        raise LookupError(f"nothing was measured at {place}; run ./scripts/bench {suite}") from error
 
 
 def refreshed(text: str, known: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import report
 import trees
+from children import END_WITH_PARENT
 from measure import Contestant, Effort, Growth, Sample, in_turns
 from processes import OURS, ROOT, Server, command, program, run_client
 
@@ -26,7 +27,7 @@ exceeded. Routes: blob calls, 64 in flight, each topic in turn, a service and a 
 every topic. One service: the same calls, all to one topic; with `hash` every call has a new key, which rendezvous
 hashing holds against every back end (a key that comes again is remembered). Trees: files of 1 KiB uploaded into an
 empty folder {"in memory (tmpfs)" if trees.in_memory() else "on the disk"}, durability none, each with a receipt of
-its own; CPU without that of starting the command."""
+its own; CPU and memory of a file without those of the command that sends a single one."""
 TRANSFERS = (1, 8, 64, 256)
 DOWNLOADS = 256
 BYTES = 4 * 1024 * 1024
@@ -135,6 +136,7 @@ def blob_rate(services: str, calls: list[object], seconds: float) -> Sample:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                preexec_fn=END_WITH_PARENT,
             ) as client:
                 assert client.stdout is not None, "a pipe"
                 if client.stdout.readline() != "ready\n":
@@ -161,7 +163,11 @@ def service(number: int, uris: Sequence[str], policy: str = "least-of-two") -> s
 def backends(count: int) -> Iterator[list[str]]:
     """So many daemons: their URIs."""
     with subprocess.Popen(
-        program(OURS, "scale_backends.py", count), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        program(OURS, "scale_backends.py", count),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=END_WITH_PARENT,
     ) as process:
         assert process.stdout is not None, "a pipe"
         try:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from children import END_WITH_PARENT
 from processes import ROOT, cpu_of_tree
 
 LIMIT = "limit in C"
@@ -33,21 +34,26 @@ VERSIONS = {"rsync": ["--version"], "nginx": ["-v"], "curl": ["--version"], "ssh
 """How each says its version."""
 
 
+def found(program: str) -> str | None:
+    """Where a program is: servers are often where only root's PATH leads."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
 def present(peer: str) -> bool:
     """Whether everything this peer needs is installed."""
-    return all(shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin") for program in NEEDED[peer])
+    return all(map(found, NEEDED[peer]))
 
 
 def versions() -> dict[str, str]:
     """Of the tools that are installed."""
-    found = {}
+    numbers = {}
     for name, words in VERSIONS.items():
-        program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        program = found(name)
         if program is not None:
             done = subprocess.run([program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True)
             number = re.search(r"\d+\.[\w.]+", done.stdout + done.stderr)
-            found[name] = number[0] if number else "of unknown version"
-    return found
+            numbers[name] = number[0] if number else "of unknown version"
+    return numbers
 
 
 def absent() -> list[str]:
@@ -60,7 +66,11 @@ class Tool:
     def __init__(self, command: list[str], port: int) -> None:
         self.port = port
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=END_WITH_PARENT,
         )
         until = time.monotonic() + 10
         while not answers(port):
@@ -108,9 +118,7 @@ def nginx(folder: Path) -> Iterator[Tool]:
             f"http {{ access_log off; sendfile on; keepalive_requests 1000000;\n{paths}"
             f"server {{ listen 127.0.0.1:{port}; root {folder}; }} }}\n"
         )
-        tool = Tool(
-            [shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or "nginx", "-c", str(config)], port
-        )
+        tool = Tool([found("nginx") or "nginx", "-c", str(config)], port)
         try:
             yield tool
         finally:

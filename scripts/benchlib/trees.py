@@ -23,7 +23,11 @@ ROOM = 2 << 30
 """Bytes for two of the largest trees, a page for each file and as much again for what describes it."""
 FOLDER = ROOT / ".bench"
 FILES = (1_000, 10_000, 100_000)
-GROWTH = Growth("CPU of a file, by files", {count: f"{count:,} files" for count in FILES}, "CPU µs a file")
+ROWS = {count: f"{count:,} files" for count in FILES}
+GROWTHS = (
+    Growth("CPU of a file, by files", ROWS, "CPU µs a file"),
+    Growth("Client memory of a file, by files", ROWS, "client KiB a file"),
+)
 
 
 def in_memory() -> bool:
@@ -38,10 +42,10 @@ def measure(effort: Effort) -> dict[str, Any]:
         one = made(folder, 1)
         upload(folder, made(folder, 2), 2, one)  # compiles what the commands need
         contestants = [
-            Contestant(f"{count:,} files", partial(upload, folder, made(folder, count), count, one))
+            Contestant(ROWS[count], partial(upload, folder, made(folder, count), count, one))
             for count in effort.some(FILES)
         ]
-        return report.section("files/s", in_turns(contestants, effort.repetitions), [], [GROWTH])
+        return report.section("files/s", in_turns(contestants, effort.repetitions), [], GROWTHS)
 
 
 @contextmanager
@@ -64,12 +68,12 @@ def made(folder: Path, count: int) -> Path:
 
 
 def upload(folder: Path, tree: Path, count: int, one: Path) -> Sample:
-    """Send a tree of so many files; one file before it says what starting the command costs."""
+    """Send a tree of so many files; one file before it says what starting the command costs and holds."""
     served = folder / "served"
     served.mkdir()
     try:
         with Server(command("pyroxfer", "serve", served)) as server:
-            _, start, _ = sent(one, server)
+            _, start, start_kib = sent(one, server)
             seconds, used, client_kib = sent(tree, server)
             assert sum(len(files) for _, _, files in os.walk(served / tree.name)) == count
             return Sample(
@@ -78,6 +82,7 @@ def upload(folder: Path, tree: Path, count: int, one: Path) -> Sample:
                     "CPU µs a file": (used - start) / (count - 1) * 1e6,
                     "server MiB": server.peak_rss_mib(),
                     "client MiB": client_kib / 1024,
+                    "client KiB a file": (client_kib - start_kib) / (count - 1),
                 },
             )
     finally:

@@ -18,11 +18,13 @@ TITLE = "Workers"
 NOTE = """\
 The same server as one process and as two workers, `--workers`; the clients run beside it on the same cores, so with
 two cores a server can win only what its clients leave. Calls: two client processes with 16 connections each; `work`
-computes for half a millisecond. Transfers: eight files at once by one client process, both sides digest."""
+computes for half a millisecond. Transfers: eight files at once by one client process, both sides digest. Memory: the
+sum of the largest resident sizes of all processes of the server; workers have one more, which watches over them."""
 COUNTS = (1, 2)
 CALLS = {"small calls": 0.0, "calls that compute for 0.5 ms": 0.0005}
 TRANSFERS = 8
 MIB = 1024 * 1024
+MEMORY = "server MiB, all processes"
 
 
 def measure(effort: Effort) -> dict[str, Any]:
@@ -56,7 +58,10 @@ def call_rate(count: int, work_s: float, seconds: float) -> Sample:
         before = server.cpu_s()
         result = run_client(program(OURS, "workers_client.py", server.uri, work_s, seconds))
         used = server.cpu_s() - before
-    return Sample(result["calls"] / result["seconds"], {"server CPU µs a call": used / result["calls"] * 1e6})
+        return Sample(
+            result["calls"] / result["seconds"],
+            {"server CPU µs a call": used / result["calls"] * 1e6, MEMORY: server.peak_rss_mib()},
+        )
 
 
 def movers(effort: Effort) -> Iterator[Contestant]:
@@ -76,4 +81,4 @@ def transfer_rate(count: int, direction: str, size: int) -> Sample:
         serve = command("pyroxfer", "serve", served, "--workers", count, "--state", Path(place, "state"))
         with Server(serve, pattern=r"at (\S+:\d+) ") as server:
             result = run_client(program(OURS, "workers_files.py", server.found[1], direction, beside, TRANSFERS))
-    return Sample(result["bytes"] / result["seconds"] / 1e6)
+            return Sample(result["bytes"] / result["seconds"] / 1e6, {MEMORY: server.peak_rss_mib()})

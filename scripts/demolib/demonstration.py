@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -44,17 +45,38 @@ def main() -> None:
 
 @contextmanager
 def work_folder(size: int) -> Iterator[Path]:
-    """A folder of our own in the repository, removed at the end; refused where it cannot be, or is too small."""
+    """A folder of our own in the repository, removed at the end, or by the next demo if this one is killed.
+
+    Refused where it cannot be, or is too small.
+    """
     base = ROOT / ".demo"
     with suppress(OSError):
         base.mkdir(exist_ok=True)
     if not os.access(base, os.W_OK):
         sys.exit(f"demo: cannot write in {base}; run it in a copy of the repository")
+    for left in base.glob("run-*"):
+        with suppress(OSError), locked(left):  # another demo may be at work in it, or just remove it
+            shutil.rmtree(left)
     needed, free = COPIES * size + SPARE, shutil.disk_usage(base).free
     if free < needed:
         sys.exit(f"demo: needs {needed / 1e9:.1f} GB free and there are {free / 1e9:.1f}; try --size 100MiB")
-    with tempfile.TemporaryDirectory(prefix="run-", dir=base) as folder:
+    with tempfile.TemporaryDirectory(prefix="run-", dir=base) as folder, locked(Path(folder)):
         yield Path(folder)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which its owner's end gives back, however it ends.
+
+    Raises:
+        OSError: another process has it, or there is no such folder.
+    """
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 def run(appliance: Appliance, work: Path, size: int) -> Iterator[Row]:

@@ -31,12 +31,11 @@ def measured(place: str) -> float:
 
 CALL_S: Final = measured("scale / Routes and back ends / 1 routes / dispatcher CPU µs a call") / 1e6
 """Processor time of a dispatcher for one small blob call."""
-CONNECT_S: Final = 550e-6
-"""Processor time of a dispatcher for a client of ours that comes, without TLS: its handshake and its first blob (not
-part of the benchmark: 1,000 after one another, by turns with a daemon, where one took 200 µs with its first call)."""
-CLIENT_KIB: Final = 20.0
-"""Memory of one idle connection of ours at a dispatcher (of the same runs; at a daemon it was 3.6). What the kernel
-keeps for the socket is not in it."""
+CLIENT: Final = "connections / Memory of an idle connection / our dispatcher, our client"
+CONNECT_S: Final = measured(f"{CLIENT} / server CPU µs to open one") / 1e6
+"""Processor time of a dispatcher for a client of ours that comes, without TLS: its handshake and its first blob."""
+CLIENT_KIB: Final = measured(CLIENT)
+"""Memory of one idle connection of ours at a dispatcher. What the kernel keeps for the socket is not in it."""
 WATCH_S: Final = measured("ns / From a registration until every watcher has it / 1,000 watchers / ms a watcher") / 1e3
 """Time to tell one watcher of one change, watchers on the same machine."""
 FILE_CPU_S: Final = measured("scale / Downloads at once / 8 at once / server CPU s/GiB")

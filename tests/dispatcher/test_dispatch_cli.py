@@ -125,16 +125,16 @@ def test_wrong_usage_is_two(args: list[str]) -> None:
 
 
 @pytest.mark.parametrize("verb", ["run", "check"])
-def test_a_missing_file_is_three(tmp_path: Path, verb: str) -> None:
+def test_a_missing_file_is_wrong_usage(tmp_path: Path, verb: str) -> None:
     result = command(verb, "-c", str(tmp_path / "none.toml"))
-    assert result.exit_code == 3
+    assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert "none.toml: no such file" in result.stderr
 
 
-def test_an_unreadable_file_is_four(tmp_path: Path) -> None:
+def test_so_is_an_unreadable_one(tmp_path: Path) -> None:
     result = command("check", "-c", str(tmp_path))
-    assert result.exit_code == 4
+    assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
 
 

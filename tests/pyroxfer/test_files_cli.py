@@ -583,6 +583,35 @@ def test_arguments_follow_cp() -> None:
     assert sources_and_destination(("a", "b"), "t") == (("a", "b"), "t")
 
 
+def test_an_address_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was meant is said, unless both could be files."""
+    monkeypatch.chdir(tmp_path)
+    Path("f.txt").touch()
+    done = CliRunner().invoke(main, ["send", "localhost:1/", "f.txt"])
+    assert (done.exit_code, "pyroxfer send f.txt localhost:1/" in done.stderr) == (2, True)
+    Path("a:1").touch()
+    assert sources_and_target(("a:1", "f.txt"), None, None) == (("a:1",), "f.txt")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("serve", "none"),
+        ("serve", "--token-file", "none"),
+        ("serve", "--tls-cert", "none"),
+        ("ls", "localhost:1", "--tls-ca", "none"),
+        ("up", "-c", "none"),
+        ("--config", "none", "ls"),
+    ],
+    ids=" ".join,
+)
+def test_a_file_of_an_option_that_is_not_there_is_wrong_usage(words: tuple[str, ...]) -> None:
+    """Whatever it was to be read for."""
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2
+    assert "none" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("words", [["--help"], ["nsc", "--help"], ["config", "--help"]], ids=" ".join)
 def test_the_help_tells_of_every_command_in_a_whole_sentence(words: list[str]) -> None:
     shown = CliRunner().invoke(main, words).output

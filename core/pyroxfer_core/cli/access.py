@@ -189,7 +189,8 @@ def client_options(option: Callable[..., Callable[[F], F]]) -> list[Callable[[F]
 
 def _option(name: str, text: str, option: Callable[..., Callable[[F], F]] = click.option) -> Callable[[F], F]:
     variable = f"PYROXFER_{name.replace('-', '_').upper()}"
-    return option(f"--{name}", metavar="FILE", envvar=variable, help=text)
+    kind = click.Path(exists=True, dir_okay=False, allow_dash=name.endswith("token-file"))
+    return option(f"--{name}", metavar="FILE", envvar=variable, type=kind, help=text)
 
 
 def _with_options(

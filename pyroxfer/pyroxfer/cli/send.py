@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ from pyroxfer_core.cli.access import ClientAccess, client_access
 
 from ..address import parse_address
 from ..client import send as send_files
+from ..names import printable
 from .complete import remote
 from .events import conclude_plan, events, print_event, print_plan, summary
 from .run import run
@@ -21,12 +23,15 @@ def sources_and_target(paths: tuple[str, ...], target: str | None, server: str |
     """What is to be sent and where to, by the rules of cp.
 
     Raises:
-        click.UsageError: there is no target.
+        click.UsageError: there is no target, or it comes first.
     """
     if target is not None:
         return paths, target
     if len(paths) > 1:
-        return paths[:-1], paths[-1]
+        first, last = paths[0], paths[-1]
+        if ":" in first and not os.path.lexists(first) and os.path.lexists(last):
+            raise click.UsageError(printable(f"the address comes last: pyroxfer send {last} {first}"))
+        return paths[:-1], last
     if not server:
         raise click.UsageError("where to? Name an address last, such as HOST:PORT/, or set PYROXFER_SERVER.")
     return paths, server

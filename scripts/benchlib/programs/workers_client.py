@@ -4,8 +4,12 @@ import json
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import trio
+
+sys.path.append(str(Path(__file__).parents[2] / "sharedlib"))
+from children import END_WITH_PARENT
 
 from pyroxfer_core import Proxy
 
@@ -40,6 +44,6 @@ def run(uri: str, work_s: float, seconds: float) -> tuple[int, float]:
 
 if __name__ == "__main__":
     arguments = (sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))
-    with ProcessPoolExecutor(PROCESSES) as pool:
+    with ProcessPoolExecutor(PROCESSES, initializer=END_WITH_PARENT) as pool:
         done = [future.result() for future in [pool.submit(run, *arguments) for _ in range(PROCESSES)]]
     print(json.dumps({"calls": sum(calls for calls, _ in done), "seconds": max(took for _, took in done)}))

@@ -234,3 +234,12 @@ async def test_a_bug_ends_its_connection_only(caplog: pytest.LogCaptureFixture) 
             nursery.cancel_scope.cancel()
         assert [client.recv(1) for client in clients] == [b""] * 3
     assert caplog.text.count("unexpected error") == 3
+
+
+async def test_a_listener_that_another_process_has_shut_down_costs_no_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It is looked at again now and then: otherwise the clock, which goes on only when nobody runs, would stand."""
+    async with Daemon() as daemon:
+        daemon.listeners[0].shutdown(socket.SHUT_RDWR)
+        await trio.sleep(2)

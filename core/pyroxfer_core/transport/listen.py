@@ -166,7 +166,7 @@ class _Door:
         """Until none can be accepted for so many seconds; None once the listener was closed."""
         if listener.fileno() < 0:
             return None
-        pause_s = 0.0
+        pause_s = _PAUSE_S
         scope = trio.CancelScope()
 
         def pause(seconds: float) -> None:
@@ -178,7 +178,7 @@ class _Door:
         with scope:
             watch.watch(listener, partial(self._accept_watched, listener, nursery, pause))
             try:
-                await trio.lowlevel.wait_writable(listener)  # which it never is
+                await trio.lowlevel.wait_writable(listener)  # which it is only if somebody else has shut it down
             except trio.ClosedResourceError:
                 return None
             finally:

@@ -324,12 +324,18 @@ Table = TypeVar("Table", bound=msgspec.Struct)
 Value = TypeVar("Value")
 
 
+@cache
+def _fields_of(kind: type[msgspec.Struct]) -> Mapping[str, Any]:
+    """Found once: msgspec evaluates every annotation anew, which was most of the time a thousand services took."""
+    return MappingProxyType({field.name: field for field in msgspec.structs.fields(kind)})
+
+
 def _build(kind: type[Table], table: object, path: str, problems: list[str]) -> Table | None:
     """A struct from a table; None, and at least one problem, when it cannot be made."""
     if not isinstance(table, dict):
         problems.append(f"{path}: expected a table")
         return None
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    fields = _fields_of(kind)
     before = len(problems)
     problems.extend(_unknown(key, fields, path) for key in table if key not in fields)
     values: dict[str, Any] = {}
@@ -546,7 +552,8 @@ def _check_discover(section: DiscoverConfig, path: str) -> Iterator[str]:
 
 
 def _duplicates(path: str, key: str, values: list[str]) -> Iterator[str]:
+    places: dict[str, int] = {}
     for index, value in enumerate(values):
-        first = values.index(value)
+        first = places.setdefault(value, index)
         if first != index:
             yield f"{path}[{index}].{key}: {value!r} is taken by {path}[{first}]"

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import fields
 
 from pyroxfer_core.uri import Uri
-from pyroxfer_dispatcher.config import DEFAULT_METHODS, ConfigError, load_config, parse_config
+from pyroxfer_dispatcher.config import (
+    DEFAULT_METHODS,
+    ConfigError,
+    _duplicates,
+    _fields_of,
+    load_config,
+    parse_config,
+)
 
 GOOD = """
 listen = "localhost:0"
@@ -54,6 +63,39 @@ def test_a_file_becomes_values(tmp_path: Path) -> None:
     assert [backend.max_in_flight for backend in orders.backends] == [4, None]
     assert orders.backends[1].uri == Uri("PYRONAME:worker@localhost:9090")
     assert mail.pattern == "mail"
+
+
+def test_what_tables_may_say_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload of a thousand services holds up no call for half a second: msgspec's answer is slow, and the same."""
+    asked: list[object] = []
+
+    def counted(kind: type[msgspec.Struct]) -> object:
+        asked.append(kind)
+        return fields(kind)
+
+    monkeypatch.setattr(msgspec.structs, "fields", counted)
+    _fields_of.cache_clear()
+    parse_config(GOOD)
+    assert len(asked) == len(set(asked)) > 0
+
+
+def test_a_name_that_is_taken_is_compared_with_the_first_that_has_it() -> None:
+    """Without looking through all before it: the text is not compared more often than it is there."""
+
+    class Text(str):
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Text.compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    names: list[str] = [Text(f"s{number}") for number in range(1000)]
+    problems = list(_duplicates("services", "name", names * 2))
+    assert problems[0] == "services[1000].name: 's0' is taken by services[0]"
+    assert len(problems) == 1000
+    assert Text.compared < 10_000
 
 
 def test_defaults_are_safe() -> None:

@@ -303,7 +303,7 @@ def test_the_command_starts_before_the_name_server(stack: ExitStack, tmp_path: P
         (["--ns", "::1"], 2, "expected HOST or HOST:PORT"),
         (["--ns", "host:"], 2, "expected HOST or HOST:PORT"),
         (["--tls-ca", "missing.pem"], 2, "missing.pem"),
-        (["--tls-key", "missing.pem"], 2, "--tls-key needs --tls-cert"),
+        (["--tls-key", os.devnull], 2, "--tls-key needs --tls-cert"),
         (["-p", "70000"], 2, "70000"),
         (["-t", "-1"], 2, "-1"),
         (["-c", "example.org"], 2, "an origin looks like"),

@@ -252,8 +252,16 @@ class Conversation:
         else:
             self._reader.feed(data)
             self._go_on()
-        if self._forwarding.phase not in _TAKES_FROM_CLIENT and self._reader.buffered:
+        if self._reader.buffered and not self._hears_client:
             self._client.pause()
+
+    @property
+    def _hears_client(self) -> bool:
+        """Whether what the client says is taken now; else it would gather."""
+        phase = self._forwarding.phase
+        if phase is Phase.IDLE:
+            return not self._stopping and not self._client.is_clogged
+        return phase in _TAKES_FROM_CLIENT and not self._end_waits
 
     def begin_call(self, request: Message, body_length: int | None) -> None:
         """No call is under way, and the client makes one: its message, or (``body_length`` given) the head of it."""
@@ -364,15 +372,13 @@ class Conversation:
         phase = self._forwarding.phase
         if phase in _TAKES_FROM_BACKEND:
             return self._step_of_backend()
-        if phase in _TAKES_FROM_CLIENT:
-            return not self._end_waits and self._step_of_client(phase)
+        if self._hears_client:
+            return self._step_of_client()
         if phase is Phase.CLOSED:
             self._close_when_told()
         return False
 
-    def _step_of_client(self, phase: Phase) -> bool:
-        if phase is Phase.IDLE and (self._stopping or self._client.is_clogged):
-            return False
+    def _step_of_client(self) -> bool:
         try:
             piece = self._reader.next_event()
         except PyroError as error:

@@ -28,6 +28,8 @@ from pyroxfer_core import Connection
 from pyroxfer_core.errors import PyroError
 from pyroxfer_core.wire import Flags, Message, MessageType, codec_for
 from pyroxfer_dispatcher import Dispatcher
+from pyroxfer_dispatcher.calls import Phase
+from pyroxfer_dispatcher.conversation import Conversation
 
 MIB = 1024 * 1024
 
@@ -227,6 +229,35 @@ async def test_a_client_that_leaves_while_it_waits_for_an_item_does_not_belong_t
             await wait_for(lambda: len(backend.seen) == 2)
         await wait_for(lambda: dispatcher.facts["clients"] == 0)
         assert known.clients == 0
+
+
+async def test_a_client_that_reads_no_answers_is_not_heard_either() -> None:
+    """Or what it says would gather here without end."""
+
+    async def large(connection: Connection, request: Message) -> None:
+        await connection.send(answer_to(request, bytes(100_000)))
+
+    async with (
+        raw_backend(large) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+    ):
+        [guest] = dispatcher._reception.conversations
+        assert isinstance(guest, Conversation)
+        sent: list[int] = []
+        while not guest._client.is_clogged:
+            sent.append(len(sent))
+            await client.send(blob(sent[-1]))
+            await wait_for(lambda: len(backend.seen) == len(sent) and guest._forwarding.phase is Phase.IDLE)
+        sent.append(len(sent))
+        await client.send(blob(sent[-1]))
+        await wait_for(lambda: guest._client.is_paused)
+        for seq in sent:
+            answer = await client.receive()
+            assert isinstance(answer, Message)
+            assert answer.seq == seq
+        await wait_for(lambda: not guest._client.is_paused)
+        assert (await ask(client, blob(len(sent)))).seq == len(sent)
 
 
 async def test_without_a_queue_a_full_backend_refuses_at_once() -> None:

@@ -318,26 +318,27 @@ def test_a_connection_that_another_thread_closes_just_before_a_call_leaves_is_ma
             assert proxy._pyroLink is not link
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        *(
-            Message(kind, 1, "msgpack", 0, b"")
-            for kind in (MessageType.RESULT, MessageType.ITEMS, MessageType.HEARTBEAT)
-        ),
-        begin(Message(MessageType.RESULT, 1, "msgpack", 0, b""), 1, [1_000_000]),
-    ],
-)
-def test_what_a_thread_has_read_of_a_connection_that_another_one_closes_is_no_fault_of_the_daemon(
-    message: Message,
-) -> None:
+@pytest.mark.parametrize("kind", [MessageType.RESULT, MessageType.ITEMS, MessageType.HEARTBEAT])
+def test_what_a_thread_has_read_of_a_connection_that_another_one_closes_is_no_fault_of_the_daemon(kind: int) -> None:
     with serving() as daemon, Proxy(uri_of(daemon)) as proxy:
         assert proxy.echo(1) == 1
         link = proxy._pyroLink
         assert link is not None
         link.close()
         with pytest.raises(ConnectionClosedError):
-            link.take(message)
+            link.take(Message(kind, 1, "msgpack", 0, b""))
+
+
+def test_nor_is_a_large_answer_that_begins_while_another_thread_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of it has been looked at before."""
+    with serving() as daemon, Proxy(uri_of(daemon)) as proxy:
+        assert proxy.echo(1) == 1
+        link = proxy._pyroLink
+        assert link is not None
+        link.session.pending[1] = Waiter()
+        monkeypatch.setattr(link.reading, "heard", partial(_then, link.close, link.reading.heard))
+        with pytest.raises(ConnectionClosedError):
+            link.take(begin(Message(MessageType.RESULT, 1, "msgpack", 0, b""), 1, [1_000_000]))
 
 
 def test_a_proxy_that_is_collected_where_its_thread_has_locked_something_is_closed_without_waiting() -> None:

@@ -18,6 +18,7 @@ from facade_doubles import WITHIN_S, Service, StockServer, plain_answer, serving
 from pyroxfer_core import Settings, behavior, expose
 from pyroxfer_core.blocking import BatchProxy, Daemon, Proxy, SerializedBlob, current_context
 from pyroxfer_core.errors import CommunicationError, ConnectionClosedError, Outcome, PyroError, TimeoutError
+from pyroxfer_core.transport.busypoll import BusyPoll
 from pyroxfer_core.wire import codec_for
 from pyroxfer_core.wire.message import Message, MessageType
 
@@ -435,6 +436,40 @@ def test_a_blob_over_a_connected_socket(service: Service) -> None:
         thread.join(WITHIN_S)
         assert not thread.is_alive()
         assert min(ours.fileno(), theirs.fileno()) >= 0
+
+
+@expose
+class AtOnce:
+    async def echo(self, value: object) -> object:
+        return value
+
+
+def _options_of(sock: socket.socket) -> tuple[bytes, float | None, bool]:
+    return (
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16),
+        sock.gettimeout(),
+        os.get_blocking(sock.fileno()),
+    )
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0, 0.0])
+def test_a_connected_socket_is_given_back_as_it_was(timeout: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mode and its options belong to who made it, also when its daemon had time to wait for nobody else."""
+    monkeypatch.setattr(BusyPoll, "patience", lambda busy: 0.002)
+    ours, theirs = socket.socketpair()
+    ours.settimeout(timeout)
+    before = _options_of(ours)
+    with ours, theirs:
+        with Daemon(connected_socket=ours) as daemon:
+            daemon.register(AtOnce(), "service")
+            thread = threading.Thread(target=daemon.requestLoop)
+            thread.start()
+            proxy = Proxy("service", connected_socket=theirs)
+            for number in range(40):
+                assert proxy.echo(number) == number
+            daemon.shutdown()
+            thread.join(WITHIN_S)
+        assert _options_of(ours) == before
 
 
 def test_sessions_belong_to_a_proxy(daemon: Daemon) -> None:

@@ -14,6 +14,7 @@ from pyroxfer_core.uri import Uri
 from pyroxfer_dispatcher.config import (
     DEFAULT_METHODS,
     ConfigError,
+    ServiceConfig,
     _duplicates,
     _fields_of,
     load_config,
@@ -76,7 +77,7 @@ def test_what_tables_may_say_is_found_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(msgspec.structs, "fields", counted)
     _fields_of.cache_clear()
     parse_config(GOOD)
-    assert len(asked) == len(set(asked)) > 0
+    assert asked.count(ServiceConfig) == 1
 
 
 def test_a_name_that_is_taken_is_compared_with_the_first_that_has_it() -> None:

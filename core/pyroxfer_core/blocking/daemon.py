@@ -369,6 +369,7 @@ class Daemon(trio_daemon.Daemon):
         tap = wire_log(self.settings, lambda: "the connected socket")
         decoder = Decoder(max_message=limit, collect=limit, hmac_key=self.settings.hmac_key, tap=tap)
         connection = Connection(self.sock, decoder, hmac_key=self.settings.hmac_key)
+        connection.can_wait = False  # that takes an option of the socket, which stays the caller's
         left = trio.Event()
         connection.release = left.set
         peer = self.new_peer(connection)
@@ -396,7 +397,7 @@ class Daemon(trio_daemon.Daemon):
         super().close()
         if self._connected is not None:
             with contextlib.suppress(OSError):  # it may be closed by now
-                self._connected.setblocking(self._connected.gettimeout() != 0)
+                self._connected.settimeout(self._connected.gettimeout())
 
     async def ask_validate(self, peer: Peer, data: Any) -> Any:
         """The hook of a program without a loop may block, so it runs in a thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections import OrderedDict
@@ -25,6 +26,10 @@ _FORGET_EVERY: Final = 1000
 """Receipts between two looks for old ones in the file."""
 _FORGOTTEN_AT_ONCE: Final = 2 * _FORGET_EVERY
 """Old ones that one look removes at most: however many there are, a server starts, and commits, at once."""
+
+_LEFT_ALONE_S: Final = 60.0
+"""A file that did not take a receipt is asked again after this long: while another program has it locked, each would
+wait ten seconds for it, one after another."""
 
 
 class Receipts(Protocol):
@@ -65,7 +70,8 @@ class ReceiptsInMemory:
 class ReceiptsInFile:
     """In an SQLite file, by served folder. It survives a killed server; a power failure may take the last ones.
 
-    A receipt that the file does not take (its disk is full) is kept in memory: what it speaks of is committed.
+    A receipt that the file does not take (its disk is full, another program has it locked) is kept in memory, and so
+    are those of the next minute: what they speak of is committed.
 
     Raises:
         AddressError: the file cannot be made or read.
@@ -76,6 +82,7 @@ class ReceiptsInFile:
 
         self._clock, self._root, self._since = clock, root, 0
         self._beside = ReceiptsInMemory(clock)
+        self._failed_at = -math.inf
         self._failures: tuple[type[Exception], ...] = (sqlite3.Error,)
         place = folder / "receipts.sqlite3"
         try:
@@ -115,6 +122,9 @@ class ReceiptsInFile:
 
     def put(self, receipt: Receipt) -> None:
         """Keep a receipt under its transfer id."""
+        if 0 <= self._clock() - self._failed_at < _LEFT_ALONE_S:
+            self._beside.put(receipt)
+            return
         record = json.dumps(receipt.to_dict())
         try:
             self._db.execute(
@@ -125,7 +135,8 @@ class ReceiptsInFile:
             if self._since >= _FORGET_EVERY:
                 self._forget()
         except self._failures as error:
-            logger.warning("a receipt is kept in memory only, until the server ends: %s", error)
+            logger.warning("receipts of the next minute are kept in memory only, until the server ends: %s", error)
+            self._failed_at = self._clock()
             self._beside.put(receipt)
 
     def _forget(self) -> None:

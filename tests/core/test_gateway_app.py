@@ -303,7 +303,7 @@ def test_the_command_starts_before_the_name_server(stack: ExitStack, tmp_path: P
         (["--ns", "::1"], 2, "expected HOST or HOST:PORT"),
         (["--ns", "host:"], 2, "expected HOST or HOST:PORT"),
         (["--tls-ca", "missing.pem"], 2, "missing.pem"),
-        (["--tls-key", "missing.pem"], 2, "--tls-key needs --tls-cert"),
+        (["--tls-key", os.devnull], 2, "--tls-key needs --tls-cert"),
         (["-p", "70000"], 2, "70000"),
         (["-t", "-1"], 2, "-1"),
         (["-c", "example.org"], 2, "an origin looks like"),
@@ -370,3 +370,33 @@ def test_the_key_comes_in_every_way_that_pyro_has(
     result = CliRunner().invoke(command, options, env=environment)
     assert result.exit_code == 0, result.output
     assert found[0].key == "secret"
+
+
+@pytest.mark.parametrize(
+    ("said", "words", "place"),
+    [
+        ({}, (), None),
+        ({"PYRO_NS_HOST": "old"}, (), ("old", None)),
+        ({"PYRO_NS_PORT": "12"}, (), (None, 12)),
+        ({"PYRO_NS_HOST": "old", "PYROXFER_NS_HOST": "new", "PYROXFER_NS_PORT": "1"}, (), ("new", 1)),
+        ({"PYRO_NS_HOST": "old", "PYRO_NS_PORT": "12"}, ("--ns", "typed:2"), ("typed", 2)),
+    ],
+)
+def test_the_environment_names_the_name_server(
+    monkeypatch: pytest.MonkeyPatch, said: dict[str, str], words: tuple[str, ...], place: object
+) -> None:
+    """As for other commands, and what is typed goes before it."""
+    for name in ("HOST", "PORT"):
+        monkeypatch.delenv(f"PYRO_NS_{name}", raising=False)
+        monkeypatch.delenv(f"PYROXFER_NS_{name}", raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert command.make_context("gateway", [*words]).params["ns"] == place
+
+
+@pytest.mark.parametrize("port", ["x", "0", "65536", "9" * 5000, "٣"])
+def test_a_port_in_the_environment_that_is_none(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    """It is named."""
+    monkeypatch.setenv("PYRO_NS_PORT", port)
+    done = CliRunner().invoke(command, [])
+    assert (done.exit_code, "PYRO_NS_PORT=" in done.stderr) == (2, True)

@@ -260,6 +260,26 @@ async def test_a_client_that_reads_no_answers_is_not_heard_either() -> None:
         assert (await ask(client, blob(len(sent)))).seq == len(sent)
 
 
+async def test_a_client_whose_backend_takes_no_requests_is_not_heard_either() -> None:
+    async def never(connection: Connection, request: Message) -> None:
+        await trio.sleep_forever()
+
+    async with (
+        raw_backend(never) as backend,
+        Dispatcher(config_for(backend.uri)) as dispatcher,
+        raw_client(dispatcher.location) as client,
+        trio.open_nursery() as nursery,
+    ):
+        [guest] = dispatcher._reception.conversations
+        assert isinstance(guest, Conversation)
+        nobody_waits = codec_for(502).encode(blob(1, bytes(100_000), flags=Flags.ONEWAY))
+        nursery.start_soon(client.send_encoded, *[nobody_waits] * 300)
+        await wait_for(lambda: guest._client.is_paused and guest._forwarding.phase is Phase.SENDING)
+        assert guest._reader.buffered < MIB
+        nursery.cancel_scope.cancel()
+        backend.die()
+
+
 async def test_without_a_queue_a_full_backend_refuses_at_once() -> None:
     release = trio.Event()
 

@@ -660,3 +660,14 @@ def test_a_server_whose_output_is_full_is_one_line(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, env=environment)
     assert (done.returncode, done.stderr) == (1, b"pyroxfer: No space left on device\n")
+
+
+def test_a_pipe_that_nobody_reads_and_no_standard_error() -> None:
+    """It ends as with a standard error; Python's 120 would say that it could not end."""
+    unread, pipe = os.pipe()
+    os.close(unread)
+    try:
+        quiet = ["sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND, "config", "show"]
+        assert subprocess.run(quiet, stdout=pipe, timeout=60).returncode == 1
+    finally:
+        os.close(pipe)

@@ -430,6 +430,34 @@ def test_receipts_that_cannot_be_kept_are_one_clear_error(tmp_path: Path) -> Non
             ReceiptsInFile(tmp_path / place, "/srv")
 
 
+def test_a_file_of_receipts_that_is_locked_is_left_alone_for_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uploads would wait for it one after another; what they leave meanwhile is known all the same."""
+    now = [1e9]
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Impatient))
+    book = ReceiptsInFile(tmp_path, "/srv", lambda: now[0])
+    receipts = [Receipt("f", 1, "ab" * 32, "blake3", "data", "iter", "test", 0, f"{n:032d}") for n in range(3)]
+    with contextlib.closing(sqlite3.connect(tmp_path / "receipts.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        book.put(receipts[0])
+        other.execute("ROLLBACK")
+        book.put(receipts[1])
+        now[0] += 60
+        book.put(receipts[2])
+        assert other.execute("SELECT id FROM receipts").fetchall() == [(receipts[2].transfer_id,)]
+    assert [book.get(receipt.transfer_id) for receipt in receipts] == receipts
+    book.close()
+
+
+class Impatient(sqlite3.Connection):
+    """Does not wait for a lock."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        super().execute("PRAGMA busy_timeout = 0")
+
+
 async def test_what_is_committed_is_said_although_the_receipt_cannot_be_written(
     root: Path, here: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,7 +17,7 @@ from ..settings import Settings
 from ..transport.sockets import is_loopback_host
 from ._run import ExitCode, Failure, run
 from .access import ClientAccess, client_access
-from .place import HOST_PORT, Place, host_option, port_option
+from .place import HOST_PORT, Place, host_option, port_option, said_place
 
 if TYPE_CHECKING:
     from ..gateway.options import GatewayOptions
@@ -83,7 +83,12 @@ class Wanted:
     show_default=True,
     help="How long a call may take. 0: as long as the connection lives, as in Pyro.",
 )
-@click.option("--ns", type=HOST_PORT, help="The name server. Default: looked for, as every program does.")
+@click.option(
+    "--ns",
+    type=HOST_PORT,
+    default=said_place,
+    help="The name server. Default: what PYROXFER_NS_HOST and PYROXFER_NS_PORT say, or Pyro's, else looked for.",
+)
 @click.option(
     "-c",
     "--cors",

@@ -48,7 +48,10 @@ class CommandGroup(click.Group):
 
 def _forget_what_cannot_be_written() -> None:
     """Python tries once more at its end to write what is still buffered, and would complain again, with 120."""
-    if sys.stdout is None:  # closed from the beginning
+    for name in ("stdout", "stderr"):
+        if getattr(sys, f"__{name}__") is None:  # closed from the beginning: click wraps it, for a pipe nobody reads
+            setattr(sys, name, None)
+    if sys.stdout is None:
         return
     try:
         sys.stdout.flush()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import click
@@ -70,3 +71,21 @@ class _HostPort(click.ParamType[Place]):
 
 HOST_PORT: Final = _HostPort()
 """The type of an option that takes a place."""
+
+
+def said_place() -> Place | None:
+    """The name server that the environment names.
+
+    Raises:
+        click.UsageError: its port is none.
+    """
+    _, host = _said(NS_HOST_VARIABLES)
+    name, port = _said(NS_PORT_VARIABLES)
+    if port is not None and not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536):
+        raise click.UsageError(f"{name}={port!r}: expected a port, 1 to 65535")
+    return Place(host, int(port) if port else None) if host or port else None
+
+
+def _said(names: Sequence[str]) -> tuple[str, str] | tuple[None, None]:
+    """The first of these variables that is set, and its value."""
+    return next(((name, value) for name in names if (value := os.environ.get(name))), (None, None))

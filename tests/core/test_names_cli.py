@@ -161,7 +161,7 @@ def test_ns_without_a_place_for_its_names_says_how_to_name_one(
     done = CliRunner().invoke(ns_command, ["-p", "0", "-x"])
     assert done.exit_code == 2, done.output
     assert done.stderr.count("\n") == 1
-    assert "--storage" in done.stderr
+    assert "--storage, or storage under [ns] in a file" in done.stderr
 
 
 def test_ns_keeps_names_in_the_state_folder_of_the_user(
@@ -259,6 +259,29 @@ def test_nsc_asks_before_it_removes_many(running: RunningNs) -> None:
     assert "items removed" not in nsc(running, "removematching", "many", answer="n\n")
     assert nsc(running, "removematching", "many", answer="y\n").endswith("2 items removed.\n")
     assert nsc(running, "removematching", "--yes", "many") == "0 items removed.\n"
+
+
+def test_nsc_without_anybody_to_ask_says_what_to_do(running: RunningNs) -> None:
+    """On a line of its own; nothing is removed."""
+    nsc(running, "register", "many.1", ONE)
+    done = CliRunner().invoke(nsc_command, ["-n", "localhost", "-p", str(running.port), "removematching", "many"])
+    assert done.exit_code == 2
+    assert done.stdout.endswith("(y/n)?\n")
+    assert done.stderr.endswith("Error: nobody is there to answer; --yes removes without asking.\n")
+    assert "many.1" in nsc(running, "list")
+
+
+def test_a_question_that_is_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ends as every command does, on a line of its own."""
+
+    def interrupted(_: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("click.termui.visible_prompt_func", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        nsc_command.main(["removematching", "many"])
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("\n", "")  # behind the question, which stands in what is replaced here
 
 
 def test_nsc_verbose(running: RunningNs) -> None:

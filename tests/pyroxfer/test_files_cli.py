@@ -581,6 +581,7 @@ def test_arguments_follow_cp() -> None:
     assert sources_and_destination(("a",), None) == (("a",), ".")
     assert sources_and_destination(("a", "b"), None) == (("a",), "b")
     assert sources_and_destination(("a", "b"), "t") == (("a", "b"), "t")
+    assert sources_and_destination(("a", "b:1"), None) == (("a",), "b:1")
 
 
 def test_an_address_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -591,6 +592,16 @@ def test_an_address_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (done.exit_code, "pyroxfer send f.txt localhost:1/" in done.stderr) == (2, True)
     Path("a:1").touch()
     assert sources_and_target(("a:1", "f.txt"), None, None) == (("a:1",), "f.txt")
+
+
+def test_a_place_before_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for sending."""
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["get", ".", "localhost:1/f.txt"])
+    assert (done.exit_code, "pyroxfer get localhost:1/f.txt ." in done.stderr) == (2, True)
+    assert sources_and_destination(("localhost:1/f.txt", "."), None) == (("localhost:1/f.txt",), ".")
+    Path("a:1").touch()
+    assert sources_and_destination((".", "a:1"), None) == ((".",), "a:1")
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,8 @@ def test_a_user_without_a_home_folder_has_no_file(kind: str, tmp_path: Path, mon
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
     result = run("config", "check")
     assert (result.exit_code, result.exception) == (0, None), result.output
-    assert "no such file, or nothing in it" in result.output
+    expected = "no file: nothing says where the home folder" if kind == "none" else "no such file, or nothing in it"
+    assert expected in result.output
 
 
 def test_every_problem_is_told_at_once(folder: Path) -> None:
@@ -163,6 +164,20 @@ def test_secrets_are_not_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("PYROXFER_GATEWAY_KEY")
     (folder / "config.toml").write_text('[gateway]\nkey = "sesame"\n')
     assert "sesame" not in run("config", "show").output
+
+
+def test_the_gateway_looks_into_the_environment_before_the_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every command does; and for the name server into its own variable before those of all."""
+    (folder / "config.toml").write_text('[gateway]\nns = "file:1"\nkey = "a"\n')
+    assert shown("gateway")["gateway.ns"] == {"value": ["file", 1], "origin": str(folder / "config.toml")}
+    monkeypatch.setenv("PYRO_HTTPGATEWAY_KEY", "b")
+    monkeypatch.setenv("PYRO_NS_PORT", "2")
+    assert shown("gateway")["gateway.ns"] == {"value": [None, 2], "origin": "environment PYRO_NS_PORT"}
+    assert shown("gateway")["gateway.key"]["origin"] == "environment PYRO_HTTPGATEWAY_KEY"
+    monkeypatch.setenv("PYROXFER_GATEWAY_NS", "own:3")
+    assert shown("gateway")["gateway.ns"]["value"] == ["own", 3]
 
 
 def test_the_log_goes_where_the_options_say(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from ..settings import Settings
 from ..transport.sockets import is_loopback_host
 from ._run import ExitCode, Failure, run
 from .access import ClientAccess, client_access
-from .place import HOST_PORT, Place, host_option, port_option, said_place
+from .place import HOST_PORT, NS_HOST_VARIABLES, NS_PORT_VARIABLES, Place, PlaceOption, host_option, port_option
 
 if TYPE_CHECKING:
     from ..gateway.options import GatewayOptions
@@ -63,7 +63,7 @@ class Wanted:
     "-g",
     "--key",
     metavar="KEY",
-    envvar="PYROXFER_GATEWAY_KEY",
+    envvar=("PYROXFER_GATEWAY_KEY", "PYRO_HTTPGATEWAY_KEY"),
     hide_input=True,
     help="What callers must present. Other users of this machine see what stands on a command line; better set "
     "PYROXFER_GATEWAY_KEY, or use --key-file.",
@@ -85,8 +85,9 @@ class Wanted:
 )
 @click.option(
     "--ns",
+    cls=PlaceOption,
     type=HOST_PORT,
-    default=said_place,
+    envvar=(*NS_HOST_VARIABLES, *NS_PORT_VARIABLES),
     help="The name server. Default: what PYROXFER_NS_HOST and PYROXFER_NS_PORT say, or Pyro's, else looked for.",
 )
 @click.option(
@@ -167,7 +168,7 @@ def gateway_options(wanted: Wanted, access: ClientAccess) -> GatewayOptions:
 
 def _key(wanted: Wanted) -> str | None:
     if wanted.key_file is None:
-        return wanted.key or wanted.gatewaykey or os.environ.get("PYRO_HTTPGATEWAY_KEY")
+        return wanted.gatewaykey or wanted.key
     with wanted.key_file.open(encoding="utf-8") as file:
         key = file.readline(MAX_KEY_FILE).strip()
     if not key:

@@ -127,7 +127,8 @@ def _default_storage() -> str:
         return f"sql:{state_folder() / 'nameserver.sqlite'}"
     except OSError as error:
         raise ValueError(
-            f"{error.filename}: {error.strerror}; --storage says where the names are to be kept"
+            f"{error.filename}: {error.strerror}; say where the names are to be kept: --storage, or "
+            "storage under [ns] in a file"
         ) from None
 
 

@@ -317,7 +317,13 @@ def _addresses(told: Any) -> list[str]:
 
 def _is_sure(wanted: Wanted) -> bool:
     question = "Potentially removing lots of items from the Name server. Are you sure (y/n)?"
-    answer = click.prompt(question, prompt_suffix="", default="n", show_default=False, err=wanted.json)
+    try:
+        answer = click.prompt(question, prompt_suffix="", default="n", show_default=False, err=wanted.json)
+    except click.Abort as abort:
+        click.echo(err=wanted.json)  # ends the line of the question
+        if isinstance(abort.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise click.UsageError("nobody is there to answer; --yes removes without asking.") from None
     return str(answer).strip() in ("y", "Y")
 
 

@@ -73,6 +73,15 @@ HOST_PORT: Final = _HostPort()
 """The type of an option that takes a place."""
 
 
+class PlaceOption(click.Option):
+    """One for the name server, whose host and port are two variables of the environment."""
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        """The variable of this option alone goes before those of every command."""
+        own = f"{ctx.auto_envvar_prefix}_{(self.name or '').upper()}" if ctx.auto_envvar_prefix else ""
+        return os.environ.get(own) or said_place()
+
+
 def said_place() -> Place | None:
     """The name server that the environment names.
 

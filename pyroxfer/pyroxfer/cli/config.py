@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -57,6 +58,9 @@ def check(context: click.Context) -> None:
     """Check the file and the environment: every problem on a line of its own, exit code 2 if there is one."""
     _all_settings(context, ())
     configured = _configured(context)
+    if configured.file is None:
+        click.echo("no file: nothing says where the home folder of this user is; --config names a file")
+        return
     click.echo(
         f"{configured.file}: " + ("no problem found" if configured.table else "no such file, or nothing in it")
     )
@@ -122,7 +126,7 @@ _GIVEN: Final = (ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 
 
 def _variable(option: click.Option, context: click.Context) -> str:
-    """The environment variable of an option."""
-    if isinstance(option.envvar, str):
-        return option.envvar
-    return f"{context.auto_envvar_prefix}_{(option.name or '').upper()}"
+    """The environment variable that an option has its value from."""
+    named = (option.envvar,) if isinstance(option.envvar, str) else option.envvar or ()
+    own = f"{context.auto_envvar_prefix}_{(option.name or '').upper()}"
+    return next((name for name in named if os.environ.get(name)), own)

@@ -35,12 +35,12 @@ class ConfigurationError(click.ClickException):
         super().__init__("\n".join(printable(problem) for problem in problems))
 
 
-def default_file() -> Path:
-    """Where the file is when nobody says where: an empty one where the user has no home folder."""
+def default_file() -> Path | None:
+    """Where the file is when nobody says where; nowhere if the user has no home folder."""
     try:
         return config_folder() / "config.toml"
     except FileNotFoundError:
-        return Path(os.devnull)
+        return None
 
 
 def read_file(path: str | None) -> dict[str, Any]:
@@ -52,6 +52,8 @@ def read_file(path: str | None) -> dict[str, Any]:
         ConfigurationError: it cannot be read, or is no TOML.
     """
     place = Path(path) if path else default_file()
+    if place is None:
+        return {}
     try:
         with place.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -77,9 +79,9 @@ def read_file(path: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Configured:
-    """What the file of this run says."""
+    """What the file of this run says; nothing where there is no place for one."""
 
-    file: Path
+    file: Path | None
     table: Mapping[str, Any]
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -19,10 +20,19 @@ from .shared import for_plan, transfer_options
 
 
 def sources_and_destination(addresses: tuple[str, ...], target: str | None) -> tuple[tuple[str, ...], str]:
-    """What is to be fetched and where to: one address alone goes into the current folder."""
+    """What is to be fetched and where to: one address alone goes into the current folder.
+
+    Raises:
+        click.UsageError: the place here comes first.
+    """
     if target is not None:
         return addresses, target
-    return (addresses[:-1], addresses[-1]) if len(addresses) > 1 else (addresses, ".")
+    if len(addresses) == 1:
+        return addresses, "."
+    first, last = addresses[0], addresses[-1]
+    if ":" in last and not os.path.lexists(last) and os.path.lexists(first):
+        raise click.UsageError(printable(f"the address comes first: pyroxfer get {last} {first}"))
+    return addresses[:-1], last
 
 
 @click.command()

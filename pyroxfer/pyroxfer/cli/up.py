@@ -37,7 +37,7 @@ def up(context: click.Context, path: str | None, folder: str | None, check: bool
     """
     with _file(path) as file:
         configured = Configured.read(str(file))
-        _check(configured, context)
+        _check(file, configured, context)
         names = [name for name in PARTS if name in configured.table]
         if check:
             click.echo(f"{path or 'the defaults'}: fine; runs {', '.join(names)}")
@@ -66,7 +66,7 @@ def _file(path: str | None) -> Iterator[Path]:
         yield Path(file.name)
 
 
-def _check(configured: Configured, context: click.Context) -> None:
+def _check(file: Path, configured: Configured, context: click.Context) -> None:
     """Refuse a file that one of the parts would refuse.
 
     Raises:
@@ -77,7 +77,7 @@ def _check(configured: Configured, context: click.Context) -> None:
     assert isinstance(group, click.Group), "the command is one of a group"
     problems: list[str] = []
     if not any(name in configured.table for name in PARTS):
-        problems.append(f"{configured.file}: nothing to run; add a table: {', '.join(f'[{name}]' for name in PARTS)}")
+        problems.append(f"{file}: nothing to run; add a table: {', '.join(f'[{name}]' for name in PARTS)}")
     try:
         configured.of_the_group(group, root)
     except ConfigurationError as error:
@@ -91,9 +91,9 @@ def _check(configured: Configured, context: click.Context) -> None:
                 problems += error.message.splitlines()
     if "dispatcher" in configured.table:
         try:
-            load_config(configured.file)
+            load_config(file)
         except ConfigError as error:
-            problems += error.lines(str(configured.file))
+            problems += error.lines(str(file))
     if problems:
         raise ConfigurationError(problems)
 

@@ -268,7 +268,7 @@ def test_nsc_without_anybody_to_ask_says_what_to_do(running: RunningNs) -> None:
     assert done.exit_code == 2
     assert done.stdout.endswith("(y/n)?\n")
     assert done.stderr.endswith("Error: nobody is there to answer; --yes removes without asking.\n")
-    assert "many.1" in nsc(running, "list")
+    assert nsc(running, "remove", "many.1") == "Removed many.1\n"
 
 
 def test_a_question_that_is_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

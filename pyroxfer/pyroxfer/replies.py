@@ -7,8 +7,10 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
+from pyroxfer_core import current_call
 from pyroxfer_core import errors as core_errors
 
+from .channels.base import MAX_BLOCK
 from .errors import TransferError, from_os_error, to_record
 from .offer import check_transfer_id
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from .transfers import Transfers
 
 P = ParamSpec("P")
+Answer = TypeVar("Answer")
 logger = logging.getLogger("pyroxfer.service")
 
 
@@ -34,6 +37,17 @@ def replies(
         except OSError as error:
             logger.warning("%s: %s", method.__name__, error)
             return {"error": to_record(from_os_error(error, "at the server"))}
+
+    return answering
+
+
+def large(method: Callable[P, Awaitable[Answer]]) -> Callable[P, Awaitable[Answer]]:
+    """Begin an exposed method that answers with much when its caller has read most of what it got before."""
+
+    @functools.wraps(method)
+    async def answering(*args: P.args, **kwargs: P.kwargs) -> Answer:
+        async with current_call.room_for(MAX_BLOCK):
+            return await method(*args, **kwargs)
 
     return answering
 

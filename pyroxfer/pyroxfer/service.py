@@ -29,7 +29,7 @@ from .offer import (
 )
 from .packing import ZSTD, find_packing
 from .placing import digest_of_file, place_small
-from .replies import about_transfer, replies
+from .replies import about_transfer, large, replies
 from .rules import GuardedStore, Rules
 from .siblings import Siblings
 from .small import BATCH_BYTES, BATCH_FILES, cut, read_small
@@ -269,6 +269,7 @@ class FileService(TreeEnd, StockEnd, ChannelEnds):
         await self.transfers.finish(download.transfer_id)
         return {"end": end.to_dict()}
 
+    @large
     @replies
     async def get_files(self, paths: object, algorithm: object) -> Mapping[str, Any]:
         """Small files whole: ``{"results": […], "data": bytes}``, for each path ``size``, ``digest``, ``mode`` and

@@ -11,7 +11,7 @@ from .channels.annot import BLOCK_48, KEY
 from .channels.base import MAX_BLOCK
 from .errors import TransferError
 from .offer import check_range
-from .replies import plain_error
+from .replies import large, plain_error
 from .source import FileSource
 from .store.base import Store
 from .tasks import in_thread
@@ -31,6 +31,7 @@ class StockEnd:
     def _readable(self) -> Store:
         raise NotImplementedError
 
+    @large
     async def list(self, path: str = "") -> list[Mapping[str, Any]]:
         """Dictionaries with ``path``, ``kind``, ``size``, ``mode``, ``mtime_ns`` of what is in a folder."""
         try:
@@ -55,6 +56,7 @@ class StockEnd:
         except TransferError as error:
             raise plain_error(error) from None
 
+    @large
     async def fetch_block(self, path: str, offset: int, length: int = BLOCK_48) -> int:
         """One block of a file in the annotation ``XFER`` of the answer; the number of bytes in it, fewer at the end.
 

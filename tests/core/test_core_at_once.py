@@ -178,7 +178,7 @@ async def test_no_more_are_served_than_may_be_there() -> None:
 async def test_accepting_survives_errors(
     code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(listen, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(listen, "PAUSE_S", 0.001)
     failures = [OSError(code, "injected") for _ in range(3)]
 
     class Failing(socket.socket):
@@ -193,7 +193,7 @@ async def test_accepting_survives_errors(
             await client.send(hello())
             assert (await client.messages(502, 1))[0].type == MessageType.CONNECTOK
     assert failures == []
-    assert len(caplog.records) == (3 if code == errno.EMFILE else 0)
+    assert len(caplog.records) == (2 if code == errno.EMFILE else 0)  # and "again", the rest held back
 
 
 async def test_a_daemon_that_gave_up_its_address_listens_there_no_more() -> None:

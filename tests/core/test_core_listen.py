@@ -165,7 +165,7 @@ async def test_more_connections_than_allowed_wait_in_the_queue() -> None:
 async def test_accepting_survives_errors(
     monkeypatch: pytest.MonkeyPatch, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(listen, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(listen, "PAUSE_S", 0.001)
     failures = 3
 
     class Failing(socket.socket):
@@ -187,7 +187,7 @@ async def test_accepting_survives_errors(
         nursery.cancel_scope.cancel()
     listener.close()
     assert failures == 0
-    assert len(caplog.records) == (3 if code != errno.ECONNABORTED else 0)
+    assert len(caplog.records) == (2 if code != errno.ECONNABORTED else 0)  # and "again", the rest held back
 
 
 async def test_a_handler_that_fails_ends_its_connection_only(caplog: pytest.LogCaptureFixture) -> None:

@@ -253,6 +253,42 @@ def test_a_class_stands_for_its_id() -> None:
             daemon.uriFor(type("Special", (Service,), {}))
 
 
+def test_an_id_that_was_taken_by_force() -> None:
+    """The object that had it leads to the one that has it, as in Pyro, until nothing is served there."""
+    first, second = Service(), Service()
+    with Daemon() as daemon, Daemon() as other:
+        uri = daemon.register(first, "service")
+        daemon.register(second, "service", force=True)
+        assert daemon.uriFor(first) == daemon.uriFor(second) == daemon.proxyFor(first)._pyroUri == uri
+        other.register(Service(), "service")
+        with pytest.raises(DaemonError, match="not registered"):
+            other.uriFor(first)
+        daemon.unregister("service")
+        with pytest.raises(DaemonError, match="not registered"):
+            daemon.uriFor(first)
+
+
+def test_members_are_looked_at_anew() -> None:
+    """Of what is registered; an id that nobody knows is left in peace, as in Pyro."""
+
+    class Growing:
+        @expose
+        def one(self) -> int:
+            return 1
+
+    with serving(Daemon()) as daemon:
+        uri = daemon.register(Growing(), "growing")
+        with Proxy(uri) as proxy:
+            assert proxy.one() == 1
+        Growing.two = expose(lambda _: 2)  # type: ignore[attr-defined]  # as programs do at runtime
+        daemon.resetMetadataCache("unknown")
+        daemon.resetMetadataCache("growing")
+        with Proxy(uri) as proxy:
+            assert proxy.two() == 2
+        with pytest.raises(DaemonError, match="not registered"):
+            daemon.resetMetadataCache(Growing())
+
+
 def test_combined_daemons_share_a_loop(threads: ThreadPoolExecutor) -> None:
     """With requestLoop, and with the program's own."""
     with Daemon() as first, Daemon() as second:

@@ -539,3 +539,12 @@ def test_the_protocol_of_one_proxy_is_not_that_of_others_at_the_same_place(daemo
             assert proxy.echo(1) == 1
             assert proxy._pyroConnection is not None
             assert proxy._pyroConnection.version == spoken
+
+
+def test_raw_messages_are_not_offered() -> None:
+    """What says so is the setting, not a result that is none of a message's parts."""
+    proxy = Proxy("PYRO:x@localhost:1")
+    proxy._pyroRawWireResponse = False
+    with pytest.raises(AttributeError, match="not offered"):
+        proxy._pyroRawWireResponse = True
+    assert proxy._pyroRawWireResponse is False

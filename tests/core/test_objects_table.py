@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import uuid
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -253,6 +254,9 @@ class FakeCaller:
     is_own: bool = False
     identity: Identity | None = None
     resources: TrackedResources = field(default_factory=TrackedResources)
+
+    def room_for(self, size: int) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
 
 def context_of(correlation_id: bytes | None = None, **annotations: bytes) -> CallContext:

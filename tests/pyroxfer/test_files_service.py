@@ -9,18 +9,23 @@ from typing import Any
 
 import pytest
 import trio
+from doubles import until
 from files_doubles import DATA, commit, content, opened
+from own_doubles import OwnClient, own_client
 
 import pyroxfer
 from pyroxfer import FileServer, Receipt, errors
 from pyroxfer.channels import choose
 from pyroxfer.conversation import Conversation, open_conversation
 from pyroxfer.digest import digest_of
-from pyroxfer.offer import Offer, new_transfer_id
+from pyroxfer.offer import Offer, Ticket, new_transfer_id
 from pyroxfer.sink import PipeSink
 from pyroxfer.source import PipeSource
 from pyroxfer_core import Daemon, Proxy, Settings, expose
 from pyroxfer_core import errors as core_errors
+from pyroxfer_core.server.room import ROOM
+from pyroxfer_core.uri import Uri
+from pyroxfer_core.wire.message import MessageType
 
 Settled = Callable[[], Awaitable[None]]
 Leftovers = Callable[..., list[str]]
@@ -592,3 +597,30 @@ def _plain(block: Any) -> bytes:
     import serpent
 
     return bytes(serpent.tobytes(block))
+
+
+async def test_blocks_that_nobody_reads_do_not_pile_up(
+    talk: Conversation, server: FileServer, root: Path, random_bytes: Callable[[int], bytes]
+) -> None:
+    """Some are read from the file at once, the rest when the client reads at last, and all are right."""
+    data, block = random_bytes(4 << 20), 1 << 20
+    (root / "f").write_bytes(data)
+    name = Ticket.from_dict((await talk.ask("open_download", "f", "blake3"))["ticket"]).transfer_id
+    async with own_client(Uri(str(server.uri))) as client:
+        asked = {number: client.invoke("get_annotated", name, number % 4 * block, block) for number in range(40)}
+        await client.say(*asked.values())
+        (peer,) = (peer for peer in server._daemon.peers if peer.address == address_of(client))
+        await until(lambda: peer.room.held > block)
+        with trio.move_on_after(0.1):
+            await until(lambda: peer.room.held > ROOM)
+        assert peer.room.held <= ROOM
+        wanted = {request.seq: number % 4 * block for number, request in asked.items()}
+        while wanted:
+            answer = await client.expect(MessageType.RESULT)
+            offset = wanted.pop(answer.seq)
+            assert answer.annotations["XFER"] == data[offset : offset + block]
+
+
+def address_of(client: OwnClient) -> str:
+    """As the server says it."""
+    return "{}:{}".format(*client.stream.socket.getsockname())

@@ -170,7 +170,13 @@ class Daemon(trio_daemon.Daemon):
         super().unregister(objectOrId)
 
     def uriFor(self, objectOrId: Any, nat: bool = True) -> Uri:
-        """The URI of an object, class or id."""
+        """The URI of an object, class or id; of an object whose id another took by force, that of the other.
+
+        Raises:
+            DaemonError: the object is not registered, or the daemon has no address yet.
+        """
+        if not isinstance(objectOrId, str):
+            objectOrId = self.table.id_of(objectOrId) or self.table.id_given_to(objectOrId) or objectOrId
         return self.uri_for(objectOrId, nat)
 
     def proxyFor(self, objectOrId: Any, nat: bool = True) -> Proxy:
@@ -179,13 +185,19 @@ class Daemon(trio_daemon.Daemon):
         Raises:
             DaemonError: it is not registered.
         """
-        uri = self.uri_for(objectOrId, nat)
+        uri = self.uriFor(objectOrId, nat)
         self.table.get(str(uri.object))
         return Proxy(uri, settings=self.settings)
 
     def resetMetadataCache(self, objectOrId: Any, nat: bool = True) -> None:
-        """Look at the members of a class anew."""
-        self.reset_metadata_cache(objectOrId)
+        """Look at the members of a class anew; an id under which nothing is served is left in peace.
+
+        Raises:
+            DaemonError: an object that is not registered.
+        """
+        object_id = str(self.uriFor(objectOrId, nat).object)
+        if object_id in self.table.ids():
+            self.reset_metadata_cache(object_id)
 
     @property
     def objectsById(self) -> dict[str, Any]:

@@ -66,6 +66,22 @@ class Members(Forwarding):
     def _pyroOneway(self) -> frozenset[str]:
         return (self._pyroMeta or NO_MEMBERS).oneway
 
+    @property
+    def _pyroRawWireResponse(self) -> bool:
+        """Pyro5's switch for raw messages instead of results: it is always off.
+
+        Raises:
+            AttributeError: it is set to anything that is true.
+        """
+        return False
+
+    @_pyroRawWireResponse.setter
+    def _pyroRawWireResponse(self, wanted: bool) -> None:
+        if wanted:
+            raise AttributeError(
+                "_pyroRawWireResponse is not offered: a call returns its result, never the raw message"
+            )
+
     def _pyroAsync(self, asynchronous: bool = True) -> None:
         """Pyro4's asynchronous mode: each method call runs in a thread and returns a FutureResult at once."""
         self._pyroAsynchronous = asynchronous

@@ -7,6 +7,7 @@ import secrets
 import threading
 import uuid
 import weakref
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
@@ -91,6 +92,9 @@ class Caller(Protocol):
     @property
     def resources(self) -> TrackedResources:
         """What is closed with it."""
+
+    def room_for(self, size: int) -> AbstractAsyncContextManager[None]:
+        """See `CallContext.room_for`."""
 
 
 class CallContext:
@@ -211,6 +215,24 @@ class CallContext:
     def client_sock_addr(self) -> Any:
         """Pyro's name of ``peer``."""
         return self.peer
+
+    def room_for(self, size: int) -> AbstractAsyncContextManager[None]:
+        """Make a large answer in the block: it begins when the caller has read most of what was made for it before.
+
+        A caller that asks for much and reads nothing makes its calls wait here, in order, with what they hold: make
+        the answer in the block, or hand it to ``response_annotations``, and return from there. Its other calls go on.
+        Not to be used in one another: the inner block could wait for the outer one.
+
+        Args:
+            size: bytes that the answer will have, about.
+
+        Raises:
+            ConnectionClosedError: the caller has left.
+
+        When cancelled, as by the caller or the deadline, nothing is held any more.
+        """
+        room: AbstractAsyncContextManager[None] = self.client.room_for(size)
+        return room
 
     def track_resource(self, resource: Any) -> None:
         """Close ``resource`` when the caller's connection ends, or now if it has. It is held weakly."""

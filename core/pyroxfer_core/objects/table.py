@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..errors import DaemonError
-from .expose import Exposed, exposed
+from .expose import Exposed, exposed, reset_exposed
 
 DAEMON_ID: Final = "Pyro.Daemon"
 """Every daemon serves itself under this id."""
@@ -155,6 +155,22 @@ class ObjectTable:
             return None
         is_ours = thing is entry.target or (entry.is_class and isinstance(thing, entry.target))
         return object_id if is_ours else None
+
+    def id_given_to(self, thing: Any) -> str | None:
+        """The id that an object or class was registered under here, while anything is; by force it may be another."""
+        marks = vars(thing) if inspect.isclass(thing) else None  # those of a base class are not its own
+        object_id = getattr(thing, "_pyroId", None) if marks is None else marks.get("_pyroId")
+        is_ours = getattr(thing, "_pyroDaemon", None) is self._owner
+        return object_id if is_ours and object_id in self._entries else None
+
+    def look_anew(self, thing: Any) -> None:
+        """Serve the members that a class, or the class of an object, has by now."""
+        reset_exposed(thing)
+        now = exposed(thing)
+        clazz = thing if inspect.isclass(thing) else type(thing)
+        for entry in list(self._entries.values()):  # an object that is collected takes its own away
+            if clazz is entry.target or clazz is type(entry.target):
+                entry.exposed = now
 
     def known_instance(self, entry: Entry, session: Session) -> Any:
         """The object that a call on ``entry`` goes to if it exists already; None when it must be made.

@@ -17,7 +17,7 @@ import trio
 
 from ..errors import ConnectionClosedError, DaemonError, PyroError, RefusedError
 from ..objects.context import CallContext, current_context_var
-from ..objects.expose import Metadata, reset_exposed
+from ..objects.expose import Metadata
 from ..objects.table import DAEMON_ID, ObjectTable, refuse_to_share
 from ..serializers.base import Serializer, SerializerContext
 from ..serializers.vocabulary import ProxyState
@@ -198,9 +198,12 @@ class Daemon:
         return Uri(f"PYRO:{object_id}@{self.published_location if nat else self.location}")
 
     def reset_metadata_cache(self, thing: Any) -> None:
-        """Look at the members of a class anew, after they were changed."""
-        target = self.table.get(thing).target if isinstance(thing, str) else thing
-        reset_exposed(target)
+        """Look at the members of a class anew, after they were changed; connections that there are know the old ones.
+
+        Raises:
+            DaemonError: an id under which nothing is served.
+        """
+        self.table.look_anew(self.table.get(thing).target if isinstance(thing, str) else thing)
 
     # --- address -----------------------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ class LargeMessages:
         """Send a large answer; the call counts as in flight until it has left. Errors as `Connection.queue`."""
         outgoing = Outgoing(answer, self._peer.connection.codec)
         self._leaving[answer.seq] = outgoing
-        self._peer.answer_leaves()
+        self._peer.answer_leaves(len(answer.body))
         self._start_soon(self._send, outgoing)
         return outgoing
 
@@ -109,7 +109,7 @@ class LargeMessages:
         finally:
             self._leaving.pop(seq, None)
             self._cancelled.discard(seq)
-            self._peer.answer_left()
+            self._peer.answer_left(len(outgoing.message.body))
 
     def _answer_otherwise(self, answer: Message) -> None:
         """Answer a call whose result is not wanted any more: its sequence number is in use until then."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -33,6 +34,7 @@ from .large import LargeMessages
 from .poller import Place, Poller
 from .push import PushedStreams
 from .reverse import ReverseCalls
+from .room import AnswerRoom
 from .small import Unusual, prepare
 from .streams import StreamTable
 from .uploads import ArgumentStream, ArgumentStreams
@@ -67,6 +69,7 @@ class Peer:
         "_making",
         "_pushed",
         "_release",
+        "_room",
         "_tasks",
         "_uploads",
         "annotates",
@@ -146,6 +149,7 @@ class Peer:
         self._tasks: PeerTasks | None = None
         self._large: LargeMessages | None = None
         self._pushed: PushedStreams | None = None
+        self._room: AnswerRoom | None = None
         self._uploads: ArgumentStreams | None = None
         self._release: Callable[[], None] | None = None
 
@@ -287,12 +291,14 @@ class Peer:
         if self._large is not None:
             self._large.cancel(seq)
 
-    def answer_leaves(self) -> None:
-        """A large answer counts as a call in flight until it has left."""
+    def answer_leaves(self, size: int) -> None:
+        """A large answer counts as a call in flight, and takes room, until it has left."""
         self.calls.in_flight += 1
+        self.room.take(size)
 
-    def answer_left(self) -> None:
+    def answer_left(self, size: int) -> None:
         """The end of `answer_leaves`."""
+        self.room.free(size)
         self.calls.ended()
 
     # --- a thread that has the connection ---------------------------------------------------------------------
@@ -349,6 +355,17 @@ class Peer:
         if self._large is None:
             self._large = LargeMessages(self, self.tasks.start_soon)
         return self._large
+
+    @property
+    def room(self) -> AnswerRoom:
+        """What its large answers hold."""
+        if self._room is None:
+            self._room = AnswerRoom(self.connection, self.flush_soon)
+        return self._room
+
+    def room_for(self, size: int) -> AbstractAsyncContextManager[None]:
+        """See `CallContext.room_for`."""
+        return self.room.making(size)
 
     def _in_pieces(self, answer: Message) -> Outgoing | None:
         if not self.takes_pieces or answer.type != MessageType.RESULT:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,6 +23,7 @@ from .connection import Connection
 from .crowd import Crowd, host_of
 from .faults import part
 from .resume import resumed
+from .shortage import PAUSE_S, Shortage, is_shortage
 from .side import SideStreamHandler, side_stream_on
 from .sockets import StreamSocket, accept_who_speaks, peer_text, set_options
 from .tls import TlsSocket, start_tls
@@ -63,12 +63,9 @@ AtOnce = Callable[[Message, Callable[[], Connection]], bool]
 """Called with the first message of a plain connection of protocol 502, if that is there when it is accepted, and with
 what makes the connection. It keeps that (see `Connection.keep`) and returns True, or makes none: False."""
 
-_OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 FIRST_BYTES: Final = 64 * 1024
 ACCEPTS_IN_A_ROW: Final = 16
 """Connections that need no wait before others of the loop get a turn."""
-_PAUSE_S: Final = 0.1
-"""Pause after running out of descriptors, as other trio servers do."""
 
 
 async def serve_connections(
@@ -127,6 +124,7 @@ class _Door:
         self._half_open = _HalfOpen(settings.max_half_open)
         self._crowd = Crowd(settings)
         self._share = share
+        self._shortage = Shortage()
         self._watch = None if at_once is None or share is not None else watch
         self._context = contextvars.copy_context()
 
@@ -166,7 +164,7 @@ class _Door:
         """Until none can be accepted for so many seconds; None once the listener was closed."""
         if listener.fileno() < 0:
             return None
-        pause_s = _PAUSE_S
+        pause_s = PAUSE_S
         scope = trio.CancelScope()
 
         def pause(seconds: float) -> None:
@@ -196,11 +194,14 @@ class _Door:
             sock, address = listener.accept()
         except OSError as error:
             self._permits.release()
-            if error.errno in _OUT_OF_RESOURCES:
-                pause(_out_of_resources(error))
+            if is_shortage(error):
+                self._shortage.met(error)
+                pause(PAUSE_S)
             elif not isinstance(error, BlockingIOError):
                 _lost_early(error)
             return
+        if self._shortage.told:
+            self._shortage.over()
         waiting = self._admit(sock, address)
         if waiting is not None:
             self._context.copy().run(nursery.start_soon, partial(self._serve, *waiting))
@@ -217,7 +218,7 @@ class _Door:
                 in_a_row = 0
                 await trio.lowlevel.checkpoint()
             in_a_row += 1
-            accepted = await _accept(listener, self._share)
+            accepted = await self._accept(listener)
             if accepted is None:
                 closed.set()
                 return
@@ -235,6 +236,31 @@ class _Door:
             trio.lowlevel.current_task().context = context
             await resumed(serving, request)
             return
+
+    async def _accept(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
+        """The next connection, and where it comes from; None once the listener was closed."""
+        while True:
+            if self._share is not None:
+                await self._share.turn()
+            try:
+                accepted = listener.accept()
+            except BlockingIOError:
+                try:
+                    await trio.lowlevel.wait_readable(listener)
+                except trio.ClosedResourceError:
+                    return None
+            except OSError as error:
+                if is_shortage(error):
+                    self._shortage.met(error)
+                    await trio.sleep(PAUSE_S)
+                elif listener.fileno() < 0:
+                    return None
+                else:
+                    _lost_early(error)
+            else:
+                if self._shortage.told:
+                    self._shortage.over()
+                return accepted
 
     def _admit(self, sock: socket.socket, address: Any) -> tuple[socket.socket, Any, str | None, bytes] | None:
         """Serve a connection that needs no wait, or close one too many; what `_serve` takes for any other."""
@@ -414,33 +440,6 @@ class _HalfOpen:
     def leave(self, scope: trio.CancelScope) -> None:
         """It does not count any more. Twice is fine."""
         self._scopes.pop(scope, None)
-
-
-async def _accept(listener: socket.socket, share: Share | None = None) -> tuple[socket.socket, Any] | None:
-    """The next connection, and where it comes from; None once the listener was closed."""
-    while True:
-        if share is not None:
-            await share.turn()
-        try:
-            return listener.accept()
-        except BlockingIOError:
-            try:
-                await trio.lowlevel.wait_readable(listener)
-            except trio.ClosedResourceError:
-                return None
-        except OSError as error:
-            if error.errno in _OUT_OF_RESOURCES:
-                await trio.sleep(_out_of_resources(error))
-            elif listener.fileno() < 0:
-                return None
-            else:
-                _lost_early(error)
-
-
-def _out_of_resources(error: OSError) -> float:
-    """Log it; how many seconds to wait."""
-    log.error("cannot accept: %s; trying again", error.strerror)
-    return _PAUSE_S
 
 
 def _lost_early(error: OSError) -> None:

@@ -14,7 +14,7 @@ from ..errors import PeerError, TransferError
 from ..offer import End, Ticket, check_range, check_transfer_id
 from ..pace import Pace
 from ..packing import ZSTD, Packing, Trial, find_packing
-from ..replies import about_transfer
+from ..replies import about_transfer, large
 from ..sink import Sink
 from ..source import Source
 from ..tasks import in_thread
@@ -132,6 +132,7 @@ class AnnotEnd:
             raise
         return {"received": upload.sink.received, "credit": self.transfers.credit()}
 
+    @large
     @about_transfer
     async def get_annotated(
         self, transfer_id: object, offset: object, length: object, packing: object = None

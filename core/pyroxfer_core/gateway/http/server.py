@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import select
 import socket
@@ -12,6 +11,7 @@ from typing import Any, Final
 
 import trio
 
+from ...transport.shortage import PAUSE_S, Shortage, is_shortage
 from ..request import Receive, Scope, Send
 from .cycle import Cycle, asgi_scope, error_answer
 from .limits import Budget, HttpError, Limits
@@ -24,7 +24,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOK_OUT_S: Final = 0.25
 """How often it is looked for callers that are silent or gone; one look-out for all costs a request nothing."""
-_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
@@ -46,6 +45,7 @@ class HttpServer:
         self._running: dict[_Connection, Cycle] = {}
         self._freed = trio.Event()
         self._stopping = False
+        self._shortage = Shortage()
 
     def __repr__(self) -> str:
         return f"<HttpServer, {self._open} connections, {len(self._running)} requests running>"
@@ -93,10 +93,12 @@ class HttpServer:
                 try:
                     sock, _ = listener.accept()
                 except OSError as error:
-                    if error.errno in _NO_DESCRIPTORS:
-                        log.error("cannot accept a connection: %s", error.strerror)
-                        await trio.sleep(0.1)
+                    if is_shortage(error):
+                        self._shortage.met(error)
+                        await trio.sleep(PAUSE_S)
                     continue  # else it was gone before it was accepted
+                if self._shortage.told:
+                    self._shortage.over()
                 self._open += 1
                 wire: Wire = PlainWire(sock) if context is None else TlsWire(sock, context)
                 connections.start_soon(_Connection(self, wire, tls=context is not None).run)

@@ -111,6 +111,9 @@ class Uri:
     def __setattr__(self, name: str, value: builtins.object) -> None:
         raise AttributeError("a Uri cannot be changed; make a new one")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a Uri cannot be changed; make a new one")
+
     @property
     def state(self) -> State:
         """The five values in which URIs travel: protocol, object, socket path, host, port."""

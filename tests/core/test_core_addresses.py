@@ -19,6 +19,7 @@ from pyroxfer_core.errors import (
 )
 from pyroxfer_core.server import places
 from pyroxfer_core.transport.sockets import bind_tcp
+from pyroxfer_core.uri import uri_of
 
 OWN = Settings()
 STOCK = Settings(protocol=48)
@@ -276,3 +277,13 @@ async def test_a_place_where_nobody_listens() -> None:
         with pytest.raises(ConnectionClosedError, match="cannot connect") as caught:
             await Proxy(f"PYRO:x@{place}").method()
         assert caught.value.outcome is Outcome.NOT_SENT
+
+
+def test_a_uri_cannot_be_changed_for_those_who_are_given_it_after() -> None:
+    uri = uri_of("PYRO:shared@localhost:4711")
+    for name in ("protocol", "object", "host", "port"):
+        with pytest.raises(AttributeError, match="cannot be changed"):
+            setattr(uri, name, None)
+        with pytest.raises(AttributeError, match="cannot be changed"):
+            delattr(uri, name)
+    assert str(uri_of("PYRO:shared@localhost:4711")) == "PYRO:shared@localhost:4711"

@@ -47,6 +47,7 @@ class ItemStream:
     def __aiter__(self) -> ItemStream:
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __anext__(self) -> Any:
         if self._finished:
             raise StopAsyncIteration
@@ -119,6 +120,7 @@ class ItemStream:
         except (PyroError, OSError):
             pass  # the connection is gone, and the remote iterator with it
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """Close the remote iterator. Nothing happens on a stream that has ended, or whose connection is gone."""
         if not self._finished:

@@ -2,6 +2,9 @@
 
 There is no background task. One of the waiting calls reads for all of them and hands that duty on when its own answer
 came; calls that begin in the same turn of the loop leave in one send.
+
+Ctrl-C between two lines would leave what all calls share half changed. So what runs the calls of a proxy, and its
+streams, is protected from it: it is raised where the main task waits, as a cancellation is.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from ..serializers.factory import make_serializer
 from ..serializers.vocabulary import ProxyState, served_as
 from ..transport.busypoll import BusyPoll
 from ..transport.connection import Connection
+from ..transport.faults import TRAVEL
 from ..transport.resume import WOKEN
 from ..transport.turns import TurnSender
 from ..uri import Uri
@@ -188,7 +192,7 @@ class Link:
         except CommunicationError as error:
             error.outcome = self.outcome_at(end)
             raise
-        except trio.Cancelled:
+        except TRAVEL:
             if isinstance(end, Outgoing) and not end.begun:
                 self.session.forget(end.message)
             await self._flush_in_grace()
@@ -302,7 +306,7 @@ class Link:
         except PyroError as error:
             self._fail(error)
             raise self._outcome(waiter, waiter.error or error) from error
-        except trio.Cancelled:
+        except TRAVEL:
             await self.abandon(waiter)
             raise
 
@@ -327,7 +331,7 @@ class Link:
             self._fail(error)
             if waiter.reply is None:  # what came behind the answer does not make it worse
                 raise self._outcome(waiter, waiter.error or error) from error
-        except trio.Cancelled:
+        except TRAVEL:
             await self.abandon(waiter)
             raise
         return await self.wait(waiter)

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from trio.lowlevel import enable_ki_protection
+
 from ..errors import Outcome, SerializeError
 from ..wire.message import Body, Message
 from ..wire.pieces import Outgoing
@@ -103,6 +105,7 @@ class Call:
         if member is not None:
             self.member = member
 
+    @enable_ki_protection
     def __await__(self) -> Generator[Any, Any, Any]:
         return self.proxy._pyroRun(self).__await__()
 
@@ -156,6 +159,7 @@ class _LateStream:
     def __aiter__(self) -> _LateStream:
         return self
 
+    @enable_ki_protection
     async def __anext__(self) -> Any:
         if self._stream is None:
             result = await self._call

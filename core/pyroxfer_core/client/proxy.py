@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import trio
-from trio.lowlevel import checkpoint_if_cancelled, wait_task_rescheduled
+from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection, wait_task_rescheduled
 
 from ..errors import (
     CommunicationError,
@@ -26,6 +26,7 @@ from ..serializers.blob import SerializedBlob
 from ..serializers.vocabulary import ProxyState, served_as
 from ..settings import Settings
 from ..transport.connection import open_connection
+from ..transport.faults import TRAVEL
 from ..uri import Uri
 from ..wire.features import STOCK, Feature
 from ..wire.message import Flags, Message
@@ -110,6 +111,7 @@ class Proxy:
     ) -> None:
         self._pyroRelease()
 
+    @enable_ki_protection
     def _pyroRelease(self) -> None:
         """Close the connection; calls in flight end with ConnectionClosedError. The next call connects again."""
         link, self._pyroLink = self._pyroLink, None
@@ -151,6 +153,7 @@ class Proxy:
         """Run one call. ``member`` is what must be in the object's metadata (default: the method)."""
         return await Call(self, method, args, kwargs, options, flags, member)
 
+    @enable_ki_protection
     def _pyroRun(self, call: Call) -> Coroutine[Any, Any, Any]:
         deadline = call.options.deadline
         if deadline is None:
@@ -163,6 +166,7 @@ class Proxy:
             return self._pyroPlain(call, link)
         return self._pyroAttempts(call, None, served)
 
+    @enable_ki_protection
     async def _pyroPlain(self, call: Call, link: Link) -> Any:
         """`_pyroAttempts` for a call that has nothing but arguments, in fewer steps when it is alone."""
         failure: CommunicationError | None = None
@@ -175,7 +179,7 @@ class Proxy:
                 if link.parks(small):
                     try:
                         await wait_task_rescheduled(small.abort)
-                    except trio.Cancelled:
+                    except TRAVEL:
                         await link.abandon(small)
                         raise
                     link.woken()
@@ -191,6 +195,7 @@ class Proxy:
                 failure = error
         return await self._pyroAttempts(call, None, None, link, failure)
 
+    @enable_ki_protection
     async def _pyroWithin(self, call: Call, deadline: float | None, served: CallContext | None) -> Any:
         """Run a call that has a deadline of its own, or that of the call it is made for."""
         now = trio.current_time()
@@ -202,6 +207,7 @@ class Proxy:
         outcome = call.outcome
         raise TimeoutError(f"{call.method} took longer than {at - now:.3g} s ({outcome.value})", outcome=outcome)
 
+    @enable_ki_protection
     async def _pyroAttempts(
         self,
         call: Call,
@@ -346,6 +352,7 @@ class Proxy:
         if deadline - trio.current_time() < CLOCK_SLACK_S:
             await trio.sleep_until(deadline)
 
+    @enable_ki_protection
     async def _pyroConnected(self) -> Link:
         link = self._pyroLink
         if link is not None and link.usable:
@@ -451,6 +458,7 @@ class Proxy:
         name_place(failure, location)
         raise failure
 
+    @enable_ki_protection
     async def _pyroOpenPipeline(self) -> Link:
         """A connection of its own on which item requests to a stock peer may be sent ahead."""
         link = await self._pyroConnectTo((await self._pyroConnected()).uri)

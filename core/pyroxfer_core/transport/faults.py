@@ -6,7 +6,8 @@ from typing import Final
 
 import trio
 
-_TRAVEL: Final = (trio.Cancelled, KeyboardInterrupt)
+TRAVEL: Final = (trio.Cancelled, KeyboardInterrupt)
+"""What the loop raises where a task waits; Ctrl-C comes to the main task of a program."""
 
 
 def part(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
@@ -16,5 +17,5 @@ def part(error: BaseException) -> tuple[BaseException | None, BaseException | No
     or connection never stops a daemon.
     """
     if isinstance(error, BaseExceptionGroup):
-        return error.split(_TRAVEL)
-    return (error, None) if isinstance(error, _TRAVEL) else (None, error)
+        return error.split(TRAVEL)
+    return (error, None) if isinstance(error, TRAVEL) else (None, error)

@@ -50,10 +50,10 @@ class Poller:
         self._busy = busy
         self._epoll = select.epoll()
         self._peers: dict[int, Peer] = {}
-        self._doors: dict[int, Callable[[], None]] = {}
-        """What lets in who connects, by the listener's descriptor."""
-        self._knocked: list[int] = []
-        """Where somebody wants to come in, once everybody found with them has had a turn: some of those leave."""
+        self._listeners: dict[int, Callable[[], None]] = {}
+        """What accepts from a listener, by its descriptor."""
+        self._acceptable: list[int] = []
+        """Descriptors of listeners with new clients, who come after those found with them: some of those leave."""
         self._queue: deque[Peer] = deque()
         self._again: list[Peer] = []
         """Those that had their turn in this round and are not done."""
@@ -83,13 +83,13 @@ class Poller:
         elif alone and self._others_missing >= ALONE_AFTER and not (queue or self._again):
             patience = self._busy.patience()
         while not queue:
-            if self._knocked:
-                self._let_in()
+            if self._acceptable:
+                self._accept()
                 patience = patience and self._busy.patience()
             self._look(patience)
             queue.extend(self._again)
             self._again.clear()
-            if not queue and (not self._knocked or self._in_a_row >= REQUESTS_IN_A_ROW):
+            if not queue and (not self._acceptable or self._in_a_row >= REQUESTS_IN_A_ROW):
                 patience = 0.0
                 await self._wait()
         peer = queue.popleft()
@@ -99,7 +99,7 @@ class Poller:
     async def _wait(self) -> None:
         self.waits += 1
         self._in_a_row = 0
-        if self._queue or self._again or self._knocked:
+        if self._queue or self._again or self._acceptable:
             await trio.lowlevel.checkpoint()
             return
         if self._others_missing >= ALONE_AFTER:
@@ -118,7 +118,7 @@ class Poller:
         for fd, _ in found:
             peer = peers.get(fd)
             if peer is None:
-                self._knocked.append(fd)
+                self._acceptable.append(fd)
                 continue
             self._note_speaker(fd, alone=not others)
             others = True
@@ -129,13 +129,13 @@ class Poller:
                 self._epoll.unregister(fd)
                 peer.heard = False
 
-    def _let_in(self) -> None:
-        knocked, self._knocked = self._knocked, []
-        self._in_a_row += len(knocked)
-        for fd in knocked:
-            let_in = self._doors.get(fd)
-            if let_in is not None:
-                let_in()
+    def _accept(self) -> None:
+        acceptable, self._acceptable = self._acceptable, []
+        self._in_a_row += len(acceptable)
+        for fd in acceptable:
+            accept = self._listeners.get(fd)
+            if accept is not None:
+                accept()
 
     def _note_speaker(self, fd: int, *, alone: bool) -> None:
         if alone and fd == self._speaker:
@@ -164,7 +164,7 @@ class Poller:
         Args:
             alone: as for `next`.
         """
-        if not alone or len(self._peers) != 1 or self._knocked or self._others_missing < ALONE_AFTER:
+        if not alone or len(self._peers) != 1 or self._acceptable or self._others_missing < ALONE_AFTER:
             return False
         if self._in_a_row + 1 >= REQUESTS_IN_A_ROW or not peer.connection.can_wait:
             return False
@@ -207,12 +207,12 @@ class Poller:
         fd = listener.fileno()
         if fd >= 0:
             self._epoll.register(fd, _READABLE)
-            self._doors[fd] = ready
+            self._listeners[fd] = ready
 
     def unwatch(self, listener: socket.socket) -> None:
         """See `Watch`."""
         fd = listener.fileno()
-        if self._doors.pop(fd, None) is not None:
+        if self._listeners.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def close(self) -> None:
@@ -221,7 +221,7 @@ class Poller:
             trio.lowlevel.notify_closing(self._epoll)
         self._epoll.close()
         self._peers.clear()
-        self._doors.clear()
-        self._knocked.clear()
+        self._listeners.clear()
+        self._acceptable.clear()
         self._queue.clear()
         self._again.clear()

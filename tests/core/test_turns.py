@@ -19,6 +19,7 @@ from doubles import RawClient, connect_bytes, invoke_bytes, raw_client, run, unt
 from pyroxfer_core import Daemon, Proxy, Settings, behavior, expose
 from pyroxfer_core.errors import CommunicationError, PyroError
 from pyroxfer_core.serializers.serpent import SerpentSerializer
+from pyroxfer_core.server import quick
 from pyroxfer_core.server.crew import Worker
 from pyroxfer_core.server.peer import Peer
 from pyroxfer_core.server.poller import REQUESTS_IN_A_ROW, Poller
@@ -250,6 +251,45 @@ async def test_answers_leave_before_a_later_call_is_waited_for() -> None:
         assert answer.seq == 1
         service.gate.set()
         await client.messages(502, 1)
+
+
+async def answered(client: RawClient) -> None:
+    """One call: the next ones are usual."""
+    await client.send(invoke_bytes("note", "('first',)"))
+    await client.messages(502, 1)
+
+
+async def test_some_answers_leave_while_more_is_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "ANSWERS_AT_ONCE", 8)
+    async with served() as (daemon, service), greeted(daemon) as client:
+        await answered(client)
+        flush_nowait = Connection.flush_nowait
+
+        def noted(connection: Connection) -> bool:
+            service.log.append("flush")
+            return flush_nowait(connection)
+
+        monkeypatch.setattr(Connection, "flush_nowait", noted)
+        await client.send(b"".join(invoke_bytes("note", "('note',)", seq=seq + 1) for seq in range(20)))
+        assert [message.seq for message in await client.messages(502, 20)] == list(range(1, 21))
+        expected = [*["note"] * 8, "flush", *["note"] * 8, "flush", *["note"] * 4, "flush"]
+        assert service.log[1:] == expected
+
+
+async def test_answers_for_a_client_that_takes_none_wait_behind_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "ANSWERS_AT_ONCE", 2)
+    async with served() as (daemon, service), greeted(daemon) as client:
+        await answered(client)
+        flush_nowait, refused = Connection.flush_nowait, [False, False, False]
+
+        def full_at_first(connection: Connection) -> bool:
+            return refused.pop() if refused else flush_nowait(connection)
+
+        monkeypatch.setattr(Connection, "flush_nowait", full_at_first)
+        await client.send(b"".join(invoke_bytes("note", "('note',)", seq=seq + 1) for seq in range(9)))
+        assert [message.seq for message in await client.messages(502, 9)] == list(range(1, 10))
+        assert service.log[1:] == ["note"] * 9
+        assert not refused
 
 
 async def test_a_client_that_leaves_during_its_call_is_noticed_after_it() -> None:

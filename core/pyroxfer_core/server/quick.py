@@ -5,6 +5,7 @@ The leader tries this before `take_turn`, whose coroutines cost 4 % of a small c
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 from ..transport.connection import Event
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 TAKE_AT_ONCE: Final = 64
 """Requests that came together before other connections get their turn."""
+ANSWERS_AT_ONCE: Final = 8 if len(os.sched_getaffinity(0)) > 1 else TAKE_AT_ONCE
+"""Answers that leave together while more requests are worked on, so that who gets them goes on at the same time.
+
+Otherwise two ends with many calls in flight wait for each other by turns: 64 at once were 1.6 to 1.9 times as many
+calls on two cores. On one core that is nothing but more calls of the system, and cost 2 to 8 %.
+"""
 FLUSH_AT: Final = 64 * 1024
 """Bytes of answers that leave before more is taken, or others add theirs."""
 _INVOKE: Final = MessageType.INVOKE
@@ -86,6 +93,8 @@ def took_turn(peer: Peer, worker: Worker) -> Begun | None:
                 if not decoder.data:
                     break
                 if peer.finishing or taken >= TAKE_AT_ONCE or connection.queued - connection.sent > FLUSH_AT:
+                    break
+                if not taken % ANSWERS_AT_ONCE and not connection.flush_nowait():
                     break
                 message = decoder.next_event()
             if not connection.flush_nowait():

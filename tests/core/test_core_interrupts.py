@@ -142,3 +142,29 @@ def test_control_c_ends_the_call_that_the_main_task_waits_for_and_no_other(alone
             nursery.cancel_scope.cancel()
 
     _with_proxy(OWN, body)
+
+
+def test_control_c_ends_a_call_that_others_send_and_read_for() -> None:
+    """It was begun in one turn with others, one of which sends all of them; in most rounds that is another one."""
+
+    @trio.lowlevel.enable_ki_protection  # so it is for the main task
+    async def interrupt(service: Service, begun: int) -> None:
+        await until(lambda: service.begun == begun)
+        signal.raise_signal(signal.SIGINT)
+
+    async def body(proxy: Proxy, service: Service) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(proxy.hang)
+            await until(lambda: service.begun == 1)
+            for begun in range(1, 11):
+                for _ in range(5):
+                    nursery.start_soon(proxy.echo, 1)
+                nursery.start_soon(interrupt, service, begun + 1)
+                await trio.lowlevel.checkpoint()
+                with pytest.raises(KeyboardInterrupt):
+                    await proxy.hang()
+                await until(lambda: service.cancelled == service.begun - 1)
+            assert await proxy.echo(1) == 1
+            nursery.cancel_scope.cancel()
+
+    _with_proxy(OWN, body)
